@@ -2,6 +2,7 @@
 //! checkpoint (ALPS, arXiv 2505.18799).
 
 pub mod checkpoint;
+pub mod dtype;
 pub mod error;
 pub mod select;
 

@@ -1,0 +1,224 @@
+//! A model's weights on disk: which tensors there are, of what shape, in which bytes of which file.
+//!
+//! Nothing but headers is read until it is asked for, and everything in them is checked before it is
+//! believed.
+
+mod config;
+mod header;
+mod index;
+mod json;
+mod locate;
+mod pickle;
+mod source;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use self::json::quote;
+use self::locate::Start;
+use self::source::{LocalFile, Source};
+use crate::{Error, Result};
+
+/// Where the weights of one tensor are: `length` bytes in row-major order, little-endian, inside their file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tensor {
+    /// The number format, as stored.
+    pub dtype: safetensors::Dtype,
+    /// The sizes of the dimensions, outermost first; none for a scalar.
+    pub shape: Vec<usize>,
+    /// The place of the file in [`Checkpoint::files`].
+    pub file: usize,
+    /// The first byte, counted from the beginning of the file.
+    pub offset: u64,
+    /// The number of bytes.
+    pub length: u64,
+}
+
+/// A safetensors checkpoint, its files open and their headers checked.
+///
+/// It can be read by several threads at once.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    folder: PathBuf,
+    files: Vec<OpenFile>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    path: PathBuf,
+    source: Box<dyn Source>,
+}
+
+impl OpenFile {
+    fn open(path: PathBuf) -> Result<Self> {
+        let source = Box::new(LocalFile::open(&path)?);
+        Ok(OpenFile { path, source })
+    }
+}
+
+impl Checkpoint {
+    /// Opens a folder, a single safetensors file, or the index of a sharded checkpoint
+    /// (`*.safetensors.index.json`).
+    ///
+    /// Of a folder the files are those that transformers would load: the one that `transformers_weights` in
+    /// `config.json` names, `model.safetensors`, or those of `model.safetensors.index.json`; failing these,
+    /// the only safetensors file there is. Of a shard, only the tensors count that the index says it holds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if a file cannot be read, [`Error::Checkpoint`] if one is not what it should be.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let start = locate::locate(path)?;
+        let (files, tensors) = match &start {
+            Start::File(file) => open_file(file)?,
+            Start::Index(index) => open_shards(index)?,
+        };
+        let (Start::File(start) | Start::Index(start)) = start;
+        let folder = start.parent().unwrap_or(Path::new("")).to_path_buf();
+        Ok(Checkpoint { path: path.to_path_buf(), folder, files, tensors })
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model's configuration: `config.json` beside the weights.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if there is none, or if it is not a JSON object.
+    pub fn config(&self) -> Result<Map<String, Value>> {
+        config::read(&self.folder)?.ok_or_else(|| {
+            let path = self.folder.join("config.json");
+            let problem = format!(
+                "the number and the size of the heads are read from the model's config.json, which \
+                 should be beside the weights, but there is no {}",
+                path.display()
+            );
+            Error::checkpoint(&self.path, problem)
+        })
+    }
+
+    /// The files that hold the tensors; [`Tensor::file`] counts them from 0.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.files.iter().map(|file| &*file.path)
+    }
+
+    /// The tensors in order of name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (&**name, tensor))
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// The file that holds a tensor of this checkpoint.
+    ///
+    /// # Panics
+    ///
+    /// May panic if the tensor is one of another checkpoint.
+    pub fn file_of(&self, tensor: &Tensor) -> &Path {
+        &self.files[tensor.file].path
+    }
+
+    /// Fills `buffer` with the bytes of a tensor of this checkpoint, from its byte `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if the tensor has fewer bytes, [`Error::Checkpoint`] if the file has become
+    /// shorter since it was opened, [`Error::Io`] if it cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// May panic if the tensor is one of another checkpoint.
+    pub fn read_at(&self, tensor: &Tensor, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let wanted = buffer.len() as u64;
+        if offset.checked_add(wanted).is_none_or(|end| end > tensor.length) {
+            return Err(Error::Argument(format!(
+                "{}: {wanted} bytes from byte {offset} on were asked for of tensor {}, which has {}",
+                self.file_of(tensor).display(),
+                self.describe(tensor),
+                tensor.length
+            )));
+        }
+        let OpenFile { path, source } = &self.files[tensor.file];
+        let start = tensor.offset + offset;
+        source.read_exact_at(start, buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => Error::checkpoint(
+                path,
+                format!(
+                    "the file had {} bytes when it was opened, but ended before byte {} while tensor {} \
+                     was read: it was truncated meanwhile",
+                    source.length(),
+                    start + wanted,
+                    self.describe(tensor)
+                ),
+            ),
+            _ => Error::io(path, error),
+        })
+    }
+
+    /// The name of the tensor, for a message.
+    fn describe(&self, tensor: &Tensor) -> String {
+        self.tensors()
+            .find(|(_, other)| *other == tensor)
+            .map_or_else(|| "of no name".to_owned(), |(name, _)| quote(name))
+    }
+}
+
+type Opened = (Vec<OpenFile>, BTreeMap<String, Tensor>);
+
+fn open_file(path: &Path) -> Result<Opened> {
+    let file = OpenFile::open(path.to_path_buf())?;
+    let tensors = header::read(&*file.source, path, 0)?;
+    Ok((vec![file], tensors))
+}
+
+fn open_shards(index: &Path) -> Result<Opened> {
+    let folder = index.parent().unwrap_or(Path::new(""));
+    let mut files = Vec::new();
+    let mut tensors = BTreeMap::new();
+    for (shard, names) in index::read(index)? {
+        let path = folder.join(&shard);
+        if pickle::is_name(&shard) {
+            return Err(pickle::refusal(index, &shard));
+        }
+        let file = OpenFile::open(path).map_err(|error| match error {
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Error::checkpoint(
+                index,
+                format!(
+                    "the shard {} is missing from the folder; the index says that it holds {} tensors, \
+                     among them {}",
+                    quote(&shard),
+                    names.len(),
+                    quote(&names[0])
+                ),
+            ),
+            other => other,
+        })?;
+        let mut found = header::read(&*file.source, &file.path, files.len())?;
+        for name in names {
+            let Some(tensor) = found.remove(&name) else {
+                let problem = format!(
+                    "the index says that tensor {} is in {}, but that file has no such tensor",
+                    quote(&name),
+                    quote(&shard)
+                );
+                return Err(Error::checkpoint(index, problem));
+            };
+            tensors.insert(name, tensor);
+        }
+        files.push(file);
+    }
+    Ok((files, tensors))
+}

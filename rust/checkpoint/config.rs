@@ -1,0 +1,69 @@
+//! Reads `config.json` as Python writes it.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::json;
+use crate::{Error, Result};
+
+/// What `config.json` in `folder` says, or `None` if there is no such file.
+///
+/// Numbers that are not finite, which Python writes as bare words that JSON does not have (`Infinity` in the
+/// `time_step_limit` of hybrid models), become strings.
+pub(super) fn read(folder: &Path) -> Result<Option<Map<String, Value>>> {
+    let path = folder.join("config.json");
+    let text = match json::read_text(&path) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    serde_json::from_str(&quote_non_finite(&text))
+        .map(Some)
+        .map_err(|error| json::refusal(&path, "the configuration, which should be a JSON object,", &error))
+}
+
+/// Puts `NaN`, `Infinity` and `-Infinity` into quotes where they stand outside strings.
+fn quote_non_finite(text: &str) -> Cow<'_, str> {
+    const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    if !WORDS.iter().any(|word| text.contains(word)) {
+        return Cow::Borrowed(text);
+    }
+    let mut quoted = String::with_capacity(text.len() + 16);
+    let mut in_string = false;
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let word = WORDS.iter().find(|word| !in_string && rest.starts_with(**word));
+        let taken = match (word, first) {
+            (Some(word), _) => {
+                quoted.extend(["\"", word, "\""]);
+                rest = &rest[word.len()..];
+                continue;
+            }
+            (None, '\\') if in_string => 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
+            (None, _) => first.len_utf8(),
+        };
+        in_string ^= first == '"';
+        quoted.push_str(&rest[..taken]);
+        rest = &rest[taken..];
+    }
+    Cow::Owned(quoted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_outside_strings_only() {
+        let text = r#"{"a": [0.0, Infinity, -Infinity], "NaN": "\"NaN é\\", "b": NaN}"#;
+        let expected = r#"{"a": [0.0, "Infinity", "-Infinity"], "NaN": "\"NaN é\\", "b": "NaN"}"#;
+        assert_eq!(quote_non_finite(text), expected);
+    }
+
+    #[test]
+    fn an_unfinished_escape_is_left_to_the_parser() {
+        assert_eq!(quote_non_finite("NaN \"\\"), "\"NaN\" \"\\");
+    }
+}

@@ -1,0 +1,62 @@
+//! Reads the index of a checkpoint that is cut into shards.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+
+use serde::Deserialize;
+
+use super::json::{self, Object, Record, quote};
+use crate::{Error, Result};
+
+/// What is used of an index file.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Object<String>,
+}
+
+/// The shards that the index at `path` names, each with its tensors, both in order of name.
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let text = json::read_text(path)?;
+    let Record(Index { weight_map: Object(weight_map) }) =
+        serde_json::from_str(&text).map_err(|error| json::refusal(path, "the index", &error))?;
+
+    if weight_map.is_empty() {
+        return Err(Error::checkpoint(path, "the index names no tensor: its `weight_map` is empty"));
+    }
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in weight_map {
+        if !is_plain_name(&shard) {
+            let problem = format!(
+                "the index says that tensor {} is in {}, but a shard must be the plain name of a file \
+                 beside the index",
+                quote(&tensor),
+                quote(&shard)
+            );
+            return Err(Error::checkpoint(path, problem));
+        }
+        shards.entry(shard).or_default().push(tensor);
+    }
+    Ok(shards)
+}
+
+/// Whether `name` can only be a file of the folder that it is joined to, on any operating system.
+pub(super) fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let normal = matches!(components.next(), Some(Component::Normal(_))) && components.next().is_none();
+    normal && !name.contains(['/', '\\', '\0'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_files_beside_the_index_are_plain() {
+        for name in ["model-00001-of-00002.safetensors", "..a", "a b"] {
+            assert!(is_plain_name(name), "{name}");
+        }
+        for name in ["", ".", "..", "/a", "a/b", "a/", "../a", "./a", "a\\b", "..\\a", "a\0"] {
+            assert!(!is_plain_name(name), "{name}");
+        }
+    }
+}

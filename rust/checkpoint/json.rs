@@ -1,0 +1,133 @@
+//! Reads the JSON files of a checkpoint more strictly than JSON itself is defined.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+use std::path::Path;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+
+use super::source::{LocalFile, Source as _};
+use crate::{Error, Result};
+
+/// The most bytes of a JSON file that are read into memory. The largest index files known have about 10 MB.
+const MAX_FILE: u64 = 256 << 20;
+
+/// The whole text of a small file.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    let file = LocalFile::open(path)?;
+    let length = file.length();
+    if length > MAX_FILE {
+        let problem =
+            format!("the file has {length} bytes, more than the {MAX_FILE} that are read of a JSON file");
+        return Err(Error::checkpoint(path, problem));
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(0, &mut bytes).map_err(|error| Error::io(path, error))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let position = error.utf8_error().valid_up_to();
+        Error::checkpoint(path, format!("the file is not UTF-8 text: byte {position} is out of place"))
+    })
+}
+
+/// The refusal of a file at `path` whose `part` (the file, its header) does not parse.
+pub(super) fn refusal(path: &Path, part: &str, error: &serde_json::Error) -> Error {
+    Error::checkpoint(path, format!("{part} cannot be read: {}", shorten(&error.to_string(), 500)))
+}
+
+/// A name taken from a file, fit for a message: quoted, on one line, not too long.
+pub(super) fn quote(name: &str) -> String {
+    format!("`{}`", shorten(name, 200).escape_debug())
+}
+
+fn shorten(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text.to_owned(),
+    }
+}
+
+/// The value behind one key of an [`Object`]; the key may decide how it is read.
+pub(super) trait Member<'de>: Sized {
+    fn read<A: MapAccess<'de>>(key: &str, map: &mut A) -> std::result::Result<Self, A::Error>;
+}
+
+impl<'de> Member<'de> for String {
+    fn read<A: MapAccess<'de>>(_: &str, map: &mut A) -> std::result::Result<Self, A::Error> {
+        map.next_value()
+    }
+}
+
+/// A JSON object in which no key appears twice. The usual maps keep the last value and say nothing.
+pub(super) struct Object<M>(pub(super) BTreeMap<String, M>);
+
+impl<'de, M: Member<'de>> Deserialize<'de> for Object<M> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<M>(PhantomData<M>);
+
+impl<'de, M: Member<'de>> Visitor<'de> for ObjectVisitor<M> {
+    type Value = Object<M>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut members = BTreeMap::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if members.contains_key(&key) {
+                return Err(A::Error::custom(format_args!("{} appears twice", quote(&key))));
+            }
+            let member = M::read(&key, &mut map)
+                .map_err(|error| A::Error::custom(format_args!("{}: {error}", quote(&key))))?;
+            members.insert(key, member);
+        }
+        Ok(Object(members))
+    }
+}
+
+/// A structure written as a JSON object, not as an array of its fields, which derived code reads as well.
+pub(super) struct Record<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Record<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(RecordVisitor(PhantomData))
+    }
+}
+
+struct RecordVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for RecordVisitor<T> {
+    type Value = Record<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Record)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_spelled_in_two_ways_is_still_one_key() {
+        let error = serde_json::from_str::<Object<String>>(r#"{"a": "1", "\u0061": "2"}"#).err().unwrap();
+        assert!(error.to_string().starts_with("`a` appears twice at line 1"), "{error}");
+    }
+
+    #[test]
+    fn quoting_keeps_a_message_on_one_short_line() {
+        assert_eq!(quote("a\nb"), "`a\\nb`");
+        assert_eq!(quote(&"é".repeat(1000)).chars().count(), 200 + 3);
+    }
+}
