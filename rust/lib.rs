@@ -5,5 +5,7 @@ pub mod checkpoint;
 pub mod dtype;
 pub mod error;
 pub mod select;
+pub mod statistics;
+pub mod vector;
 
 pub use error::{Error, Result};

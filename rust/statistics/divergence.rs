@@ -1,0 +1,100 @@
+//! The divergences between the two softmaxes, from moments of the log ratio.
+//!
+//! With z = log(P_T / P_B) both divergences are sums over the entries of P_B f(z), where f and its first
+//! derivative vanish at 0: what is summed is as small as the result, and never negative. For
+//! Kullback-Leibler (T from B) f(z) = z e^z - e^z + 1; for Jensen-Shannon
+//! f(z) = (z e^z - (1 + e^z) log((1 + e^z) / 2)) / 2. z is y less log(Z_T / Z_B), which is known only when
+//! all entries are summed; with f as a series in z, sums of v y^k are all that the entries have to give.
+
+use super::exponential::INVERSE_FACTORIALS;
+
+/// Terms of the longest series.
+pub(crate) const TERMS: usize = 24;
+
+/// The |z| up to which 24 terms are right to 1e-10.
+pub(crate) const LONG_REACH: f64 = 1.25;
+
+/// The |y| up to which 5 terms are right to 1e-7, with a |log(Z_T / Z_B)| as large again.
+pub(crate) const SHORT_REACH: f64 = 1.0 / 64.0;
+
+/// The Taylor series of Kullback-Leibler's f: (k - 1) / k!.
+const KULLBACK_LEIBLER: [f64; TERMS + 1] = {
+    let mut series = [0.0; TERMS + 1];
+    let mut k = 2;
+    while k <= TERMS {
+        series[k] = (k - 1) as f64 * INVERSE_FACTORIALS[k];
+        k += 1;
+    }
+    series
+};
+
+/// The Taylor series of Jensen-Shannon's f.
+const JENSEN_SHANNON: [f64; TERMS + 1] = [
+    0.0,
+    0.0,
+    0.125,
+    0.0625,
+    0.015625,
+    2.6041666666666667e-3,
+    4.3402777777777778e-4,
+    8.6805555555555556e-5,
+    1.0850694444444444e-5,
+    -2.5834986772486772e-7,
+    -2.5834986772486772e-8,
+    9.4728284832451499e-8,
+    7.8940237360376249e-9,
+    -6.3282669619475175e-9,
+    -4.5201906871053696e-10,
+    4.9187990966264776e-10,
+    3.0742494353915485e-11,
+    -3.9026672798942558e-11,
+    -2.1681484888301421e-12,
+    3.1764952047090028e-12,
+    1.5882476023545014e-13,
+    -2.6392655255908806e-13,
+    -1.1996661479958548e-14,
+    2.2310843858578676e-14,
+    9.2961849410744481e-16,
+];
+
+/// Both divergences, in nats.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Divergences {
+    pub(crate) kl: f64,
+    pub(crate) js: f64,
+}
+
+/// The divergences, times Z_B, of entries whose sums of v y^k are `moments`; `shift` is log(Z_T / Z_B).
+pub(crate) fn of_moments(moments: &[f64; TERMS + 1], shift: f64) -> Divergences {
+    let centered = centered(moments, shift);
+    let sum = |series: &[f64; TERMS + 1]| {
+        series.iter().zip(&centered).rev().map(|(coefficient, moment)| coefficient * moment).sum()
+    };
+    Divergences { kl: sum(&KULLBACK_LEIBLER), js: sum(&JENSEN_SHANNON) }
+}
+
+/// The sums of v (y - shift)^k, by the binomial theorem.
+fn centered(moments: &[f64; TERMS + 1], shift: f64) -> [f64; TERMS + 1] {
+    let mut centered = *moments;
+    // Each round turns the moments about a point of one more factor y into ones of y - shift.
+    for round in 1..=TERMS {
+        for k in (round..=TERMS).rev() {
+            centered[k] -= shift * centered[k - 1];
+        }
+    }
+    centered
+}
+
+/// The divergences of one entry, times Z_B, at any z = log(P_T / P_B): `base` is P_B Z_B, `tuned` P_T Z_B.
+pub(crate) fn of_entry(base: f64, tuned: f64, z: f64) -> Divergences {
+    if z.abs() <= 1.0 {
+        let sum = |series: &[f64; TERMS + 1]| {
+            base * series.iter().rev().fold(0.0, |sum, coefficient| sum * z + coefficient)
+        };
+        return Divergences { kl: sum(&KULLBACK_LEIBLER), js: sum(&JENSEN_SHANNON) };
+    }
+    // log of the mean of both over base and over tuned; the exponential is of a negative number.
+    let half = (-z.abs()).exp().ln_1p() - std::f64::consts::LN_2;
+    let (over_base, over_tuned) = if z > 0.0 { (z + half, half) } else { (half, half - z) };
+    Divergences { kl: tuned * (z - 1.0) + base, js: -0.5 * (tuned * over_tuned + base * over_base) }
+}

@@ -1,0 +1,41 @@
+//! The exponential, and the exponential less one, without a branch.
+
+use super::real::Real;
+
+/// 1/k! for k up to 25.
+pub(crate) const INVERSE_FACTORIALS: [f64; 26] = {
+    let mut inverses = [1.0; 26];
+    let mut factorial = 1.0; // exact up to 22!, rounded once after that
+    let mut k = 1;
+    while k < 26 {
+        factorial *= k as f64;
+        inverses[k] = 1.0 / factorial;
+        k += 1;
+    }
+    inverses
+};
+
+/// `e^x` for `x` in [-708, 700] (`f64`) or [-80, 80] (`f32`), within two units of the last place.
+///
+/// x = n ln 2 + f with |f| <= ln 2 / 2, e^x = 2^n e^f, and e^f by its Taylor series.
+#[inline(always)]
+pub(crate) fn exp<R: Real>(x: R) -> R {
+    let rounded = x.mul_add(R::of(std::f64::consts::LOG2_E), R::of(R::ROUNDER));
+    let n = rounded - R::of(R::ROUNDER);
+    let f = n.mul_add(R::of(-R::LN_2_LOW), n.mul_add(R::of(-R::LN_2_HIGH), x));
+    let mut power = R::of(INVERSE_FACTORIALS[R::EXPONENTIAL_TERMS]);
+    for k in (0..R::EXPONENTIAL_TERMS).rev() {
+        power = power.mul_add(f, R::of(INVERSE_FACTORIALS[k]));
+    }
+    power.times_power_of_two(rounded)
+}
+
+/// `e^y - 1` by the first `TERMS` terms of its Taylor series: no digits are lost for small `y`.
+#[inline(always)]
+pub(crate) fn exp_m1<R: Real, const TERMS: usize>(y: R) -> R {
+    let mut quotient = R::of(INVERSE_FACTORIALS[TERMS]);
+    for k in (1..TERMS).rev() {
+        quotient = quotient.mul_add(y, R::of(INVERSE_FACTORIALS[k]));
+    }
+    quotient * y
+}

@@ -1,0 +1,81 @@
+//! The two widths of number that the kernels compute in.
+
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// `f32` or `f64`: what a kernel needs of a number, so that it is written once for both.
+///
+/// Every method is inlined into the kernel, for the compiler to vectorise.
+pub(crate) trait Real:
+    Copy
+    + Default
+    + PartialEq
+    + PartialOrd
+    + Add<Output = Self>
+    + AddAssign
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+{
+    /// ln 2 with its last bits cleared, so that small multiples of it are exact.
+    const LN_2_HIGH: f64;
+    /// What [`Real::LN_2_HIGH`] leaves out of ln 2.
+    const LN_2_LOW: f64;
+    /// Adding this rounds a small number to an integer, held in the low bits of the sum.
+    const ROUNDER: f64;
+    /// Terms of the exponential series that reach this width's precision on [-ln 2 / 2, ln 2 / 2].
+    const EXPONENTIAL_TERMS: usize;
+
+    /// The nearest number of this width.
+    fn of(value: f64) -> Self;
+    /// The same number as `f64`.
+    fn wide(self) -> f64;
+    /// `self * factor + term`, rounded once.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// Without its sign.
+    fn abs(self) -> Self;
+    /// `self * 2^n`, for an `n` that [`Real::ROUNDER`] was added to. No overflow, no denormals.
+    fn times_power_of_two(self, rounded: Self) -> Self;
+    /// The larger of two numbers that are not NaN, or NaN where one of them is and both are >= 0.
+    fn max_or_nan(self, other: Self) -> Self;
+}
+
+macro_rules! real {
+    ($float:ty, $bits:ty, $mantissa:literal, high: $high:literal, low: $low:literal, terms: $terms:literal) => {
+        impl Real for $float {
+            const LN_2_HIGH: f64 = $high;
+            const LN_2_LOW: f64 = $low;
+            const ROUNDER: f64 = 1.5 * (1u64 << $mantissa) as f64;
+            const EXPONENTIAL_TERMS: usize = $terms;
+
+            #[inline(always)]
+            fn of(value: f64) -> Self {
+                value as $float
+            }
+            #[inline(always)]
+            fn wide(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn mul_add(self, factor: Self, term: Self) -> Self {
+                <$float>::mul_add(self, factor, term)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                <$float>::abs(self)
+            }
+            #[inline(always)]
+            fn times_power_of_two(self, rounded: Self) -> Self {
+                <$float>::from_bits(self.to_bits().wrapping_add(rounded.to_bits() << $mantissa))
+            }
+            #[inline(always)]
+            fn max_or_nan(self, other: Self) -> Self {
+                // As integers, numbers without a sign stand in their own order, with NaN above infinity.
+                <$float>::from_bits(self.to_bits().max(other.to_bits()))
+            }
+        }
+    };
+}
+
+real!(f32, u32, 23, high: 0.693145751953125, low: 1.428606765330187045e-6, terms: 7);
+real!(f64, u64, 52, high: 6.93147180369123816490e-1, low: 1.90821492927058770002e-10, terms: 13);

@@ -1,0 +1,67 @@
+//! The table of statistics: a name, and how it follows from what was measured.
+
+use super::head::Measured;
+
+/// One statistic of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct Statistic {
+    /// Its name, the same everywhere.
+    pub name: &'static str,
+    /// Whether it needs the stored entries: the form `product` has none.
+    pub of_stored_entries: bool,
+    /// Whether it is computed only when it is named.
+    pub on_request: bool,
+    /// Its value for one head.
+    pub value: fn(&Measured) -> f64,
+}
+
+const fn one_pass(name: &'static str, value: fn(&Measured) -> f64) -> Statistic {
+    Statistic { name, of_stored_entries: false, on_request: false, value }
+}
+
+/// Every statistic, in the order in which they are shown.
+pub const STATISTICS: [Statistic; 11] = [
+    one_pass("wasserstein", wasserstein),
+    one_pass("kl", |head| head.divergences.kl),
+    one_pass("js", |head| head.divergences.js),
+    one_pass("cosine", |head| head.cosine),
+    one_pass("euclidean", |head| head.distance),
+    one_pass("delta_norm", |head| head.displacement.delta_squares.sqrt()),
+    one_pass("relative_delta", relative_delta),
+    one_pass("max_delta", |head| head.displacement.largest_delta),
+    Statistic {
+        name: "changed",
+        of_stored_entries: true,
+        on_request: false,
+        value: |head| head.displacement.changed as f64 / head.entries as f64,
+    },
+    one_pass("wasserstein_z", wasserstein_z),
+    Statistic {
+        name: "sorted_wasserstein",
+        of_stored_entries: false,
+        on_request: true,
+        value: |head| head.sorted_wasserstein,
+    },
+];
+
+/// The score of ALPS: W1 between the softmaxes, their entries placed evenly on [0, 1].
+fn wasserstein(head: &Measured) -> f64 {
+    if head.entries < 2 { 0.0 } else { head.area / (head.entries - 1) as f64 }
+}
+
+fn relative_delta(head: &Measured) -> f64 {
+    let displacement = &head.displacement;
+    if displacement.delta_squares == 0.0 {
+        return 0.0;
+    }
+    (displacement.delta_squares / displacement.base_squares).sqrt()
+}
+
+/// The standard score of the Wasserstein score among the same changes in shuffled order. Their running
+/// sum is a Brownian bridge of total variance `distance`^2: its mean absolute area is sqrt(pi / 32), and
+/// the mean square of that area 7 / 60.
+fn wasserstein_z(head: &Measured) -> f64 {
+    const MEAN_SQUARED: f64 = std::f64::consts::PI / 32.0;
+    const MEAN_SQUARE: f64 = 7.0 / 60.0;
+    (wasserstein(head) / head.distance - MEAN_SQUARED.sqrt()) / (MEAN_SQUARE - MEAN_SQUARED).sqrt()
+}
