@@ -2,9 +2,13 @@
 //! checkpoint (ALPS, arXiv 2505.18799).
 
 pub mod checkpoint;
+pub mod control;
 pub mod dtype;
 pub mod error;
+pub mod model;
+pub mod scan;
 pub mod select;
+pub mod side;
 pub mod statistics;
 pub mod vector;
 

@@ -11,12 +11,6 @@ use super::exponential::INVERSE_FACTORIALS;
 /// Terms of the longest series.
 pub(crate) const TERMS: usize = 24;
 
-/// The |z| up to which 24 terms are right to 1e-10.
-pub(crate) const LONG_REACH: f64 = 1.25;
-
-/// The |y| up to which 5 terms are right to 1e-7, with a |log(Z_T / Z_B)| as large again.
-pub(crate) const SHORT_REACH: f64 = 1.0 / 64.0;
-
 /// The Taylor series of Kullback-Leibler's f: (k - 1) / k!.
 const KULLBACK_LEIBLER: [f64; TERMS + 1] = {
     let mut series = [0.0; TERMS + 1];

@@ -1,14 +1,16 @@
 //! Everything that is measured of one head, from the parts of its weight vector.
 
-use super::divergence::{self, Divergences};
+use super::accumulator::Accumulator;
 use super::displacement::Displacement;
-use super::part::Part;
-use super::softmax::{self, Accumulator, Frame, NotFinite, Scaling, Sums};
+use super::divergence::{self, Divergences};
+use super::part::{BLOCK, Block, Part};
+use super::softmax::{Frame, NotFinite, Scaling, Sums};
 use super::transport::{self, Stretch};
+use super::way::{NARROW_REACH, WIDE_REACH};
 use crate::vector::Instructions;
 
 /// What every statistic of a head is made of.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Measured {
     pub(super) entries: usize,
     pub(super) displacement: Displacement,
@@ -20,69 +22,68 @@ pub struct Measured {
     pub(super) cosine: f64,
     pub(super) divergences: Divergences,
     /// W1 between the sets of weight values, where it was asked for.
-    pub(super) sorted_wasserstein: f64,
+    pub(super) sorted_wasserstein: Option<f64>,
 }
 
 /// The sums of one part, which every head that reads the part shares.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PartSums {
     accumulator: Accumulator,
+    scaling: Scaling,
     blocks: usize,
 }
 
 impl PartSums {
+    /// Sums of nothing.
+    pub fn new(temperature: f64, instructions: Instructions) -> Self {
+        let scaling = Scaling { temperature, frame: None, instructions };
+        Self { accumulator: Accumulator::new(instructions), scaling, blocks: 0 }
+    }
+
     /// Begins another part.
     pub fn clear(&mut self) {
         self.accumulator.clear();
         self.blocks = 0;
     }
 
-    /// Adds the blocks of `part` from where the last call ended up to the first that is not whole among
-    /// the first `entries` entries (to the end of the part, where that is `entries`).
-    pub fn add_up_to(
-        &mut self,
-        entries: usize,
-        part: &Part,
-        temperature: f64,
-        instructions: Instructions,
-    ) -> Result<(), NotFinite> {
-        let end = if entries == part.entries() { part.blocks() } else { entries / super::part::BLOCK };
-        let blocks = self.blocks..end.max(self.blocks);
-        self.blocks = blocks.end;
-        let scaling = Scaling { temperature, frame: None };
-        instructions.run(
-            #[inline(always)]
-            || self.accumulator.add(part, blocks, &scaling),
-        )
+    /// Adds what is whole of the first `entries` entries of `part` and was not added before.
+    pub fn add_up_to(&mut self, entries: usize, part: &Part) -> Result<(), NotFinite> {
+        let end = if entries == part.entries() { part.blocks() } else { entries / BLOCK };
+        let blocks = self.blocks..end;
+        self.blocks = end;
+        self.accumulator.add(part, blocks, &self.scaling)
     }
 }
 
-/// Measures one head. `parts` are the stretches of its weight vector in order, each with its sums.
-pub fn measure(
-    parts: &[(Part, &PartSums)],
-    temperature: f64,
-    sorted: bool,
-    instructions: Instructions,
-) -> Result<Measured, NotFinite> {
+/// Measures one head. `parts` are the stretches of its weight vector in order, each with its sums, all
+/// of one temperature. W1 between the sets of values needs a sort and is left out unless `sorted`.
+pub fn measure(parts: &[(Part, &PartSums)], sorted: bool) -> Result<Measured, NotFinite> {
     let mut sums = Sums::default();
     for (_, part) in parts {
         sums.merge(&part.accumulator.sums());
     }
-    let mut measured = if is_well_conditioned(&sums) {
-        let stretches: Vec<_> = parts
-            .iter()
-            .map(|(part, sums)| Stretch { part, segments: sums.accumulator.segments() })
-            .collect();
-        finish(&sums, &stretches, &Scaling { temperature, frame: None }, instructions)
-    } else {
-        let parts: Vec<Part> = parts.iter().map(|(part, _)| *part).collect();
-        Measured { displacement: sums.displacement, ..measure_in_frame(&parts, temperature, instructions)? }
+    let bare: Vec<Part> = parts.iter().map(|(part, _)| *part).collect();
+    let mut measured = match parts {
+        [(_, PartSums { scaling, .. }), ..] if is_well_conditioned(&sums) => {
+            finish(&sums, &stretches(&bare, parts.iter().map(|(_, sums)| &sums.accumulator)), scaling)
+        }
+        [(_, PartSums { scaling, .. }), ..] => {
+            Measured { displacement: sums.displacement, ..measure_in_frame(&bare, scaling)? }
+        }
+        [] => unreachable!("a head has weights"),
     };
     if sorted {
-        let parts: Vec<Part> = parts.iter().map(|(part, _)| *part).collect();
-        measured.sorted_wasserstein = transport::between_values(&parts);
+        measured.sorted_wasserstein = Some(transport::between_values(&bare));
     }
     Ok(measured)
+}
+
+fn stretches<'a>(
+    parts: &'a [Part],
+    accumulators: impl IntoIterator<Item = &'a Accumulator>,
+) -> Vec<Stretch<'a>> {
+    let segments = accumulators.into_iter().map(Accumulator::segments);
+    parts.iter().zip(segments).map(|(part, segments)| Stretch { part, segments }).collect()
 }
 
 /// Whether sums taken without a frame give every statistic to full precision: every block in reach of
@@ -91,80 +92,80 @@ fn is_well_conditioned(sums: &Sums) -> bool {
     if sums.has_far {
         return false;
     }
-    let ratio = sums.u / sums.v;
-    sums.uu == 0.0
-        || (ratio.ln_1p().abs() <= divergence::SHORT_REACH && distance_squared(sums, ratio) >= sums.uu / 64.0)
+    let reach = if sums.has_narrow { NARROW_REACH } else { WIDE_REACH };
+    sums.uu == 0.0 || (sums.ratio().ln_1p().abs() <= reach && sums.distance_squared() >= sums.uu / 64.0)
 }
 
 /// How closely the centre has to be known for divergences in closed form, which cannot be moved.
-const FAR_PRECISION: f64 = 1e-10;
+const CENTER_PRECISION: f64 = 1e-10;
 
 /// Measures one head relative to its largest entries, all in `f64`: right for every finite theta, and
-/// slower. The first pass finds log(Z_T / Z_B), about which the last takes its moments.
-fn measure_in_frame(
-    parts: &[Part],
-    temperature: f64,
-    instructions: Instructions,
-) -> Result<Measured, NotFinite> {
-    let mut frame = softmax::frame(parts);
-    let mut accumulators: Vec<Accumulator> = parts.iter().map(|_| Accumulator::default()).collect();
+/// slower. The first pass finds log(Z_T / Z_B), about which the next takes its moments.
+fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFinite> {
+    let mut frame = frame(parts);
+    let mut accumulators: Vec<_> = parts.iter().map(|_| Accumulator::new(scaling.instructions)).collect();
     loop {
-        let scaling = Scaling { temperature, frame: Some(frame) };
+        let scaling = Scaling { frame: Some(frame), ..*scaling };
         let mut sums = Sums::default();
         for (part, accumulator) in parts.iter().zip(&mut accumulators) {
             accumulator.clear();
-            instructions.run(
-                #[inline(always)]
-                || accumulator.add(part, 0..part.blocks(), &scaling),
-            )?;
+            accumulator.add(part, 0..part.blocks(), &scaling)?;
             sums.merge(&accumulator.sums());
         }
-        let Frame { center, .. } = frame;
-        let shift = (sums.u / sums.v).ln_1p();
-        let reach = if sums.has_far { FAR_PRECISION } else { divergence::SHORT_REACH };
-        if (shift - center).abs() <= reach {
-            let stretches: Vec<_> = parts
-                .iter()
-                .zip(&accumulators)
-                .map(|(part, accumulator)| Stretch { part, segments: accumulator.segments() })
-                .collect();
-            return Ok(finish(&sums, &stretches, &scaling, instructions));
+        let center = sums.ratio().ln_1p();
+        let reach = if sums.has_far { CENTER_PRECISION } else { WIDE_REACH };
+        // Where a sum has overflowed there is no centre to find, and the caller refuses what comes out.
+        if (center - frame.center).abs() <= reach || !center.is_finite() {
+            return Ok(finish(&sums, &stretches(parts, &accumulators), &scaling));
         }
-        frame.center = shift;
+        frame.center = center;
     }
 }
 
-/// Z_T^2 times the squared norm of P_T - P_B.
-fn distance_squared(sums: &Sums, ratio: f64) -> f64 {
-    sums.uu - 2.0 * ratio * sums.uv + ratio * ratio * sums.vv
+/// The largest entries of both sides.
+fn frame(parts: &[Part]) -> Frame {
+    let mut frame = Frame { base_max: f64::NEG_INFINITY, tuned_max: f64::NEG_INFINITY, center: 0.0 };
+    for_each_entry(parts, |base, delta| {
+        frame.base_max = frame.base_max.max(base);
+        frame.tuned_max = frame.tuned_max.max(base + delta);
+    });
+    frame
 }
 
-fn finish(sums: &Sums, stretches: &[Stretch], scaling: &Scaling, instructions: Instructions) -> Measured {
-    let ratio = sums.u / sums.v;
+/// Calls `visit(theta_B, theta_T - theta_B)` for every entry.
+pub(super) fn for_each_entry(parts: &[Part], mut visit: impl FnMut(f64, f64)) {
+    let (mut base, mut delta): (Block<f64>, Block<f64>) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for part in parts {
+        for block in 0..part.blocks() {
+            part.load(block, &mut base, &mut delta);
+            for (base, delta) in base.iter().zip(&delta).take(part.entries_of(block)) {
+                visit(*base, *delta);
+            }
+        }
+    }
+}
+
+fn finish(sums: &Sums, stretches: &[Stretch], scaling: &Scaling) -> Measured {
+    let ratio = sums.ratio();
     let normaliser = sums.v + sums.u;
     let center = scaling.frame.map_or(0.0, |frame| frame.center);
 
-    // 1 - cos = sin^2 / (1 + cos), and the area that spans sin is the same for (v, v + u) as for (v, u).
+    // 1 - cos = sin^2 / (1 + cos), and v spans the same area with u as with v + u.
     let tuned_squared = sums.vv + 2.0 * sums.uv + sums.uu;
-    let norms = sums.vv * tuned_squared;
-    let cosine = (sums.vv + sums.uv) / norms.sqrt();
-    let sine_squared = (sums.vv * sums.uu - sums.uv * sums.uv).max(0.0) / norms;
+    let cosine = (sums.vv + sums.uv) / (sums.vv.sqrt() * tuned_squared.sqrt());
+    let sine_squared = (sums.distance_from_base_squared() / tuned_squared).max(0.0);
 
     let near = divergence::of_moments(&sums.moments, ratio.ln_1p() - center);
-    let area = instructions.run(
-        #[inline(always)]
-        || transport::area(stretches, ratio, scaling),
-    );
     Measured {
         entries: sums.entries,
         displacement: sums.displacement,
-        area: area / normaliser,
-        distance: distance_squared(sums, ratio).max(0.0).sqrt() / normaliser,
+        area: transport::area(stretches, ratio, scaling) / normaliser,
+        distance: sums.distance_squared().max(0.0).sqrt() / normaliser,
         cosine: sine_squared / (1.0 + cosine),
         divergences: Divergences {
             kl: (near.kl + sums.far.kl) / sums.v,
             js: (near.js + sums.far.js) / sums.v,
         },
-        sorted_wasserstein: f64::NAN,
+        sorted_wasserstein: None,
     }
 }

@@ -1,16 +1,20 @@
 //! How far a head has moved: every statistic, from two weight vectors.
 
+mod accumulator;
 mod displacement;
 mod divergence;
 mod exponential;
 mod head;
 mod part;
+mod product;
 mod real;
 mod softmax;
 mod table;
 mod transport;
+mod way;
 
 pub use head::{Measured, PartSums, measure};
 pub use part::{Part, Stored};
+pub use product::{MatrixPair, Middle, Product, Refused};
 pub use softmax::NotFinite;
 pub use table::{STATISTICS, Statistic};

@@ -1,5 +1,7 @@
 //! One stretch of a head's weight vector, as both checkpoints have it.
 
+use std::ops::Range;
+
 use super::real::Real;
 use crate::dtype::Dtype;
 use crate::vector::LANES;
@@ -40,8 +42,27 @@ pub enum Part<'a> {
 }
 
 impl Stored<'_> {
-    fn entries(&self) -> usize {
+    pub(crate) fn entries(&self) -> usize {
         self.bytes.len() / self.dtype.size()
+    }
+
+    /// Appends the entries `entries`, exactly.
+    pub(crate) fn decode_into(&self, entries: Range<usize>, out: &mut Vec<f64>) {
+        let size = self.dtype.size();
+        let bytes = &self.bytes[entries.start * size..entries.end * size];
+        match self.dtype {
+            Dtype::F16 => out.extend(bytes.as_chunks().0.iter().map(|b| f16(*b) as f64)),
+            Dtype::BF16 => out.extend(bytes.as_chunks().0.iter().map(|b| bf16(*b) as f64)),
+            Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b) as f64)),
+            Dtype::F64 => out.extend(bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b))),
+        }
+    }
+
+    /// One entry.
+    pub fn entry(&self, entry: usize) -> f64 {
+        let mut value = Vec::with_capacity(1);
+        self.decode_into(entry..entry + 1, &mut value);
+        value[0]
     }
 
     /// Decodes one block. `F64` is rounded where `R` is `f32`; every other conversion is exact.
@@ -51,10 +72,8 @@ impl Stored<'_> {
         let start = block * BLOCK * size;
         let bytes = &self.bytes[start..self.bytes.len().min(start + BLOCK * size)];
         match self.dtype {
-            Dtype::F16 => decode_as(bytes, out, |b| R::of(f16_to_f32(u16::from_le_bytes(b)) as f64)),
-            Dtype::BF16 => decode_as(bytes, out, |b| {
-                R::of(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16) as f64)
-            }),
+            Dtype::F16 => decode_as(bytes, out, |b| R::of(f16(b) as f64)),
+            Dtype::BF16 => decode_as(bytes, out, |b| R::of(bf16(b) as f64)),
             Dtype::F32 => decode_as(bytes, out, |b| R::of(f32::from_le_bytes(b) as f64)),
             Dtype::F64 => decode_as(bytes, out, |b| R::of(f64::from_le_bytes(b))),
         }
@@ -83,10 +102,16 @@ fn decode_as<R: Real, const SIZE: usize>(
     }
 }
 
+#[inline(always)]
+fn bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
 /// Exact, and made of operations that vectorise: the exponent is rebiased by a multiplication, which
 /// also normalises the denormals.
 #[inline(always)]
-fn f16_to_f32(half: u16) -> f32 {
+fn f16(bytes: [u8; 2]) -> f32 {
+    let half = u16::from_le_bytes(bytes);
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23); // 2^(127 - 15)
     let magnitude = u32::from(half & 0x7fff) << 13;
     let special = if magnitude >= 0x7c00 << 13 { 0x7f80_0000 } else { 0 };

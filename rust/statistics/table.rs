@@ -15,6 +15,18 @@ pub struct Statistic {
     pub value: fn(&Measured) -> f64,
 }
 
+impl Statistic {
+    /// Whether the statistic of finite weights can have this value. `relative_delta` is infinite where the
+    /// base is 0, and there is nothing to divide by where nothing has moved.
+    pub fn allows(&self, value: f64) -> bool {
+        match self.name {
+            "relative_delta" => !value.is_nan(),
+            "wasserstein_z" => true,
+            _ => value.is_finite(),
+        }
+    }
+}
+
 const fn one_pass(name: &'static str, value: fn(&Measured) -> f64) -> Statistic {
     Statistic { name, of_stored_entries: false, on_request: false, value }
 }
@@ -40,7 +52,7 @@ pub const STATISTICS: [Statistic; 11] = [
         name: "sorted_wasserstein",
         of_stored_entries: false,
         on_request: true,
-        value: |head| head.sorted_wasserstein,
+        value: |head| head.sorted_wasserstein.unwrap_or(f64::NAN),
     },
 ];
 

@@ -1,7 +1,9 @@
 //! The Wasserstein statistics: the area between two distributions.
 
-use super::part::{BLOCK, Part};
-use super::softmax::{Entries, Scaling, Segment};
+use super::accumulator::Entries;
+use super::head::for_each_entry;
+use super::part::Part;
+use super::softmax::{Scaling, Segment};
 
 /// One part of theta with its segments.
 pub(crate) struct Stretch<'a> {
@@ -10,13 +12,12 @@ pub(crate) struct Stretch<'a> {
 }
 
 /// The sum over all entries of |U - ratio V|, where U and V are the running sums of u and v: Z_T times
-/// that of |C_T - C_B|. To be called within [`crate::vector::Instructions::run`].
+/// that of |C_T - C_B|.
 ///
 /// Where the running difference D cannot change its sign within a block, the block's segment says all.
 /// It cannot where what D varies by, at most the sum of |u| + |ratio| v, is less than the way from D at
 /// the start to 0 and back to D at the end. The other blocks, a few in a hundred, are gone through entry
 /// by entry.
-#[inline(always)]
 pub(crate) fn area(stretches: &[Stretch], ratio: f64, scaling: &Scaling) -> f64 {
     let (mut u, mut v, mut area) = (0.0, 0.0, 0.0);
     for Stretch { part, segments } in stretches {
@@ -41,7 +42,6 @@ pub(crate) fn area(stretches: &[Stretch], ratio: f64, scaling: &Scaling) -> f64 
 /// Covers the rounding of sums in `f32`.
 const MARGIN: f64 = 1.0 + 1e-5;
 
-#[inline(always)]
 fn area_by_entries(
     part: &Part,
     block: usize,
@@ -50,7 +50,7 @@ fn area_by_entries(
     ratio: f64,
     scaling: &Scaling,
 ) -> f64 {
-    let Entries { u, v } = Entries::of(part, block, scaling);
+    let Entries { u, v, .. } = Entries::of(part, block, scaling);
     let (mut difference, mut area) = (before, 0.0);
     for (u, v) in u.iter().zip(&v).take(entries) {
         difference += u - ratio * v;
@@ -63,17 +63,12 @@ fn area_by_entries(
 pub(crate) fn between_values(parts: &[Part]) -> f64 {
     let entries: usize = parts.iter().map(Part::entries).sum();
     let (mut base, mut tuned) = (Vec::with_capacity(entries), Vec::with_capacity(entries));
-    let (mut from, mut delta) = ([0f64; BLOCK], [0f64; BLOCK]);
-    for part in parts {
-        for block in 0..part.blocks() {
-            part.load(block, &mut from, &mut delta);
-            let valid = part.entries_of(block);
-            base.extend_from_slice(&from[..valid]);
-            tuned.extend(from.iter().zip(&delta).take(valid).map(|(from, delta)| from + delta));
-        }
-    }
+    for_each_entry(parts, |from, delta| {
+        base.push(from);
+        tuned.push(from + delta);
+    });
     base.sort_unstable_by(f64::total_cmp);
     tuned.sort_unstable_by(f64::total_cmp);
     let total: f64 = base.iter().zip(&tuned).map(|(base, tuned)| (tuned - base).abs()).sum();
-    if entries == 0 { 0.0 } else { total / entries as f64 }
+    total / entries as f64
 }

@@ -1,0 +1,171 @@
+//! Chooses the way in which a block is computed: the narrowest that is right for it.
+//!
+//! | largest entry of the block | way |
+//! |---|---|
+//! | theta_B <= 2, y <= 2^-6 | series of 5 terms in `f32` |
+//! | theta_B <= 2, y <= 1/4 | series of 8 terms in `f32` |
+//! | theta_B <= 150, y <= 1/4 | series of 12 terms in `f64` |
+//! | theta_B <= 150, y <= 1 | series of 24 terms in `f64` |
+//! | anything finite, in a frame | closed forms in `f64`, an entry at a time |
+//!
+//! The weights of trained models take the first way or the second, at any usual temperature. What
+//! decides is the block alone, so the result depends neither on threads nor on how a file is read.
+
+use super::displacement::{Displacement, Extent, extent};
+use super::divergence::TERMS;
+use super::part::{BLOCK, Block, Part};
+use super::real::Real;
+use super::softmax::{Frame, NotFinite, Scaling};
+use crate::vector::Instructions;
+
+/// What is done with a block, in the way that is right for it. `valid` of its entries exist; the others
+/// are to be passed over. `x` and `y` are the arguments of the two exponentials.
+pub(crate) trait Visitor {
+    /// The block's weights moved this far.
+    fn displacement(&mut self, displacement: &Displacement);
+
+    /// `K` terms of the series in `y` are enough.
+    fn series<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, valid: usize, center: R);
+
+    /// No series is enough.
+    fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize, center: f64);
+
+    /// The block needs a frame and there is none.
+    fn out_of_reach(&mut self);
+}
+
+/// The largest y of the shortest series, and the largest |log(Z_T / Z_B)| for moments in `f32`.
+pub(crate) const NARROW_REACH: f64 = 1.0 / 64.0;
+
+/// The largest |log(Z_T / Z_B)|, from the frame's centre, for moments in `f64`.
+pub(crate) const WIDE_REACH: f64 = 0.25;
+
+/// The smallest extent of a block, but for 0, with squares that are normal numbers in `f32`.
+const TINY: f64 = 1.0 / (1u64 << 40) as f64;
+
+/// Exponentials and their squares, summed over any number of entries, stay below overflow in `f64`.
+const LARGEST_EXPONENT: f64 = 150.0;
+
+/// An entry that is smaller than the largest by this factor of e adds nothing to any sum.
+const NOTHING: f64 = -700.0;
+
+/// Loads one block and hands it to the visitor in the narrowest way that is right for it.
+#[inline]
+pub(crate) fn visit(
+    part: &Part,
+    block: usize,
+    scaling: &Scaling,
+    visitor: &mut impl Visitor,
+) -> Result<(), NotFinite> {
+    let valid = part.entries_of(block);
+    if valid == BLOCK && scaling.frame.is_none() && scaling.temperature == 1.0 && part.fits_f32() {
+        let (mut x, mut y) = ([0f32; BLOCK], [0f32; BLOCK]);
+        let extent = load(part, block, &mut x, &mut y, scaling.instructions);
+        if is_narrow(extent.largest_base, extent.largest_delta) {
+            visitor.displacement(&extent.displacement);
+            visit_narrow(&x, &y, extent.largest_delta, visitor);
+            return Ok(());
+        }
+    }
+    visit_wide(part, block, valid, scaling, visitor)
+}
+
+/// [`visit`] by way of `f64`.
+#[cold]
+fn visit_wide(
+    part: &Part,
+    block: usize,
+    valid: usize,
+    scaling: &Scaling,
+    visitor: &mut impl Visitor,
+) -> Result<(), NotFinite> {
+    let (mut x, mut y) = ([0f64; BLOCK], [0f64; BLOCK]);
+    let extent = load(part, block, &mut x, &mut y, scaling.instructions);
+    if !(extent.largest_base.is_finite() && extent.largest_delta.is_finite()) {
+        return Err(not_finite(block, &x, &y));
+    }
+    visitor.displacement(&extent.displacement);
+
+    let temperature = scaling.temperature;
+    let Some(frame) = scaling.frame else {
+        let (largest_x, largest_y) = (extent.largest_base / temperature, extent.largest_delta / temperature);
+        for (x, y) in x.iter_mut().zip(&mut y) {
+            *x /= temperature;
+            *y /= temperature;
+        }
+        if valid == BLOCK && is_narrow(largest_x, largest_y) {
+            visit_narrow(&x.map(|x| x as f32), &y.map(|y| y as f32), largest_y, visitor);
+        } else if largest_x <= LARGEST_EXPONENT && largest_y <= 1.0 {
+            visit_series(&x, &y, valid, largest_y, 0.0, visitor);
+        } else {
+            visitor.out_of_reach();
+        }
+        return Ok(());
+    };
+
+    let Frame { base_max, tuned_max, center } = frame;
+    let mut largest_y = 0f64;
+    for (x, y) in x.iter_mut().zip(&mut y).take(valid) {
+        *x = (*x - base_max) / temperature;
+        *y = (*y - (tuned_max - base_max)) / temperature;
+        largest_y = largest_y.max(y.abs());
+    }
+    if largest_y <= 1.0 && center.abs() <= WIDE_REACH {
+        x.iter_mut().for_each(|x| *x = x.max(NOTHING));
+        visit_series(&x, &y, valid, largest_y, center, visitor);
+    } else {
+        visitor.closed_form(&x, &y, valid, center);
+    }
+    Ok(())
+}
+
+fn load<R: Real>(
+    part: &Part,
+    block: usize,
+    base: &mut Block<R>,
+    delta: &mut Block<R>,
+    instructions: Instructions,
+) -> Extent {
+    instructions.run(
+        #[inline(always)]
+        || {
+            part.load(block, base, delta);
+            extent(base, delta)
+        },
+    )
+}
+
+fn is_narrow(largest_x: f64, largest_y: f64) -> bool {
+    let normal = |largest: f64| largest == 0.0 || largest >= TINY;
+    largest_x <= 2.0 && largest_y <= 0.25 && normal(largest_x) && normal(largest_y)
+}
+
+#[inline]
+fn visit_narrow(x: &Block<f32>, y: &Block<f32>, largest_y: f64, visitor: &mut impl Visitor) {
+    if largest_y <= NARROW_REACH {
+        visitor.series::<f32, 5>(x, y, BLOCK, 0.0);
+    } else {
+        visitor.series::<f32, 8>(x, y, BLOCK, 0.0);
+    }
+}
+
+fn visit_series(
+    x: &Block<f64>,
+    y: &Block<f64>,
+    valid: usize,
+    largest_y: f64,
+    center: f64,
+    visitor: &mut impl Visitor,
+) {
+    if largest_y <= 0.25 {
+        visitor.series::<f64, 12>(x, y, valid, center);
+    } else {
+        visitor.series::<f64, TERMS>(x, y, valid, center);
+    }
+}
+
+fn not_finite(block: usize, base: &Block<f64>, delta: &Block<f64>) -> NotFinite {
+    let index = base.iter().zip(delta).position(|(base, delta)| !(base.is_finite() && delta.is_finite()));
+    let index = index.unwrap_or_default();
+    NotFinite { entry: block * BLOCK + index, tuned: base[index].is_finite() }
+}
