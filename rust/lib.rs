@@ -2,7 +2,11 @@
 //! checkpoint (ALPS, arXiv 2505.18799).
 
 pub mod checkpoint;
+pub mod control;
 pub mod error;
 pub mod select;
+
+#[cfg(feature = "python")]
+mod python;
 
 pub use error::{Error, Result};
