@@ -8,6 +8,18 @@ from numpy.typing import NDArray
 
 from alps.geometry import Geometry
 
+__all__ = [
+    "Scan",
+    "__version__",
+    "geometry",
+    "ranking",
+    "report",
+    "scan",
+    "select_random",
+    "select_ranked",
+    "select_within_budget",
+]
+
 __version__: str
 
 @final
@@ -43,9 +55,7 @@ def select_ranked(
 ) -> NDArray[np.bool_]:
     """Selects by rank: "global", "per_layer" or "key_value_groups"."""
 
-def select_within_budget(
-    scores: NDArray[np.float64], geometry: Geometry, budget: int
-) -> NDArray[np.bool_]:
+def select_within_budget(scores: NDArray[np.float64], geometry: Geometry, budget: int) -> NDArray[np.bool_]:
     """Selects the longest prefix of the global ranking whose parameters stay within a budget."""
 
 def select_random(geometry: Geometry, rule: str, ratio: float, seed: int) -> NDArray[np.bool_]:

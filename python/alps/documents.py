@@ -34,7 +34,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_document(
-    document: Mapping[str, Any], form: str, version: int, fields: Mapping[str, type[dict[Any, Any]] | type[list[Any]]]
+    document: Mapping[str, Any],
+    form: str,
+    version: int,
+    fields: Mapping[str, type[dict[Any, Any]] | type[list[Any]]],
 ) -> None:
     """Checks that `document` is of format `form` and has exactly these fields, of these types.
 

@@ -149,8 +149,7 @@ class HeadSet:
         """Booleans [layers, groups]: the key/value groups that a head of the set reads."""
         geometry = self._geometry
         groups = self._mask.reshape(len(geometry.layers), geometry.key_value_heads, geometry.heads_per_group)
-        touched: NDArray[np.bool_] = groups.any(axis=2)
-        return touched
+        return np.asarray(groups.any(axis=2), dtype=np.bool_)
 
     @property
     def report(self) -> Report:
@@ -246,7 +245,9 @@ class HeadSet:
         """The set as a JSON document with one line for each layer."""
         geometry = self._geometry.to_fields()
         layers = geometry.pop("layers")  # they are the names in "heads"
-        heads = {str(layer): np.flatnonzero(row).tolist() for layer, row in zip(layers, self._mask, strict=True)}
+        heads = {
+            str(layer): np.flatnonzero(row).tolist() for layer, row in zip(layers, self._mask, strict=True)
+        }
         return (
             "{\n"
             f'  "format": "{_FORMAT}",\n'

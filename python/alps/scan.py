@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from alps import _alps, sources, statistics as statistics_table
+from alps import _alps, sources
+from alps import statistics as statistics_table
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.scores import HeadScores

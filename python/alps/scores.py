@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alps import _alps
-from alps.errors import ArgumentError, CheckpointError
 from alps.documents import check_document, geometry_of, parse_json
+from alps.errors import ArgumentError, CheckpointError
 from alps.files import write_whole
 from alps.geometry import Geometry
 from alps.heads import HeadSet
@@ -147,7 +147,9 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         if n < 0:
             raise ArgumentError(f"expected a number of heads, found {n}")
         scores = self[self.ranking_statistic(statistic)]
-        rows_and_heads = (divmod(int(index), self._geometry.query_heads) for index in _alps.ranking(scores)[:n])
+        rows_and_heads = (
+            divmod(int(index), self._geometry.query_heads) for index in _alps.ranking(scores)[:n]
+        )
         return [(self.layers[row], head, float(scores[row, head])) for row, head in rows_and_heads]
 
     def select(
@@ -258,9 +260,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
             with safe_open(os.fspath(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if _METADATA not in metadata:
-                    raise CheckpointError(
-                        f"{os.fspath(path)}: expected scores of alps, found other tensors"
-                    )
+                    raise CheckpointError(f"{os.fspath(path)}: expected scores of alps, found other tensors")
                 return _parse(parse_json(path, metadata[_METADATA]), file)
         except SafetensorError as error:
             raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
@@ -269,9 +269,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
 
 
 def _parse(document: Mapping[str, Any], file: Any) -> HeadScores:
-    check_document(
-        document, _FORMAT, _VERSION, {"statistics": list, "geometry": dict, "provenance": dict}
-    )
+    check_document(document, _FORMAT, _VERSION, {"statistics": list, "geometry": dict, "provenance": dict})
     names = document["statistics"]
     if sorted(names) != sorted(file.keys()):
         raise ArgumentError(f"statistics: expected the tensors {sorted(file.keys())}, found {names!r}")
