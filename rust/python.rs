@@ -237,7 +237,12 @@ fn os_error(py: Python<'_>, path: &Path, source: &io::Error) -> PyResult<PyErr> 
         number.and_then(|number| text.strip_suffix(&format!(" (os error {number})"))).unwrap_or(&text);
     let number = number.map_or_else(|| number_of(py, source.kind()), Ok)?;
     // The last argument counts on Windows only.
-    Ok(PyErr::from_value(py.get_type::<PyOSError>().call1((number, reason, path.as_os_str(), source.raw_os_error()))?))
+    Ok(PyErr::from_value(py.get_type::<PyOSError>().call1((
+        number,
+        reason,
+        path.as_os_str(),
+        source.raw_os_error(),
+    ))?))
 }
 
 /// The error number for a refusal that is not the operating system's own.
