@@ -6,6 +6,8 @@ pub mod control;
 pub mod dtype;
 pub mod error;
 pub mod model;
+#[cfg(feature = "python")]
+mod python;
 pub mod scan;
 pub mod select;
 pub mod side;

@@ -1,0 +1,65 @@
+"""The Python module `alps._alps`."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alps.geometry import Geometry
+
+__all__ = [
+    "Scan",
+    "__version__",
+    "geometry",
+    "ranking",
+    "report",
+    "scan",
+    "select_random",
+    "select_ranked",
+    "select_within_budget",
+]
+
+__version__: str
+
+@final
+class Scan:
+    """What a scan found."""
+
+    @property
+    def statistics(self) -> dict[str, NDArray[np.float64]]:
+        """A float64 array [layers, heads] for each statistic."""
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """The fields of the model's geometry."""
+
+def scan(
+    base: str,
+    tuned: str,
+    form: str,
+    temperature: float,
+    sorted: bool,  # noqa: A002
+    threads: int | None,
+    progress: Callable[[int, int], object] | None,
+) -> Scan:
+    """Reads two checkpoints and scores every head."""
+
+def geometry(path: str) -> dict[str, Any]:
+    """Reads the geometry of one checkpoint."""
+
+def ranking(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The heads, counted through all layers, best first."""
+
+def select_ranked(
+    scores: NDArray[np.float64], geometry: Geometry, rule: str, ratio: float
+) -> NDArray[np.bool_]:
+    """Selects by rank: "global", "per_layer" or "key_value_groups"."""
+
+def select_within_budget(scores: NDArray[np.float64], geometry: Geometry, budget: int) -> NDArray[np.bool_]:
+    """Selects the longest prefix of the global ranking whose parameters stay within a budget."""
+
+def select_random(geometry: Geometry, rule: str, ratio: float, seed: int) -> NDArray[np.bool_]:
+    """Selects by lot: "random" or "layer_consistent"."""
+
+def report(mask: NDArray[np.bool_], geometry: Geometry) -> dict[str, int]:
+    """Counts the heads, groups and parameters of a selection."""

@@ -1,0 +1,269 @@
+"""The command `alps`."""
+
+import json
+import math
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+import alps
+from alps import statistics, terminal
+from alps.errors import AlpsError, CheckpointError
+from alps.files import check_writable
+from alps.heads import HeadSet
+from alps.scores import DEFAULT_RATIO, HeadScores
+
+
+class _Form(str, Enum):
+    qkv = "qkv"
+    product = "product"
+
+
+class _Rule(str, Enum):
+    global_ = "global"
+    per_layer = "per_layer"
+    key_value_groups = "key_value_groups"
+    random = "random"
+    layer_consistent = "layer_consistent"
+
+
+class _Commands(TyperGroup):
+    """Turns a refusal into one line and an exit code."""
+
+    def invoke(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().invoke(*arguments, **named)
+        except BrokenPipeError:
+            raise  # of whoever reads our output; typer knows what to do
+        except (AlpsError, OSError) as error:
+            typer.echo(f"alps: error: {_line(error)}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def _line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    return " ".join(text.split())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"alps {alps.__version__}")
+        raise typer.Exit
+
+
+def _number(value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # passes every comparison with a bound
+        raise typer.BadParameter("nan is not a number.")
+    return value
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Ratio = typer.Option(min=0, max=1, callback=_number, help="Share of the heads to select.")
+_Statistic = typer.Option(metavar="NAME", help="What ranks the heads.")
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+_HeadsFile = typer.Option(metavar="FILE", help="Write the selected heads here (JSON).")
+
+
+@app.callback()
+def _alps(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find the attention heads that carry a task, by comparing a base and a tuned checkpoint."""
+
+
+@app.command()
+def scan(
+    base: Annotated[
+        str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
+    ],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint after tuning.")],
+    ratio: Annotated[float, _Ratio] = DEFAULT_RATIO,
+    form: Annotated[_Form, typer.Option(help="What a head's weight vector is.")] = _Form.qkv,
+    statistic: Annotated[str, _Statistic] = statistics.DEFAULT,
+    temperature: Annotated[float, typer.Option(help="Of the softmax over a head's weights.")] = 1.0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
+    ] = None,
+    heads: Annotated[Path | None, _HeadsFile] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="As many as cores when not given.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Score every head of a model by how far tuning has moved it."""
+    statistics.resolve([statistic], form.value)
+    for path in (output, heads):
+        if path is not None:
+            check_writable(path)
+    wanted = (*statistics.one_pass(form.value), *([statistic] if statistic == statistics.SORTED else []))
+    with nullcontext() if as_json else terminal.progress(sys.stderr) as progress:
+        scores = alps.scan(
+            base,
+            tuned,
+            form=form.value,
+            temperature=temperature,
+            statistics=wanted,
+            threads=threads,
+            progress=progress,
+        )
+    selection = scores.select(ratio, statistic=statistic)
+    if output is not None:
+        scores.save(output)
+    if heads is not None:
+        selection.save(heads)
+    if as_json:
+        _print_json({"scores": _scores_document(scores), "heads": _heads_document(selection)})
+        return
+    _print_scores(scores, statistic, selection)
+    _print_written(scores=output, heads=heads)
+
+
+@app.command()
+def select(
+    scores_file: Annotated[Path, typer.Argument(metavar="SCORES", help="What `alps scan --output` wrote.")],
+    ratio: Annotated[float | None, _Ratio] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=0, help="Q/K/V parameters that may train, instead of a ratio.")
+    ] = None,
+    rule: Annotated[_Rule, typer.Option(help="How heads are chosen.")] = _Rule.global_,
+    statistic: Annotated[str | None, _Statistic] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the random rules.")] = None,
+    output: Annotated[Path | None, _HeadsFile] = None,
+    as_json: _Json = False,
+) -> None:
+    """Choose heads from scores."""
+    scores = HeadScores.load(scores_file)
+    selection = scores.select(ratio, budget=budget, rule=rule.value, statistic=statistic, seed=seed)
+    if output is not None:
+        selection.save(output)
+    if as_json:
+        _print_json(_heads_document(selection))
+        return
+    ranked_by = selection.provenance.get("statistic")
+    if ranked_by is None:
+        _print_heads(selection)
+    else:
+        _print_scores(scores, ranked_by, selection)
+    _print_written(heads=output)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A file of scores or of heads.")], as_json: _Json = False
+) -> None:
+    """Show what is in a file of scores or of heads."""
+    content = _load(file)
+    if isinstance(content, HeadScores):
+        if as_json:
+            _print_json(_scores_document(content))
+        else:
+            _print_provenance(content.provenance)
+            _print_scores(content, content.ranking_statistic(), None)
+    elif as_json:
+        _print_json(_heads_document(content))
+    else:
+        _print_provenance(content.provenance)
+        _print_heads(content)
+
+
+def _load(path: Path) -> HeadScores | HeadSet:
+    """Reads a file of either kind, told apart by how it begins."""
+    with path.open("rb") as file:
+        start = file.read(9)
+        size = file.seek(0, os.SEEK_END)
+    if start.lstrip().startswith(b"{") and b"\0" not in start:
+        return HeadSet.load(path)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
+        return HeadScores.load(path)
+    raise CheckpointError(f"{path}: expected scores or heads that alps wrote, found something else")
+
+
+def _scores_document(scores: HeadScores) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None  # JSON has no other way to say it
+
+    return {
+        "geometry": scores.geometry.to_fields(),
+        "provenance": scores.provenance,
+        "statistics": {
+            name: [[number(value) for value in row] for row in array.tolist()]
+            for name, array in scores.items()
+        },
+    }
+
+
+def _heads_document(heads: HeadSet) -> dict[str, Any]:
+    report = heads.report
+    document: dict[str, Any] = json.loads(heads.to_json())
+    return document | {"report": asdict(report) | {"share": report.share}}
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    typer.echo(json.dumps(document, allow_nan=False))
+
+
+def _print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None) -> None:
+    console = _console()
+    console.print(Text(str(scores.geometry)))
+    console.print()
+    console.print(Text(f"Top heads by {statistic}", style="bold"))
+    console.print(terminal.top_table(console, scores, statistic, heads))
+    console.print(terminal.head_map(console, scores.geometry, scores[statistic], heads))
+    if heads is not None:
+        _print_summary(console, heads)
+
+
+def _print_heads(heads: HeadSet) -> None:
+    console = _console()
+    console.print(Text(str(heads.geometry)))
+    console.print()
+    console.print(terminal.set_map(console, heads))
+    _print_summary(console, heads)
+
+
+def _print_summary(console: Console, heads: HeadSet) -> None:
+    console.print()
+    console.print(Text(terminal.summary(heads.report), style="bold"))
+
+
+def _print_provenance(provenance: dict[str, str]) -> None:
+    for name, value in provenance.items():
+        typer.echo(f"{name}: {value}")
+
+
+def _print_written(**files: Path | None) -> None:
+    for what, path in files.items():
+        if path is not None:
+            typer.echo(f"{what} written to {path}")
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def main() -> None:
+    """Runs the command."""
+    app(prog_name="alps")
+
+
+if __name__ == "__main__":
+    main()

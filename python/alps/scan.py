@@ -1,0 +1,110 @@
+"""Reading checkpoints."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from alps import _alps, sources
+from alps import statistics as statistics_table
+from alps.errors import ArgumentError
+from alps.geometry import Geometry
+from alps.scores import HeadScores
+
+Form = Literal["qkv", "product"]
+
+
+def scan(
+    base: str | os.PathLike[str],
+    tuned: str | os.PathLike[str],
+    *,
+    form: Form = "qkv",
+    temperature: float = 1.0,
+    statistics: Sequence[str] | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> HeadScores:
+    """Scores every attention head by how far its weights have moved from `base` to `tuned`.
+
+    theta is the flat vector of a head's weights. With form "qkv" it is the rows of Q, then K, then V of
+    the head and its key/value group; with "product" it is Q^T (K V^T), equation 5 of the paper
+    (https://arxiv.org/abs/2505.18799). P = softmax(theta / temperature), B is base, T is tuned, N is the
+    number of entries, C is the running sum of P. The statistics:
+
+    - "wasserstein" (the paper's score): 1/(N-1) * sum over i < N-1 of abs(C_T(i) - C_B(i));
+    - "kl": sum P_T log(P_T / P_B); "js": the Jensen-Shannon divergence; both in nats;
+    - "cosine": 1 - cos(P_B, P_T); "euclidean": the norm of P_T - P_B;
+    - "delta_norm": the norm of theta_T - theta_B; "relative_delta": that over the norm of theta_B;
+      "max_delta": its largest absolute entry;
+    - "changed" (form "qkv" only): the share of entries whose stored value differs;
+    - "wasserstein_z": (wasserstein / euclidean - sqrt(pi/32)) / sqrt(7/60 - pi/32), near 0 when the changes
+      lie in no order; not-a-number for identical weights;
+    - "sorted_wasserstein" (needs a sort, so only when named): the mean absolute difference of the sorted
+      entries of the two thetas.
+
+    Identical weights score exactly 0. Results do not depend on the number of threads.
+
+    Args:
+        base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of a model
+            that is in the local cache of the Hugging Face hub.
+        tuned: The checkpoint after tuning, likewise.
+        form: What a head's weight vector is: "qkv" or "product".
+        temperature: Of the softmax.
+        statistics: The statistics to return; every one but "sorted_wasserstein" when not given.
+        threads: How many to use; as many as the machine has cores when not given.
+        progress: Called on this thread now and then with the bytes read so far and the bytes to read.
+
+    Returns:
+        float64 [layers, heads] for each statistic.
+
+    Raises:
+        ArgumentError: An argument is out of its domain.
+        CheckpointError: A file is truncated, malformed or of another format.
+        ModelError: The model is of no known layout, or contradicts its configuration.
+        PairError: The checkpoints are not two states of one model.
+        WeightsError: A weight is not finite.
+        OSError: A file cannot be read.
+    """
+    names = statistics_table.resolve(statistics, form)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ArgumentError(f"temperature must be positive and finite, found {temperature}")
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"threads must be 1 or more, found {threads}")
+    base_source, tuned_source = sources.find(base), sources.find(tuned)
+    result = _alps.scan(
+        base_source.path,
+        tuned_source.path,
+        form,
+        temperature,
+        statistics_table.SORTED in names,
+        threads,
+        progress,
+    )
+    provenance = {
+        "base": base_source.name,
+        "base_commit": base_source.commit,
+        "tuned": tuned_source.name,
+        "tuned_commit": tuned_source.commit,
+        "form": form,
+        "temperature": repr(float(temperature)),
+        "alps": _alps.__version__,
+    }
+    return HeadScores(
+        {name: result.statistics[name] for name in names},
+        Geometry.from_fields(result.geometry),
+        {name: value for name, value in provenance.items() if value is not None},
+    )
+
+
+def geometry(path: str | os.PathLike[str]) -> Geometry:
+    """Reads the geometry of a checkpoint, without its weights.
+
+    Args:
+        path: A folder, a file, or the `owner/name[@revision]` of a model in the hub's local cache.
+
+    Raises:
+        CheckpointError: A file is truncated, malformed or of another format.
+        ModelError: The model is of no known layout, or contradicts its configuration.
+        OSError: A file cannot be read.
+    """
+    return Geometry.from_fields(_alps.geometry(sources.find(path).path))

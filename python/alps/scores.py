@@ -1,0 +1,280 @@
+"""Scores of attention heads."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from alps import _alps
+from alps.documents import check_document, geometry_of, parse_json
+from alps.errors import ArgumentError, CheckpointError
+from alps.files import write_whole
+from alps.geometry import Geometry
+from alps.heads import HeadSet
+from alps.statistics import DEFAULT
+
+RankedRule = Literal["global", "per_layer", "key_value_groups"]
+RandomRule = Literal["random", "layer_consistent"]
+Rule = RankedRule | RandomRule
+
+DEFAULT_RATIO = 0.10
+"""The share of the heads that the paper trains."""
+
+_FORMAT = "alps-scores"
+_VERSION = 1
+_METADATA = "alps"
+_LARGEST = 2**64 - 1
+"""The largest seed, and more parameters than any model has."""
+
+
+class HeadScores(Mapping[str, NDArray[np.float64]]):
+    """A score for every attention head, by one or more statistics.
+
+    A mapping from the name of a statistic to a read-only float64 array [layers, heads]. Two are equal
+    when they hold the same numbers for the same geometry, not-a-number being equal to itself.
+    """
+
+    __slots__ = ("_arrays", "_geometry", "_provenance")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        statistics: Mapping[str, ArrayLike],
+        geometry: Geometry,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        """Scores of the heads of one model.
+
+        Args:
+            statistics: Numbers [layers, heads] by the name of the statistic; copied.
+            geometry: The model that the heads belong to.
+            provenance: Where the scores come from.
+
+        Raises:
+            ArgumentError: There is no statistic, or one is not of the geometry's shape.
+        """
+        if not statistics:
+            raise ArgumentError("scores need at least one statistic")
+        self._arrays: dict[str, NDArray[np.float64]] = {}
+        for name, values in statistics.items():
+            array = np.array(values, dtype=np.float64, order="C")
+            if array.shape != geometry.shape:
+                raise ArgumentError(
+                    f"{name}: expected [layers, heads] of {geometry.shape} for {geometry}; "
+                    f"found {array.shape}"
+                )
+            array.flags.writeable = False
+            self._arrays[name] = array
+        self._geometry = geometry
+        self._provenance = dict(provenance or {})
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """The names of the statistics."""
+        return tuple(self._arrays)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model that the heads belong to."""
+        return self._geometry
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layer number of each row."""
+        return self._geometry.layers
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where the scores come from: checkpoints and their revisions, form, temperature, version."""
+        return dict(self._provenance)
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise KeyError(f"no statistic {name!r}; there are {', '.join(self._arrays)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, HeadScores):
+            return NotImplemented
+        return (
+            self._geometry == other._geometry
+            and self._arrays.keys() == other._arrays.keys()
+            and all(np.array_equal(self[name], other[name], equal_nan=True) for name in self)
+        )
+
+    def __repr__(self) -> str:
+        return f"HeadScores({self._geometry}: {', '.join(self._arrays)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeadScores, (self._arrays, self._geometry, self._provenance)
+
+    def ranking_statistic(self, statistic: str | None = None) -> str:
+        """The statistic that ranks heads: `statistic`, else "wasserstein", else the only one there is.
+
+        Raises:
+            ArgumentError: There is no such statistic, or several and none of them is the default.
+        """
+        if statistic is None:
+            statistic = next(iter(self._arrays)) if len(self._arrays) == 1 else DEFAULT
+        if statistic not in self._arrays:
+            raise ArgumentError(
+                f"the scores hold no statistic {statistic!r}; they hold {', '.join(self._arrays)}"
+            )
+        return statistic
+
+    def top(self, n: int, statistic: str | None = None) -> list[tuple[int, int, float]]:
+        """The best heads as (layer number, head, score), best first.
+
+        Ties go to the lower (layer, head); not-a-number ranks last.
+
+        Args:
+            n: How many; all heads when the model has fewer.
+            statistic: What ranks them; "wasserstein" unless it is not there and only one other is.
+
+        Raises:
+            ArgumentError: `n` is negative, or there is no such statistic.
+        """
+        if n < 0:
+            raise ArgumentError(f"expected a number of heads, found {n}")
+        scores = self[self.ranking_statistic(statistic)]
+        rows_and_heads = (
+            divmod(int(index), self._geometry.query_heads) for index in _alps.ranking(scores)[:n]
+        )
+        return [(self.layers[row], head, float(scores[row, head])) for row, head in rows_and_heads]
+
+    def select(
+        self,
+        ratio: float | None = None,
+        *,
+        budget: int | None = None,
+        rule: Rule = "global",
+        statistic: str | None = None,
+        seed: int | None = None,
+    ) -> HeadSet:
+        """Chooses heads.
+
+        The number of heads is K = ceil(ratio * heads); highest scores first, ties to the lower
+        (layer, head), not-a-number last. The rules:
+
+        - "global": the K best of all heads, which is the paper's rule;
+        - "per_layer": the best ceil(ratio * heads of a layer) of each layer;
+        - "key_value_groups": the best ceil(ratio * groups) groups, each with all its heads, by the mean
+          score of the heads;
+        - "random": K heads drawn from all, the paper's baseline;
+        - "layer_consistent": ceil(ratio * heads of a layer) heads drawn in each layer, its other baseline.
+
+        Args:
+            ratio: The share of the heads, 0 to 1; 0.10, the paper's, when no budget is given.
+            budget: Instead of a ratio, with rule "global": take heads in order of rank as long as the Q/K/V
+                parameters that they train (see `Report`) are at most this many.
+            rule: One of the rules above.
+            statistic: What ranks the heads; "wasserstein" unless it is not there and only one other is.
+                Not with the random rules.
+            seed: Of the random rules only, 0 when not given. The same seed gives the same heads everywhere.
+
+        Raises:
+            ArgumentError: An argument is out of its domain, or has no meaning beside another one.
+        """
+        if rule in get_args(RandomRule):
+            if statistic is not None:
+                raise ArgumentError(f"rule {rule!r} ranks by no statistic, found statistic {statistic!r}")
+            if budget is not None:
+                raise ArgumentError(f"rule {rule!r} takes a ratio, found budget {budget}")
+            return self._draw(rule, DEFAULT_RATIO if ratio is None else ratio, 0 if seed is None else seed)
+        if rule not in get_args(RankedRule):
+            rules = ", ".join((*get_args(RankedRule), *get_args(RandomRule)))
+            raise ArgumentError(f"there is no rule {rule!r}; the rules are {rules}")
+        if seed is not None:
+            raise ArgumentError(f"rule {rule!r} draws nothing at random, found seed {seed}")
+        statistic = self.ranking_statistic(statistic)
+        if budget is None:
+            return self._rank(rule, statistic, DEFAULT_RATIO if ratio is None else ratio)
+        if ratio is not None:
+            raise ArgumentError(f"a budget takes the place of a ratio, found ratio {ratio}")
+        if rule != "global":
+            raise ArgumentError(f"a budget goes with rule 'global' only, found rule {rule!r}")
+        return self._spend(statistic, budget)
+
+    def _draw(self, rule: str, ratio: float, seed: int) -> HeadSet:
+        if not 0 <= seed <= _LARGEST:
+            raise ArgumentError(f"seed must be between 0 and {_LARGEST}, found {seed}")
+        mask = _alps.select_random(self._geometry, rule, ratio, seed)
+        return self._head_set(mask, rule=rule, ratio=repr(float(ratio)), seed=str(seed))
+
+    def _rank(self, rule: str, statistic: str, ratio: float) -> HeadSet:
+        mask = _alps.select_ranked(self[statistic], self._geometry, rule, ratio)
+        return self._head_set(mask, rule=rule, statistic=statistic, ratio=repr(float(ratio)))
+
+    def _spend(self, statistic: str, budget: int) -> HeadSet:
+        if budget < 0:
+            raise ArgumentError(f"budget must be 0 or more parameters, found {budget}")
+        mask = _alps.select_within_budget(self[statistic], self._geometry, min(budget, _LARGEST))
+        return self._head_set(mask, rule="global", statistic=statistic, budget=str(budget))
+
+    def _head_set(self, mask: NDArray[np.bool_], **choice: str) -> HeadSet:
+        return HeadSet(mask, self._geometry, choice | self._provenance)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the scores as safetensors with everything else in the metadata, whole or not at all.
+
+        The same scores give the same bytes.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        from safetensors.numpy import save
+
+        document = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "statistics": list(self._arrays),
+            "geometry": self._geometry.to_fields(),
+            "provenance": self._provenance,
+        }
+        # One entry, since safetensors writes the entries of the metadata in no fixed order.
+        write_whole(path, save(self._arrays, metadata={_METADATA: json.dumps(document)}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "HeadScores":
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: The file holds no scores, or contradicts itself; names the field.
+            OSError: The file cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        with open(path, "rb"):  # noqa: PTH123  # Python's own refusal of a missing file, a folder, ...
+            pass
+        try:
+            with safe_open(os.fspath(path), framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if _METADATA not in metadata:
+                    raise CheckpointError(f"{os.fspath(path)}: expected scores of alps, found other tensors")
+                return _parse(parse_json(path, metadata[_METADATA]), file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
+        except ArgumentError as error:
+            raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+
+
+def _parse(document: Mapping[str, Any], file: Any) -> HeadScores:
+    check_document(document, _FORMAT, _VERSION, {"statistics": list, "geometry": dict, "provenance": dict})
+    names = document["statistics"]
+    if sorted(names) != sorted(file.keys()):
+        raise ArgumentError(f"statistics: expected the tensors {sorted(file.keys())}, found {names!r}")
+    for name in names:
+        if (dtype := file.get_slice(name).get_dtype()) != "F64":
+            raise ArgumentError(f"{name}: expected F64, found {dtype}")
+    geometry = geometry_of(document["geometry"])
+    return HeadScores({name: file.get_tensor(name) for name in names}, geometry, document["provenance"])

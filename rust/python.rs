@@ -1,0 +1,258 @@
+//! The Python module `alps._alps`.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use numpy::ndarray::Array1;
+use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyNotImplementedError, PyOSError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::control::{Control, watch};
+use crate::error::{Error, Result};
+use crate::select::{self, Report, Shape};
+
+/// How often a long call looks for signals and reports its progress.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+#[pymodule]
+mod _alps {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::{Scan, geometry, ranking, report, scan, select_random, select_ranked, select_within_budget};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+/// What a scan found.
+#[pyclass(frozen, get_all, module = "alps._alps")]
+struct Scan {
+    /// A float64 array [layers, heads] for each statistic.
+    statistics: Py<PyDict>,
+    /// The fields of the model's geometry.
+    geometry: Py<PyDict>,
+}
+
+/// Reads two checkpoints and scores every head.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "one for each argument of alps.scan")]
+fn scan(
+    py: Python<'_>,
+    base: &str,
+    tuned: &str,
+    form: &str,
+    temperature: f64,
+    sorted: bool,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Scan> {
+    let _ = (base, tuned, form, temperature, sorted, threads);
+    long_call(py, progress, Control::check)?;
+    Err(PyNotImplementedError::new_err("scan"))
+}
+
+/// Reads the geometry of one checkpoint.
+#[pyfunction]
+fn geometry(path: &str) -> PyResult<Py<PyDict>> {
+    let _ = path;
+    Err(PyNotImplementedError::new_err("geometry"))
+}
+
+/// The heads, counted through all layers, best first.
+#[pyfunction]
+fn ranking<'py>(py: Python<'py>, scores: PyReadonlyArray2<'py, f64>) -> Bound<'py, PyArray1<i64>> {
+    let order = select::ranking(&row_major(&scores));
+    Array1::from_iter(order.into_iter().map(|head| head as i64)).into_pyarray(py)
+}
+
+/// Selects by rank: "global", "per_layer" or "key_value_groups".
+#[pyfunction]
+fn select_ranked<'py>(
+    py: Python<'py>,
+    scores: PyReadonlyArray2<'py, f64>,
+    geometry: Geometry,
+    rule: &str,
+    ratio: f64,
+) -> PyResult<Bound<'py, PyArray2<bool>>> {
+    let rule = match rule {
+        "global" => select::global,
+        "per_layer" => select::per_layer,
+        "key_value_groups" => select::key_value_groups,
+        _ => return Err(Error::Argument(format!("no rule {rule:?} ranks heads")).into()),
+    };
+    geometry.selection(py, rule(&geometry.row_major(&scores)?, &geometry.shape(), ratio)?)
+}
+
+/// Selects the longest prefix of the global ranking whose parameters stay within a budget.
+#[pyfunction]
+fn select_within_budget<'py>(
+    py: Python<'py>,
+    scores: PyReadonlyArray2<'py, f64>,
+    geometry: Geometry,
+    budget: u64,
+) -> PyResult<Bound<'py, PyArray2<bool>>> {
+    geometry.selection(py, select::within_budget(&geometry.row_major(&scores)?, &geometry.shape(), budget)?)
+}
+
+/// Selects by lot: "random" or "layer_consistent".
+#[pyfunction]
+fn select_random<'py>(
+    py: Python<'py>,
+    geometry: Geometry,
+    rule: &str,
+    ratio: f64,
+    seed: u64,
+) -> PyResult<Bound<'py, PyArray2<bool>>> {
+    let rule = match rule {
+        "random" => select::random,
+        "layer_consistent" => select::layer_consistent,
+        _ => return Err(Error::Argument(format!("no rule {rule:?} draws heads")).into()),
+    };
+    geometry.selection(py, rule(&geometry.shape(), ratio, seed)?)
+}
+
+/// Counts the heads, groups and parameters of a selection.
+#[pyfunction]
+fn report<'py>(
+    py: Python<'py>,
+    mask: PyReadonlyArray2<'py, bool>,
+    geometry: Geometry,
+) -> PyResult<Bound<'py, PyDict>> {
+    let Report {
+        heads,
+        total_heads,
+        key_value_groups,
+        total_key_value_groups,
+        trainable_parameters,
+        total_parameters,
+    } = select::report(&geometry.row_major(&mask)?, &geometry.shape())?;
+    let fields = PyDict::new(py);
+    fields.set_item("heads", heads)?;
+    fields.set_item("total_heads", total_heads)?;
+    fields.set_item("key_value_groups", key_value_groups)?;
+    fields.set_item("total_key_value_groups", total_key_value_groups)?;
+    fields.set_item("trainable_parameters", trainable_parameters)?;
+    fields.set_item("total_parameters", total_parameters)?;
+    Ok(fields)
+}
+
+/// The sizes that an `alps.Geometry` holds.
+#[derive(FromPyObject)]
+struct Geometry {
+    layers: Vec<usize>,
+    query_heads: usize,
+    key_value_heads: usize,
+    head_size: usize,
+    value_size: usize,
+    hidden_size: usize,
+}
+
+impl Geometry {
+    fn shape(&self) -> Shape {
+        Shape {
+            layers: self.layers.len(),
+            query_heads: self.query_heads,
+            key_value_heads: self.key_value_heads,
+            head_size: self.head_size,
+            value_size: self.value_size,
+            hidden_size: self.hidden_size,
+        }
+    }
+
+    /// The entries of a matrix with one entry for each head.
+    fn row_major<T: Element + Copy>(&self, matrix: &PyReadonlyArray2<'_, T>) -> Result<Vec<T>> {
+        let (expected, found) = ([self.layers.len(), self.query_heads], matrix.as_array().dim());
+        if found != expected.into() {
+            return Err(Error::Argument(format!(
+                "expected an array [layers, heads] of {expected:?}, found {found:?}"
+            )));
+        }
+        Ok(row_major(matrix))
+    }
+
+    fn selection<'py>(&self, py: Python<'py>, flags: Vec<bool>) -> PyResult<Bound<'py, PyArray2<bool>>> {
+        flags.into_pyarray(py).reshape([self.layers.len(), self.query_heads])
+    }
+}
+
+fn row_major<T: Element + Copy>(matrix: &PyReadonlyArray2<'_, T>) -> Vec<T> {
+    matrix.as_array().iter().copied().collect()
+}
+
+/// The one gate for long calls: works without the GIL, lets Ctrl-C through, reports progress.
+///
+/// An exception, be it of a signal handler or of `progress(done_bytes, total_bytes)`, stops the work
+/// and is raised once the work has stopped.
+fn long_call<T: Send>(
+    py: Python<'_>,
+    progress: Option<Py<PyAny>>,
+    work: impl FnOnce(&Control) -> Result<T> + Send,
+) -> PyResult<T> {
+    let look = |control: &Control| {
+        Python::attach(|py| {
+            py.check_signals()?;
+            progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, control.progress()).map(drop))
+        })
+    };
+    py.detach(|| watch(LOOK_INTERVAL, work, look))
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        Python::attach(|py| {
+            let class = match &error {
+                Error::Io { path, source } => {
+                    return os_error(py, path, source).unwrap_or_else(|failure| failure);
+                }
+                Error::Interrupted => {
+                    return PyErr::take(py).unwrap_or_else(|| PyKeyboardInterrupt::new_err(()));
+                }
+                Error::Checkpoint { .. } => "CheckpointError",
+                Error::Model { .. } => "ModelError",
+                Error::Pair { .. } => "PairError",
+                Error::Weights { .. } => "WeightsError",
+                Error::Argument(_) => "ArgumentError",
+            };
+            exception(py, class, error.to_string()).unwrap_or_else(|failure| failure)
+        })
+    }
+}
+
+fn exception(py: Python<'_>, class: &str, message: String) -> PyResult<PyErr> {
+    let class = py.import("alps.errors")?.getattr(class)?;
+    Ok(PyErr::from_value(class.call1((message,))?))
+}
+
+/// Python picks the subclass of OSError (FileNotFoundError, ...) by the error number.
+fn os_error(py: Python<'_>, path: &Path, source: &io::Error) -> PyResult<PyErr> {
+    let number = source.raw_os_error();
+    let text = source.to_string();
+    let reason =
+        number.and_then(|number| text.strip_suffix(&format!(" (os error {number})"))).unwrap_or(&text);
+    let number = number.map_or_else(|| number_of(py, source.kind()), Ok)?;
+    // The last argument counts on Windows only.
+    Ok(PyErr::from_value(py.get_type::<PyOSError>().call1((
+        number,
+        reason,
+        path.as_os_str(),
+        source.raw_os_error(),
+    ))?))
+}
+
+/// The error number for a refusal that is not the operating system's own.
+fn number_of(py: Python<'_>, kind: io::ErrorKind) -> PyResult<i32> {
+    let name = match kind {
+        io::ErrorKind::NotFound => "ENOENT",
+        io::ErrorKind::PermissionDenied => "EACCES",
+        io::ErrorKind::IsADirectory => "EISDIR",
+        io::ErrorKind::NotADirectory => "ENOTDIR",
+        _ => "EIO",
+    };
+    py.import("errno")?.getattr(name)?.extract()
+}

@@ -1,0 +1,72 @@
+"""Small models and scores for the tests."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from alps import Geometry, HeadScores, HeadSet
+
+
+def small_geometry(**changes: Any) -> Geometry:
+    """Three layers, the second without attention; four heads that share two groups."""
+    fields: dict[str, Any] = {
+        "model_type": "llama",
+        "family": "separate",
+        "layers": (0, 2, 3),
+        "query_heads": 4,
+        "key_value_heads": 2,
+        "head_size": 2,
+        "value_size": 3,
+        "hidden_size": 10,
+    }
+    return Geometry(**fields | changes)
+
+
+def small_scores() -> HeadScores:
+    """Distinct scores, and a few that are not numbers."""
+    wasserstein = np.array([[0.1, 0.9, 0.8, 0.2], [0.7, 0.3, 0.0, 0.6], [0.25, 0.35, 0.15, 0.05]])
+    z = wasserstein.copy()
+    z[0, 1] = np.nan
+    return HeadScores(
+        {"wasserstein": wasserstein, "kl": -wasserstein, "wasserstein_z": z},
+        small_geometry(),
+        {"base": "base", "tuned": "tuned", "form": "qkv", "temperature": "1.0", "alps": "0.1.0"},
+    )
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Geometry:
+    size = st.integers(1, 5)
+    groups = draw(size)
+    return Geometry(
+        model_type=draw(st.text(max_size=5)),
+        family="separate",
+        layers=tuple(sorted(draw(st.sets(st.integers(0, 99), min_size=1, max_size=5)))),
+        query_heads=groups * draw(size),
+        key_value_heads=groups,
+        head_size=draw(size),
+        value_size=draw(size),
+        hidden_size=draw(size),
+    )
+
+
+@st.composite
+def scores(draw: st.DrawFn, ties: bool = True) -> HeadScores:
+    """Scores by "wasserstein"; without ties they are all different numbers."""
+    geometry = draw(geometries())
+    if ties:
+        number = st.one_of(st.integers(-2, 2).map(float), st.floats())
+        matrix = draw(arrays.arrays(np.float64, geometry.shape, elements=number))
+    else:
+        order = draw(st.permutations(range(geometry.heads)))
+        matrix = np.array(order, dtype=np.float64).reshape(geometry.shape)
+    return HeadScores({"wasserstein": matrix}, geometry)
+
+
+@st.composite
+def head_sets(draw: st.DrawFn) -> HeadSet:
+    geometry = draw(geometries())
+    provenance = draw(st.dictionaries(st.text(), st.text(), max_size=3))
+    return HeadSet(draw(arrays.arrays(np.bool_, geometry.shape)), geometry, provenance)

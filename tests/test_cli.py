@@ -1,0 +1,247 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+import alps
+from alps import ArgumentError, HeadScores, HeadSet, cli, terminal
+from builders import small_geometry, small_scores
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="alps")
+
+
+def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    code = "from alps.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture
+def scores_file(tmp_path: Path) -> Path:
+    path = tmp_path / "scores.safetensors"
+    small_scores().save(path)
+    return path
+
+
+class FakeScan:
+    """Stands in for `alps.scan`."""
+
+    def __init__(self, refusal: BaseException | None = None) -> None:
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.refusal = refusal
+
+    def __call__(self, base: str, tuned: str, **arguments: Any) -> HeadScores:
+        self.asked.append((base, tuned, arguments))
+        if self.refusal is not None:
+            raise self.refusal
+        if arguments["progress"] is not None:
+            arguments["progress"](1, 2)
+        return small_scores()
+
+
+@pytest.fixture
+def scan(monkeypatch: pytest.MonkeyPatch) -> FakeScan:
+    fake = FakeScan()
+    monkeypatch.setattr(alps, "scan", fake)
+    return fake
+
+
+def test_version() -> None:
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"alps {alps.__version__}\n")
+
+
+def test_scan_shows_table_map_and_summary(scan: FakeScan) -> None:
+    result = invoke("scan", "base", "tuned", "--ratio", "0.25")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert "llama, 3 layers x 4 heads, 2 key/value groups" in result.stdout
+    assert re.search(r"1 +0 +1 +0 +0\.9 +nan +█", result.stdout)
+    assert "    0 ░░████··" in result.stdout or "    0 ··████··" in result.stdout
+    assert result.stdout.endswith("3 of 12 heads, 3 of 6 key/value groups, 38.9 % of Q/K/V parameters\n")
+    assert scan.asked[0][:2] == ("base", "tuned")
+    assert scan.asked[0][2]["statistics"] == alps.statistics.ONE_PASS
+    assert scan.asked[0][2]["progress"] is None
+
+
+def test_scan_passes_its_options_on_and_writes_files(scan: FakeScan, tmp_path: Path) -> None:
+    output, heads = tmp_path / "scores.safetensors", tmp_path / "heads.json"
+    options = ["--form", "product", "--temperature", "0.5", "--threads", "3", "--statistic", "kl"]
+    result = invoke("scan", "base", "tuned", *options, "--output", output, "--heads", heads)
+    assert result.exit_code == 0, result.stderr
+    arguments = scan.asked[0][2]
+    assert (arguments["form"], arguments["temperature"], arguments["threads"]) == ("product", 0.5, 3)
+    assert "changed" not in arguments["statistics"]
+    assert HeadScores.load(output) == small_scores()
+    assert HeadSet.load(heads) == small_scores().select(0.1, statistic="kl")
+    assert f"heads written to {heads}" in result.stdout
+
+
+def test_scan_sorts_only_when_asked(scan: FakeScan) -> None:
+    invoke("scan", "base", "tuned", "--statistic", "sorted_wasserstein")
+    assert scan.asked[0][2]["statistics"][-1] == "sorted_wasserstein"
+
+
+def test_json_is_one_document_and_nothing_else(scan: FakeScan, scores_file: Path, tmp_path: Path) -> None:
+    heads_file = tmp_path / "heads.json"
+    result = invoke("scan", "base", "tuned", "--json", "--heads", heads_file)
+    document = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert document["scores"]["statistics"]["wasserstein"] == small_scores()["wasserstein"].tolist()
+    assert document["scores"]["statistics"]["wasserstein_z"][0][1] is None
+    assert document["heads"]["report"]["heads"] == 2
+    assert document["heads"]["report"]["share"] == small_scores().select(0.1).report.share
+    assert json.loads(invoke("select", scores_file, "--json").stdout) == document["heads"]
+    assert json.loads(invoke("show", scores_file, "--json").stdout) == document["scores"]
+    assert json.loads(invoke("show", heads_file, "--json").stdout) == document["heads"]
+
+
+def test_select_honours_its_options(scores_file: Path, tmp_path: Path) -> None:
+    scores, output = small_scores(), tmp_path / "heads.json"
+    for options, expected in (
+        ([], scores.select()),
+        (["--ratio", "0.5", "--rule", "per_layer", "--statistic", "kl"], None),
+        (["--budget", "200"], scores.select(budget=200)),
+        (["--rule", "random", "--seed", "7"], scores.select(rule="random", seed=7)),
+    ):
+        expected = expected or scores.select(0.5, rule="per_layer", statistic="kl")
+        result = invoke("select", scores_file, *options, "--output", output)
+        assert result.exit_code == 0, result.stderr
+        assert HeadSet.load(output) == expected
+        assert f"{len(expected)} of 12 heads" in result.stdout
+
+
+def test_show_tells_scores_and_heads_by_content(scores_file: Path, tmp_path: Path) -> None:
+    heads = tmp_path / "scores-in-name-only.safetensors"
+    small_scores().select(0.25).save(heads)
+    shown = invoke("show", scores_file).stdout
+    assert "tuned: tuned" in shown
+    assert "Top heads by wasserstein" in shown
+    assert "selected" not in shown
+    shown = invoke("show", heads).stdout
+    assert "rule: global" in shown
+    assert "    0 ··████··" in shown
+    assert "3 of 12 heads" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "missing"], "missing: No such file or directory"),
+        (["show", "."], r"\.: Is a directory"),
+        (["show", "text"], "text: expected scores or heads"),
+        (["show", "empty"], "empty: expected scores or heads"),
+        (["show", "json"], "json: format: expected 'alps-heads'"),
+        (["select", "scores", "--seed", "1"], "rule 'global' draws nothing at random, found seed 1"),
+        (["select", "scores", "--ratio", "0.1", "--budget", "3"], "a budget takes the place of a ratio"),
+        (["select", "scores", "--output", "missing/heads.json"], "missing: there is no such folder"),
+        (["scan", "base", "tuned", "--output", "missing/scores"], "missing: there is no such folder"),
+        (["scan", "base", "tuned", "--statistic", "changed", "--form", "product"], "no statistic 'changed'"),
+        (["scan", "/no/base", "tuned"], "/no/base: there is no such file or folder"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_1(
+    scores_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores_file.rename("scores")
+    Path("text").write_text("some text")
+    Path("empty").touch()
+    Path("json").write_text("{}")
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert re.fullmatch(f"alps: error: .*{said}.*\n", result.stderr), result.stderr
+
+
+def test_a_message_of_many_lines_becomes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alps, "scan", FakeScan(ArgumentError("one\n  two")))
+    assert invoke("scan", "base", "tuned").stderr == "alps: error: one two\n"
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alps, "scan", FakeScan(KeyboardInterrupt()))
+    result = invoke("scan", "base", "tuned")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["scan", "base"],
+        ["scan", "base", "tuned", "--ratio", "2"],
+        ["scan", "base", "tuned", "--ratio", "nan"],
+        ["scan", "base", "tuned", "--form", "sum"],
+        ["scan", "base", "tuned", "--threads", "0"],
+        ["select", "scores", "--rule", "best"],
+        ["select", "scores", "--budget", "-1"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert invoke(*arguments).exit_code == 2
+
+
+def test_the_real_command(scores_file: Path) -> None:
+    shown = command("show", scores_file, PYTHONIOENCODING="utf-8")
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert "·".encode() in shown.stdout
+    assert b"\x1b" not in shown.stdout
+    refused = command("show", "missing")
+    assert (refused.returncode, refused.stdout) == (1, b"")
+    assert refused.stderr.splitlines() == [b"alps: error: missing: No such file or directory"]
+
+
+def test_output_stays_ascii_where_nothing_else_can_be_written(scores_file: Path) -> None:
+    shown = command("select", scores_file, PYTHONIOENCODING="ascii")
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    assert b"# selected" in shown.stdout
+
+
+def wide(heads: int, layers: tuple[int, ...] = (0, 1), width: int = 80) -> list[str]:
+    geometry = small_geometry(query_heads=heads, key_value_heads=1, layers=layers)
+    numbers = np.arange(geometry.heads, dtype=np.float64).reshape(geometry.shape)
+    console = Console(width=width)
+    selection = HeadSet.from_pairs([(layers[-1], heads - 1)], geometry)
+    return terminal.head_map(console, geometry, numbers, selection).plain.splitlines()
+
+
+@pytest.mark.parametrize("heads", [1, 4, 32, 37, 38, 64, 71, 74, 75, 96, 97, 128, 149, 256, 1000])
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_map_fits_the_terminal(heads: int, width: int) -> None:
+    ruler, first, last, legend = wide(heads, width=width)
+    assert max(map(len, (ruler, first, last))) <= width
+    assert len(first) == len(last)
+    assert first.startswith("    0 ·")
+    assert last.endswith("█")
+    assert "█ selected" in legend
+
+
+def test_a_wide_map_merges_heads_evenly() -> None:
+    ruler, first, *_, legend = wide(128)
+    assert len(first) == len("    0 ") + 64
+    assert ruler.split() == ["layer", "0", "16", "32", "48", "64", "80", "96", "112"]
+    assert "a cell is 2 heads" in legend
+
+
+def test_a_merged_cell_shows_the_highest_score() -> None:
+    geometry = small_geometry(query_heads=100, key_value_heads=1, layers=(0,))
+    numbers = np.zeros((1, 100))
+    numbers[0, 1] = 1.0
+    numbers[0, 2:4] = np.nan
+    row = terminal.head_map(Console(width=80), geometry, numbers, None).plain.splitlines()[1]
+    assert row[6:9] == "▓?·"
