@@ -4,6 +4,7 @@
 pub mod checkpoint;
 pub mod dtype;
 pub mod error;
+pub mod model;
 pub mod select;
 pub mod statistics;
 pub mod vector;
