@@ -16,6 +16,7 @@ use crate::model;
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, Report, Shape};
 use crate::side::Side;
+use crate::statistics::STATISTICS;
 
 /// How often a long call looks for signals and reports its progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -29,6 +30,8 @@ mod _alps {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module
+            .add("STATISTICS", super::STATISTICS.map(|it| (it.name, it.of_stored_entries, it.on_request)))?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

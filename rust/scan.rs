@@ -139,7 +139,9 @@ fn checked_threads(options: &Options) -> Result<usize> {
 
 fn check_pair(base: &Side, tuned: &Side) -> Result<()> {
     let (of_base, of_tuned) = (base.geometry(), tuned.geometry());
-    let differs = |what: &str, base: String, tuned: String| format!("{what} is {base} in the one, {tuned} in the other");
+    let differs = |what: &str, base: String, tuned: String| {
+        format!("{what} is {base} in the one, {tuned} in the other")
+    };
     let sizes = [
         ("the number of query heads", of_base.query_heads, of_tuned.query_heads),
         ("the number of key/value heads", of_base.key_value_heads, of_tuned.key_value_heads),
@@ -248,8 +250,7 @@ impl Pair<'_> {
 
     fn refuse(&self, bytes: &Bytes, NotFinite { entry, tuned }: NotFinite) -> Error {
         let matrices = self.matrices(bytes);
-        let (matrix, stored) =
-            if tuned { (self.tuned, matrices.tuned) } else { (self.base, matrices.base) };
+        let (matrix, stored) = if tuned { (self.tuned, matrices.tuned) } else { (self.base, matrices.base) };
         matrix.refuse(entry, stored.entry(entry), &self.whose)
     }
 }
@@ -318,14 +319,17 @@ impl<'a> Walk<'a> {
 
     fn measure_product(&self, pair: &Pair, workspace: &mut Workspace) -> Result<Measured> {
         let Workspace { query, product, product_sums, middle, .. } = workspace;
-        product.load(&pair.matrices(&query.bytes), middle).map_err(|entry| pair.refuse(&query.bytes, entry))?;
+        product
+            .load(&pair.matrices(&query.bytes), middle)
+            .map_err(|entry| pair.refuse(&query.bytes, entry))?;
         let part = Part::Computed { base: &product.base, delta: &product.delta };
         product_sums.clear();
         product_sums
             .add_up_to(part.entries(), &part)
             .and_then(|()| measure(&[(part, product_sums)], self.options.sorted))
             .map_err(|_| {
-                let problem = format!("the product form of {} overflows: its weights are too large", pair.whose);
+                let problem =
+                    format!("the product form of {} overflows: its weights are too large", pair.whose);
                 Error::weights(self.tuned.path(), problem)
             })
     }

@@ -122,7 +122,9 @@ impl Matrix<'_> {
             Orientation::InOut => format!("[{input}, {out}]"),
         };
         let problem = if value.is_finite() {
-            format!("the weight {value:e} of tensor {tensor} at {place} ({whose}) is too far from that of the other checkpoint")
+            format!(
+                "the weight {value:e} of tensor {tensor} at {place} ({whose}) is too far from that of the other checkpoint"
+            )
         } else {
             format!("tensor {tensor} holds {value} at {place} ({whose}); every weight has to be finite")
         };
