@@ -83,3 +83,27 @@ impl Error {
         Error::Weights { path: path.to_path_buf(), problem: problem.into() }
     }
 }
+
+/// A name taken from a file, fit for a message: quoted, on one line, not too long.
+pub(crate) fn quote(name: &str) -> String {
+    format!("`{}`", shorten(name, 200).escape_debug())
+}
+
+/// The text, cut to `longest` characters.
+pub(crate) fn shorten(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        Some((cut, _)) => format!("{}…", &text[..cut]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoting_keeps_a_message_on_one_short_line() {
+        assert_eq!(quote("a\nb"), "`a\\nb`");
+        assert_eq!(quote(&"é".repeat(1000)).chars().count(), 200 + 3);
+    }
+}

@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use numpy::ndarray::Array1;
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyNotImplementedError, PyOSError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
+use crate::model;
+use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, Report, Shape};
+use crate::side::Side;
+use crate::statistics::STATISTICS;
 
 /// How often a long call looks for signals and reports its progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -26,6 +30,8 @@ mod _alps {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module
+            .add("STATISTICS", super::STATISTICS.map(|it| (it.name, it.of_stored_entries, it.on_request)))?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }
@@ -37,6 +43,8 @@ struct Scan {
     statistics: Py<PyDict>,
     /// The fields of the model's geometry.
     geometry: Py<PyDict>,
+    /// Bytes of weights read, from both sides.
+    bytes: u64,
 }
 
 /// Reads two checkpoints and scores every head.
@@ -52,16 +60,51 @@ fn scan(
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Scan> {
-    let _ = (base, tuned, form, temperature, sorted, threads);
-    long_call(py, progress, Control::check)?;
-    Err(PyNotImplementedError::new_err("scan"))
+    let form = match form {
+        "qkv" => Form::Qkv,
+        "product" => Form::Product,
+        _ => return Err(Error::Argument(format!("no form {form:?}; expected \"qkv\" or \"product\"")).into()),
+    };
+    let options = Options { form, temperature, sorted, threads, ..Options::default() };
+    let (base, tuned) = (Path::new(base), Path::new(tuned));
+    let scores = long_call(py, progress, |control| scan_checkpoints(base, tuned, &options, control))?;
+    let shape = [scores.geometry.layers.len(), scores.geometry.query_heads];
+    let statistics = PyDict::new(py);
+    for (name, values) in scores.statistics {
+        statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
+    }
+    let geometry = geometry_fields(py, &scores.geometry)?;
+    Ok(Scan { statistics: statistics.unbind(), geometry: geometry.unbind(), bytes: scores.bytes })
 }
 
 /// Reads the geometry of one checkpoint.
 #[pyfunction]
-fn geometry(path: &str) -> PyResult<Py<PyDict>> {
-    let _ = path;
-    Err(PyNotImplementedError::new_err("geometry"))
+fn geometry<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
+    let side = py.detach(|| Side::open(Path::new(path)))?;
+    geometry_fields(py, side.geometry())
+}
+
+fn geometry_fields<'py>(py: Python<'py>, geometry: &model::Geometry) -> PyResult<Bound<'py, PyDict>> {
+    let model::Geometry {
+        model_type,
+        family,
+        layers,
+        query_heads,
+        key_value_heads,
+        head_size,
+        value_size,
+        hidden_size,
+    } = geometry;
+    let fields = PyDict::new(py);
+    fields.set_item("model_type", model_type)?;
+    fields.set_item("family", family)?;
+    fields.set_item("layers", layers)?;
+    fields.set_item("query_heads", query_heads)?;
+    fields.set_item("key_value_heads", key_value_heads)?;
+    fields.set_item("head_size", head_size)?;
+    fields.set_item("value_size", value_size)?;
+    fields.set_item("hidden_size", hidden_size)?;
+    Ok(fields)
 }
 
 /// The heads, counted through all layers, best first.

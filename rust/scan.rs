@@ -139,7 +139,9 @@ fn checked_threads(options: &Options) -> Result<usize> {
 
 fn check_pair(base: &Side, tuned: &Side) -> Result<()> {
     let (of_base, of_tuned) = (base.geometry(), tuned.geometry());
-    let differs = |what: &str, base: String, tuned: String| format!("{what} is {base} in the one, {tuned} in the other");
+    let differs = |what: &str, base: String, tuned: String| {
+        format!("{what} is {base} in the one, {tuned} in the other")
+    };
     let sizes = [
         ("the number of query heads", of_base.query_heads, of_tuned.query_heads),
         ("the number of key/value heads", of_base.key_value_heads, of_tuned.key_value_heads),
@@ -194,15 +196,20 @@ struct Workspace {
 
 /// The bytes of one matrix from both sides, and their sums.
 struct Loaded {
+    bytes: Bytes,
+    sums: PartSums,
+}
+
+#[derive(Default)]
+struct Bytes {
     base: Vec<u8>,
     tuned: Vec<u8>,
-    sums: PartSums,
 }
 
 impl Workspace {
     fn new(options: &Options) -> Self {
         let sums = || PartSums::new(options.temperature, options.instructions);
-        let loaded = || Loaded { base: Vec::new(), tuned: Vec::new(), sums: sums() };
+        let loaded = || Loaded { bytes: Bytes::default(), sums: sums() };
         Self {
             query: loaded(),
             key: loaded(),
@@ -228,12 +235,12 @@ impl Pair<'_> {
         self.base.bytes() + self.tuned.bytes()
     }
 
-    fn part<'b>(&self, loaded: &'b Loaded) -> Part<'b> {
-        let MatrixPair { base, tuned, .. } = self.matrices(loaded);
+    fn part<'b>(&self, bytes: &'b Bytes) -> Part<'b> {
+        let MatrixPair { base, tuned, .. } = self.matrices(bytes);
         Part::Stored { base, tuned }
     }
 
-    fn matrices<'b>(&self, Loaded { base, tuned, .. }: &'b Loaded) -> MatrixPair<'b> {
+    fn matrices<'b>(&self, Bytes { base, tuned }: &'b Bytes) -> MatrixPair<'b> {
         MatrixPair {
             base: Stored { dtype: self.base.dtype, bytes: base },
             tuned: Stored { dtype: self.tuned.dtype, bytes: tuned },
@@ -241,10 +248,9 @@ impl Pair<'_> {
         }
     }
 
-    fn refuse(&self, loaded: &Loaded, NotFinite { entry, tuned }: NotFinite) -> Error {
-        let matrices = self.matrices(loaded);
-        let (matrix, stored) =
-            if tuned { (self.tuned, matrices.tuned) } else { (self.base, matrices.base) };
+    fn refuse(&self, bytes: &Bytes, NotFinite { entry, tuned }: NotFinite) -> Error {
+        let matrices = self.matrices(bytes);
+        let (matrix, stored) = if tuned { (self.tuned, matrices.tuned) } else { (self.base, matrices.base) };
         matrix.refuse(entry, stored.entry(entry), &self.whose)
     }
 }
@@ -284,10 +290,11 @@ impl<'a> Walk<'a> {
         self.read(&key, &mut workspace.key, strip)?;
         self.read(&value, &mut workspace.value, strip)?;
         if self.options.form == Form::Product {
-            let matrices = (key.matrices(&workspace.key), value.matrices(&workspace.value));
-            workspace.middle.load(&matrices.0, &matrices.1).map_err(|refused| match refused {
-                Refused::Key(entry) => key.refuse(&workspace.key, entry),
-                Refused::Value(entry) => value.refuse(&workspace.value, entry),
+            let (keys, values) = (&workspace.key.bytes, &workspace.value.bytes);
+            let loaded = workspace.middle.load(&key.matrices(keys), &value.matrices(values));
+            loaded.map_err(|refused| match refused {
+                Refused::Key(entry) => key.refuse(keys, entry),
+                Refused::Value(entry) => value.refuse(values, entry),
             })?;
         }
         heads
@@ -305,21 +312,24 @@ impl<'a> Walk<'a> {
     fn measure_qkv(&self, pairs: [&Pair; 3], workspace: &Workspace) -> Result<Measured> {
         let Workspace { query, key, value, .. } = workspace;
         let parts = [(pairs[0], query), (pairs[1], key), (pairs[2], value)]
-            .map(|(pair, loaded)| (pair.part(loaded), &loaded.sums));
+            .map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums));
         // Every entry was found finite while it was read.
-        measure(&parts, self.options.sorted).map_err(|entry| pairs[0].refuse(query, entry))
+        measure(&parts, self.options.sorted).map_err(|entry| pairs[0].refuse(&query.bytes, entry))
     }
 
     fn measure_product(&self, pair: &Pair, workspace: &mut Workspace) -> Result<Measured> {
         let Workspace { query, product, product_sums, middle, .. } = workspace;
-        product.load(&pair.matrices(query), middle).map_err(|entry| pair.refuse(query, entry))?;
+        product
+            .load(&pair.matrices(&query.bytes), middle)
+            .map_err(|entry| pair.refuse(&query.bytes, entry))?;
         let part = Part::Computed { base: &product.base, delta: &product.delta };
         product_sums.clear();
         product_sums
             .add_up_to(part.entries(), &part)
             .and_then(|()| measure(&[(part, product_sums)], self.options.sorted))
             .map_err(|_| {
-                let problem = format!("the product form of {} overflows: its weights are too large", pair.whose);
+                let problem =
+                    format!("the product form of {} overflows: its weights are too large", pair.whose);
                 Error::weights(self.tuned.path(), problem)
             })
     }
@@ -327,30 +337,28 @@ impl<'a> Walk<'a> {
     /// Reads one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.
     fn read(&self, pair: &Pair, loaded: &mut Loaded, strip: &mut Vec<u8>) -> Result<()> {
         let Pair { base, tuned, .. } = pair;
+        let Loaded { bytes, sums } = loaded;
         let entries = base.entries();
-        loaded.base.resize(base.bytes(), 0);
-        loaded.tuned.resize(tuned.bytes(), 0);
-        loaded.sums.clear();
+        bytes.base.resize(base.bytes(), 0);
+        bytes.tuned.resize(tuned.bytes(), 0);
+        sums.clear();
         let sizes = (base.dtype.size(), tuned.dtype.size());
         let contiguous = base.is_contiguous() && tuned.is_contiguous();
         let step = if contiguous { (self.options.buffer / sizes.0.max(sizes.1)).max(1) } else { entries };
         for start in (0..entries).step_by(step) {
             self.control.check()?;
             let end = entries.min(start + step);
-            for (matrix, bytes) in [(base, &mut loaded.base), (tuned, &mut loaded.tuned)] {
+            for (matrix, into) in [(base, &mut bytes.base), (tuned, &mut bytes.tuned)] {
                 let size = matrix.dtype.size();
-                let bytes = &mut bytes[start * size..end * size];
+                let into = &mut into[start * size..end * size];
                 if matrix.is_contiguous() {
-                    matrix.read(start, bytes)?;
+                    matrix.read(start, into)?;
                 } else {
-                    matrix.read_transposed(bytes, strip)?;
+                    matrix.read_transposed(into, strip)?;
                 }
             }
             if self.options.form == Form::Qkv {
-                let part = pair.part(loaded);
-                if let Err(entry) = loaded.sums.add_up_to(end, &part) {
-                    return Err(pair.refuse(loaded, entry));
-                }
+                sums.add_up_to(end, &pair.part(bytes)).map_err(|entry| pair.refuse(bytes, entry))?;
             }
             self.control.done.fetch_add(((end - start) * (sizes.0 + sizes.1)) as u64, Ordering::Relaxed);
         }

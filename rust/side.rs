@@ -88,7 +88,7 @@ impl Matrix<'_> {
 
     /// Whether the rows follow each other in the file.
     pub(crate) fn is_contiguous(&self) -> bool {
-        matches!(self.slice.stored, Orientation::OutIn)
+        matches!(self.slice.orientation, Orientation::OutIn)
     }
 
     /// Reads the entries from `first` on, where they follow each other in the file.
@@ -99,9 +99,8 @@ impl Matrix<'_> {
 
     /// Reads the whole matrix where its rows are columns of the stored tensor, and turns it around.
     pub(crate) fn read_transposed(&self, into: &mut [u8], strip: &mut Vec<u8>) -> Result<()> {
-        let Slice { first, rows, columns, .. } = self.slice;
+        let Slice { first, rows, columns, stride, .. } = self.slice;
         let size = self.dtype.size();
-        let stride = self.tensor.shape[1..].iter().product::<usize>();
         strip.resize(rows * size, 0);
         for column in 0..columns {
             let start = (column as u64 * stride as u64 + first as u64) * size as u64;
@@ -118,12 +117,14 @@ impl Matrix<'_> {
     pub(crate) fn refuse(&self, entry: usize, value: f64, whose: &str) -> Error {
         let Slice { first, columns, tensor, .. } = self.slice;
         let (out, input) = (first + entry / columns, entry % columns);
-        let place = match self.slice.stored {
+        let place = match self.slice.orientation {
             Orientation::OutIn => format!("[{out}, {input}]"),
             Orientation::InOut => format!("[{input}, {out}]"),
         };
         let problem = if value.is_finite() {
-            format!("the weight {value:e} of tensor {tensor} at {place} ({whose}) is too far from that of the other checkpoint")
+            format!(
+                "the weight {value:e} of tensor {tensor} at {place} ({whose}) is too far from that of the other checkpoint"
+            )
         } else {
             format!("tensor {tensor} holds {value} at {place} ({whose}); every weight has to be finite")
         };

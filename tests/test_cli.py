@@ -74,7 +74,7 @@ def test_scan_shows_table_map_and_summary(scan: FakeScan) -> None:
     assert "    0 ░░████··" in result.stdout or "    0 ··████··" in result.stdout
     assert result.stdout.endswith("3 of 12 heads, 3 of 6 key/value groups, 38.9 % of Q/K/V parameters\n")
     assert scan.asked[0][:2] == ("base", "tuned")
-    assert scan.asked[0][2]["statistics"] == alps.statistics.ONE_PASS
+    assert scan.asked[0][2]["statistics"] == alps.statistics.resolve(None, "qkv")
     assert scan.asked[0][2]["progress"] is None
 
 

@@ -147,7 +147,7 @@ class FakeScan:
 
     @property
     def statistics(self) -> dict[str, Any]:
-        names = [*alps.statistics.one_pass(self.asked[2])]
+        names = [*alps.statistics.resolve(None, self.asked[2])]
         if self.asked[4]:
             names.append("sorted_wasserstein")
         return {name: np.zeros((3, 4)) for name in names}
@@ -164,7 +164,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeScan:
 def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path)
     assert fake.asked == (str(tmp_path), str(tmp_path), "qkv", 1.0, False, None, None)
-    assert scores.statistics == alps.statistics.ONE_PASS
+    assert scores.statistics == alps.statistics.resolve(None, "qkv")
     assert scores.provenance == {
         "base": str(tmp_path),
         "tuned": str(tmp_path),

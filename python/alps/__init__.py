@@ -16,8 +16,10 @@ from alps.geometry import Geometry
 from alps.heads import HeadSet, Report
 from alps.scan import geometry, scan
 from alps.scores import HeadScores
+from alps.statistics import STATISTICS
 
 __all__ = [
+    "STATISTICS",
     "AlpsError",
     "ArgumentError",
     "CheckpointError",

@@ -20,6 +20,9 @@ __all__ = [
     "select_within_budget",
 ]
 
+STATISTICS: list[tuple[str, bool, bool]]
+"""The name of each statistic, whether it needs stored entries, whether it is computed only on request."""
+
 __version__: str
 
 @final
@@ -32,6 +35,9 @@ class Scan:
     @property
     def geometry(self) -> dict[str, Any]:
         """The fields of the model's geometry."""
+    @property
+    def bytes(self) -> int:
+        """Bytes of weights read, from both sides."""
 
 def scan(
     base: str,

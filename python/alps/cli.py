@@ -114,14 +114,14 @@ def scan(
     for path in (output, heads):
         if path is not None:
             check_writable(path)
-    wanted = (*statistics.one_pass(form.value), *([statistic] if statistic == statistics.SORTED else []))
+    wanted = dict.fromkeys((*statistics.resolve(None, form.value), statistic))
     with nullcontext() if as_json else terminal.progress(sys.stderr) as progress:
         scores = alps.scan(
             base,
             tuned,
             form=form.value,
             temperature=temperature,
-            statistics=wanted,
+            statistics=tuple(wanted),
             threads=threads,
             progress=progress,
         )

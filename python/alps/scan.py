@@ -1,6 +1,5 @@
 """Reading checkpoints."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -66,8 +65,6 @@ def scan(
         OSError: A file cannot be read.
     """
     names = statistics_table.resolve(statistics, form)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ArgumentError(f"temperature must be positive and finite, found {temperature}")
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads must be 1 or more, found {threads}")
     base_source, tuned_source = sources.find(base), sources.find(tuned)
@@ -76,7 +73,7 @@ def scan(
         tuned_source.path,
         form,
         temperature,
-        statistics_table.SORTED in names,
+        any(name in statistics_table.ON_REQUEST for name in names),
         threads,
         progress,
     )

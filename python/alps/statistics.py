@@ -2,33 +2,25 @@
 
 from collections.abc import Sequence
 
+from alps import _alps
 from alps.errors import ArgumentError
 
 FORMS = ("qkv", "product")
 
-ONE_PASS = (
-    "wasserstein",
-    "kl",
-    "js",
-    "cosine",
-    "euclidean",
-    "delta_norm",
-    "relative_delta",
-    "max_delta",
-    "changed",
-    "wasserstein_z",
-)
-"""The statistics that one pass over the weights yields together."""
+STATISTICS = tuple(name for name, _, _ in _alps.STATISTICS)
+"""Every statistic, in the order in which they are shown."""
 
-SORTED = "sorted_wasserstein"
-"""The statistic that needs a sort, and is computed only when it is named."""
+ON_REQUEST = tuple(name for name, _, on_request in _alps.STATISTICS if on_request)
+"""The statistics that cost more than the one pass, and are computed only when they are named."""
+
+_OF_STORED_ENTRIES = tuple(name for name, of_stored_entries, _ in _alps.STATISTICS if of_stored_entries)
 
 DEFAULT = "wasserstein"
 """The statistic that ranks heads: the PAD score of the paper."""
 
 
-def one_pass(form: str) -> tuple[str, ...]:
-    """The statistics that one pass yields for `form`.
+def of_form(form: str) -> tuple[str, ...]:
+    """The statistics that `form` has.
 
     Raises:
         ArgumentError: There is no such form.
@@ -36,19 +28,18 @@ def one_pass(form: str) -> tuple[str, ...]:
     if form not in FORMS:
         raise ArgumentError(f"there is no form {form!r}; the forms are {', '.join(FORMS)}")
     # The entries of a product are not stored, so none of them can be said to have changed.
-    return tuple(name for name in ONE_PASS if (form, name) != ("product", "changed"))
+    return tuple(name for name in STATISTICS if form == "qkv" or name not in _OF_STORED_ENTRIES)
 
 
 def resolve(names: Sequence[str] | None, form: str) -> tuple[str, ...]:
-    """The statistics to compute: those named, once each, or every one-pass statistic of `form`.
+    """The statistics to compute: those named, once each, or all of `form` that one pass yields together.
 
     Raises:
         ArgumentError: There is no such form, the form has no such statistic, or none is named.
     """
-    default = one_pass(form)
+    valid = of_form(form)
     if names is None:
-        return default
-    valid = (*default, SORTED)
+        return tuple(name for name in valid if name not in ON_REQUEST)
     if isinstance(names, str):
         raise ArgumentError(f"statistics is a sequence of names: write [{names!r}]")
     if not names:

@@ -9,6 +9,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::source::{LocalFile, Source as _};
+pub(super) use crate::error::quote;
+use crate::error::shorten;
 use crate::{Error, Result};
 
 /// The most bytes of a JSON file that are read into memory. The largest index files known have about 10 MB.
@@ -34,18 +36,6 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
 /// The refusal of a file at `path` whose `part` (the file, its header) does not parse.
 pub(super) fn refusal(path: &Path, part: &str, error: &serde_json::Error) -> Error {
     Error::checkpoint(path, format!("{part} cannot be read: {}", shorten(&error.to_string(), 500)))
-}
-
-/// A name taken from a file, fit for a message: quoted, on one line, not too long.
-pub(super) fn quote(name: &str) -> String {
-    format!("`{}`", shorten(name, 200).escape_debug())
-}
-
-fn shorten(text: &str, longest: usize) -> String {
-    match text.char_indices().nth(longest) {
-        Some((cut, _)) => format!("{}…", &text[..cut]),
-        None => text.to_owned(),
-    }
 }
 
 /// The value behind one key of an [`Object`]; the key may decide how it is read.
@@ -123,11 +113,5 @@ mod tests {
     fn a_key_spelled_in_two_ways_is_still_one_key() {
         let error = serde_json::from_str::<Object<String>>(r#"{"a": "1", "\u0061": "2"}"#).err().unwrap();
         assert!(error.to_string().starts_with("`a` appears twice at line 1"), "{error}");
-    }
-
-    #[test]
-    fn quoting_keeps_a_message_on_one_short_line() {
-        assert_eq!(quote("a\nb"), "`a\\nb`");
-        assert_eq!(quote(&"é".repeat(1000)).chars().count(), 200 + 3);
     }
 }

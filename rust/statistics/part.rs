@@ -81,11 +81,7 @@ impl Stored<'_> {
 }
 
 #[inline(always)]
-fn decode_as<R: Real, const SIZE: usize>(
-    bytes: &[u8],
-    out: &mut Block<R>,
-    decode: impl Fn([u8; SIZE]) -> R,
-) {
+fn decode_as<R: Real, const SIZE: usize>(bytes: &[u8], out: &mut Block<R>, decode: impl Fn([u8; SIZE]) -> R) {
     let (weights, _) = bytes.as_chunks::<SIZE>();
     match <&[[u8; SIZE]; BLOCK]>::try_from(weights) {
         Ok(weights) => {

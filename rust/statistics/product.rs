@@ -95,9 +95,27 @@ impl Middle {
             k.load(key, range.clone()).map_err(Refused::Key)?;
             v.load(value, range).map_err(Refused::Value)?;
             let inner = k.columns;
-            add_product(&mut self.base, rows, columns, Factor::of(&k.base, inner), Factor::transposed(&v.base, inner));
-            add_product(&mut self.delta, rows, columns, Factor::of(&k.delta, inner), Factor::transposed(&v.tuned, inner));
-            add_product(&mut self.delta, rows, columns, Factor::of(&k.base, inner), Factor::transposed(&v.delta, inner));
+            add_product(
+                &mut self.base,
+                rows,
+                columns,
+                Factor::of(&k.base, inner),
+                Factor::transposed(&v.base, inner),
+            );
+            add_product(
+                &mut self.delta,
+                rows,
+                columns,
+                Factor::of(&k.delta, inner),
+                Factor::transposed(&v.tuned, inner),
+            );
+            add_product(
+                &mut self.delta,
+                rows,
+                columns,
+                Factor::of(&k.base, inner),
+                Factor::transposed(&v.delta, inner),
+            );
         }
         for ((tuned, base), delta) in self.tuned.iter_mut().zip(&self.base).zip(&self.delta) {
             *tuned = base + delta;

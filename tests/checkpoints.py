@@ -1,0 +1,83 @@
+"""Tiny checkpoints with known weights, written by safetensors' own writer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's attention."""
+
+    layers: int = 1
+    query_heads: int = 4
+    key_value_heads: int = 2
+    head_size: int = 4
+    hidden_size: int = 24
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "model_type": "llama",
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.query_heads,
+            "num_key_value_heads": self.key_value_heads,
+            "head_dim": self.head_size,
+            "hidden_size": self.hidden_size,
+        }
+
+    def rows(self) -> dict[str, int]:
+        key_value = self.key_value_heads * self.head_size
+        return {"q": self.query_heads * self.head_size, "k": key_value, "v": key_value}
+
+
+def name(layer: int, matrix: str) -> str:
+    return f"model.layers.{layer}.self_attn.{matrix}_proj.weight"
+
+
+def random_weights(shape: Shape, seed: int, scale: float = 0.05) -> Tensors:
+    """Normal weights in float64, under the names of a Llama."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name(layer, matrix): torch.randn(rows, shape.hidden_size, generator=generator, dtype=torch.float64)
+        * scale
+        for layer in range(shape.layers)
+        for matrix, rows in shape.rows().items()
+    }
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Writes a checkpoint of one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def matrices(
+    tensors: Tensors, shape: Shape, layer: int, head: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Q_h, K_g and V_g of one head, float64 [head size, hidden size]."""
+    group = head * shape.key_value_heads // shape.query_heads
+    found = []
+    for matrix, index in (("q", head), ("k", group), ("v", group)):
+        weight = tensors[name(layer, matrix)].to(torch.float64).numpy()
+        found.append(weight[index * shape.head_size : (index + 1) * shape.head_size])
+    return found[0], found[1], found[2]
+
+
+def theta(tensors: Tensors, shape: Shape, layer: int, head: int) -> NDArray[np.float64]:
+    """The weight vector of one head in the form `qkv`."""
+    return np.concatenate([matrix.ravel() for matrix in matrices(tensors, shape, layer, head)])

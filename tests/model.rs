@@ -1,0 +1,609 @@
+//! Models whose attention is found, and every kind that must be refused.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use alps::Error;
+use alps::model::{Attention, Geometry, Orientation, Role, families};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+type Tensors = BTreeMap<String, Vec<usize>>;
+
+fn resolve(config: &Value, tensors: &Tensors) -> alps::Result<Attention> {
+    let config = config.as_object().unwrap();
+    let tensors = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
+    Attention::resolve(Path::new("some/model"), config, &tensors)
+}
+
+/// The reason why a model is refused.
+#[track_caller]
+fn refusal(config: &Value, tensors: &Tensors) -> String {
+    match resolve(config, tensors) {
+        Err(Error::Model { path, problem }) => {
+            assert_eq!(path, Path::new("some/model"));
+            problem
+        }
+        Err(other) => panic!("refused in another way: {other}"),
+        Ok(_) => panic!("not refused"),
+    }
+}
+
+#[track_caller]
+fn assert_says(problem: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(problem.contains(part), "{part:?} is not in: {problem}");
+    }
+}
+
+/// Two layers, six heads of size 4 that share two groups, and a hidden size of 16.
+fn llama() -> (Value, Tensors) {
+    let config = json!({
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "hidden_size": 16,
+    });
+    (config, separate("model.", 2))
+}
+
+fn separate(prefix: &str, layers: usize) -> Tensors {
+    let mut tensors = Tensors::from([("lm_head.weight".to_owned(), vec![100, 16])]);
+    for layer in 0..layers {
+        for (name, rows) in [("q_proj", 24), ("k_proj", 8), ("v_proj", 8)] {
+            tensors.insert(format!("{prefix}layers.{layer}.self_attn.{name}.weight"), vec![rows, 16]);
+        }
+        tensors.insert(format!("{prefix}layers.{layer}.self_attn.o_proj.weight"), vec![16, 24]);
+    }
+    tensors
+}
+
+/// Two layers, three heads of size 4.
+fn gpt2() -> (Value, Tensors) {
+    let config = json!({"model_type": "gpt2", "n_layer": 2, "n_head": 3, "n_embd": 12});
+    let mut tensors = Tensors::new();
+    for layer in 0..2 {
+        tensors.insert(format!("h.{layer}.attn.c_attn.weight"), vec![12, 36]);
+        tensors.insert(format!("h.{layer}.attn.c_attn.bias"), vec![36]);
+        tensors.insert(format!("h.{layer}.attn.bias"), vec![1, 1, 64, 64]);
+        tensors.insert(format!("h.{layer}.crossattention.c_attn.weight"), vec![12, 24]);
+    }
+    (config, tensors)
+}
+
+/// Llama, after a change of its configuration.
+#[track_caller]
+fn refusal_of_llama_with(key: &str, value: Value) -> String {
+    let (mut config, tensors) = llama();
+    config[key] = value;
+    refusal(&config, &tensors)
+}
+
+// What is found.
+
+#[test]
+fn heads_that_share_groups() {
+    let (config, tensors) = llama();
+    let attention = resolve(&config, &tensors).unwrap();
+    let geometry = attention.geometry();
+    assert_eq!((&*geometry.model_type, &*geometry.family), ("llama", "separate"));
+    assert_eq!(geometry.layers, [0, 1]);
+    assert_eq!((geometry.query_heads, geometry.key_value_heads), (6, 2));
+    assert_eq!((geometry.head_size, geometry.value_size, geometry.hidden_size), (4, 4, 16));
+    assert_eq!((0..6).map(|head| geometry.group_of(head)).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1]);
+    assert_eq!((geometry.heads_of(0), geometry.heads_of(1)), (0..3, 3..6));
+
+    let slice = attention.slice(Role::Query, 1, 5);
+    assert_eq!(slice.tensor, "model.layers.1.self_attn.q_proj.weight");
+    assert_eq!(slice.orientation, Orientation::OutIn);
+    assert_eq!((slice.first, slice.rows, slice.columns, slice.stride), (20, 4, 16, 16));
+    let slice = attention.slice(Role::Value, 0, 1);
+    assert_eq!(slice.tensor, "model.layers.0.self_attn.v_proj.weight");
+    assert_eq!((slice.first, slice.rows), (4, 4));
+    let names: Vec<&str> = attention.tensors().collect();
+    assert_eq!(names.len(), 6);
+    assert_eq!(names[4], "model.layers.1.self_attn.k_proj.weight");
+}
+
+#[test]
+fn columns_of_a_transposed_fused_tensor() {
+    let (config, tensors) = gpt2();
+    let attention = resolve(&config, &tensors).unwrap();
+    assert_eq!(attention.tensors().collect::<Vec<_>>(), ["h.0.attn.c_attn.weight", "h.1.attn.c_attn.weight"]);
+    for (role, first) in [(Role::Query, 8), (Role::Key, 20), (Role::Value, 32)] {
+        let slice = attention.slice(role, 1, 2);
+        assert_eq!((slice.tensor, slice.orientation), ("h.1.attn.c_attn.weight", Orientation::InOut));
+        assert_eq!((slice.first, slice.rows, slice.columns, slice.stride), (first, 4, 12, 36));
+    }
+}
+
+#[test]
+fn an_encoder_whose_heads_have_groups_of_their_own() {
+    let config = json!({
+        "model_type": "bert", "num_hidden_layers": 1, "num_attention_heads": 3, "hidden_size": 12,
+    });
+    let tensors = ["query", "key", "value"]
+        .map(|name| (format!("bert.encoder.layer.0.attention.self.{name}.weight"), vec![12, 12]));
+    let attention = resolve(&config, &Tensors::from(tensors)).unwrap();
+    assert_eq!((attention.geometry().key_value_heads, attention.geometry().head_size), (3, 4));
+    assert_eq!(attention.slice(Role::Key, 0, 2).first, 8);
+}
+
+#[test]
+fn absent_and_null_mean_the_same() {
+    for absent in [false, true] {
+        let (mut config, _) = llama();
+        config["hidden_size"] = json!(24);
+        for key in ["num_key_value_heads", "head_dim", "text_config", "per_layer_config"] {
+            config[key] = Value::Null;
+            if absent {
+                config.as_object_mut().unwrap().remove(key);
+            }
+        }
+        let tensors = ["q", "k", "v"].iter().flat_map(|name| {
+            (0..2).map(move |layer| (format!("layers.{layer}.self_attn.{name}_proj.weight"), vec![24, 24]))
+        });
+        let attention = resolve(&config, &tensors.collect()).unwrap();
+        assert_eq!((attention.geometry().key_value_heads, attention.geometry().head_size), (6, 4));
+    }
+}
+
+#[test]
+fn the_text_model_of_a_larger_one() {
+    let (mut inner, _) = llama();
+    inner["model_type"] = json!("gemma3_text");
+    let config = json!({"model_type": "gemma3", "text_config": inner, "hidden_size": 1});
+    for prefix in ["language_model.model.", "model.language_model.", "language_model."] {
+        let mut tensors = separate(prefix, 2);
+        for tower in ["vision_tower.", "model.vision_tower.encoder.", "audio.model.", "mtp."] {
+            tensors.extend(separate(tower, 5));
+        }
+        let attention = resolve(&config, &tensors).unwrap();
+        assert_eq!(attention.geometry().model_type, "gemma3");
+        assert!(attention.tensors().all(|name| name.starts_with(prefix)));
+    }
+}
+
+#[test]
+fn layers_beyond_those_of_the_configuration_are_left_out() {
+    let (config, _) = llama();
+    let attention = resolve(&config, &separate("model.", 3)).unwrap();
+    assert_eq!(attention.geometry().layers, [0, 1]);
+}
+
+#[test]
+#[should_panic(expected = "there is no key matrix 2")]
+fn a_group_that_does_not_exist_is_a_mistake_of_the_caller() {
+    let (config, tensors) = llama();
+    resolve(&config, &tensors).unwrap().slice(Role::Key, 0, 2);
+}
+
+#[test]
+fn a_model_type_is_known_by_its_family() {
+    let family = |model_type| {
+        let mut owners =
+            families().unwrap().iter().filter(|family| family.model_types().any(|known| known == model_type));
+        owners.next().map(|family| family.name())
+    };
+    assert_eq!(family("qwen3"), Some("separate"));
+    assert_eq!(family("roberta"), Some("bert"));
+    assert_eq!(family("gpt2"), Some("gpt2"));
+    // Another order of heads, gated queries, layers without attention: under the same names of tensors.
+    for model_type in
+        ["jetmoe", "qwen3_next", "diffllama", "doge", "jamba", "gemma3n", "deepseek_v3", "convbert"]
+    {
+        assert_eq!(family(model_type), None, "{model_type}");
+    }
+    assert!(families().unwrap().iter().all(|family| !family.description().is_empty()));
+}
+
+// What is refused.
+
+#[test]
+fn a_model_type_of_no_family() {
+    let mut tensors = separate("model.", 32);
+    tensors.insert("model.layers.0.mamba.A_log".to_owned(), vec![3]);
+    let problem = refusal(&json!({"model_type": "jetmoe\n"}), &tensors);
+    assert_says(
+        &problem,
+        &[
+            "the model type `jetmoe\\n` is in no known family",
+            "its attention tensors seem to be `model.layers.{layer}.self_attn.k_proj.weight`, `model.layers",
+            "the known families are `bert` (",
+            "`separate` (Llama and its many relatives",
+            "CONTRIBUTING.md says how to add a family",
+        ],
+    );
+    assert_eq!(problem.matches("q_proj").count(), 1);
+    assert!(!problem.contains("mamba"));
+}
+
+#[test]
+fn names_found_are_listed_only_so_far() {
+    let tensors: Tensors = (0..20).map(|number| (format!("attention_{number:02}"), vec![1])).collect();
+    let problem = refusal(&json!({"model_type": "x"}), &tensors);
+    assert_says(&problem, &["`attention_06`, `attention_07` and 12 more"]);
+    assert!(!problem.contains("attention_08"));
+}
+
+#[test]
+fn no_model_type() {
+    let (_, tensors) = llama();
+    for config in [json!({}), json!({"model_type": null})] {
+        let problem = refusal(&config, &tensors);
+        assert_says(&problem, &["the configuration has no `model_type`", "q_proj", "CONTRIBUTING.md"]);
+    }
+    assert_says(
+        &refusal(&json!({"model_type": 3}), &tensors),
+        &["`model_type` should be a text, but is `3`"],
+    );
+    let problem = refusal(&json!({"model_type": "x"}), &Tensors::from([("weight".to_owned(), vec![])]));
+    assert_says(&problem, &["of its 1 tensors none has `attn` or `attention` in its name"]);
+}
+
+#[test]
+fn a_text_model_of_another_type() {
+    let (mut inner, tensors) = llama();
+    inner["model_type"] = json!("jetmoe");
+    let config = json!({"model_type": "llava", "text_config": inner});
+    let problem = refusal(&config, &tensors);
+    assert_says(
+        &problem,
+        &["`llava` is in the family `separate`, but its text model is of the type `jetmoe`"],
+    );
+    let config = json!({"model_type": "llava", "text_config": {"model_type": 1}});
+    let problem = refusal(&config, &tensors);
+    assert_says(
+        &problem,
+        &["`model_type` in `text_config` in the configuration should be a text, but is `1`"],
+    );
+}
+
+#[test]
+fn a_text_config_that_is_no_object() {
+    let problem = refusal_of_llama_with("text_config", json!([1]));
+    assert_eq!(problem, "`text_config` should be an object, but is a list");
+}
+
+#[test]
+fn a_missing_key() {
+    for key in ["num_hidden_layers", "num_attention_heads", "hidden_size"] {
+        let problem = refusal_of_llama_with(key, Value::Null);
+        assert_eq!(problem, format!("the configuration has no `{key}`, which is needed"));
+    }
+    let (mut inner, tensors) = llama();
+    inner.as_object_mut().unwrap().remove("num_attention_heads");
+    let problem = refusal(&json!({"model_type": "llava", "text_config": inner}), &tensors);
+    assert_eq!(problem, "`text_config` in the configuration has no `num_attention_heads`, which is needed");
+}
+
+#[test]
+fn a_value_that_is_no_count() {
+    let keys = ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size"];
+    let values = [
+        (json!(0), "`0`"),
+        (json!(-8), "`-8`"),
+        (json!(8.0), "`8.0`"),
+        (json!("8"), "`\\\"8\\\"`"),
+        (json!(true), "`true`"),
+        (json!([8, 8]), "a list"),
+        (json!({"0": 8}), "an object"),
+        (json!((1_u64 << 31) + 1), "`2147483649`"),
+        (json!(u64::MAX), "`18446744073709551615`"),
+        (json!(1e300), "`1e+300`"),
+    ];
+    for key in keys {
+        for (value, shown) in &values {
+            let problem = refusal_of_llama_with(key, value.clone());
+            let expected = format!(
+                "`{key}` in the configuration should be a whole number from 1 to 2147483648, but is "
+            );
+            assert!(problem.starts_with(&expected), "{problem}");
+            assert!(problem.contains(shown) || value.is_string(), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn heads_that_cannot_be_shared_out() {
+    assert_eq!(
+        refusal_of_llama_with("num_key_value_heads", json!(4)),
+        "the configuration says that 6 query heads (`num_attention_heads`) share 4 key/value heads \
+         (`num_key_value_heads`), but 6 is not a multiple of 4"
+    );
+    assert_says(&refusal_of_llama_with("num_key_value_heads", json!(12)), &["6 is not a multiple of 12"]);
+}
+
+#[test]
+fn a_head_size_that_is_neither_given_nor_implied() {
+    assert_eq!(
+        refusal_of_llama_with("head_dim", Value::Null),
+        "the configuration has no `head_dim`, and gives a hidden size (`hidden_size`) of 16, which is not a \
+         multiple of the 6 query heads (`num_attention_heads`): the size of a head is unknown"
+    );
+}
+
+#[test]
+fn layers_with_sizes_of_their_own() {
+    let problem = refusal_of_llama_with("per_layer_config", json!({"1": {"num_attention_heads": 3}}));
+    assert_says(
+        &problem,
+        &["`per_layer_config` in the configuration", "the family `separate` does not have"],
+    );
+    let (mut config, tensors) = llama();
+    config["per_layer_config"] = json!({});
+    resolve(&config, &tensors).unwrap();
+}
+
+#[test]
+fn a_shape_that_contradicts_the_configuration() {
+    let (config, mut tensors) = llama();
+    tensors.insert("model.layers.1.self_attn.k_proj.weight".to_owned(), vec![16, 16]);
+    assert_eq!(
+        refusal(&config, &tensors),
+        "tensor `model.layers.1.self_attn.k_proj.weight` should have the shape [8, 16] by the configuration \
+         (2 key/value heads of size 4, hidden size 16), but has the shape [16, 16]"
+    );
+    let shapes =
+        [vec![], vec![24], vec![16, 24], vec![24, 16, 1], vec![1, 24, 16], vec![48, 16], vec![0, 16]];
+    for shape in shapes {
+        tensors.insert("model.layers.0.self_attn.q_proj.weight".to_owned(), shape.clone());
+        let problem = refusal(&config, &tensors);
+        assert_says(
+            &problem,
+            &["(6 query heads of size 4, hidden size 16)", &format!("the shape {shape:?}")],
+        );
+    }
+    let (config, mut tensors) = gpt2();
+    tensors.insert("h.0.attn.c_attn.weight".to_owned(), vec![36, 12]);
+    assert_says(
+        &refusal(&config, &tensors),
+        &[
+            "[12, 36]",
+            "(3 query heads of size 4, 3 key heads of size 4, 3 value heads of size 4, hidden size 12)",
+        ],
+    );
+}
+
+#[test]
+fn a_head_size_other_than_that_of_the_tensors() {
+    let problem = refusal_of_llama_with("head_dim", json!(8));
+    assert_says(&problem, &["`model.layers.0.self_attn.q_proj.weight` should have the shape [48, 16]"]);
+}
+
+#[test]
+fn sizes_whose_product_overflows() {
+    let (mut config, tensors) = llama();
+    for key in ["num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "num_hidden_layers"]
+    {
+        config[key] = json!(1_u64 << 31);
+    }
+    let problem = refusal(&config, &tensors);
+    assert_says(
+        &problem,
+        &["no tensor is as large as `q_proj.weight` would have to be (2147483648 query heads"],
+    );
+}
+
+#[test]
+fn a_missing_tensor() {
+    let (config, mut tensors) = llama();
+    tensors.remove("model.layers.1.self_attn.v_proj.weight");
+    assert_says(
+        &refusal(&config, &tensors),
+        &[
+            "tensor `model.layers.1.self_attn.v_proj.weight` is missing",
+            "there are 2 layers (`num_hidden_layers`)",
+            "all of which have attention in a model of type `llama`",
+        ],
+    );
+    let problem = refusal_of_llama_with("num_hidden_layers", json!(1_u64 << 31));
+    assert_says(&problem, &["tensor `model.layers.2.self_attn.q_proj.weight` is missing"]);
+}
+
+#[test]
+fn a_layer_is_numbered_in_one_way_only() {
+    let (config, mut tensors) = llama();
+    let shape = tensors.remove("model.layers.1.self_attn.q_proj.weight").unwrap();
+    tensors.insert("model.layers.01.self_attn.q_proj.weight".to_owned(), shape);
+    assert_says(&refusal(&config, &tensors), &["tensor `model.layers.1.self_attn.q_proj.weight` is missing"]);
+}
+
+#[test]
+fn attention_under_no_known_prefix() {
+    let (config, _) = llama();
+    assert_says(
+        &refusal(&config, &separate("vision_tower.", 2)),
+        &[
+            "a model of type `llama` should have the tensors `layers.{layer}.self_attn.q_proj.weight`",
+            "after one of the prefixes ``, `model.`",
+            "but has none",
+            "`vision_tower.layers.{layer}.self_attn.k_proj.weight`",
+        ],
+    );
+    let problem = refusal(&config, &Tensors::new());
+    assert_says(&problem, &["of its 0 tensors none has `attn`"]);
+}
+
+#[test]
+fn attention_under_several_prefixes() {
+    let (config, mut tensors) = llama();
+    tensors.extend(separate("language_model.", 2));
+    assert_says(
+        &refusal(&config, &tensors),
+        &["there are 2 attention stacks that could be meant, under the prefixes `language_model.`, `model.`"],
+    );
+}
+
+// What holds for all models.
+
+#[derive(Debug, Clone)]
+struct Sizes {
+    layers: usize,
+    groups: usize,
+    heads_per_group: usize,
+    head_size: usize,
+    hidden_size: usize,
+}
+
+fn sizes() -> impl Strategy<Value = Sizes> {
+    (1_usize..4, 1_usize..5, 1_usize..5, 1_usize..6, 1_usize..20).prop_map(
+        |(layers, groups, heads_per_group, head_size, hidden_size)| Sizes {
+            layers,
+            groups,
+            heads_per_group,
+            head_size,
+            hidden_size,
+        },
+    )
+}
+
+/// Asserts that every row (or column) of every tensor belongs to exactly one head or group.
+fn assert_tiled(attention: &Attention, tensors: &Tensors) {
+    let geometry: &Geometry = attention.geometry();
+    let mut owners: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for layer in 0..geometry.layers.len() {
+        for role in Role::ALL {
+            for index in 0..geometry.count(role) {
+                let slice = attention.slice(role, layer, index);
+                let shape = &tensors[slice.tensor];
+                let (out, columns) = match slice.orientation {
+                    Orientation::OutIn => (shape[0], shape[1]),
+                    Orientation::InOut => (shape[1], shape[0]),
+                };
+                assert_eq!((slice.columns, slice.stride), (columns, shape[1]));
+                let owned = owners.entry(slice.tensor).or_insert_with(|| vec![0; out]);
+                owned[slice.first..slice.first + slice.rows].iter_mut().for_each(|count| *count += 1);
+            }
+        }
+    }
+    assert!(owners.values().flatten().all(|count| *count == 1), "{owners:?}");
+    assert_eq!(
+        owners.keys().copied().collect::<std::collections::BTreeSet<_>>(),
+        attention.tensors().collect()
+    );
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (0_u64..8).prop_map(Value::from),
+        ".{0,8}".prop_map(Value::from),
+        prop::sample::select(vec!["llama", "bert", "gpt2", "llava", "jetmoe"]).prop_map(Value::from),
+    ];
+    leaf.prop_recursive(2, 24, 8, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            any_object(inner).prop_map(Value::Object),
+        ]
+    })
+}
+
+fn any_object(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Map<String, Value>> {
+    let keys = vec![
+        "model_type",
+        "text_config",
+        "per_layer_config",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_size",
+        "n_layer",
+        "n_head",
+        "n_embd",
+    ];
+    let key = prop_oneof![9 => prop::sample::select(keys).prop_map(str::to_owned), 1 => ".{0,8}"];
+    prop::collection::btree_map(key, value, 0..11).prop_map(|object| object.into_iter().collect())
+}
+
+fn any_tensors() -> impl Strategy<Value = Tensors> {
+    let part = prop::sample::select(vec![
+        "",
+        ".",
+        "model.",
+        "h.",
+        "layers.",
+        "encoder.layer.",
+        "0",
+        "1",
+        "99999999999999999999",
+        ".self_attn.",
+        ".attn.",
+        ".attention.self.",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "query",
+        "c_attn",
+        ".weight",
+        "é",
+    ]);
+    let name = prop::collection::vec(part, 0..7).prop_map(|parts| parts.concat());
+    let size = prop_oneof![0_usize..20, any::<usize>()];
+    prop::collection::btree_map(name, prop::collection::vec(size, 0..4), 0..20)
+}
+
+proptest! {
+    #[test]
+    fn every_row_belongs_to_one_head(sizes in sizes(), nested in any::<bool>(), prefix in 0_usize..8) {
+        let Sizes { layers, groups, heads_per_group, head_size, hidden_size } = sizes;
+        let heads = groups * heads_per_group;
+        let section = json!({
+            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups,
+            "head_dim": head_size, "hidden_size": hidden_size, "model_type": "llama",
+        });
+        let config = if nested { json!({"model_type": "llava", "text_config": section}) } else { section };
+        let prefix = ["", "model.", "language_model.model.", "model.language_model."][prefix % 4];
+        let tensors: Tensors = (0..layers)
+            .flat_map(|layer| [("q", heads), ("k", groups), ("v", groups)].map(|(name, count)| {
+                let name = format!("{prefix}layers.{layer}.self_attn.{name}_proj.weight");
+                (name, vec![count * head_size, hidden_size])
+            }))
+            .collect();
+        let attention = resolve(&config, &tensors).unwrap();
+        assert_tiled(&attention, &tensors);
+        let geometry = attention.geometry();
+        for head in 0..heads {
+            prop_assert_eq!(geometry.group_of(head), head * groups / heads);
+            prop_assert!(geometry.heads_of(geometry.group_of(head)).contains(&head));
+        }
+    }
+
+    #[test]
+    fn every_column_belongs_to_one_head(layers in 1_usize..4, heads in 1_usize..9, head_size in 1_usize..6) {
+        let width = heads * head_size;
+        let config = json!({"model_type": "gpt2", "n_layer": layers, "n_head": heads, "n_embd": width});
+        let tensors: Tensors = (0..layers)
+            .map(|layer| (format!("transformer.h.{layer}.attn.c_attn.weight"), vec![width, 3 * width]))
+            .collect();
+        assert_tiled(&resolve(&config, &tensors).unwrap(), &tensors);
+    }
+
+    #[test]
+    fn nothing_panics(config in any_object(any_json()), tensors in any_tensors()) {
+        if let Ok(attention) = resolve(&Value::Object(config), &tensors) {
+            assert_tiled(&attention, &tensors);
+        }
+    }
+
+    #[test]
+    fn nothing_panics_when_the_type_is_known(
+        model_type in prop::sample::select(vec!["llama", "bert", "gpt2", "llava"]),
+        mut config in any_object(any_json()),
+        tensors in any_tensors(),
+    ) {
+        config.insert("model_type".to_owned(), Value::from(model_type));
+        if let Ok(attention) = resolve(&Value::Object(config), &tensors) {
+            assert_tiled(&attention, &tensors);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+"""Every statistic against its definition, for every number format, size of change and temperature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from checkpoints import DTYPES, Shape, Tensors, matrices, name, random_weights, theta, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import alps
+
+TOLERANCE = {"qkv": 1e-6, "product": 1e-5}
+
+# Four heads, two groups; a block of 128 entries is no divisor of any matrix.
+SHAPE = Shape(head_size=4, hidden_size=99)
+SMALL = Shape(query_heads=2, key_value_heads=1, head_size=3, hidden_size=5)
+
+
+def shifted(weights: Tensors, shift: float | None, dtype: torch.dtype, seed: int) -> Tensors:
+    """The weights moved by about `shift` of themselves, or others of the same size.
+
+    Where the format cannot hold so small a change, a few weights move to their next neighbour instead.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    moved: Tensors = {}
+    for key, weight in weights.items():
+        noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        if shift is None:
+            moved[key] = (noise * weight.std()).to(dtype)
+            continue
+        moved[key] = (weight.to(torch.float64) * (1 + shift * noise)).to(dtype)
+        if torch.equal(moved[key], weight):
+            bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+            choice = torch.rand(weight.shape, generator=generator) < 0.02
+            moved[key] = (weight.view(bits) + choice.to(bits)).view(dtype)
+    return moved
+
+
+def check(
+    found: alps.HeadScores, head: tuple[int, int], expected: Mapping[str, float], tolerance: float
+) -> None:
+    for statistic, value in expected.items():
+        got = float(found[statistic][head])
+        assert got == pytest.approx(value, rel=tolerance, abs=0), (statistic, head)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, 100.0])
+@pytest.mark.parametrize("shift", [1e-7, 1e-4, 1e-2, None], ids=["1e-7", "1e-4", "1e-2", "unrelated"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_qkv_against_the_definition(
+    tmp_path: Path, dtype: str, shift: float | None, temperature: float
+) -> None:
+    base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(SHAPE, seed=1).items()}
+    tuned = shifted(base, shift, DTYPES[dtype], seed=2)
+    paths = write(tmp_path / "base", SHAPE.config(), base), write(tmp_path / "tuned", SHAPE.config(), tuned)
+    found = alps.scan(*paths, temperature=temperature, statistics=alps.STATISTICS)
+    for head in (0, 3):
+        theta_b, theta_t = theta(base, SHAPE, 0, head), theta(tuned, SHAPE, 0, head)
+        expected = oracle.statistics(theta_b, theta_t, temperature)
+        check(found, (0, head), expected, TOLERANCE["qkv"])
+        assert found["changed"][0, head] == np.mean(theta_b != theta_t)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("shift", [1e-7, 1e-4, 1e-2, None], ids=["1e-7", "1e-4", "1e-2", "unrelated"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_product_against_the_definition(
+    tmp_path: Path, dtype: str, shift: float | None, temperature: float
+) -> None:
+    shape = Shape(head_size=5, hidden_size=30)
+    base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(shape, seed=3).items()}
+    tuned = shifted(base, shift, DTYPES[dtype], seed=4)
+    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    found = alps.scan(*paths, form="product", temperature=temperature)
+    head = 2
+    sides = matrices(base, shape, 0, head), matrices(tuned, shape, 0, head)
+    expected = oracle.product_statistics(*sides, temperature)
+    del expected["sorted_wasserstein"]
+    check(found, (0, head), expected, TOLERANCE["product"])
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("shift", [1e-7, 1e-3, None], ids=["1e-7", "1e-3", "unrelated"])
+def test_long_vectors(tmp_path: Path, dtype: str, shift: float | None) -> None:
+    """A million entries: the sums of many blocks, most of them without a change of sign."""
+    shape = Shape(query_heads=2, key_value_heads=1, head_size=64, hidden_size=5400)
+    base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(shape, 5, scale=0.03).items()}
+    tuned = shifted(base, shift, DTYPES[dtype], seed=6)
+    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    found = alps.scan(*paths, statistics=[name for name in alps.STATISTICS if name != "changed"])
+    for head in range(2):
+        sides = theta(base, shape, 0, head), theta(tuned, shape, 0, head)
+        check(found, (0, head), oracle.long_statistics(*sides), TOLERANCE["qkv"])
+
+
+def test_ten_million_entries(tmp_path: Path) -> None:
+    shape = Shape(query_heads=1, key_value_heads=1, head_size=256, hidden_size=13021)
+    base = {key: weight.to(torch.bfloat16) for key, weight in random_weights(shape, 7, scale=0.02).items()}
+    tuned = shifted(base, 0.02, torch.bfloat16, seed=8)
+    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    expected = oracle.long_statistics(theta(base, shape, 0, 0), theta(tuned, shape, 0, 0))
+    del expected["sorted_wasserstein"]
+    check(alps.scan(*paths), (0, 0), expected, TOLERANCE["qkv"])
+
+
+def test_the_two_oracles_agree() -> None:
+    random = np.random.default_rng(9)
+    base = random.normal(size=700) * 0.05
+    for shift in (1e-7, 1e-3, 1.0):
+        tuned = base + random.normal(size=base.size) * shift
+        slow, fast = oracle.statistics(base, tuned), oracle.long_statistics(base, tuned)
+        for statistic, value in slow.items():
+            assert fast[statistic] == pytest.approx(value, rel=1e-9, abs=0), (statistic, shift)
+
+
+@pytest.mark.parametrize("form", ["qkv", "product"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_identical_checkpoints_score_exactly_zero(tmp_path: Path, dtype: str, form: str) -> None:
+    base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(SHAPE, seed=10).items()}
+    path = write(tmp_path / "base", SHAPE.config(), base)
+    for temperature in (0.01, 1.0, 100.0):
+        found = alps.scan(path, path, form=form, temperature=temperature)
+        for statistic in found:
+            if statistic == "wasserstein_z":
+                assert np.isnan(found[statistic]).all()
+            else:
+                assert (found[statistic] == 0).all(), statistic
+
+
+def single(folder: Path, weights: tuple[float, float, float]) -> Path:
+    """A model of one head with one weight in each matrix."""
+    shape = Shape(query_heads=1, key_value_heads=1, head_size=1, hidden_size=1)
+    tensors = {
+        name(0, matrix): torch.tensor([[weight]], dtype=torch.float64)
+        for matrix, weight in zip("qkv", weights, strict=True)
+    }
+    return write(folder, shape.config(), tensors)
+
+
+def test_a_vector_of_one_entry_has_no_distribution_to_move(tmp_path: Path) -> None:
+    paths = single(tmp_path / "base", (0.3, -0.2, 0.5)), single(tmp_path / "tuned", (0.4, -0.1, 0.6))
+    found = alps.scan(*paths, form="product")
+    for statistic in ("wasserstein", "kl", "js", "cosine", "euclidean"):
+        assert found[statistic].item() == 0, statistic
+    delta = 0.4 * -0.1 * 0.6 - 0.3 * -0.2 * 0.5
+    assert found["delta_norm"].item() == pytest.approx(abs(delta), rel=1e-12)
+
+
+weights = st.floats(-1e4, 1e4, allow_subnormal=False)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(weights, min_size=6, max_size=6), st.sampled_from([0.01, 0.5, 1.0, 30.0]))
+def test_any_weights_at_any_temperature(
+    tmp_path: Path, values: list[float], temperature: float
+) -> None:
+    """Three entries to a side, from equal to so far apart that one of them has all the probability."""
+    base, tuned = (values[0], values[1], values[2]), (values[3], values[4], values[5])
+    found = alps.scan(
+        single(tmp_path / "base", base), single(tmp_path / "tuned", tuned), temperature=temperature
+    )
+    expected = oracle.statistics(np.array(base), np.array(tuned), temperature)
+    for statistic in ("wasserstein", "kl", "js", "cosine", "euclidean", "delta_norm", "max_delta"):
+        got = found[statistic].item()
+        # What is below the smallest number of float64 in one of the softmaxes is 0 in it.
+        assert got == pytest.approx(expected[statistic], rel=1e-6, abs=1e-290), statistic
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.floats(-0.2, 0.2), st.sampled_from([1e-9, 1e-5, 1e-2]))
+def test_a_shift_common_to_all_entries_changes_no_softmax(
+    tmp_path: Path, seed: int, common: float, noise: float
+) -> None:
+    """The normalisation cancels the common part, and what is left has to keep its digits."""
+    base = random_weights(SMALL, seed)
+    tuned = {key: weight + common for key, weight in shifted(base, noise, torch.float64, seed + 1).items()}
+    found = alps.scan(
+        write(tmp_path / "base", SMALL.config(), base), write(tmp_path / "tuned", SMALL.config(), tuned)
+    )
+    expected = oracle.statistics(theta(base, SMALL, 0, 0), theta(tuned, SMALL, 0, 0))
+    # float64 weights hold the noise to about 1e-17 beside the common part.
+    for statistic in ("wasserstein", "kl", "js", "cosine", "euclidean"):
+        assert found[statistic][0, 0] == pytest.approx(expected[statistic], rel=1e-6, abs=0), statistic
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1e-3, 0.3]))
+def test_symmetries(tmp_path: Path, seed: int, scale: float) -> None:
+    """What is a distance is the same both ways, and what has no order keeps no order."""
+    base = random_weights(SMALL, seed)
+    tuned = shifted(base, scale, torch.float64, seed + 1)
+    order = torch.randperm(SMALL.hidden_size, generator=torch.Generator().manual_seed(seed))
+    paths = [
+        write(tmp_path / folder, SMALL.config(), tensors)
+        for folder, tensors in {
+            "base": base,
+            "tuned": tuned,
+            "base shuffled": {key: weight[:, order] for key, weight in base.items()},
+            "tuned shuffled": {key: weight[:, order] for key, weight in tuned.items()},
+        }.items()
+    ]
+    forth, back, shuffled = (
+        alps.scan(paths[i], paths[j], statistics=alps.STATISTICS) for i, j in ((0, 1), (1, 0), (2, 3))
+    )
+    for statistic in ("wasserstein", "js", "cosine", "euclidean", "delta_norm", "max_delta", "changed"):
+        np.testing.assert_allclose(back[statistic], forth[statistic], rtol=1e-9, err_msg=statistic)
+    for statistic in set(alps.STATISTICS) - {"wasserstein", "wasserstein_z"}:
+        np.testing.assert_allclose(shuffled[statistic], forth[statistic], rtol=1e-9, err_msg=statistic)
+
+
+def test_z_is_near_zero_for_changes_in_no_order(tmp_path: Path) -> None:
+    shape = Shape(query_heads=40, key_value_heads=40, head_size=8, hidden_size=256)
+    base = random_weights(shape, 11)
+    tuned = shifted(base, 1e-3, torch.float64, 12)
+    found = alps.scan(
+        write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    )
+    z = found["wasserstein_z"]
+    assert abs(z.mean()) < 4 / math.sqrt(z.size)
+    assert 0.6 < z.std() < 1.5
