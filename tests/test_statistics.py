@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import oracle
 import pytest
 import torch
-from checkpoints import DTYPES, Shape, Tensors, matrices, name, random_weights, theta, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import alps
+import oracle
+from checkpoints import DTYPES, Shape, Tensors, matrices, name, random_weights, theta, write
 
 TOLERANCE = {"qkv": 1e-6, "product": 1e-5}
 
@@ -158,9 +158,7 @@ weights = st.floats(-1e4, 1e4, allow_subnormal=False)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(weights, min_size=6, max_size=6), st.sampled_from([0.01, 0.5, 1.0, 30.0]))
-def test_any_weights_at_any_temperature(
-    tmp_path: Path, values: list[float], temperature: float
-) -> None:
+def test_any_weights_at_any_temperature(tmp_path: Path, values: list[float], temperature: float) -> None:
     """Three entries to a side, from equal to so far apart that one of them has all the probability."""
     base, tuned = (values[0], values[1], values[2]), (values[3], values[4], values[5])
     found = alps.scan(
