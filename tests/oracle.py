@@ -17,15 +17,18 @@ Weights = NDArray[np.float64]
 _DIGITS = 60
 
 
-def statistics(base: Weights, tuned: Weights, temperature: float = 1.0) -> dict[str, float]:
-    """All statistics but `changed` of two weight vectors, by arithmetic of 60 digits.
+def statistics(
+    base: Weights, tuned: Weights, temperature: float = 1.0, digits: int = _DIGITS
+) -> dict[str, float]:
+    """All statistics but `changed` of two weight vectors.
 
     Args:
         base: theta_B, float64 of any shape.
         tuned: theta_T, of the same shape.
         temperature: Of the softmax.
+        digits: To compute with. A value of 1e-k that comes of a difference needs more than k.
     """
-    with mpmath.workdps(_DIGITS):
+    with mpmath.workdps(digits):
         theta_b = [mpmath.mpf(float(weight)) for weight in base.ravel()]
         theta_t = [mpmath.mpf(float(weight)) for weight in tuned.ravel()]
         return _statistics(theta_b, theta_t, temperature)
@@ -89,20 +92,20 @@ def _relative_entropy(p: list[mpmath.mpf], q: list[mpmath.mpf]) -> mpmath.mpf:
     return mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(p, q, strict=True))
 
 
-def long_statistics(base: Weights, tuned: Weights) -> dict[str, float]:
-    """Statistics of long weight vectors at temperature 1, in extended precision.
+def long_statistics(base: Weights, tuned: Weights, temperature: float = 1.0) -> dict[str, float]:
+    """Statistics of long weight vectors, in extended precision.
 
     80-bit numbers lose what a plain difference of softmaxes cancels, so this forms the difference from
     the differences of the weights; `statistics` is the check on it.
     """
     theta = base.ravel().astype(np.longdouble)
     delta = tuned.ravel().astype(np.longdouble) - theta
-    v = np.exp(theta - theta.max())
-    u = v * np.expm1(delta)
+    v = np.exp((theta - theta.max()) / temperature)
+    u = v * np.expm1(delta / temperature)
     ratio = u.sum() / v.sum()
     p_b = v / v.sum()
     difference = (u - ratio * v) / (v.sum() + u.sum())
-    z = delta - np.log1p(ratio)
+    z = delta / temperature - np.log1p(ratio)
     growth = np.expm1(z)
     half = np.log1p(growth / 2)  # log((1 + e^z) / 2)
     kl = (p_b * (z + z * growth - growth)).sum()

@@ -124,12 +124,15 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
 
 /// The largest entries of both sides.
 fn frame(parts: &[Part]) -> Frame {
-    let mut frame = Frame { base_max: f64::NEG_INFINITY, tuned_max: f64::NEG_INFINITY, center: 0.0 };
+    let (mut base_max, mut tuned_max, mut of_tuned) = (f64::NEG_INFINITY, f64::NEG_INFINITY, (0.0, 0.0));
     for_each_entry(parts, |base, delta| {
-        frame.base_max = frame.base_max.max(base);
-        frame.tuned_max = frame.tuned_max.max(base + delta);
+        base_max = base_max.max(base);
+        if base + delta > tuned_max {
+            tuned_max = base + delta;
+            of_tuned = (base, delta);
+        }
     });
-    frame
+    Frame { base_max, shift: (of_tuned.0 - base_max) + of_tuned.1, center: 0.0 }
 }
 
 /// Calls `visit(theta_B, theta_T - theta_B)` for every entry.

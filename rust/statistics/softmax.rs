@@ -11,12 +11,14 @@ use super::divergence::{Divergences, TERMS};
 use crate::vector::Instructions;
 
 /// The largest entries, relative to which exponentials are taken where they could overflow or where
-/// the largest entry outweighs all others: x = theta_B - base_max, y = delta - (tuned_max - base_max).
-/// No statistic depends on them. They are in units of the stored weights.
+/// the largest entry outweighs all others: x = theta_B - base_max, y = delta - shift. No statistic depends
+/// on them. They are in units of the stored weights.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frame {
+    /// The largest entry of theta_B.
     pub(crate) base_max: f64,
-    pub(crate) tuned_max: f64,
+    /// The largest entry of theta_T less that of theta_B; exactly its delta, where that is one entry.
+    pub(crate) shift: f64,
     /// log(Z_T / Z_B) in this frame as far as it is known: moments are taken about it.
     pub(crate) center: f64,
 }

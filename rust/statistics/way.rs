@@ -8,8 +8,10 @@
 //! | theta_B <= 150, y <= 1 | series of 24 terms in `f64` |
 //! | anything finite, in a frame | closed forms in `f64`, an entry at a time |
 //!
-//! The weights of trained models take the first way or the second, at any usual temperature. What
-//! decides is the block alone, so the result depends neither on threads nor on how a file is read.
+//! The weights of large models take the first way or the second, at any usual temperature. `f32` is for
+//! parts of [`MANY`] entries and more, whose rounding errors average out far below the precision of a
+//! score; smaller parts cost next to nothing in `f64`. What decides is the part and the block alone, so
+//! the result depends neither on threads nor on how a file is read.
 
 use super::displacement::{Displacement, Extent, extent};
 use super::divergence::TERMS;
@@ -40,6 +42,9 @@ pub(crate) const NARROW_REACH: f64 = 1.0 / 64.0;
 /// The largest |log(Z_T / Z_B)|, from the frame's centre, for moments in `f64`.
 pub(crate) const WIDE_REACH: f64 = 0.25;
 
+/// The entries of a part from which on rounding errors of `f32` average out.
+pub(crate) const MANY: usize = 1 << 16;
+
 /// The smallest extent of a block, but for 0, with squares that are normal numbers in `f32`.
 const TINY: f64 = 1.0 / (1u64 << 40) as f64;
 
@@ -58,7 +63,8 @@ pub(crate) fn visit(
     visitor: &mut impl Visitor,
 ) -> Result<(), NotFinite> {
     let valid = part.entries_of(block);
-    if valid == BLOCK && scaling.frame.is_none() && scaling.temperature == 1.0 && part.fits_f32() {
+    if may_be_narrow(part, valid) && scaling.frame.is_none() && scaling.temperature == 1.0 && part.fits_f32()
+    {
         let (mut x, mut y) = ([0f32; BLOCK], [0f32; BLOCK]);
         let extent = load(part, block, &mut x, &mut y, scaling.instructions);
         if is_narrow(extent.largest_base, extent.largest_delta) {
@@ -93,7 +99,7 @@ fn visit_wide(
             *x /= temperature;
             *y /= temperature;
         }
-        if valid == BLOCK && is_narrow(largest_x, largest_y) {
+        if may_be_narrow(part, valid) && is_narrow(largest_x, largest_y) {
             visit_narrow(&x.map(|x| x as f32), &y.map(|y| y as f32), largest_y, visitor);
         } else if largest_x <= LARGEST_EXPONENT && largest_y <= 1.0 {
             visit_series(&x, &y, valid, largest_y, 0.0, visitor);
@@ -103,11 +109,11 @@ fn visit_wide(
         return Ok(());
     };
 
-    let Frame { base_max, tuned_max, center } = frame;
+    let Frame { base_max, shift, center } = frame;
     let mut largest_y = 0f64;
     for (x, y) in x.iter_mut().zip(&mut y).take(valid) {
         *x = (*x - base_max) / temperature;
-        *y = (*y - (tuned_max - base_max)) / temperature;
+        *y = (*y - shift) / temperature;
         largest_y = largest_y.max(y.abs());
     }
     if largest_y <= 1.0 && center.abs() <= WIDE_REACH {
@@ -133,6 +139,10 @@ fn load<R: Real>(
             extent(base, delta)
         },
     )
+}
+
+fn may_be_narrow(part: &Part, valid: usize) -> bool {
+    valid == BLOCK && part.entries() >= MANY
 }
 
 fn is_narrow(largest_x: f64, largest_y: f64) -> bool {
