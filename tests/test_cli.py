@@ -1,8 +1,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,20 @@ from typer.testing import CliRunner, Result
 import alps
 from alps import ArgumentError, HeadScores, HeadSet, cli, terminal
 from builders import small_geometry, small_scores
+from checkpoints import Shape, name, random_weights, write
+from sparse import write_long_pair, write_sparse
 
 
 def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], prog_name="alps")
 
 
+COMMAND = (sys.executable, "-m", "alps.cli")
+
+
 def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    code = "from alps.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [*COMMAND, *map(str, arguments)],
         capture_output=True,
         check=False,
         env=os.environ | environment,
@@ -245,3 +251,95 @@ def test_a_merged_cell_shows_the_highest_score() -> None:
     numbers[0, 2:4] = np.nan
     row = terminal.head_map(Console(width=80), geometry, numbers, None).plain.splitlines()[1]
     assert row[6:9] == "▓?·"
+
+
+@pytest.fixture
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the working one, with checkpoints "base" and "tuned" that differ in head (1, 3) alone."""
+    shape = Shape(layers=2)
+    weights = random_weights(shape, seed=0)
+    write(tmp_path / "base", shape.config(), weights)
+    query = name(1, "q")
+    moved = weights[query].clone()
+    moved[3 * shape.head_size :] *= 1.5
+    write(tmp_path / "tuned", shape.config(), weights | {query: moved})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_real_scan(pair: Path) -> None:
+    ran = command(
+        *("scan", "base", "tuned", "--output", "scores", "--heads", "heads"), PYTHONIOENCODING="utf-8"
+    )
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    shown = ran.stdout.decode()
+    assert "llama, 2 layers x 4 heads, 2 key/value groups" in shown
+    assert re.search(r"^ *1 +1 +3 +1 .* █ *$", shown, re.MULTILINE)
+    assert "1 of 8 heads, 1 of 4 key/value groups, 18.8 % of Q/K/V parameters\n" in shown
+    assert shown.endswith("scores written to scores\nheads written to heads\n")
+    assert HeadSet.load("heads").pairs() == [(1, 3)]
+    scores = HeadScores.load("scores")
+    assert scores == alps.scan("base", "tuned")
+    assert sorted(path.name for path in pair.iterdir()) == ["base", "heads", "scores", "tuned"]
+
+    ran = command("scan", "base", "tuned", "--json")
+    document = json.loads(ran.stdout)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert document["scores"]["statistics"]["wasserstein"] == scores["wasserstein"].tolist()
+    assert document["heads"]["heads"] == {"0": [], "1": [3]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["base", "missing"], "missing: there is no such file or folder"),
+        (["base", "truncated"], r"truncated/model\.safetensors: .*truncated"),
+        (["base", "unknown"], "unknown: the model type `nonsense` is in no known family.*CONTRIBUTING"),
+        (["base", "other"], "query heads"),
+        (["base", "tuned", "--temperature", "0"], "temperature"),
+        (["pickled", "tuned"], "pickle"),
+    ],
+)
+def test_a_refusal_of_a_real_scan_is_one_line_and_exit_code_1(
+    pair: Path, arguments: list[str], said: str
+) -> None:
+    for folder in ("truncated", "unknown"):
+        write_sparse(pair / folder, layers=1, hidden_size=256)
+    with Path("truncated/model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    Path("unknown/config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    other = Shape(layers=2, query_heads=2)
+    write(pair / "other", other.config(), random_weights(other, seed=0))
+    Path("pickled").mkdir()
+    Path("pickled/config.json").write_bytes(Path("base/config.json").read_bytes())
+    Path("pickled/pytorch_model.bin").write_bytes(b"PK\3\4")
+    ran = command("scan", *arguments, "--output", "scores")
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert re.fullmatch(f"alps: error: .*{said}.*\n", ran.stderr.decode())
+    assert not Path("scores").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of its own")
+def test_a_scan_in_a_terminal_shows_a_bar_and_ends_soon_after_ctrl_c(tmp_path: Path) -> None:
+    base, tuned = write_long_pair(tmp_path)
+    terminal_end, scan_end = os.openpty()
+    scanning = subprocess.Popen(
+        [*COMMAND, "scan", base, tuned, "--output", tmp_path / "scores"],
+        stdout=subprocess.PIPE,
+        stderr=scan_end,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(scan_end)
+    shown = b""
+    with scanning:
+        while b"GiB" not in shown:  # of so many GiB read, so it is at work
+            shown += os.read(terminal_end, 4096)
+        assert b"reading" in shown
+        scanning.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        output, _ = scanning.communicate(timeout=30)
+        seconds = time.monotonic() - sent
+    os.close(terminal_end)
+    assert (scanning.returncode, output) == (130, b"")
+    assert seconds < 0.5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]

@@ -1,0 +1,164 @@
+"""Long calls: watched, stopped, and no hindrance to other threads."""
+
+import errno
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import alps
+from alps.scan import Form
+from sparse import write_long_pair, write_sparse
+
+SOON = 0.5
+"""Seconds."""
+
+
+@pytest.fixture(scope="module")
+def long_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_long_pair(tmp_path_factory.mktemp("long"))
+
+
+@pytest.fixture(scope="module")
+def short_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("short")
+    return write_sparse(folder / "base", 2, 256), write_sparse(folder / "tuned", 2, 256)
+
+
+class Stop(Exception):
+    """What a callback raises."""
+
+
+class StopAfter:
+    """A progress callback that raises when some time has passed."""
+
+    def __init__(self, seconds: float) -> None:
+        self.at = time.monotonic() + seconds
+        self.raised = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() > self.at:
+            self.raised = time.monotonic()
+            raise Stop
+
+
+@pytest.mark.parametrize("threads", [1, None])
+@pytest.mark.parametrize("form", ["qkv", "product"])
+def test_an_exception_of_the_callback_stops_the_scan(
+    long_pair: tuple[Path, Path], form: Form, threads: int | None
+) -> None:
+    stop = StopAfter(0.3)
+    with pytest.raises(Stop):
+        alps.scan(*long_pair, form=form, threads=threads, progress=stop)
+    assert time.monotonic() - stop.raised < SOON
+
+
+@pytest.mark.parametrize("form", ["qkv", "product"])
+def test_ctrl_c_stops_the_scan(long_pair: tuple[Path, Path], form: Form) -> None:
+    sent: list[float] = []
+
+    def interrupt() -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.3, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        alps.scan(*long_pair, form=form)
+    assert time.monotonic() - sent[0] < SOON
+    timer.join()
+
+
+def test_what_a_signal_handler_raises_stops_the_scan(long_pair: tuple[Path, Path]) -> None:
+    def handle(number: int, frame: object) -> None:
+        raise Stop
+
+    previous = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Stop):
+            alps.scan(*long_pair)
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_progress_goes_up_to_all_bytes_on_the_callers_thread(short_pair: tuple[Path, Path]) -> None:
+    seen: list[tuple[int, int]] = []
+    threads: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        threads.add(threading.get_ident())
+
+    alps.scan(*short_pair, progress=progress)
+    everything = 2 * 2 * 2 * (32 + 8 + 8) * (256 // 32) * 256  # sides, layers, bytes; rows x columns
+    assert seen[-1] == (everything, everything)
+    assert seen == sorted(seen)
+    assert threads == {threading.get_ident()}
+
+
+def test_other_threads_run_during_a_scan(long_pair: tuple[Path, Path]) -> None:
+    ticks = 0
+    stopped = threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not stopped.wait(0.002):
+            ticks += 1
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    before = ticks
+    with pytest.raises(Stop):
+        alps.scan(*long_pair, threads=1, progress=StopAfter(0.5))
+    during = ticks - before
+    stopped.set()
+    ticker.join()
+    assert during > 50
+
+
+def test_scans_run_side_by_side(short_pair: tuple[Path, Path], long_pair: tuple[Path, Path]) -> None:
+    def scan_long() -> None:
+        with pytest.raises(Stop):
+            alps.scan(*long_pair, threads=1, progress=StopAfter(1.0))
+
+    other = threading.Thread(target=scan_long)
+    other.start()
+    assert alps.scan(*short_pair).geometry.layers == (0, 1)
+    assert other.is_alive()
+    other.join()
+
+
+def test_a_refusal_of_the_operating_system_is_pythons_own(
+    short_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, _ = short_pair
+    with pytest.raises(FileNotFoundError) as missing:
+        alps.scan(base, tmp_path / "missing")
+    assert missing.value.errno == errno.ENOENT
+    assert missing.value.filename == str(tmp_path / "missing")
+
+    weights = write_sparse(tmp_path / "loop", 2, 256) / "model.safetensors"
+    weights.unlink()
+    for target, number, class_ in (
+        ("missing", errno.ENOENT, FileNotFoundError),
+        (weights.name, errno.ELOOP, OSError),
+    ):
+        weights.unlink(missing_ok=True)
+        weights.symlink_to(target)
+        with pytest.raises(class_) as refused:
+            alps.scan(base, weights.parent)
+        assert (refused.value.errno, refused.value.filename) == (number, str(weights))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="everything is readable to root")
+def test_an_unreadable_file_is_a_permission_error(short_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    closed = write_sparse(tmp_path / "closed", 2, 256)
+    (closed / "model.safetensors").chmod(0)
+    with pytest.raises(PermissionError) as refused:
+        alps.scan(short_pair[0], closed)
+    assert refused.value.errno == errno.EACCES
+    assert refused.value.filename == str(closed / "model.safetensors")
