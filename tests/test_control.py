@@ -28,7 +28,7 @@ def short_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_sparse(folder / "base", 2, 256), write_sparse(folder / "tuned", 2, 256)
 
 
-class Stop(Exception):
+class Stopped(Exception):  # noqa: N818
     """What a callback raises."""
 
 
@@ -42,7 +42,7 @@ class StopAfter:
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() > self.at:
             self.raised = time.monotonic()
-            raise Stop
+            raise Stopped
 
 
 @pytest.mark.parametrize("threads", [1, None])
@@ -51,7 +51,7 @@ def test_an_exception_of_the_callback_stops_the_scan(
     long_pair: tuple[Path, Path], form: Form, threads: int | None
 ) -> None:
     stop = StopAfter(0.3)
-    with pytest.raises(Stop):
+    with pytest.raises(Stopped):
         alps.scan(*long_pair, form=form, threads=threads, progress=stop)
     assert time.monotonic() - stop.raised < SOON
 
@@ -74,12 +74,12 @@ def test_ctrl_c_stops_the_scan(long_pair: tuple[Path, Path], form: Form) -> None
 
 def test_what_a_signal_handler_raises_stops_the_scan(long_pair: tuple[Path, Path]) -> None:
     def handle(number: int, frame: object) -> None:
-        raise Stop
+        raise Stopped
 
     previous = signal.signal(signal.SIGALRM, handle)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(Stop):
+        with pytest.raises(Stopped):
             alps.scan(*long_pair)
     finally:
         signal.signal(signal.SIGALRM, previous)
@@ -112,7 +112,7 @@ def test_other_threads_run_during_a_scan(long_pair: tuple[Path, Path]) -> None:
     ticker = threading.Thread(target=tick)
     ticker.start()
     before = ticks
-    with pytest.raises(Stop):
+    with pytest.raises(Stopped):
         alps.scan(*long_pair, threads=1, progress=StopAfter(0.5))
     during = ticks - before
     stopped.set()
@@ -122,7 +122,7 @@ def test_other_threads_run_during_a_scan(long_pair: tuple[Path, Path]) -> None:
 
 def test_scans_run_side_by_side(short_pair: tuple[Path, Path], long_pair: tuple[Path, Path]) -> None:
     def scan_long() -> None:
-        with pytest.raises(Stop):
+        with pytest.raises(Stopped):
             alps.scan(*long_pair, threads=1, progress=StopAfter(1.0))
 
     other = threading.Thread(target=scan_long)

@@ -72,7 +72,7 @@ def test_the_wheel_works(wheel: Path, tmp_path: Path, minor: int, interpreter: P
     uv = [sys.executable, "-m", "uv"]
     run(*uv, "venv", "--quiet", "--python", interpreter, environment)
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    pinned = ["--constraint", ROOT / "constraints.txt"]
+    pinned = ("--constraint", ROOT / "constraints.txt")
     try:
         run(*uv, "pip", "install", "--quiet", "--python", python, *pinned, wheel)
     except AssertionError as failure:
