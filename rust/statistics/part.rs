@@ -172,6 +172,19 @@ impl Part<'_> {
     }
 }
 
+/// Calls `visit(theta_B, theta_T - theta_B)` for every entry.
+pub(crate) fn for_each_entry(parts: &[Part], mut visit: impl FnMut(f64, f64)) {
+    let (mut base, mut delta): (Block<f64>, Block<f64>) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for part in parts {
+        for block in 0..part.blocks() {
+            part.load(block, &mut base, &mut delta);
+            for (base, delta) in base.iter().zip(&delta).take(part.entries_of(block)) {
+                visit(*base, *delta);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

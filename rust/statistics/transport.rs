@@ -1,8 +1,7 @@
 //! The Wasserstein statistics: the area between two distributions.
 
 use super::accumulator::Entries;
-use super::head::for_each_entry;
-use super::part::Part;
+use super::part::{Part, for_each_entry};
 use super::softmax::{Scaling, Segment};
 use super::way::Scratch;
 
