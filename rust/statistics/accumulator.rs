@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::displacement::{Displacement, horizontal_sum};
+use super::displacement::{DisplacementLanes, Extent};
 use super::divergence::{self, TERMS};
 use super::exponential::{exp, exp_m1};
 use super::part::{BLOCK, Block, Part};
-use super::real::Real;
+use super::real::{Real, add_lanes, horizontal_sum};
 use super::softmax::{NotFinite, Scaling, Segment, Sums};
-use super::way::{Visitor, visit};
+use super::way::{Scratch, Visitor, visit};
 use crate::vector::{Instructions, LANES};
 
 /// The sums of one part as they grow, and its segments.
@@ -18,6 +18,7 @@ use crate::vector::{Instructions, LANES};
 pub(crate) struct Accumulator {
     sums: Sums,
     segments: Vec<Segment>,
+    displacement: DisplacementLanes,
     vv: [f64; LANES],
     uv: [f64; LANES],
     uu: [f64; LANES],
@@ -33,6 +34,7 @@ impl Accumulator {
         Self {
             sums: Sums::default(),
             segments: Vec::new(),
+            displacement: DisplacementLanes::default(),
             vv: zero,
             uv: zero,
             uu: zero,
@@ -56,9 +58,10 @@ impl Accumulator {
         blocks: Range<usize>,
         scaling: &Scaling,
     ) -> Result<(), NotFinite> {
+        let mut scratch = Scratch::new();
         for block in blocks {
             self.sums.entries += part.entries_of(block);
-            visit(part, block, scaling, self)?;
+            visit(part, block, scaling, &mut scratch, self)?;
         }
         Ok(())
     }
@@ -71,6 +74,7 @@ impl Accumulator {
     /// The sums over all blocks added.
     pub(crate) fn sums(&self) -> Sums {
         let mut sums = self.sums.clone();
+        sums.displacement = self.displacement.sum();
         for segment in &self.segments {
             sums.u += segment.u;
             sums.v += segment.v;
@@ -87,6 +91,8 @@ impl Accumulator {
 
     #[inline(always)]
     fn add_block<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, valid: usize, center: R) {
+        // Known to the compiler in the width that nearly all blocks have.
+        let (valid, center) = if R::IS_NARROW { (BLOCK, R::default()) } else { (valid, center) };
         let zero = [R::default(); LANES];
         let (mut u_sum, mut v_sum, mut u_running, mut v_running) = (zero, zero, zero, zero);
         let (mut variation, mut vv, mut uv, mut uu) = (zero, zero, zero, zero);
@@ -130,12 +136,15 @@ impl Accumulator {
 }
 
 impl Visitor for Accumulator {
-    fn displacement(&mut self, displacement: &Displacement) {
-        self.sums.displacement.merge(displacement);
+    fn extent<R: Real>(&mut self, extent: &Extent<R>) {
+        self.instructions.run(
+            #[inline(always)]
+            || self.displacement.add(extent),
+        );
     }
 
     fn series<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, valid: usize, center: R) {
-        self.sums.has_narrow |= size_of::<R>() < size_of::<f64>();
+        self.sums.has_narrow |= R::IS_NARROW;
         self.instructions.run(
             #[inline(always)]
             || self.add_block::<R, K>(x, y, valid, center),
@@ -168,13 +177,6 @@ impl Visitor for Accumulator {
     }
 }
 
-#[inline(always)]
-fn add_lanes<R: Real>(sums: &mut [f64], lanes: &[R]) {
-    for (sum, lane) in sums.iter_mut().zip(lanes) {
-        *sum += lane.wide();
-    }
-}
-
 /// The sum over a block of the running sums, from those in each lane: entry j = LANES i + lane is part of
 /// BLOCK - j running sums.
 #[inline(always)]
@@ -201,18 +203,19 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
-    /// Computes them as [`Accumulator::add`] did.
-    pub(crate) fn of(part: &Part, block: usize, scaling: &Scaling) -> Self {
-        let instructions = scaling.instructions;
-        let mut entries = Self { u: [0.0; BLOCK], v: [0.0; BLOCK], instructions };
+    pub(crate) fn new(instructions: Instructions) -> Self {
+        Self { u: [0.0; BLOCK], v: [0.0; BLOCK], instructions }
+    }
+
+    /// Computes them as [`Accumulator::add`] did. Those past the end of the part are of no meaning.
+    pub(crate) fn load(&mut self, part: &Part, block: usize, scaling: &Scaling, scratch: &mut Scratch) {
         // What is not finite was refused when the block was added.
-        let _ = visit(part, block, scaling, &mut entries);
-        entries
+        let _ = visit(part, block, scaling, scratch, self);
     }
 }
 
 impl Visitor for Entries {
-    fn displacement(&mut self, _: &Displacement) {}
+    fn extent<R: Real>(&mut self, _: &Extent<R>) {}
 
     fn series<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, _: usize, _: R) {
         self.instructions.run(

@@ -1,7 +1,7 @@
 //! How far the weights themselves have moved, before any softmax.
 
 use super::part::Block;
-use super::real::Real;
+use super::real::{Real, add_lanes, horizontal_sum};
 use crate::vector::LANES;
 
 /// Sums over the entries of theta that need neither the temperature nor a normaliser.
@@ -19,7 +19,6 @@ pub(crate) struct Displacement {
 
 impl Displacement {
     /// Adds what another stretch of theta has.
-    #[inline(always)]
     pub(crate) fn merge(&mut self, other: &Self) {
         self.delta_squares += other.delta_squares;
         self.base_squares += other.base_squares;
@@ -28,10 +27,12 @@ impl Displacement {
     }
 }
 
-/// The [`Displacement`] of one block, with what decides in which width it can be computed.
+/// The [`Displacement`] of one block in lanes, with what decides in which width the block is computed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Extent {
-    pub(crate) displacement: Displacement,
+pub(crate) struct Extent<R> {
+    delta_squares: [R; LANES],
+    base_squares: [R; LANES],
+    changed: [u32; LANES],
     /// The largest |theta_B|; not finite where an entry is not.
     pub(crate) largest_base: f64,
     /// The largest |theta_T - theta_B|; not finite where an entry is not.
@@ -41,7 +42,7 @@ pub(crate) struct Extent {
 /// Measures one block. In `f32` the squares are right where the largest of the block lies in
 /// [2^-40, 2^40] or is 0; entries too small for their squares to be held are too small to count.
 #[inline(always)]
-pub(crate) fn extent<R: Real>(base: &Block<R>, delta: &Block<R>) -> Extent {
+pub(crate) fn extent<R: Real>(base: &Block<R>, delta: &Block<R>) -> Extent<R> {
     let zero = [R::default(); LANES];
     let (mut delta_squares, mut base_squares) = (zero, zero);
     let (mut largest_base, mut largest_delta) = (zero, zero);
@@ -60,24 +61,37 @@ pub(crate) fn extent<R: Real>(base: &Block<R>, delta: &Block<R>) -> Extent {
     }
     let largest = |lanes: [R; LANES]| lanes.iter().fold(R::default(), |a, b| a.max_or_nan(*b)).wide();
     let (largest_base, largest_delta) = (largest(largest_base), largest(largest_delta));
-    Extent {
-        displacement: Displacement {
-            delta_squares: horizontal_sum(&delta_squares),
-            base_squares: horizontal_sum(&base_squares),
-            largest_delta,
-            changed: changed.iter().sum::<u32>().into(),
-        },
-        largest_base,
-        largest_delta,
-    }
+    Extent { delta_squares, base_squares, changed, largest_base, largest_delta }
 }
 
-/// The sum over the lanes in `f64`, in an order that does not depend on the instruction set.
-#[inline(always)]
-pub(crate) fn horizontal_sum<R: Real>(lanes: &[R; LANES]) -> f64 {
-    let mut half = [0.0; LANES / 2];
-    for lane in 0..LANES / 2 {
-        half[lane] = lanes[lane].wide() + lanes[lane + LANES / 2].wide();
+/// A [`Displacement`] as it grows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DisplacementLanes {
+    delta_squares: [f64; LANES],
+    base_squares: [f64; LANES],
+    changed: [u64; LANES],
+    largest_delta: f64,
+}
+
+impl DisplacementLanes {
+    /// Adds one block.
+    #[inline]
+    pub(crate) fn add<R: Real>(&mut self, extent: &Extent<R>) {
+        add_lanes(&mut self.delta_squares, &extent.delta_squares);
+        add_lanes(&mut self.base_squares, &extent.base_squares);
+        for (sum, changed) in self.changed.iter_mut().zip(&extent.changed) {
+            *sum += u64::from(*changed);
+        }
+        self.largest_delta = self.largest_delta.max(extent.largest_delta);
     }
-    ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]))
+
+    /// The sums over all blocks.
+    pub(crate) fn sum(&self) -> Displacement {
+        Displacement {
+            delta_squares: horizontal_sum(&self.delta_squares),
+            base_squares: horizontal_sum(&self.base_squares),
+            largest_delta: self.largest_delta,
+            changed: self.changed.iter().sum(),
+        }
+    }
 }

@@ -92,3 +92,62 @@ pub(crate) fn of_entry(base: f64, tuned: f64, z: f64) -> Divergences {
     let (over_base, over_tuned) = if z > 0.0 { (z + half, half) } else { (half, half - z) };
     Divergences { kl: tuned * (z - 1.0) + base, js: -0.5 * (tuned * over_tuned + base * over_base) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Both in closed form, at any z; without digits near 0.
+    fn closed(z: f64) -> Divergences {
+        let (tuned, mean) = (z.exp(), (1.0 + z.exp()) / 2.0);
+        Divergences { kl: tuned * z - z.exp_m1(), js: (tuned * (z - mean.ln()) - mean.ln()) / 2.0 }
+    }
+
+    fn close(found: Divergences, expected: Divergences, tolerance: f64) -> bool {
+        (found.kl / expected.kl - 1.0).abs() <= tolerance && (found.js / expected.js - 1.0).abs() <= tolerance
+    }
+
+    fn moments(entries: &[(f64, f64)]) -> [f64; TERMS + 1] {
+        std::array::from_fn(|k| entries.iter().map(|(v, y)| v * y.powi(k as i32)).sum())
+    }
+
+    proptest! {
+        #[test]
+        fn an_entry_has_the_closed_forms(z in prop_oneof![-20f64..-0.05, 0.05f64..20.0], base in 0.1f64..10.0) {
+            let expected = Divergences { kl: base * closed(z).kl, js: base * closed(z).js };
+            prop_assert!(close(of_entry(base, base * z.exp(), z), expected, 1e-9));
+        }
+
+        #[test]
+        fn small_entries_are_of_second_order(z in -1e-6f64..1e-6) {
+            prop_assume!(z.abs() > 1e-100);
+            let expected = Divergences { kl: z * z / 2.0, js: z * z / 8.0 };
+            prop_assert!(close(of_entry(1.0, z.exp(), z), expected, 2e-6));
+        }
+
+        /// Moments about one point are as good as moments about any other near it.
+        #[test]
+        fn moments_serve_for_any_shift(
+            entries in prop::collection::vec((0.1f64..2.0, -1f64..1.0), 1..20),
+            shift in -0.25f64..0.25,
+        ) {
+            let mut expected = Divergences::default();
+            for (v, y) in &entries {
+                let entry = of_entry(*v, v * (y - shift).exp(), y - shift);
+                expected.kl += entry.kl;
+                expected.js += entry.js;
+            }
+            prop_assume!(expected.js > 1e-4);
+            prop_assert!(close(of_moments(&moments(&entries), shift), expected, 1e-9));
+        }
+    }
+
+    #[test]
+    fn the_series_meet_the_closed_forms_where_they_hand_over() {
+        for z in [-1.0f64, 1.0] {
+            let outside = z * (1.0 + 1e-12);
+            assert!(close(of_entry(1.0, z.exp(), z), of_entry(1.0, outside.exp(), outside), 1e-11));
+        }
+    }
+}

@@ -39,3 +39,40 @@ pub(crate) fn exp_m1<R: Real, const TERMS: usize>(y: R) -> R {
     }
     quotient * y
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn exp_is_right_to_the_last_places(x in -700f64..700.0) {
+            prop_assert!((exp(x) / x.exp() - 1.0).abs() <= 4.0 * f64::EPSILON, "{x}");
+        }
+
+        #[test]
+        fn exp_in_single_precision_is_right_to_the_last_places(x in -80f32..80.0) {
+            let expected = (x as f64).exp();
+            prop_assert!((exp(x) as f64 / expected - 1.0).abs() <= 2.0 * f32::EPSILON as f64, "{x}");
+        }
+
+        #[test]
+        fn the_series_are_right_within_their_reach(y in -1f64..1.0) {
+            let error = |found: f64, y: f64| (found / y.exp_m1() - 1.0).abs();
+            if y != 0.0 {
+                prop_assert!(error(exp_m1::<f64, 24>(y), y) <= 4.0 * f64::EPSILON);
+                prop_assert!(error(exp_m1::<f64, 12>(y / 4.0), y / 4.0) <= 4.0 * f64::EPSILON);
+                let (quarter, sixtyfourth) = ((y / 4.0) as f32, (y / 64.0) as f32);
+                prop_assert!(error(exp_m1::<f32, 8>(quarter) as f64, quarter as f64) <= 1.5 * f32::EPSILON as f64);
+                prop_assert!(error(exp_m1::<f32, 5>(sixtyfourth) as f64, sixtyfourth as f64) <= 1.5 * f32::EPSILON as f64);
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_of_zero_are_exact() {
+        assert_eq!((exp(0f64), exp(0f32)), (1.0, 1.0));
+        assert_eq!((exp_m1::<f64, 24>(0.0), exp_m1::<f32, 5>(0.0)), (0.0, 0.0));
+    }
+}

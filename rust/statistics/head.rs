@@ -3,7 +3,7 @@
 use super::accumulator::Accumulator;
 use super::displacement::Displacement;
 use super::divergence::{self, Divergences};
-use super::part::{BLOCK, Block, Part};
+use super::part::{BLOCK, Part, for_each_entry};
 use super::softmax::{Frame, NotFinite, Scaling, Sums};
 use super::transport::{self, Stretch};
 use super::way::{NARROW_REACH, WIDE_REACH};
@@ -133,19 +133,6 @@ fn frame(parts: &[Part]) -> Frame {
         }
     });
     Frame { base_max, shift: (of_tuned.0 - base_max) + of_tuned.1, center: 0.0 }
-}
-
-/// Calls `visit(theta_B, theta_T - theta_B)` for every entry.
-pub(super) fn for_each_entry(parts: &[Part], mut visit: impl FnMut(f64, f64)) {
-    let (mut base, mut delta): (Block<f64>, Block<f64>) = ([0.0; BLOCK], [0.0; BLOCK]);
-    for part in parts {
-        for block in 0..part.blocks() {
-            part.load(block, &mut base, &mut delta);
-            for (base, delta) in base.iter().zip(&delta).take(part.entries_of(block)) {
-                visit(*base, *delta);
-            }
-        }
-    }
 }
 
 fn finish(sums: &Sums, stretches: &[Stretch], scaling: &Scaling) -> Measured {

@@ -65,35 +65,41 @@ impl Stored<'_> {
         value[0]
     }
 
-    /// Decodes one block. `F64` is rounded where `R` is `f32`; every other conversion is exact.
-    #[inline(always)]
-    fn decode<R: Real>(&self, block: usize, out: &mut Block<R>) {
+    fn block(&self, block: usize) -> &[u8] {
         let size = self.dtype.size();
         let start = block * BLOCK * size;
-        let bytes = &self.bytes[start..self.bytes.len().min(start + BLOCK * size)];
+        &self.bytes[start..self.bytes.len().min(start + BLOCK * size)]
+    }
+
+    /// Decodes one block and calls `keep` with each place and number. `F64` is rounded where `R` is `f32`;
+    /// every other conversion is exact.
+    #[inline(always)]
+    fn decode<R: Real>(&self, block: usize, keep: impl FnMut(usize, R)) {
+        let bytes = self.block(block);
         match self.dtype {
-            Dtype::F16 => decode_as(bytes, out, |b| R::of(f16(b) as f64)),
-            Dtype::BF16 => decode_as(bytes, out, |b| R::of(bf16(b) as f64)),
-            Dtype::F32 => decode_as(bytes, out, |b| R::of(f32::from_le_bytes(b) as f64)),
-            Dtype::F64 => decode_as(bytes, out, |b| R::of(f64::from_le_bytes(b))),
+            Dtype::F16 => decode_as(bytes, |b| R::of(f16(b) as f64), keep),
+            Dtype::BF16 => decode_as(bytes, |b| R::of(bf16(b) as f64), keep),
+            Dtype::F32 => decode_as(bytes, |b| R::of(f32::from_le_bytes(b) as f64), keep),
+            Dtype::F64 => decode_as(bytes, |b| R::of(f64::from_le_bytes(b)), keep),
         }
     }
 }
 
 #[inline(always)]
-fn decode_as<R: Real, const SIZE: usize>(bytes: &[u8], out: &mut Block<R>, decode: impl Fn([u8; SIZE]) -> R) {
+fn decode_as<R: Real, const SIZE: usize>(
+    bytes: &[u8],
+    decode: impl Fn([u8; SIZE]) -> R,
+    mut keep: impl FnMut(usize, R),
+) {
     let (weights, _) = bytes.as_chunks::<SIZE>();
-    match <&[[u8; SIZE]; BLOCK]>::try_from(weights) {
-        Ok(weights) => {
-            for (out, weight) in out.iter_mut().zip(weights) {
-                *out = decode(*weight);
-            }
+    // The same loop twice: of a length known to the compiler for all blocks but the last of a part.
+    if let Ok(weights) = <&[[u8; SIZE]; BLOCK]>::try_from(weights) {
+        for (entry, weight) in weights.iter().enumerate() {
+            keep(entry, decode(*weight));
         }
-        Err(_) => {
-            *out = [R::default(); BLOCK];
-            for (out, weight) in out.iter_mut().zip(weights) {
-                *out = decode(*weight);
-            }
+    } else {
+        for (entry, weight) in weights.iter().enumerate() {
+            keep(entry, decode(*weight));
         }
     }
 }
@@ -146,25 +152,79 @@ impl Part<'_> {
     /// theta_B and theta_T - theta_B of one block.
     #[inline(always)]
     pub(crate) fn load<R: Real>(&self, block: usize, base: &mut Block<R>, delta: &mut Block<R>) {
+        let valid = self.entries_of(block);
         match self {
-            Part::Stored { base: stored_base, tuned } => {
-                stored_base.decode(block, base);
-                tuned.decode(block, delta);
-                for (delta, base) in delta.iter_mut().zip(base.iter()) {
-                    *delta = *delta - *base;
-                }
+            Part::Stored { base: from, tuned } => {
+                from.decode(block, |entry, weight: R| base[entry] = weight);
+                tuned.decode(block, |entry, weight: R| delta[entry] = weight - base[entry]);
             }
             Part::Computed { base: from, delta: delta_from } => {
-                let entries = block * BLOCK..block * BLOCK + self.entries_of(block);
-                *base = [R::default(); BLOCK];
-                *delta = [R::default(); BLOCK];
-                for (out, value) in base.iter_mut().zip(&from[entries.clone()]) {
-                    *out = R::of(*value);
-                }
-                for (out, value) in delta.iter_mut().zip(&delta_from[entries]) {
-                    *out = R::of(*value);
+                for entry in 0..valid {
+                    base[entry] = R::of(from[block * BLOCK + entry]);
+                    delta[entry] = R::of(delta_from[block * BLOCK + entry]);
                 }
             }
         }
+        if valid < BLOCK {
+            base[valid..].fill(R::default());
+            delta[valid..].fill(R::default());
+        }
+    }
+}
+
+/// Calls `visit(theta_B, theta_T - theta_B)` for every entry.
+pub(crate) fn for_each_entry(parts: &[Part], mut visit: impl FnMut(f64, f64)) {
+    let (mut base, mut delta): (Block<f64>, Block<f64>) = ([0.0; BLOCK], [0.0; BLOCK]);
+    for part in parts {
+        for block in 0..part.blocks() {
+            part.load(block, &mut base, &mut delta);
+            for (base, delta) in base.iter().zip(&delta).take(part.entries_of(block)) {
+                visit(*base, *delta);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded<R: Real>(dtype: Dtype, bytes: &[u8]) -> Vec<R> {
+        let stored = Stored { dtype, bytes };
+        let mut out = Vec::new();
+        for block in 0..stored.entries().div_ceil(BLOCK) {
+            stored.decode(block, |_, weight: R| out.push(weight));
+        }
+        out
+    }
+
+    #[test]
+    fn every_half_decodes_as_the_half_crate_does() {
+        let halves: Vec<u16> = (0..=u16::MAX).collect();
+        let bytes: Vec<u8> = halves.iter().flat_map(|half| half.to_le_bytes()).collect();
+        let check = |dtype, reference: fn(u16) -> f64| {
+            let (narrow, wide) = (decoded::<f32>(dtype, &bytes), decoded::<f64>(dtype, &bytes));
+            for ((half, narrow), wide) in halves.iter().zip(narrow).zip(wide) {
+                let expected = reference(*half);
+                assert!(narrow as f64 == expected || (narrow.is_nan() && expected.is_nan()), "{half:#06x}");
+                assert!(wide == expected || (wide.is_nan() && expected.is_nan()), "{half:#06x}");
+                assert_eq!(narrow.is_sign_negative(), expected.is_sign_negative(), "{half:#06x}");
+            }
+        };
+        check(Dtype::F16, |bits| half::f16::from_bits(bits).to_f64());
+        check(Dtype::BF16, |bits| half::bf16::from_bits(bits).to_f64());
+    }
+
+    #[test]
+    fn the_last_block_is_filled_with_zeros() {
+        let weights: Vec<f32> = (0..BLOCK + 3).map(|entry| entry as f32 + 1.0).collect();
+        let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        let stored = Stored { dtype: Dtype::F32, bytes: &bytes };
+        let part = Part::Stored { base: stored, tuned: stored };
+        let (mut base, mut delta) = ([f64::NAN; BLOCK], [f64::NAN; BLOCK]);
+        part.load(1, &mut base, &mut delta);
+        assert_eq!(part.entries_of(1), 3);
+        assert_eq!(base[..4], [129.0, 130.0, 131.0, 0.0]);
+        assert!(base[3..].iter().chain(&delta).all(|value| *value == 0.0));
     }
 }

@@ -209,3 +209,64 @@ fn add_product(out: &mut [f64], rows: usize, columns: usize, left: Factor, right
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use proptest::prelude::*;
+
+    fn bytes(weights: &[f64]) -> Vec<u8> {
+        weights.iter().flat_map(|weight| weight.to_le_bytes()).collect()
+    }
+
+    /// Q^T (K V^T), an entry at a time.
+    fn definition(q: &[f64], k: &[f64], v: &[f64], width: usize) -> Vec<f64> {
+        let (rows, values) = (q.len() / width, v.len() / width);
+        let mut theta = Vec::new();
+        for i in 0..width {
+            for j in 0..values {
+                let middle =
+                    |row: usize| -> f64 { (0..width).map(|c| k[row * width + c] * v[j * width + c]).sum() };
+                theta.push((0..rows).map(|row| q[row * width + i] * middle(row)).sum());
+            }
+        }
+        theta
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20))]
+        #[test]
+        fn products_are_those_of_the_definition(
+            (rows, values, width) in (1usize..5, 1usize..5, prop_oneof![1usize..9, TILE - 1..TILE + 2]),
+            seed in any::<u64>(),
+        ) {
+            let mut state = seed;
+            let mut random = |count: usize| -> Vec<f64> {
+                (0..count)
+                    .map(|_| {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
+                    })
+                    .collect()
+            };
+            let [q, k, v] = [rows, rows, values].map(|rows| (random(rows * width), random(rows * width)));
+            let stored: Vec<_> = [&q, &k, &v].map(|(base, tuned)| (bytes(base), bytes(tuned))).into();
+            let pair = |index: usize| MatrixPair {
+                base: Stored { dtype: Dtype::F64, bytes: &stored[index].0 },
+                tuned: Stored { dtype: Dtype::F64, bytes: &stored[index].1 },
+                columns: width,
+            };
+            let (mut middle, mut product) = (Middle::default(), Product::default());
+            prop_assert!(middle.load(&pair(1), &pair(2)).is_ok());
+            prop_assert!(product.load(&pair(0), &middle).is_ok());
+            let base = definition(&q.0, &k.0, &v.0, width);
+            let tuned = definition(&q.1, &k.1, &v.1, width);
+            prop_assert_eq!(product.base.len(), base.len());
+            for (entry, (base, tuned)) in base.iter().zip(&tuned).enumerate() {
+                prop_assert!((product.base[entry] - base).abs() <= 1e-12 * width as f64);
+                prop_assert!((product.delta[entry] - (tuned - base)).abs() <= 1e-12 * width as f64);
+            }
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
+use crate::vector::LANES;
+
 /// `f32` or `f64`: what a kernel needs of a number, so that it is written once for both.
 ///
 /// Every method is inlined into the kernel, for the compiler to vectorise.
@@ -17,6 +19,8 @@ pub(crate) trait Real:
     + Div<Output = Self>
     + Neg<Output = Self>
 {
+    /// Whether this is the width of whole blocks without a frame.
+    const IS_NARROW: bool;
     /// ln 2 with its last bits cleared, so that small multiples of it are exact.
     const LN_2_HIGH: f64;
     /// What [`Real::LN_2_HIGH`] leaves out of ln 2.
@@ -41,8 +45,9 @@ pub(crate) trait Real:
 }
 
 macro_rules! real {
-    ($float:ty, $bits:ty, $mantissa:literal, high: $high:literal, low: $low:literal, terms: $terms:literal) => {
+    ($float:ty, $bits:ty, $mantissa:literal, narrow: $narrow:literal, high: $high:literal, low: $low:literal, terms: $terms:literal) => {
         impl Real for $float {
+            const IS_NARROW: bool = $narrow;
             const LN_2_HIGH: f64 = $high;
             const LN_2_LOW: f64 = $low;
             const ROUNDER: f64 = 1.5 * (1u64 << $mantissa) as f64;
@@ -77,5 +82,23 @@ macro_rules! real {
     };
 }
 
-real!(f32, u32, 23, high: 0.693145751953125, low: 1.428_606_765_330_187e-6, terms: 7);
-real!(f64, u64, 52, high: 6.931_471_803_691_238e-1, low: 1.908_214_929_270_587_7e-10, terms: 13);
+real!(f32, u32, 23, narrow: true, high: 0.693145751953125, low: 1.428_606_765_330_187e-6, terms: 7);
+real!(f64, u64, 52, narrow: false, high: 6.931_471_803_691_238e-1, low: 1.908_214_929_270_587_7e-10, terms: 13);
+
+/// The sum over the lanes in `f64`, in an order that does not depend on the instruction set.
+#[inline(always)]
+pub(crate) fn horizontal_sum<R: Real>(lanes: &[R; LANES]) -> f64 {
+    let mut half = [0.0; LANES / 2];
+    for lane in 0..LANES / 2 {
+        half[lane] = lanes[lane].wide() + lanes[lane + LANES / 2].wide();
+    }
+    ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]))
+}
+
+/// Adds lanes to sums in `f64`.
+#[inline(always)]
+pub(crate) fn add_lanes<R: Real>(sums: &mut [f64], lanes: &[R]) {
+    for (sum, lane) in sums.iter_mut().zip(lanes) {
+        *sum += lane.wide();
+    }
+}

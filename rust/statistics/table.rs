@@ -71,9 +71,12 @@ fn relative_delta(head: &Measured) -> f64 {
 
 /// The standard score of the Wasserstein score among the same changes in shuffled order. Their running
 /// sum is a Brownian bridge of total variance `distance`^2: its mean absolute area is sqrt(pi / 32), and
-/// the mean square of that area 7 / 60.
+/// the mean square of that area 7 / 60. Not a number where nothing has moved.
 fn wasserstein_z(head: &Measured) -> f64 {
     const MEAN_SQUARED: f64 = std::f64::consts::PI / 32.0;
     const MEAN_SQUARE: f64 = 7.0 / 60.0;
+    if head.distance == 0.0 {
+        return f64::NAN;
+    }
     (wasserstein(head) / head.distance - MEAN_SQUARED.sqrt()) / (MEAN_SQUARE - MEAN_SQUARED).sqrt()
 }

@@ -1,9 +1,9 @@
 //! The Wasserstein statistics: the area between two distributions.
 
 use super::accumulator::Entries;
-use super::head::for_each_entry;
-use super::part::Part;
+use super::part::{Part, for_each_entry};
 use super::softmax::{Scaling, Segment};
+use super::way::Scratch;
 
 /// One part of theta with its segments.
 pub(crate) struct Stretch<'a> {
@@ -20,6 +20,7 @@ pub(crate) struct Stretch<'a> {
 /// by entry.
 pub(crate) fn area(stretches: &[Stretch], ratio: f64, scaling: &Scaling) -> f64 {
     let (mut u, mut v, mut area) = (0.0, 0.0, 0.0);
+    let (mut entries, mut scratch) = (Entries::new(scaling.instructions), Scratch::new());
     for Stretch { part, segments } in stretches {
         for (block, segment) in segments.iter().enumerate() {
             let before: f64 = u - ratio * v;
@@ -28,11 +29,12 @@ pub(crate) fn area(stretches: &[Stretch], ratio: f64, scaling: &Scaling) -> f64 
             let after = u - ratio * v;
             let variation = segment.u_variation + ratio.abs() * segment.v;
             let same_sign = before * after > 0.0 || (before == 0.0 && after == 0.0);
-            let entries = part.entries_of(block);
+            let count = part.entries_of(block);
             if same_sign && variation * MARGIN <= before.abs() + after.abs() {
-                area += (entries as f64 * before + (segment.u_area - ratio * segment.v_area)).abs();
+                area += (count as f64 * before + (segment.u_area - ratio * segment.v_area)).abs();
             } else if variation > 0.0 {
-                area += area_by_entries(part, block, entries, before, ratio, scaling);
+                entries.load(part, block, scaling, &mut scratch);
+                area += area_by_entries(&entries.u[..count], &entries.v[..count], before, ratio);
             }
         }
     }
@@ -42,17 +44,9 @@ pub(crate) fn area(stretches: &[Stretch], ratio: f64, scaling: &Scaling) -> f64 
 /// Covers the rounding of sums in `f32`.
 const MARGIN: f64 = 1.0 + 1e-5;
 
-fn area_by_entries(
-    part: &Part,
-    block: usize,
-    entries: usize,
-    before: f64,
-    ratio: f64,
-    scaling: &Scaling,
-) -> f64 {
-    let Entries { u, v, .. } = Entries::of(part, block, scaling);
+fn area_by_entries(u: &[f64], v: &[f64], before: f64, ratio: f64) -> f64 {
     let (mut difference, mut area) = (before, 0.0);
-    for (u, v) in u.iter().zip(&v).take(entries) {
+    for (u, v) in u.iter().zip(v) {
         difference += u - ratio * v;
         area += difference.abs();
     }
@@ -71,4 +65,62 @@ pub(crate) fn between_values(parts: &[Part]) -> f64 {
     tuned.sort_unstable_by(f64::total_cmp);
     let total: f64 = base.iter().zip(&tuned).map(|(base, tuned)| (tuned - base).abs()).sum();
     total / entries as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::statistics::Stored;
+    use crate::statistics::accumulator::Accumulator;
+    use crate::vector::Instructions;
+    use proptest::prelude::*;
+
+    fn bytes(weights: &[f64]) -> Vec<u8> {
+        weights.iter().flat_map(|weight| weight.to_le_bytes()).collect()
+    }
+
+    proptest! {
+        /// The segments say what the entries say, whatever the changes: drifts, which leave most blocks
+        /// on one side, and noise, which does not.
+        #[test]
+        fn the_area_is_that_of_the_entries(
+            deltas in prop::collection::vec(-0.2f64..0.2, 1..1500),
+            drift in -0.05f64..0.05,
+            ratio in -0.05f64..0.05,
+            cut in 0.0f64..1.0,
+        ) {
+            let base: Vec<f64> = (0..deltas.len()).map(|entry| (entry as f64 * 0.7).sin() * 0.1).collect();
+            let tuned: Vec<f64> = base.iter().zip(&deltas).map(|(base, delta)| base + delta + drift).collect();
+            let cut = 8 * (cut * base.len() as f64) as usize;
+            let (base_bytes, tuned_bytes) = (bytes(&base), bytes(&tuned));
+            let part = |range: std::ops::Range<usize>| Part::Stored {
+                base: Stored { dtype: Dtype::F64, bytes: &base_bytes[range.clone()] },
+                tuned: Stored { dtype: Dtype::F64, bytes: &tuned_bytes[range] },
+            };
+            let parts = [part(0..cut), part(cut..base_bytes.len())];
+            let scaling = Scaling { temperature: 1.0, frame: None, instructions: Instructions::best() };
+            let accumulators: Vec<_> = parts
+                .iter()
+                .map(|part| {
+                    let mut accumulator = Accumulator::new(scaling.instructions);
+                    assert!(accumulator.add(part, 0..part.blocks(), &scaling).is_ok());
+                    accumulator
+                })
+                .collect();
+            let stretches: Vec<_> = parts
+                .iter()
+                .zip(&accumulators)
+                .map(|(part, accumulator)| Stretch { part, segments: accumulator.segments() })
+                .collect();
+
+            let (mut difference, mut expected) = (0.0, 0.0);
+            for (base, tuned) in base.iter().zip(&tuned) {
+                difference += tuned.exp() - base.exp() - ratio * base.exp();
+                expected += f64::abs(difference);
+            }
+            let found = area(&stretches, ratio, &scaling);
+            prop_assert!((found / expected - 1.0).abs() <= 1e-9, "{} {}", found, expected);
+        }
+    }
 }

@@ -13,7 +13,7 @@
 //! score; smaller parts cost next to nothing in `f64`. What decides is the part and the block alone, so
 //! the result depends neither on threads nor on how a file is read.
 
-use super::displacement::{Displacement, Extent, extent};
+use super::displacement::{Extent, extent};
 use super::divergence::TERMS;
 use super::part::{BLOCK, Block, Part};
 use super::real::Real;
@@ -24,7 +24,7 @@ use crate::vector::Instructions;
 /// are to be passed over. `x` and `y` are the arguments of the two exponentials.
 pub(crate) trait Visitor {
     /// The block's weights moved this far.
-    fn displacement(&mut self, displacement: &Displacement);
+    fn extent<R: Real>(&mut self, extent: &Extent<R>);
 
     /// `K` terms of the series in `y` are enough.
     fn series<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, valid: usize, center: R);
@@ -54,26 +54,39 @@ const LARGEST_EXPONENT: f64 = 150.0;
 /// An entry that is smaller than the largest by this factor of e adds nothing to any sum.
 const NOTHING: f64 = -700.0;
 
+/// Where blocks are decoded to. Kept from block to block, since clearing it costs as much as filling it.
+pub(crate) struct Scratch {
+    narrow: [Block<f32>; 2],
+    wide: [Block<f64>; 2],
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self { narrow: [[0.0; BLOCK]; 2], wide: [[0.0; BLOCK]; 2] }
+    }
+}
+
 /// Loads one block and hands it to the visitor in the narrowest way that is right for it.
 #[inline]
 pub(crate) fn visit(
     part: &Part,
     block: usize,
     scaling: &Scaling,
+    scratch: &mut Scratch,
     visitor: &mut impl Visitor,
 ) -> Result<(), NotFinite> {
     let valid = part.entries_of(block);
     if may_be_narrow(part, valid) && scaling.frame.is_none() && scaling.temperature == 1.0 && part.fits_f32()
     {
-        let (mut x, mut y) = ([0f32; BLOCK], [0f32; BLOCK]);
-        let extent = load(part, block, &mut x, &mut y, scaling.instructions);
+        let [x, y] = &mut scratch.narrow;
+        let extent = load(part, block, x, y, scaling.instructions);
         if is_narrow(extent.largest_base, extent.largest_delta) {
-            visitor.displacement(&extent.displacement);
-            visit_narrow(&x, &y, extent.largest_delta, visitor);
+            visitor.extent(&extent);
+            visit_narrow(x, y, extent.largest_delta, visitor);
             return Ok(());
         }
     }
-    visit_wide(part, block, valid, scaling, visitor)
+    visit_wide(part, block, valid, scaling, scratch, visitor)
 }
 
 /// [`visit`] by way of `f64`.
@@ -83,26 +96,42 @@ fn visit_wide(
     block: usize,
     valid: usize,
     scaling: &Scaling,
+    scratch: &mut Scratch,
     visitor: &mut impl Visitor,
 ) -> Result<(), NotFinite> {
-    let (mut x, mut y) = ([0f64; BLOCK], [0f64; BLOCK]);
-    let extent = load(part, block, &mut x, &mut y, scaling.instructions);
+    let [x, y] = &mut scratch.wide;
+    let extent = load(part, block, x, y, scaling.instructions);
     if !(extent.largest_base.is_finite() && extent.largest_delta.is_finite()) {
-        return Err(not_finite(block, &x, &y));
+        return Err(not_finite(block, x, y));
     }
-    visitor.displacement(&extent.displacement);
+    visitor.extent(&extent);
 
     let temperature = scaling.temperature;
     let Some(frame) = scaling.frame else {
-        let (largest_x, largest_y) = (extent.largest_base / temperature, extent.largest_delta / temperature);
-        for (x, y) in x.iter_mut().zip(&mut y) {
-            *x /= temperature;
-            *y /= temperature;
-        }
-        if may_be_narrow(part, valid) && is_narrow(largest_x, largest_y) {
-            visit_narrow(&x.map(|x| x as f32), &y.map(|y| y as f32), largest_y, visitor);
+        let factor = 1.0 / temperature;
+        let (largest_x, largest_y) = (extent.largest_base * factor, extent.largest_delta * factor);
+        let narrow = may_be_narrow(part, valid) && is_narrow(largest_x, largest_y);
+        scaling.instructions.run(
+            #[inline(always)]
+            || {
+                for entry in 0..BLOCK {
+                    x[entry] *= factor;
+                    y[entry] *= factor;
+                }
+                if narrow {
+                    let [narrow_x, narrow_y] = &mut scratch.narrow;
+                    for entry in 0..BLOCK {
+                        narrow_x[entry] = x[entry] as f32;
+                        narrow_y[entry] = y[entry] as f32;
+                    }
+                }
+            },
+        );
+        if narrow {
+            let [x, y] = &scratch.narrow;
+            visit_narrow(x, y, largest_y, visitor);
         } else if largest_x <= LARGEST_EXPONENT && largest_y <= 1.0 {
-            visit_series(&x, &y, valid, largest_y, 0.0, visitor);
+            visit_series(x, y, valid, largest_y, 0.0, visitor);
         } else {
             visitor.out_of_reach();
         }
@@ -111,16 +140,16 @@ fn visit_wide(
 
     let Frame { base_max, shift, center } = frame;
     let mut largest_y = 0f64;
-    for (x, y) in x.iter_mut().zip(&mut y).take(valid) {
+    for (x, y) in x.iter_mut().zip(y.iter_mut()).take(valid) {
         *x = (*x - base_max) / temperature;
         *y = (*y - shift) / temperature;
         largest_y = largest_y.max(y.abs());
     }
     if largest_y <= 1.0 && center.abs() <= WIDE_REACH {
         x.iter_mut().for_each(|x| *x = x.max(NOTHING));
-        visit_series(&x, &y, valid, largest_y, center, visitor);
+        visit_series(x, y, valid, largest_y, center, visitor);
     } else {
-        visitor.closed_form(&x, &y, valid, center);
+        visitor.closed_form(x, y, valid, center);
     }
     Ok(())
 }
@@ -131,7 +160,7 @@ fn load<R: Real>(
     base: &mut Block<R>,
     delta: &mut Block<R>,
     instructions: Instructions,
-) -> Extent {
+) -> Extent<R> {
     instructions.run(
         #[inline(always)]
         || {
