@@ -50,7 +50,9 @@ def shape(text: str) -> list[str]:
     lines = (MAP.sub("#", NUMBER.sub("0", line)) for line in text.splitlines())
     lines = (re.sub(r"[ ─]+", " ", line).strip() for line in lines)
     # A list of heads is as long as it happens to be, and a mark may stand beside any of the top heads.
-    return [re.sub(r"^(0( 0){6})( #)?$", r"\1", re.sub(r"(\(0, 0\))(, \(0, 0\))*", r"\1", line)) for line in lines]
+    return [
+        re.sub(r"^(0( 0){6})( #)?$", r"\1", re.sub(r"(\(0, 0\))(, \(0, 0\))*", r"\1", line)) for line in lines
+    ]
 
 
 @pytest.fixture
@@ -82,7 +84,8 @@ def run_command(line: str) -> str:
         [sys.executable, "-m", "alps.cli", *arguments],
         capture_output=True,
         check=False,
-        env={key: value for key, value in os.environ.items() if key != "COLUMNS"} | {"PYTHONIOENCODING": "utf-8"},
+        env={key: value for key, value in os.environ.items() if key != "COLUMNS"}
+        | {"PYTHONIOENCODING": "utf-8"},
     )
     assert (ran.returncode, ran.stderr) == (0, b""), line
     if file:
@@ -111,7 +114,11 @@ def test_the_examples_print_what_they_are_said_to(demo: Path) -> None:
 
 def test_the_make_targets_exist() -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    named = [target for text in (README, contributing()) for target in re.findall(r"(?:^|`|3\.\d+ )make ([a-z]+)", text, re.MULTILINE)]
+    named = [
+        target
+        for text in (README, contributing())
+        for target in re.findall(r"(?:^|`|3\.\d+ )make ([a-z]+)", text, re.MULTILINE)
+    ]
     assert {"demo", "test"} <= set(named) <= set(targets)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import alps
 import oracle
+from alps.scan import Form
 from checkpoints import DTYPES, Shape, Tensors, matrices, name, random_weights, theta, write
 
 TOLERANCE = {"qkv": 1e-6, "product": 1e-5}
@@ -130,7 +131,7 @@ def test_the_two_oracles_agree() -> None:
 
 @pytest.mark.parametrize("form", ["qkv", "product"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_identical_checkpoints_score_exactly_zero(tmp_path: Path, dtype: str, form: str) -> None:
+def test_identical_checkpoints_score_exactly_zero(tmp_path: Path, dtype: str, form: Form) -> None:
     base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(SHAPE, seed=10).items()}
     path = write(tmp_path / "base", SHAPE.config(), base)
     for temperature in (0.01, 1.0, 100.0):
