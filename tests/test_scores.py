@@ -191,9 +191,6 @@ def test_scan_returns_the_statistics_named(fake: FakeScan, tmp_path: Path) -> No
         ({"statistics": ["changed"], "form": "product"}, "'product' has no statistic 'changed'"),
         ({"statistics": []}, "no statistic"),
         ({"statistics": "kl"}, r"\['kl'\]"),
-        ({"temperature": 0}, "0"),
-        ({"temperature": math.inf}, "inf"),
-        ({"temperature": math.nan}, "nan"),
         ({"threads": 0}, "0"),
     ],
 )
@@ -203,6 +200,12 @@ def test_scan_refuses_arguments_before_it_reads(
     with pytest.raises(ArgumentError, match=said):
         alps.scan(tmp_path, tmp_path, **arguments)
     assert fake.asked == ()
+
+
+@pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan])
+def test_scan_refuses_a_temperature_before_it_reads(tmp_path: Path, temperature: float) -> None:
+    with pytest.raises(ArgumentError, match=f"(?i)temperature is {temperature}"):
+        alps.scan(tmp_path, tmp_path, temperature=temperature)  # an empty folder, which reading would refuse
 
 
 class FakeHub:
