@@ -35,16 +35,16 @@ FAMILY = {
 
 
 def saved_tensors(folder: Path, names: list[str]) -> dict[str, list[int]]:
-    """The saved tensors, with their shapes, whose names end in the same four parts as one of `names`.
+    """The saved tensors, with their shapes, whose names end in the same five parts as one of `names`.
 
     What stands before those differs between a running model and its file.
     """
-    ends = {tuple(f"{name}.weight".split(".")[-4:]) for name in names}
+    ends = {tuple(f"{name}.weight".split(".")[-5:]) for name in names}
     with safe_open(folder / "model.safetensors", "numpy") as file:
         return {
             name: list(file.get_slice(name).get_shape())
             for name in file.keys()  # noqa: SIM118 (not a dictionary)
-            if tuple(name.split(".")[-4:]) in ends and "vision" not in name
+            if tuple(name.split(".")[-5:]) in ends and "vision" not in name
         }
 
 
