@@ -449,8 +449,7 @@ fn a_scan_that_is_cancelled_before_it_begins_reads_nothing() {
 #[cfg(unix)] // elsewhere the disk would have to have the room
 fn huge(folder: &Folder, layout: Layout) -> PathBuf {
     let groups = if layout == Layout::Fused { 32 } else { 8 };
-    let shape =
-        Shape { layers: 200, groups, heads_per_group: 32 / groups, head_size: 128, hidden_size: 4096 };
+    let shape = Shape { layers: 40, groups, heads_per_group: 32 / groups, head_size: 128, hidden_size: 4096 };
     let path = folder.checkpoint("huge", &shape.config(layout));
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -546,7 +545,7 @@ fn order(count: usize) -> impl Strategy<Value = Vec<usize>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Groups may change places with their heads, heads within their group, and layers.
     #[test]
