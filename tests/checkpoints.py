@@ -92,6 +92,21 @@ def write_sparse(
                 file.write(content)
 
 
+def write_long_pair(folder: Path) -> tuple[Path, Path]:
+    """Two checkpoints of zeros, 50 GB each by their sizes, which no scan reads in a few seconds."""
+    shape = Shape(layers=1000, query_heads=32, key_value_heads=8, head_size=128, hidden_size=4096)
+    tensors = {
+        name(layer, matrix): ("BF16", (rows, shape.hidden_size))
+        for layer in range(shape.layers)
+        for matrix, rows in shape.rows().items()
+    }
+    for side in ("base", "tuned"):
+        (folder / side).mkdir()
+        (folder / side / "config.json").write_text(json.dumps(shape.config()))
+        write_sparse(folder / side / "model.safetensors", tensors, {})
+    return folder / "base", folder / "tuned"
+
+
 def matrices(
     tensors: Tensors, shape: Shape, layer: int, head: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:

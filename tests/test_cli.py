@@ -16,8 +16,7 @@ from typer.testing import CliRunner, Result
 import alps
 from alps import ArgumentError, HeadScores, HeadSet, cli, terminal
 from builders import small_geometry, small_scores
-from checkpoints import Shape, name, random_weights, write
-from sparse import write_long_pair, write_sparse
+from checkpoints import Shape, name, random_weights, write, write_long_pair
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -304,7 +303,7 @@ def test_a_refusal_of_a_real_scan_is_one_line_and_exit_code_1(
     pair: Path, arguments: list[str], said: str
 ) -> None:
     for folder in ("truncated", "unknown"):
-        write_sparse(pair / folder, layers=1, hidden_size=256)
+        write(pair / folder, Shape().config(), random_weights(Shape(), seed=0))
     with Path("truncated/model.safetensors").open("r+b") as file:
         file.truncate(1000)
     Path("unknown/config.json").write_text(json.dumps({"model_type": "nonsense"}))

@@ -11,10 +11,15 @@ import pytest
 
 import alps
 from alps.scan import Form
-from sparse import write_long_pair, write_sparse
+from checkpoints import Shape, random_weights, write, write_long_pair
 
 SOON = 0.5
 """Seconds."""
+
+
+def write_small(folder: Path) -> Path:
+    shape = Shape(layers=2, query_heads=32, key_value_heads=8, head_size=8, hidden_size=256)
+    return write(folder, shape.config(), random_weights(shape, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,7 @@ def long_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def short_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("short")
-    return write_sparse(folder / "base", 2, 256), write_sparse(folder / "tuned", 2, 256)
+    return write_small(folder / "base"), write_small(folder / "tuned")
 
 
 class Stopped(Exception):  # noqa: N818
@@ -94,7 +99,7 @@ def test_progress_goes_up_to_all_bytes_on_the_callers_thread(short_pair: tuple[P
         threads.add(threading.get_ident())
 
     alps.scan(*short_pair, progress=progress)
-    everything = 2 * 2 * 2 * (32 + 8 + 8) * (256 // 32) * 256  # sides, layers, bytes; rows x columns
+    everything = 2 * 2 * 8 * (32 + 8 + 8) * 8 * 256  # sides, layers, bytes of a float64; rows x columns
     assert seen[-1] == (everything, everything)
     assert seen == sorted(seen)
     assert threads == {threading.get_ident()}
@@ -141,7 +146,7 @@ def test_a_refusal_of_the_operating_system_is_pythons_own(
     assert missing.value.errno == errno.ENOENT
     assert missing.value.filename == str(tmp_path / "missing")
 
-    weights = write_sparse(tmp_path / "loop", 2, 256) / "model.safetensors"
+    weights = write_small(tmp_path / "loop") / "model.safetensors"
     weights.unlink()
     for target, number, class_ in (
         ("missing", errno.ENOENT, FileNotFoundError),
@@ -156,7 +161,7 @@ def test_a_refusal_of_the_operating_system_is_pythons_own(
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="everything is readable to root")
 def test_an_unreadable_file_is_a_permission_error(short_pair: tuple[Path, Path], tmp_path: Path) -> None:
-    closed = write_sparse(tmp_path / "closed", 2, 256)
+    closed = write_small(tmp_path / "closed")
     (closed / "model.safetensors").chmod(0)
     with pytest.raises(PermissionError) as refused:
         alps.scan(short_pair[0], closed)

@@ -162,7 +162,8 @@ def test_a_vector_of_one_entry_has_no_distribution_to_move(tmp_path: Path) -> No
     assert found["delta_norm"].item() == pytest.approx(abs(delta), rel=1e-12)
 
 
-weights = st.floats(-1e4, 1e4, allow_subnormal=False)
+# Numbers whose differences float64 holds exactly: what is lost there, nothing later can bring back.
+weights = st.integers(-(10**7), 10**7).map(lambda number: number / 1024)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
