@@ -93,12 +93,13 @@ pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> 
     let groups = geometry.layers.len() * geometry.key_value_heads;
     let next = AtomicUsize::new(0);
     let measured = Mutex::new(vec![None; geometry.layers.len() * geometry.query_heads]);
-    let failure = Mutex::new(None);
+    // Of several failures that of the first group counts, whichever thread meets its own first.
+    let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
     pool.broadcast(|_| {
         let mut workspace = Workspace::new(options);
         loop {
             let job = next.fetch_add(1, Ordering::Relaxed);
-            if job >= groups || lock(&failure).is_some() {
+            if job >= groups || matches!(&*lock(&failure), Some((failed, _)) if *failed < job) {
                 return;
             }
             let (layer, group) = (job / geometry.key_value_heads, job % geometry.key_value_heads);
@@ -111,12 +112,15 @@ pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> 
                     }
                 }
                 Err(error) => {
-                    lock(&failure).get_or_insert(error);
+                    let mut failure = lock(&failure);
+                    if failure.as_ref().is_none_or(|(failed, _)| job < *failed) {
+                        *failure = Some((job, error));
+                    }
                 }
             }
         }
     });
-    if let Some(error) = lock(&failure).take() {
+    if let Some((_, error)) = lock(&failure).take() {
         return Err(error);
     }
     let measured: Vec<Measured> = lock(&measured).iter().flatten().copied().collect();

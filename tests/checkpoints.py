@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,31 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.T
     (folder / "config.json").write_text(json.dumps(config))
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
+
+
+def write_sparse(
+    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], written: Mapping[str, Mapping[int, bytes]]
+) -> None:
+    """Writes a safetensors file that takes hardly any room on the disk, however large its tensors are.
+
+    Args:
+        path: The file.
+        tensors: The dtype, as the format calls it, and the shape of each tensor, in the order of the file.
+        written: For some tensors, the bytes to write from some of their bytes on; all others are 0.
+    """
+    header, starts, end = {}, {}, 0
+    for key, (dtype, shape) in tensors.items():
+        starts[key] = end
+        end += math.prod(shape) * {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}[dtype]
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [starts[key], end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+        for key, pieces in written.items():
+            for offset, content in pieces.items():
+                file.seek(8 + len(text) + starts[key] + offset)
+                file.write(content)
 
 
 def matrices(
