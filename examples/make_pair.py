@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ class Text:
 
 def tiny_llama() -> LlamaForCausalLM:
     """Four layers of eight query heads, which share four key/value heads."""
-    return LlamaForCausalLM(
+    # Some versions of transformers have types for this and some do not.
+    create: Callable[[LlamaConfig], LlamaForCausalLM] = LlamaForCausalLM
+    return create(
         LlamaConfig(
             vocab_size=len(ALPHABET),
             hidden_size=128,

@@ -87,7 +87,8 @@ def test_random_heads_are_the_same_for_ever() -> None:
     scores = HeadScores({"wasserstein": np.zeros(geometry.shape)}, geometry)
 
     def drawn(rule: Rule, seed: int | None) -> list[int]:
-        return np.flatnonzero(scores.select(0.2, rule=rule, seed=seed).mask).tolist()
+        mask = scores.select(0.2, rule=rule, seed=seed).mask
+        return [int(index) for index in np.flatnonzero(mask)]
 
     # tests/select.rs says where these come from
     assert drawn("random", 0) == drawn("random", None) == [4, 13, 14, 16, 19, 22, 26]
