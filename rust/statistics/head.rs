@@ -6,6 +6,7 @@ use super::divergence::{self, Divergences};
 use super::part::{BLOCK, Part, for_each_entry};
 use super::softmax::{Frame, NotFinite, Scaling, Sums};
 use super::transport::{self, Stretch};
+use super::values;
 use super::way::{NARROW_REACH, WIDE_REACH};
 use crate::vector::Instructions;
 
@@ -73,7 +74,7 @@ pub fn measure(parts: &[(Part, &PartSums)], sorted: bool) -> Result<Measured, No
         [] => unreachable!("a head has weights"),
     };
     if sorted {
-        measured.sorted_wasserstein = Some(transport::between_values(&bare));
+        measured.sorted_wasserstein = Some(values::distance(&bare));
     }
     Ok(measured)
 }

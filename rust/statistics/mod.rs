@@ -11,6 +11,7 @@ mod real;
 mod softmax;
 mod table;
 mod transport;
+mod values;
 mod way;
 
 pub use head::{Measured, PartSums, measure};

@@ -1,7 +1,7 @@
-//! The Wasserstein statistics: the area between two distributions.
+//! The Wasserstein score: the area between two running sums.
 
 use super::accumulator::Entries;
-use super::part::{Part, for_each_entry};
+use super::part::Part;
 use super::softmax::{Scaling, Segment};
 use super::way::Scratch;
 
@@ -51,20 +51,6 @@ fn area_by_entries(u: &[f64], v: &[f64], before: f64, ratio: f64) -> f64 {
         area += difference.abs();
     }
     area
-}
-
-/// W1 between the two sets of weight values: the mean of |sorted theta_T - sorted theta_B|.
-pub(crate) fn between_values(parts: &[Part]) -> f64 {
-    let entries: usize = parts.iter().map(Part::entries).sum();
-    let (mut base, mut tuned) = (Vec::with_capacity(entries), Vec::with_capacity(entries));
-    for_each_entry(parts, |from, delta| {
-        base.push(from);
-        tuned.push(from + delta);
-    });
-    base.sort_unstable_by(f64::total_cmp);
-    tuned.sort_unstable_by(f64::total_cmp);
-    let total: f64 = base.iter().zip(&tuned).map(|(base, tuned)| (tuned - base).abs()).sum();
-    total / entries as f64
 }
 
 #[cfg(test)]
