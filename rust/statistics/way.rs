@@ -105,40 +105,49 @@ fn visit_wide(
         return Err(not_finite(block, x, y));
     }
     visitor.extent(&extent);
-
-    let temperature = scaling.temperature;
-    let Some(frame) = scaling.frame else {
-        let factor = 1.0 / temperature;
-        let (largest_x, largest_y) = (extent.largest_base * factor, extent.largest_delta * factor);
-        let narrow = may_be_narrow(part, valid) && is_narrow(largest_x, largest_y);
-        scaling.instructions.run(
-            #[inline(always)]
-            || {
-                for entry in 0..BLOCK {
-                    x[entry] *= factor;
-                    y[entry] *= factor;
-                }
-                if narrow {
-                    let [narrow_x, narrow_y] = &mut scratch.narrow;
-                    for entry in 0..BLOCK {
-                        narrow_x[entry] = x[entry] as f32;
-                        narrow_y[entry] = y[entry] as f32;
-                    }
-                }
-            },
-        );
-        if narrow {
-            let [x, y] = &scratch.narrow;
-            visit_narrow(x, y, largest_y, visitor);
-        } else if largest_x <= LARGEST_EXPONENT && largest_y <= 1.0 {
-            visit_series(x, y, valid, largest_y, 0.0, visitor);
-        } else {
-            visitor.out_of_reach();
-        }
+    if let Some(frame) = &scaling.frame {
+        visit_in_frame(x, y, valid, scaling.temperature, frame, visitor);
         return Ok(());
-    };
+    }
 
-    let Frame { base_max, shift, center } = frame;
+    let factor = 1.0 / scaling.temperature;
+    let (largest_x, largest_y) = (extent.largest_base * factor, extent.largest_delta * factor);
+    let narrow = may_be_narrow(part, valid) && is_narrow(largest_x, largest_y);
+    let [narrow_x, narrow_y] = &mut scratch.narrow;
+    scaling.instructions.run(
+        #[inline(always)]
+        || {
+            for entry in 0..BLOCK {
+                x[entry] *= factor;
+                y[entry] *= factor;
+            }
+            if narrow {
+                for entry in 0..BLOCK {
+                    narrow_x[entry] = x[entry] as f32;
+                    narrow_y[entry] = y[entry] as f32;
+                }
+            }
+        },
+    );
+    if narrow {
+        visit_narrow(narrow_x, narrow_y, largest_y, visitor);
+    } else if largest_x <= LARGEST_EXPONENT && largest_y <= 1.0 {
+        visit_series(x, y, valid, largest_y, 0.0, visitor);
+    } else {
+        visitor.out_of_reach();
+    }
+    Ok(())
+}
+
+/// Visits one block relative to the largest entries of its head.
+fn visit_in_frame(
+    x: &mut Block<f64>,
+    y: &mut Block<f64>,
+    valid: usize,
+    temperature: f64,
+    &Frame { base_max, shift, center }: &Frame,
+    visitor: &mut impl Visitor,
+) {
     let mut largest_y = 0f64;
     for (x, y) in x.iter_mut().zip(y.iter_mut()).take(valid) {
         *x = (*x - base_max) / temperature;
@@ -151,7 +160,6 @@ fn visit_wide(
     } else {
         visitor.closed_form(x, y, valid, center);
     }
-    Ok(())
 }
 
 fn load<R: Real>(
