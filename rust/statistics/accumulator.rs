@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::displacement::{DisplacementLanes, Extent};
 use super::divergence::{self, TERMS};
-use super::exponential::{exp, exp_m1};
+use super::exponential::{exp, exp_m1, exp_near_zero};
 use super::part::{BLOCK, Block, Part};
 use super::real::{Real, add_lanes, horizontal_sum};
 use super::softmax::{NotFinite, Scaling, Segment, Sums};
@@ -90,7 +90,13 @@ impl Accumulator {
     }
 
     #[inline(always)]
-    fn add_block<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, valid: usize, center: R) {
+    fn add_block<R: Real, const K: usize, const NEAR_ZERO: bool>(
+        &mut self,
+        x: &Block<R>,
+        y: &Block<R>,
+        valid: usize,
+        center: R,
+    ) {
         // Known to the compiler in the width that nearly all blocks have.
         let (valid, center) = if R::IS_NARROW { (BLOCK, R::default()) } else { (valid, center) };
         let zero = [R::default(); LANES];
@@ -101,7 +107,7 @@ impl Accumulator {
             for lane in 0..LANES {
                 let (x, y) = (x[start + lane], y[start + lane]);
                 let exists = if start + lane < valid { R::of(1.0) } else { R::default() };
-                let v = exp(x) * exists;
+                let v = exponential::<R, NEAR_ZERO>(x) * exists;
                 let u = v * exp_m1::<R, K>(y);
                 u_sum[lane] += u;
                 v_sum[lane] += v;
@@ -143,11 +149,17 @@ impl Visitor for Accumulator {
         );
     }
 
-    fn series<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, valid: usize, center: R) {
+    fn series<R: Real, const K: usize, const NEAR_ZERO: bool>(
+        &mut self,
+        x: &Block<R>,
+        y: &Block<R>,
+        valid: usize,
+        center: R,
+    ) {
         self.sums.has_narrow |= R::IS_NARROW;
         self.instructions.run(
             #[inline(always)]
-            || self.add_block::<R, K>(x, y, valid, center),
+            || self.add_block::<R, K, NEAR_ZERO>(x, y, valid, center),
         );
     }
 
@@ -175,6 +187,11 @@ impl Visitor for Accumulator {
         self.sums.has_far = true;
         self.segments.push(Segment::default());
     }
+}
+
+#[inline(always)]
+fn exponential<R: Real, const NEAR_ZERO: bool>(x: R) -> R {
+    if NEAR_ZERO { exp_near_zero(x) } else { exp(x) }
 }
 
 /// The sum over a block of the running sums, from those in each lane: entry j = LANES i + lane is part of
@@ -217,12 +234,18 @@ impl Entries {
 impl Visitor for Entries {
     fn extent<R: Real>(&mut self, _: &Extent<R>) {}
 
-    fn series<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, _: usize, _: R) {
+    fn series<R: Real, const K: usize, const NEAR_ZERO: bool>(
+        &mut self,
+        x: &Block<R>,
+        y: &Block<R>,
+        _: usize,
+        _: R,
+    ) {
         self.instructions.run(
             #[inline(always)]
             || {
                 for entry in 0..BLOCK {
-                    let v = exp(x[entry]);
+                    let v = exponential::<R, NEAR_ZERO>(x[entry]);
                     self.v[entry] = v.wide();
                     self.u[entry] = (v * exp_m1::<R, K>(y[entry])).wide();
                 }

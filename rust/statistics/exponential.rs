@@ -30,6 +30,12 @@ pub(crate) fn exp<R: Real>(x: R) -> R {
     power.times_power_of_two(rounded)
 }
 
+/// `e^x` for `x` in [-1/4, 1/4], within two units of the last place of an `f32`: its Taylor series alone.
+#[inline(always)]
+pub(crate) fn exp_near_zero<R: Real>(x: R) -> R {
+    exp_m1::<R, 6>(x) + R::of(1.0)
+}
+
 /// `e^y - 1` by the first `TERMS` terms of its Taylor series: no digits are lost for small `y`.
 #[inline(always)]
 pub(crate) fn exp_m1<R: Real, const TERMS: usize>(y: R) -> R {
@@ -70,9 +76,17 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn exp_near_zero_is_right_to_the_last_places(x in -0.25f32..0.25) {
+            let expected = (x as f64).exp();
+            prop_assert!((exp_near_zero(x) as f64 / expected - 1.0).abs() <= f32::EPSILON as f64, "{x}");
+        }
+    }
+
     #[test]
     fn exponentials_of_zero_are_exact() {
-        assert_eq!((exp(0f64), exp(0f32)), (1.0, 1.0));
+        assert_eq!((exp(0f64), exp(0f32), exp_near_zero(0f32)), (1.0, 1.0, 1.0));
         assert_eq!((exp_m1::<f64, 24>(0.0), exp_m1::<f32, 5>(0.0)), (0.0, 0.0));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! | largest entry of the block | way |
 //! |---|---|
-//! | theta_B <= 2, y <= 2^-6 | series of 5 terms in `f32` |
-//! | theta_B <= 2, y <= 1/4 | series of 8 terms in `f32` |
+//! | theta_B <= 2 (or 1/4, faster), y <= 2^-6 | series of 5 terms in `f32` |
+//! | theta_B <= 2 (or 1/4, faster), y <= 1/4 | series of 8 terms in `f32` |
 //! | theta_B <= 150, y <= 1/4 | series of 12 terms in `f64` |
 //! | theta_B <= 150, y <= 1 | series of 24 terms in `f64` |
 //! | anything finite, in a frame | closed forms in `f64`, an entry at a time |
@@ -26,8 +26,14 @@ pub(crate) trait Visitor {
     /// The block's weights moved this far.
     fn extent<R: Real>(&mut self, extent: &Extent<R>);
 
-    /// `K` terms of the series in `y` are enough.
-    fn series<R: Real, const K: usize>(&mut self, x: &Block<R>, y: &Block<R>, valid: usize, center: R);
+    /// `K` terms of the series in `y` are enough; with `NEAR_ZERO` a series is enough for e^x, too.
+    fn series<R: Real, const K: usize, const NEAR_ZERO: bool>(
+        &mut self,
+        x: &Block<R>,
+        y: &Block<R>,
+        valid: usize,
+        center: R,
+    );
 
     /// No series is enough.
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize, center: f64);
@@ -82,7 +88,7 @@ pub(crate) fn visit(
         let extent = load(part, block, x, y, scaling.instructions);
         if is_narrow(extent.largest_base, extent.largest_delta) {
             visitor.extent(&extent);
-            visit_narrow(x, y, extent.largest_delta, visitor);
+            visit_narrow(x, y, extent.largest_base, extent.largest_delta, visitor);
             return Ok(());
         }
     }
@@ -130,7 +136,7 @@ fn visit_wide(
         },
     );
     if narrow {
-        visit_narrow(narrow_x, narrow_y, largest_y, visitor);
+        visit_narrow(narrow_x, narrow_y, largest_x, largest_y, visitor);
     } else if largest_x <= LARGEST_EXPONENT && largest_y <= 1.0 {
         visit_series(x, y, valid, largest_y, 0.0, visitor);
     } else {
@@ -188,11 +194,12 @@ fn is_narrow(largest_x: f64, largest_y: f64) -> bool {
 }
 
 #[inline]
-fn visit_narrow(x: &Block<f32>, y: &Block<f32>, largest_y: f64, visitor: &mut impl Visitor) {
-    if largest_y <= NARROW_REACH {
-        visitor.series::<f32, 5>(x, y, BLOCK, 0.0);
-    } else {
-        visitor.series::<f32, 8>(x, y, BLOCK, 0.0);
+fn visit_narrow(x: &Block<f32>, y: &Block<f32>, largest_x: f64, largest_y: f64, visitor: &mut impl Visitor) {
+    match (largest_y <= NARROW_REACH, largest_x <= 0.25) {
+        (true, true) => visitor.series::<f32, 5, true>(x, y, BLOCK, 0.0),
+        (true, false) => visitor.series::<f32, 5, false>(x, y, BLOCK, 0.0),
+        (false, true) => visitor.series::<f32, 8, true>(x, y, BLOCK, 0.0),
+        (false, false) => visitor.series::<f32, 8, false>(x, y, BLOCK, 0.0),
     }
 }
 
@@ -205,9 +212,9 @@ fn visit_series(
     visitor: &mut impl Visitor,
 ) {
     if largest_y <= 0.25 {
-        visitor.series::<f64, 12>(x, y, valid, center);
+        visitor.series::<f64, 12, false>(x, y, valid, center);
     } else {
-        visitor.series::<f64, TERMS>(x, y, valid, center);
+        visitor.series::<f64, TERMS, false>(x, y, valid, center);
     }
 }
 
