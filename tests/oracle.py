@@ -55,9 +55,7 @@ def _softmax(theta: list[mpmath.mpf], temperature: float) -> list[mpmath.mpf]:
     return [power / total for power in powers]
 
 
-def _statistics(
-    theta_b: list[mpmath.mpf], theta_t: list[mpmath.mpf], temperature: float
-) -> dict[str, float]:
+def _statistics(theta_b: list[mpmath.mpf], theta_t: list[mpmath.mpf], temperature: float) -> dict[str, float]:
     p_b, p_t = _softmax(theta_b, temperature), _softmax(theta_t, temperature)
     entries = len(p_b)
     running, area = mpmath.mpf(0), mpmath.mpf(0)

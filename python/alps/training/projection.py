@@ -52,7 +52,8 @@ class RestrictedProjection(nn.Module):
         self.register_parameter("weight", parameters["weight"])
         self.register_parameter("bias", parameters.get("bias"))
         self.out_features, self.in_features = self.weight.shape if axis == 0 else self.weight.shape[::-1]
-        self.register_buffer("indices", indices.to(self.weight.device), persistent=False)
+        self._indices = indices.cpu()
+        self.register_buffer("indices", self._indices.to(self.weight.device), persistent=False)
         for name, of in _TRAINED.items():
             trains = of in parameters and len(indices) > 0
             rows = nn.Parameter(self._select(parameters[of], of)) if trains else None
@@ -62,7 +63,7 @@ class RestrictedProjection(nn.Module):
         precision.watch(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         precision.watch(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class RestrictedProjection(nn.Module):
             if self.axis == 0:
                 module = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
             else:
-                module = Conv1D(self.out_features, self.in_features)  # type: ignore[no-untyped-call]
+                module = Conv1D(self.out_features, self.in_features)
         for name in _TRAINED.values():
             parameter = getattr(self, name)
             if parameter is not None:
@@ -115,7 +116,7 @@ class RestrictedProjection(nn.Module):
 
     def _select(self, whole: Tensor, of: str) -> Tensor:
         """The rows at the indices, in the number format in which they train."""
-        rows = whole.detach().index_select(self._axis(of), self.indices.to(whole.device))
+        rows = whole.detach().index_select(self._axis(of), self._indices.to(whole.device))
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     @torch.no_grad()
@@ -124,7 +125,7 @@ class RestrictedProjection(nn.Module):
             # The shards of the rows and of the weight are not those of the same rows.
             full = self._folded(whole.full_tensor(), _full(rows), of)
             return distribute_tensor(full, whole.device_mesh, whole.placements, src_data_rank=None)
-        indices = self.indices.to(whole.device)
+        indices = self._indices.to(whole.device)
         return whole.detach().index_copy(self._axis(of), indices, rows.to(whole.device, whole.dtype))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -156,6 +157,7 @@ class RestrictedProjection(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self._place_indices()
         own_keys = {prefix + name for name in _TRAINED}
         missing_keys[:] = [key for key in missing_keys if key not in own_keys]
 
@@ -170,8 +172,13 @@ class RestrictedProjection(nn.Module):
                 return tensor.to(converted.device)
             return converted
 
-        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(convert, recurse)
+        self._place_indices()
         return self
+
+    def _place_indices(self) -> None:
+        """Puts the indices where the weight is, which may be the first place that holds data at all."""
+        self.indices = self._indices.to(self.weight.device)
 
 
 def freeze(parameter: nn.Parameter) -> None:
