@@ -23,6 +23,8 @@ from training import Model, chosen, loss_of, masks, states, tiny_model, tokens, 
 pytestmark = [
     # The data loader of torch says so on every machine without an accelerator.
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    # PEFT still asks what transformers deprecates.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 
 OTHER_PAIRS = [(1, 0), (2, 1)]
@@ -99,6 +101,8 @@ def test_an_adapter_comes_back_to_the_bit(base: Path, tmp_path: Path, low_memory
     again = PeftModel.from_pretrained(load(base), tmp_path / "adapter", low_cpu_mem_usage=low_memory)
     assert torch.equal(logits(again), expected)
     assert not trainable(again)
+    rows = {name: it for name, it in model.named_parameters() if "rows" in name}
+    assert all(torch.equal(it, rows[name]) for name, it in again.named_parameters() if "rows" in name)
     automatic = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype="auto")
     assert torch.equal(logits(automatic), expected)
     inside = load(base)

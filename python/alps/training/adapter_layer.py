@@ -98,6 +98,15 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
                 whole.detach().index_copy_(axis, self.alps_indices[name], over[name].to(whole.dtype))
                 del over[name]
 
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """Moves an adapter to the base; does not round its rows to the base's number format, as PEFT would."""
+        target = device or self.base_layer.weight.device
+        for container in (self.alps_rows, self.alps_bias_rows, self.alps_indices):
+            if adapter_name in container and not container[adapter_name].is_meta:
+                container[adapter_name].data = container[adapter_name].data.to(target)
+
     def _parts(self) -> dict[str, tuple[Tensor, int]]:
         """The names of the row parameters, with what they are rows of, and on which axis."""
         parts = {"alps_rows": (self.base_layer.weight, self.axis)}

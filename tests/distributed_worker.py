@@ -1,0 +1,96 @@
+"""Trains a tiny model in one of several processes; started by the tests of distributed training.
+
+With one process, and no way to distribute, it trains on the whole of what the processes share.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import alps
+from alps.training.projection import RestrictedProjection
+from training import Model, chosen, tiny_model, tokens, trainable
+
+STEPS = 6
+FULL = StateDictOptions(full_state_dict=True)
+
+
+def shard(model: Model) -> Model:
+    """As a user would: a group for each layer, and for what is of another number format than the rest."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    if model.dtype == torch.bfloat16:
+        for module in model.modules():
+            if isinstance(module, RestrictedProjection):
+                fully_shard(module, mesh=mesh)
+    for layer in model.model.layers if hasattr(model, "model") else model.transformer.h:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def steps(model: Model, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    for step in range(first, last):
+        batch = tokens(step)
+        batch = batch[rank * len(batch) // world : (rank + 1) * len(batch) // world]
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def restricted(model_type: str, dtype: torch.dtype, others: Any) -> Model:
+    model = tiny_model(model_type, dtype)
+    alps.restrict(model, chosen(model), others=others)
+    return model
+
+
+def optimizer_of(model: Model) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(trainable(model), lr=1e-3, weight_decay=0.1)
+
+
+def main(way: str, model_type: str, others: str, format_: str, result: Path) -> None:
+    dtype: torch.dtype = getattr(torch, format_)
+    if way != "single":
+        dist.init_process_group("gloo")
+    model = restricted(model_type, dtype, others)
+    whole = model
+    if way == "ddp":
+        model = DistributedDataParallel(model)
+    elif way.startswith("fsdp"):
+        model = whole = shard(model)
+    optimizer = optimizer_of(whole)
+    half = STEPS // 2
+    steps(model, optimizer, 0, half)
+    if way == "fsdp-resumed":
+        states = get_model_state_dict(whole, options=FULL), get_optimizer_state_dict(whole, optimizer, options=FULL)
+        shared: list[Any] = [states]
+        dist.broadcast_object_list(shared)
+        model = whole = shard(restricted(model_type, dtype, others))
+        optimizer = optimizer_of(whole)
+        set_model_state_dict(whole, shared[0][0], options=FULL)
+        set_optimizer_state_dict(whole, optimizer, shared[0][1], options=FULL)
+    steps(model, optimizer, half, STEPS)
+    state = get_model_state_dict(whole, options=FULL)
+    if way == "single" or dist.get_rank() == 0:
+        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, result)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5], Path(sys.argv[5]))
