@@ -1,7 +1,4 @@
-"""Trains a tiny model in one of several processes; started by the tests of distributed training.
-
-With one process, and no way to distribute, it trains on the whole of what the processes share.
-"""
+"""Trains tiny models in one of several processes; started by the tests of distributed training."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -63,34 +61,46 @@ def optimizer_of(model: Model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trainable(model), lr=1e-3, weight_decay=0.1)
 
 
-def main(way: str, model_type: str, others: str, format_: str, result: Path) -> None:
-    dtype: torch.dtype = getattr(torch, format_)
-    if way != "single":
-        dist.init_process_group("gloo")
-    model = restricted(model_type, dtype, others)
-    whole = model
+def work(way: str, model_type: str, others: str, dtype: str) -> dict[str, torch.Tensor]:
+    """The state after the training, on the first process."""
+    whole = model = restricted(model_type, getattr(torch, dtype), others)
     if way == "ddp":
         model = DistributedDataParallel(model)
     elif way.startswith("fsdp"):
         model = whole = shard(model)
     optimizer = optimizer_of(whole)
+    accelerator = Accelerator(cpu=True) if way == "accelerate" else None
+    if accelerator is not None:
+        model, optimizer = accelerator.prepare(model, optimizer)
     half = STEPS // 2
     steps(model, optimizer, 0, half)
     if way == "fsdp-resumed":
-        states = get_model_state_dict(whole, options=FULL), get_optimizer_state_dict(whole, optimizer, options=FULL)
+        states = (
+            get_model_state_dict(whole, options=FULL),
+            get_optimizer_state_dict(whole, optimizer, options=FULL),
+        )
         shared: list[Any] = [states]
         dist.broadcast_object_list(shared)
-        model = whole = shard(restricted(model_type, dtype, others))
+        model = whole = shard(restricted(model_type, getattr(torch, dtype), others))
         optimizer = optimizer_of(whole)
         set_model_state_dict(whole, shared[0][0], options=FULL)
         set_optimizer_state_dict(whole, optimizer, shared[0][1], options=FULL)
     steps(model, optimizer, half, STEPS)
-    state = get_model_state_dict(whole, options=FULL)
-    if way == "single" or dist.get_rank() == 0:
-        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, result)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if accelerator is not None:
+        return dict(accelerator.get_state_dict(model))
+    return dict(get_model_state_dict(whole, options=FULL))
+
+
+def main(folder: Path, jobs: list[str]) -> None:
+    for job in jobs:
+        if not dist.is_initialized() and not job.startswith("accelerate"):
+            dist.init_process_group("gloo")
+        state = work(*job.split(":"))
+        if dist.get_rank() == 0:
+            tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+            save_file(tensors, folder / f"{job}.safetensors")
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5], Path(sys.argv[5]))
+    main(Path(sys.argv[1]), sys.argv[2:])
