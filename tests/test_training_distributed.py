@@ -16,7 +16,7 @@ TORCHRUN = (
     "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
 )  # fmt: skip
 ACCELERATE = (
-    "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+    "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
     "--dynamo_backend=no", "--main_process_port=0",
 )  # fmt: skip
 EXACT = "llama:train:bfloat16"
