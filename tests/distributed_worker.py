@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import alps
 from alps.training.projection import RestrictedProjection
-from training import Model, chosen, tiny_model, tokens, trainable
+from restricted import Model, chosen, tiny_model, tokens, trainable
 
 STEPS = 6
 FULL = StateDictOptions(full_state_dict=True)
@@ -88,7 +88,8 @@ def work(way: str, model_type: str, others: str, dtype: str) -> dict[str, torch.
     steps(model, optimizer, half, STEPS)
     if accelerator is not None:
         return dict(accelerator.get_state_dict(model))
-    return dict(get_model_state_dict(whole, options=FULL))
+    state: dict[str, Any] = get_model_state_dict(whole, options=FULL)
+    return state
 
 
 def main(folder: Path, jobs: list[str]) -> None:

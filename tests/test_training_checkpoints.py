@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import alps
-from training import Model, chosen, states, tiny_model, tokens, train, trainable
+from restricted import Model, chosen, states, tiny_model, tokens, train, trainable
 
 pytestmark = [
     # The data loader of torch says so on every machine without an accelerator.
@@ -49,7 +49,7 @@ def run(model: Model, folder: Path, steps: int, resume: Path | None = None, **ch
         "use_cpu": True,
     }
     trainer = Trainer(model=model, args=TrainingArguments(**settings | changes), train_dataset=Tokens())
-    trainer.train(resume_from_checkpoint=resume and str(resume))
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return trainer
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import distributed_worker
-from training import tiny_model
+from restricted import tiny_model
 
 TORCHRUN = (
     "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",

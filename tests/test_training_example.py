@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from models import VOCABULARY
-from training import chosen, masks, tiny_model, tokens
+from restricted import chosen, masks, tiny_model, tokens
 
 pytestmark = [
     # PEFT still asks what transformers deprecates.

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
 from alps.training.adapter_layer import AlpsLayer
+from restricted import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
 from test_training_checkpoints import Tokens, run
-from training import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
 
 pytestmark = [
     # The data loader of torch says so on every machine without an accelerator.
@@ -45,7 +45,7 @@ def load(folder: Path) -> Model:
 
 
 def adapted(model: Model, pairs: list[tuple[int, int]] | None = None, **settings: Any) -> Model:
-    config = alps.AlpsConfig(heads=chosen(model, pairs), task_type="CAUSAL_LM", **settings)  # type: ignore[arg-type]
+    config = alps.AlpsConfig(heads=chosen(model, pairs), task_type="CAUSAL_LM", **settings)
     return get_peft_model(model, config)
 
 
@@ -155,7 +155,7 @@ def test_several_adapters(base: Path, tmp_path: Path) -> None:
     first, second = trained(base), trained(base, OTHER_PAIRS)
     first.save_pretrained(tmp_path / "first")
     second.save_pretrained(tmp_path / "second")
-    model = PeftModel.from_pretrained(load(base), tmp_path / "first", adapter_name="first")
+    model: Model = PeftModel.from_pretrained(load(base), tmp_path / "first", adapter_name="first")
     model.load_adapter(tmp_path / "second", adapter_name="second")
     assert torch.equal(logits(model), logits(first))
     model.set_adapter("second")
@@ -253,7 +253,8 @@ def test_one_configuration_serves_several_bases(base: Path) -> None:
     first = get_peft_model(load(base), config)
     model = load(base)
     model.model.layers[0].self_attn.q_proj.weight.data.neg_()
-    assert get_peft_model(model, config).peft_config["default"].fingerprint is not None
+    get_peft_model(model, config)
+    assert config.fingerprint is not None
     assert first is not model
 
 

@@ -17,8 +17,7 @@ from alps import AlpsError, ArgumentError, Geometry, HeadScores, HeadSet, ModelE
 from alps.training import attention
 from alps.training.projection import RestrictedProjection
 from models import tiny
-from test_layouts import FAMILY
-from training import (
+from restricted import (
     PAIRS,
     MakeOptimizer,
     Model,
@@ -32,6 +31,7 @@ from training import (
     train,
     trainable,
 )
+from test_layouts import FAMILY
 
 ADAMW: MakeOptimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)  # noqa: E731
 SGD: MakeOptimizer = lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)  # noqa: E731
@@ -189,7 +189,7 @@ def test_others() -> None:
     model.lm_head.weight.requires_grad_(False)
     before = {name: it.requires_grad for name, it in model.named_parameters()}
     for others in ("train", "freeze"):
-        alps.restrict(model, chosen(model), others=others)  # type: ignore[arg-type]
+        alps.restrict(model, chosen(model), others=others)
         for name, parameter in model.named_parameters():
             if name.endswith(".rows"):
                 assert parameter.requires_grad

@@ -63,7 +63,7 @@ class RestrictedProjection(nn.Module):
         precision.watch(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         precision.watch(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class RestrictedProjection(nn.Module):
                 return tensor.to(converted.device)
             return converted
 
-        super()._apply(convert, recurse)
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
         self._place_indices()
         return self
 
