@@ -100,6 +100,7 @@ def main(folder: Path, jobs: list[str]) -> None:
         if dist.get_rank() == 0:
             tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
             save_file(tensors, folder / f"{job}.safetensors")
+    dist.barrier()  # gloo aborts a process whose peer has gone
     dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from alps.geometry import Geometry
 
 __all__ = [
+    "STATISTICS",
     "Scan",
     "__version__",
     "attention",

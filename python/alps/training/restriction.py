@@ -30,6 +30,8 @@ def restrict(model: nn.Module, heads: HeadSet, *, others: Others = "train") -> R
     The model saves and loads as before, with `state_dict`, `load_state_dict`, `save_pretrained` and the
     Trainer, under the same names and in the same number formats. The float32 rows of a 16-bit model, which
     such a checkpoint rounds, are kept in the state of the optimizer, so that training resumes exactly.
+    Under FSDP2 a 16-bit model with others="train" needs `fully_shard` of each `RestrictedProjection` before that
+    of its layer, since a group of parameters that train has to be of one number format.
     Before generating text call `release`: for single tokens the restricted projections are slow.
 
     The empty set freezes Q, K and V whole; the full set trains them.
