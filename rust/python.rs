@@ -1,5 +1,6 @@
 //! The Python module `alps._alps`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -10,9 +11,10 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::checkpoint::parse_config;
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
-use crate::model;
+use crate::model::{self, Attention, Orientation, Role};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, Report, Shape};
 use crate::side::Side;
@@ -26,7 +28,9 @@ mod _alps {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::{Scan, geometry, ranking, report, scan, select_random, select_ranked, select_within_budget};
+    use super::{
+        Scan, attention, geometry, ranking, report, scan, select_random, select_ranked, select_within_budget,
+    };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -82,6 +86,47 @@ fn scan(
 fn geometry<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
     let side = py.detach(|| Side::open(Path::new(path)))?;
     geometry_fields(py, side.geometry())
+}
+
+/// One matrix of one head: (row of the layer, role, index, tensor, axis of the tensor, first, count).
+type SliceFields = (usize, &'static str, usize, String, usize, usize, usize);
+
+/// Finds every head in a live model, given its configuration as JSON and the shapes of its tensors by name.
+///
+/// `name` is what messages call the model. Returns the fields of its geometry and where each matrix is.
+#[pyfunction]
+fn attention<'py>(
+    py: Python<'py>,
+    name: &str,
+    config: &str,
+    tensors: BTreeMap<String, Vec<usize>>,
+) -> PyResult<(Bound<'py, PyDict>, Vec<SliceFields>)> {
+    let path = Path::new(name);
+    let shapes = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
+    let attention = Attention::resolve(path, &parse_config(path, config)?, &shapes)?;
+    let geometry = attention.geometry();
+    let mut slices = Vec::new();
+    for row in 0..geometry.layers.len() {
+        for role in Role::ALL {
+            for index in 0..geometry.count(role) {
+                let slice = attention.slice(role, row, index);
+                let axis = match slice.orientation {
+                    Orientation::OutIn => 0,
+                    Orientation::InOut => 1,
+                };
+                slices.push((
+                    row,
+                    role.name(),
+                    index,
+                    slice.tensor.to_owned(),
+                    axis,
+                    slice.first,
+                    slice.rows,
+                ));
+            }
+        }
+    }
+    Ok((geometry_fields(py, geometry)?, slices))
 }
 
 fn geometry_fields<'py>(py: Python<'py>, geometry: &model::Geometry) -> PyResult<Bound<'py, PyDict>> {

@@ -3,6 +3,8 @@
 The method is ALPS (https://arxiv.org/abs/2505.18799). Reading and scoring need no torch.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from alps._alps import __version__
 from alps.errors import (
     AlpsError,
@@ -18,8 +20,12 @@ from alps.scan import geometry, scan
 from alps.scores import HeadScores
 from alps.statistics import STATISTICS
 
+if TYPE_CHECKING:
+    from alps.training import AlpsConfig, Restriction, release, restrict
+
 __all__ = [
     "STATISTICS",
+    "AlpsConfig",
     "AlpsError",
     "ArgumentError",
     "CheckpointError",
@@ -29,8 +35,30 @@ __all__ = [
     "ModelError",
     "PairError",
     "Report",
+    "Restriction",
     "WeightsError",
     "__version__",
     "geometry",
+    "release",
+    "restrict",
     "scan",
 ]
+
+_TRAINING = frozenset({"AlpsConfig", "Restriction", "release", "restrict"})
+"""What is imported when it is first asked for, since it needs torch, transformers and PEFT."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from alps import training
+    except ImportError as error:
+        raise ImportError(
+            f"alps.{name} needs more packages: pip install 'alps-heads[train]' ({error})"
+        ) from error
+    return globals().setdefault(name, getattr(training, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,6 +12,7 @@ __all__ = [
     "STATISTICS",
     "Scan",
     "__version__",
+    "attention",
     "geometry",
     "ranking",
     "report",
@@ -53,6 +54,15 @@ def scan(
 
 def geometry(path: str) -> dict[str, Any]:
     """Reads the geometry of one checkpoint."""
+
+def attention(
+    name: str, config: str, tensors: dict[str, list[int]]
+) -> tuple[dict[str, Any], list[tuple[int, str, int, str, int, int, int]]]:
+    """Finds every head in a live model, given its configuration as JSON and the shapes of its tensors by name.
+
+    `name` is what messages call the model. Returns the fields of its geometry, and for each matrix
+    (row of the layer, role, index, tensor, axis of the tensor, first, count).
+    """
 
 def ranking(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """The heads, counted through all layers, best first."""

@@ -277,11 +277,24 @@ class HeadSet:
         file = Path(path)
         if (size := file.stat().st_size) > _LARGEST_FILE:
             raise CheckpointError(f"{file}: expected a head set, found a file of {size} bytes")
-        document = parse_json(file, file.read_bytes())
+        return cls.from_json(file.read_bytes(), file)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str | os.PathLike[str] = "head set") -> "HeadSet":
+        """Reads what `to_json` returned.
+
+        Args:
+            text: The JSON document.
+            source: What messages call it.
+
+        Raises:
+            CheckpointError: The text is not a head set, or contradicts itself; names the field.
+        """
+        document = parse_json(source, text)
         try:
             return _parse(document)
         except ArgumentError as error:
-            raise CheckpointError(f"{file}: {error}") from None
+            raise CheckpointError(f"{os.fspath(source)}: {error}") from None
 
 
 def _lines(values: Mapping[str, Any]) -> str:

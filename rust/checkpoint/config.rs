@@ -19,9 +19,17 @@ pub(super) fn read(folder: &Path) -> Result<Option<Map<String, Value>>> {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    serde_json::from_str(&quote_non_finite(&text))
-        .map(Some)
-        .map_err(|error| json::refusal(&path, "the configuration, which should be a JSON object,", &error))
+    parse(&path, &text).map(Some)
+}
+
+/// What the configuration `text` says, as [`read`] does; `path` is what messages are about.
+///
+/// # Errors
+///
+/// [`Error::Checkpoint`] if the text is not a JSON object.
+pub fn parse(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    serde_json::from_str(&quote_non_finite(text))
+        .map_err(|error| json::refusal(path, "the configuration, which should be a JSON object,", &error))
 }
 
 /// Puts `NaN`, `Infinity` and `-Infinity` into quotes where they stand outside strings.

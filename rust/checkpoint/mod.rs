@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+pub use self::config::parse as parse_config;
 use self::json::quote;
 use self::locate::Start;
 use self::source::{LocalFile, Source};

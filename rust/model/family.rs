@@ -25,7 +25,8 @@ impl Role {
     /// Every role, in the order in which a head's weights are written one after the other.
     pub const ALL: [Role; 3] = [Role::Query, Role::Key, Role::Value];
 
-    pub(super) fn name(self) -> &'static str {
+    /// The name of the role, as the data files write it.
+    pub fn name(self) -> &'static str {
         match self {
             Role::Query => "query",
             Role::Key => "key",

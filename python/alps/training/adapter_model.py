@@ -1,0 +1,97 @@
+"""The adapters of a whole model, as a method of PEFT."""
+
+import hashlib
+from typing import Any
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import register_peft_method
+from torch import Tensor, nn
+
+from alps.errors import ArgumentError, PairError
+from alps.training import attention
+from alps.training.adapter_config import PEFT_TYPE, AlpsConfig
+from alps.training.adapter_layer import AlpsLayer
+from alps.training.attention import Projection
+from alps.training.projection import RestrictedProjection
+
+_BASE = ".base_layer"
+
+
+class AlpsModel(BaseTuner):
+    """A model with adapters that hold the rows of chosen heads."""
+
+    prefix = "alps_"
+    tuner_layer_cls = AlpsLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the type that the base class gives it)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        return peft_config
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        """Finds the rows, and checks all there is to check before a module is touched."""
+        modules = list(model.modules())
+        if any(isinstance(module, RestrictedProjection) for module in modules):
+            raise ArgumentError("the model is restricted already; alps.release(model) ends that")
+        if any(isinstance(module, AlpsLayer) and module.merged for module in modules):
+            raise ArgumentError("expected a model without merged adapters, found some; unmerge them first")
+        shapes = {name.replace(_BASE, ""): shape for name, shape in attention.parameter_shapes(model).items()}
+        found = attention.find(model, shapes)
+        rows = found.rows(peft_config.head_set)
+        axes = found.modules
+        projections: dict[str, Projection] = {}
+        for name, axis in axes.items():
+            module = model.get_submodule(name)
+            base = module.base_layer if isinstance(module, AlpsLayer) else module
+            projections[name] = attention.check_projection(name, base, axis)
+        fingerprint, expected = _fingerprint(projections), peft_config.expected_fingerprint
+        if None not in (fingerprint, expected) and fingerprint != expected:
+            raise PairError(
+                "the adapter was trained on another base: expected query, key and value weights of fingerprint "
+                f"{expected}, found {fingerprint}"
+            )
+        peft_config.fingerprint = fingerprint or expected
+        self._alps_rows = {name: (indices, axes[name]) for name, indices in rows.items() if len(indices)}
+        peft_config.target_modules = sorted(self._alps_rows)
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: Any,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        indices, axis = self._alps_rows[current_key]
+        layer = target if isinstance(target, AlpsLayer) else AlpsLayer(target, axis)
+        layer.add(adapter_name, indices)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+
+def register() -> None:
+    """Makes the method known to PEFT, once."""
+    if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
+        register_peft_method(name=PEFT_TYPE.lower(), config_cls=AlpsConfig, model_cls=AlpsModel)
+
+
+def _fingerprint(projections: dict[str, Projection]) -> str | None:
+    """SHA-256 of the names and the weights, as float32, little-endian; None if there are no weights yet.
+
+    A base that is loaded in a wider number format than it is stored in has the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for module_name, module in projections.items():
+        for name, parameter in module.named_parameters():
+            if parameter.is_meta:
+                return None
+            digest.update(f"{module_name}.{name} {list(parameter.shape)}\n".encode())
+            digest.update(_bytes(parameter))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)

@@ -1,0 +1,293 @@
+"""Adapters of PEFT that hold the rows of chosen heads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+import alps
+from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
+from alps.training.adapter_layer import AlpsLayer
+from restricted import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
+from test_training_checkpoints import Tokens, run
+
+pytestmark = [
+    # The data loader of torch says so on every machine without an accelerator.
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    # PEFT still asks what transformers deprecates.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+
+OTHER_PAIRS = [(1, 0), (2, 1)]
+"""Heads none of which shares a key/value group with `PAIRS`."""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A saved base model in bfloat16."""
+    model = tiny_model("qwen2", torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def load(folder: Path) -> Model:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+
+
+def adapted(model: Model, pairs: list[tuple[int, int]] | None = None, **settings: Any) -> Model:
+    config = alps.AlpsConfig(heads=chosen(model, pairs), task_type="CAUSAL_LM", **settings)
+    return get_peft_model(model, config)
+
+
+def trained(folder: Path, pairs: list[tuple[int, int]] | None = None) -> Model:
+    model = adapted(load(folder), pairs)
+    train(model, torch.optim.AdamW(trainable(model), lr=1e-2), 2)
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: Model) -> torch.Tensor:
+    result: torch.Tensor = model(input_ids=tokens()).logits
+    return result
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2", "bert"])
+def test_training_an_adapter_is_training_the_restricted_model(model_type: str) -> None:
+    restricted, model = tiny_model(model_type), tiny_model(model_type)
+    mask, before = masks(model, chosen(model)), states(model)
+    alps.restrict(restricted, chosen(restricted), others="freeze")
+    model = get_peft_model(model, alps.AlpsConfig(heads=chosen(model)))
+    for it in (restricted, model):
+        train(it, torch.optim.AdamW(trainable(it), lr=1e-3, weight_decay=0.1), 5)
+    assert sum(it.numel() for it in trainable(model)) == int(sum(it.sum() for it in mask.values()))
+    merged = model.merge_and_unload()
+    for name, expected in restricted.state_dict().items():
+        assert torch.equal(merged.state_dict()[name], expected), name
+        if name in mask:
+            assert torch.equal(expected[~mask[name]], before[name][~mask[name]])
+
+
+def test_a_saved_adapter_holds_the_rows_and_nothing_else(base: Path, tmp_path: Path) -> None:
+    model = trained(base)
+    model.save_pretrained(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert {name.rpartition(".")[2] for name in saved} == {"alps_rows", "alps_bias_rows", "alps_indices"}
+    assert sum(it.numel() for name, it in saved.items() if name.endswith("rows")) == sum(
+        it.numel() for it in trainable(model)
+    )
+    assert all(it.dtype == torch.float32 for name, it in saved.items() if name.endswith("rows"))
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["peft_type"] == "ALPS"
+    assert HeadSet.from_json(json.dumps(config["heads"])) == chosen(load(base))
+    assert len(config["fingerprint"]) == 64
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_an_adapter_comes_back_to_the_bit(base: Path, tmp_path: Path, low_memory: bool) -> None:
+    model = trained(base)
+    expected = logits(model)
+    assert not torch.equal(expected, logits(load(base)))
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(load(base), tmp_path / "adapter", low_cpu_mem_usage=low_memory)
+    assert torch.equal(logits(again), expected)
+    assert not trainable(again)
+    rows = {name: it for name, it in model.named_parameters() if "rows" in name}
+    assert all(torch.equal(it, rows[name]) for name, it in again.named_parameters() if "rows" in name)
+    automatic = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype="auto")
+    assert torch.equal(logits(automatic), expected)
+    inside = load(base)
+    inside.load_adapter(str(tmp_path / "adapter"))
+    assert torch.equal(logits(inside), expected)
+    wide = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    PeftModel.from_pretrained(wide, tmp_path / "adapter")  # the same base in a wider format
+
+
+def test_a_new_process_needs_one_import(base: Path, tmp_path: Path) -> None:
+    trained(base).save_pretrained(tmp_path / "adapter")
+    code = "import sys, alps.training, peft;peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1])"
+    run_ = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "adapter")], capture_output=True, check=False
+    )
+    assert run_.returncode == 0, run_.stderr
+
+
+def test_merging_and_unmerging_are_exact(base: Path, tmp_path: Path) -> None:
+    model = trained(base)
+    before, expected, plain = states(model), logits(model), logits(load(base))
+    for safe in (False, True):
+        model.merge_adapter(safe_merge=safe)
+        assert torch.equal(logits(model), expected)
+        model.unmerge_adapter()
+        assert all(torch.equal(it, before[name]) for name, it in model.state_dict().items())
+    with model.disable_adapter():
+        assert torch.equal(logits(model), plain)
+    assert torch.equal(logits(model), expected)
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(load(tmp_path / "merged")), expected)
+    unloaded = trained(base).unload()
+    assert torch.equal(logits(unloaded), plain)
+    assert not any(isinstance(module, AlpsLayer) for module in unloaded.modules())
+
+
+def test_a_merge_that_is_not_finite_is_refused(base: Path) -> None:
+    model = trained(base)
+    before = states(model.unload())
+    model = adapted(load(base))
+    with torch.no_grad():
+        trainable(model)[0].fill_(torch.nan)
+    with pytest.raises(WeightsError, match="expected finite rows"):
+        model.merge_adapter(safe_merge=True)
+    assert all(torch.equal(it, before[name]) for name, it in model.unload().state_dict().items())
+
+
+def test_several_adapters(base: Path, tmp_path: Path) -> None:
+    first, second = trained(base), trained(base, OTHER_PAIRS)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    model: Model = PeftModel.from_pretrained(load(base), tmp_path / "first", adapter_name="first")
+    model.load_adapter(tmp_path / "second", adapter_name="second")
+    assert torch.equal(logits(model), logits(first))
+    model.set_adapter("second")
+    assert torch.equal(logits(model), logits(second))
+    model.base_model.set_adapter(["first", "second"])
+    both = logits(model)
+    assert not torch.equal(both, logits(first))
+    model.merge_adapter(["first", "second"])
+    assert torch.equal(logits(model), both)
+    model.unmerge_adapter()
+    model.set_adapter("second")
+    model.delete_adapter("first")
+    assert torch.equal(logits(model), logits(second))
+    model.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again/second/adapter_model.safetensors")
+    for name, expected in load_file(tmp_path / "second/adapter_model.safetensors").items():
+        assert torch.equal(again[name], expected)
+
+
+def test_adapters_of_the_same_rows_cannot_both_be_active(base: Path) -> None:
+    model = trained(base)
+    model.add_adapter("other", alps.AlpsConfig(heads=chosen(load(base))))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ArgumentError, match="default, other hold the same rows"):
+        logits(model)
+    with pytest.raises(ArgumentError, match="hold the same rows"):
+        model.merge_adapter(["default", "other"])
+
+
+def assert_untouched(model: nn.Module, before: dict[str, torch.Tensor]) -> None:
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], it) for name, it in before.items())
+    assert not any(isinstance(module, AlpsLayer) for module in model.modules())
+
+
+def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    trained(base).save_pretrained(tmp_path / "adapter")
+    model = load(base)
+    with torch.no_grad():  # a row that does not train
+        model.model.layers[1].self_attn.q_proj.weight[0, 0] += 1
+    before = states(model)
+    with pytest.raises(PairError, match="another base: expected query, key and value weights of fingerprint"):
+        PeftModel.from_pretrained(model, tmp_path / "adapter")
+    assert_untouched(model, before)
+
+
+def test_rows_of_other_heads_are_refused(base: Path, tmp_path: Path) -> None:
+    trained(base).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("alps_indices"))
+    save_file({**tensors, name: tensors[name] + 1}, file)
+    with pytest.raises(CheckpointError, match=r"rows of the heads in its configuration, found \d+ others"):
+        PeftModel.from_pretrained(load(base), tmp_path / "adapter")
+    del tensors[name]
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match="in its configuration, found none"):
+        PeftModel.from_pretrained(load(base), tmp_path / "adapter")
+
+
+def test_a_model_that_is_of_no_use(base: Path) -> None:
+    heads = chosen(load(base))
+    restricted = load(base)
+    alps.restrict(restricted, heads)
+    with pytest.raises(ArgumentError, match="restricted already"):
+        get_peft_model(restricted, alps.AlpsConfig(heads=heads))
+    llama = tiny_model("llama", torch.bfloat16)
+    before = states(llama)
+    with pytest.raises(ArgumentError, match="model_type qwen2 and llama"):
+        get_peft_model(llama, alps.AlpsConfig(heads=heads))
+    assert_untouched(llama, before)
+    merged = trained(base)
+    merged.merge_adapter()
+    with pytest.raises(ArgumentError, match="unmerge them first"):
+        merged.add_adapter("other", alps.AlpsConfig(heads=heads))
+
+
+def test_the_configuration(base: Path, tmp_path: Path) -> None:
+    heads = chosen(load(base))
+    heads.save(tmp_path / "heads.json")
+    for given in (heads, tmp_path / "heads.json", str(tmp_path / "heads.json"), json.loads(heads.to_json())):
+        assert alps.AlpsConfig(heads=given).head_set == heads
+    for wrong in (None, [(0, 0)]):
+        with pytest.raises(ArgumentError, match=r"expected an alps.HeadSet or the path of one"):
+            alps.AlpsConfig(heads=wrong)
+    with pytest.raises(ArgumentError, match="expected one head at least"):
+        alps.AlpsConfig(heads=heads - heads)
+    with pytest.raises(AlpsError, match="format: expected"):
+        alps.AlpsConfig(heads={})
+
+
+def test_one_configuration_serves_several_bases(base: Path) -> None:
+    config = alps.AlpsConfig(heads=chosen(load(base)))
+    first = get_peft_model(load(base), config)
+    model = load(base)
+    model.model.layers[0].self_attn.q_proj.weight.data.neg_()
+    get_peft_model(model, config)
+    assert config.fingerprint is not None
+    assert first is not model
+
+
+def test_a_whole_module_beside_the_heads(base: Path, tmp_path: Path) -> None:
+    model = adapted(load(base), modules_to_save=["lm_head"])
+    train(model, torch.optim.AdamW(trainable(model), lr=1e-2), 2)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(load(base), tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_the_trainer_resumes_to_the_same_bits(base: Path, tmp_path: Path) -> None:
+    whole = adapted(load(base))
+    run(whole, tmp_path / "whole", 6)
+    again = adapted(load(base))
+    run(again, tmp_path / "again", 6, tmp_path / "whole/checkpoint-3")
+    expected = states(whole)
+    assert all(torch.equal(it, expected[name]) for name, it in again.state_dict().items())
+
+
+def test_lora_as_the_paper_compares_it(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(load(base), config)
+    loss_of(model, 0).backward()
+    assert all("lora_" in name for name, it in model.named_parameters() if it.requires_grad)
+    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[])
+    Trainer(model=model, args=arguments, train_dataset=Tokens()).train()
+
+
+def test_registering_twice_does_nothing() -> None:
+    from alps.training.adapter_model import register
+
+    register()
+    assert peft.PeftType("ALPS") is peft.PeftType.ALPS  # type: ignore[attr-defined]
