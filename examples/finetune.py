@@ -9,6 +9,7 @@ is an ordinary checkpoint, or with --adapter one of PEFT.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -78,6 +79,8 @@ def main() -> None:
     if adapter is None:
         print(alps.restrict(model, heads, others=options.others))
 
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    device_batch = min(options.device_batch, max(1, options.batch // processes))
     settings = SFTConfig(
         output_dir=options.output,
         learning_rate=options.learning_rate,
@@ -89,8 +92,8 @@ def main() -> None:
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         num_train_epochs=options.epochs,
         max_steps=options.steps,
-        per_device_train_batch_size=options.device_batch,
-        gradient_accumulation_steps=max(1, options.batch // options.device_batch),
+        per_device_train_batch_size=device_batch,
+        gradient_accumulation_steps=max(1, options.batch // (device_batch * processes)),
         max_length=options.length,
         gradient_checkpointing=False,
         bf16=options.dtype == "bfloat16",

@@ -12,7 +12,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
@@ -198,7 +198,9 @@ def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
     with torch.no_grad():  # a row that does not train
         model.model.layers[1].self_attn.q_proj.weight[0, 0] += 1
     before = states(model)
-    with pytest.raises(PairError, match="another base: expected query, key and value weights of fingerprint"):
+    with pytest.raises(
+        PairError, match=r"another base, or its heads .*: expected query, key and value weights"
+    ):
         PeftModel.from_pretrained(model, tmp_path / "adapter")
     assert_untouched(model, before)
 
@@ -248,14 +250,40 @@ def test_the_configuration(base: Path, tmp_path: Path) -> None:
         alps.AlpsConfig(heads={})
 
 
-def test_one_configuration_serves_several_bases(base: Path) -> None:
+def test_one_configuration_serves_several_bases(base: Path, tmp_path: Path) -> None:
     config = alps.AlpsConfig(heads=chosen(load(base)))
-    first = get_peft_model(load(base), config)
+    first: Any = get_peft_model(load(base), config)
     model = load(base)
     model.model.layers[0].self_attn.q_proj.weight.data.neg_()
-    get_peft_model(model, config)
-    assert config.fingerprint is not None
-    assert first is not model
+    second: Any = get_peft_model(model, config)
+    fingerprints = {it.peft_config["default"].fingerprint for it in (first, second)}
+    assert len(fingerprints - {None}) == 2
+    first.save_pretrained(tmp_path / "adapter")
+    PeftModel.from_pretrained(load(base), tmp_path / "adapter")
+
+
+def test_an_adapter_of_more_than_ten_layers_comes_back(tmp_path: Path) -> None:
+    """PEFT sorts the layers in its file as text."""
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 64, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=12, num_key_value_heads=2, **sizes))
+    model.save_pretrained(tmp_path / "base")
+    heads = chosen(model, [(2, 0), (10, 3)])
+    get_peft_model(model, alps.AlpsConfig(heads=heads)).save_pretrained(str(tmp_path / "adapter"))
+    again: Any = PeftModel.from_pretrained(load(tmp_path / "base"), tmp_path / "adapter")
+    assert again.peft_config["default"].head_set == heads
+
+
+def test_other_heads_in_the_configuration_are_refused(base: Path, tmp_path: Path) -> None:
+    trained(base).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_config.json"
+    config = json.loads(file.read_text())
+    config["heads"]["heads"]["0"] = [0]
+    file.write_text(json.dumps(config))
+    model = load(base)
+    before = states(model)
+    with pytest.raises(PairError, match="its heads are not those that it was trained with"):
+        PeftModel.from_pretrained(model, tmp_path / "adapter")
+    assert_untouched(model, before)
 
 
 def test_a_whole_module_beside_the_heads(base: Path, tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ class AlpsConfig(PeftConfig):
         heads: The heads to train: a HeadSet, the path of a saved one, or its document. The document is
             what the attribute holds afterwards; `head_set` gives the set.
         modules_to_save: Modules besides the heads to train and save whole, a classifier for instance.
-        fingerprint: Of the weights that project to queries, keys and values in the base model. PEFT reads
-            it from a saved adapter, and a base with other weights is refused. Not for callers to set.
+        fingerprint: Of the weights that project to queries, keys and values in the base model, and of the
+            places of the rows in them. PEFT reads it from a saved adapter, and a base with other weights or heads
+            at other places is refused. Not for callers to set.
         target_modules: The modules that hold the heads' rows. Not for callers to set.
 
     Raises:
@@ -62,6 +63,10 @@ class AlpsConfig(PeftConfig):
         if isinstance(heads, str | os.PathLike):
             heads = HeadSet.load(heads)
         elif isinstance(heads, dict):
+            if isinstance(layers := heads.get("heads"), dict):
+                # PEFT sorts the names in its files as text: "10" before "2".
+                ascending = sorted(layers, key=lambda layer: (len(layer), layer))
+                heads = heads | {"heads": {layer: layers[layer] for layer in ascending}}
             heads = HeadSet.from_json(json.dumps(heads), "AlpsConfig.heads")
         if not isinstance(heads, HeadSet):
             raise ArgumentError(

@@ -1,5 +1,6 @@
 """The adapters of a whole model, as a method of PEFT."""
 
+import copy
 import hashlib
 from typing import Any
 
@@ -27,7 +28,12 @@ class AlpsModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the type that the base class gives it)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
-        return peft_config
+        # PEFT keeps the object that the caller made, which another model may be made with as well.
+        own = copy.copy(peft_config)
+        for name, config in self.peft_config.items():
+            if config is peft_config:
+                self.peft_config[name] = own
+        return own
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Finds the rows, and checks all there is to check before a module is touched."""
@@ -45,11 +51,11 @@ class AlpsModel(BaseTuner):
             module = model.get_submodule(name)
             base = module.base_layer if isinstance(module, AlpsLayer) else module
             projections[name] = attention.check_projection(name, base, axis)
-        fingerprint, expected = _fingerprint(projections), peft_config.expected_fingerprint
+        fingerprint, expected = _fingerprint(projections, rows), peft_config.expected_fingerprint
         if None not in (fingerprint, expected) and fingerprint != expected:
             raise PairError(
-                "the adapter was trained on another base: expected query, key and value weights of fingerprint "
-                f"{expected}, found {fingerprint}"
+                "the adapter was trained on another base, or its heads are not those that it was trained with: "
+                f"expected query, key and value weights and rows of fingerprint {expected}, found {fingerprint}"
             )
         peft_config.fingerprint = fingerprint or expected
         self._alps_rows = {name: (indices, axes[name]) for name, indices in rows.items() if len(indices)}
@@ -78,8 +84,8 @@ def register() -> None:
         register_peft_method(name=PEFT_TYPE.lower(), config_cls=AlpsConfig, model_cls=AlpsModel)
 
 
-def _fingerprint(projections: dict[str, Projection]) -> str | None:
-    """SHA-256 of the names and the weights, as float32, little-endian; None if there are no weights yet.
+def _fingerprint(projections: dict[str, Projection], rows: dict[str, Tensor]) -> str | None:
+    """SHA-256 of the names, the weights as float32 and the rows as int64, little-endian; None without weights.
 
     A base that is loaded in a wider number format than it is stored in has the same fingerprint.
     """
@@ -90,6 +96,7 @@ def _fingerprint(projections: dict[str, Projection]) -> str | None:
                 return None
             digest.update(f"{module_name}.{name} {list(parameter.shape)}\n".encode())
             digest.update(_bytes(parameter))
+        digest.update(rows[module_name].cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
 

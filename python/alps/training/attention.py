@@ -138,7 +138,13 @@ def check_projection(name: str, module: nn.Module, axis: int) -> Projection:
     kind: type[Projection] = nn.Linear if axis == 0 else Conv1D
     if not isinstance(module, kind) or type(module).forward is not kind.forward:
         raise ModelError(f"{name}: expected a {kind.__name__}, found a {_kind(module)}")
-    if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    if "forward" in vars(module) or any(hooks):
         raise ModelError(
             f"{name}: expected a {kind.__name__} without hooks, found some, which would be lost; restrict "
             "the model before anything else is attached to it"

@@ -35,8 +35,10 @@ def project(
         [..., out], in the number format of the weight, or of autocast where that is on.
     """
     kind = inputs.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    if dtype != inputs.dtype and torch.is_autocast_enabled(kind):
+    # Autocast leaves float64 alone.
+    casts = torch.is_autocast_enabled(kind) and torch.float64 not in (inputs.dtype, weight.dtype)
+    dtype = torch.get_autocast_dtype(kind) if casts else weight.dtype
+    if casts and dtype != inputs.dtype:
         inputs = inputs.to(dtype)
     if rows is None:
         weight = weight.detach().to(dtype)

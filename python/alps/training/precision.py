@@ -61,11 +61,14 @@ def _restore(optimizer: Optimizer, *_: Any) -> None:
 
 
 def _remember(optimizer: Optimizer, *_: Any) -> None:
-    for rows, _dtype in _rounded():
+    if not (rounded := _rounded()):
+        return
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for rows, _dtype in rounded:
         # Optimizers make a parameter's state at its first step with a gradient, if it has none yet.
         if rows.grad is None or optimizer.state.get(rows, {}).get(KEY) is rows:
             continue
-        if any(rows is parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if id(rows) in own:
             optimizer.state[rows][KEY] = rows
 
 
