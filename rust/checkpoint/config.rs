@@ -22,7 +22,7 @@ pub(super) fn read(folder: &Path) -> Result<Option<Map<String, Value>>> {
     parse(&path, &text).map(Some)
 }
 
-/// What the configuration `text` says, as [`read`] does; `path` is what messages are about.
+/// What the configuration `text` says, as `read` does; `path` is what messages are about.
 ///
 /// # Errors
 ///

@@ -66,6 +66,12 @@ impl Accumulator {
         Ok(())
     }
 
+    fn push(&mut self, segment: Segment) {
+        self.sums.u += segment.u;
+        self.sums.v += segment.v;
+        self.segments.push(segment);
+    }
+
     /// The segments, one for each block.
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments
@@ -75,10 +81,6 @@ impl Accumulator {
     pub(crate) fn sums(&self) -> Sums {
         let mut sums = self.sums.clone();
         sums.displacement = self.displacement.sum();
-        for segment in &self.segments {
-            sums.u += segment.u;
-            sums.v += segment.v;
-        }
         sums.vv += horizontal_sum(&self.vv);
         sums.uv += horizontal_sum(&self.uv);
         sums.uu += horizontal_sum(&self.uu);
@@ -131,7 +133,7 @@ impl Accumulator {
         let (u, v) = (horizontal_sum(&u_sum), horizontal_sum(&v_sum));
         let absent = (BLOCK - valid) as f64;
         self.near += v;
-        self.segments.push(Segment {
+        self.push(Segment {
             u,
             v,
             u_area: area(&u_sum, &u_running) - absent * u,
@@ -180,12 +182,12 @@ impl Visitor for Accumulator {
             self.sums.far.js += divergences.js;
         }
         self.sums.has_far = true;
-        self.segments.push(segment);
+        self.push(segment);
     }
 
     fn out_of_reach(&mut self) {
         self.sums.has_far = true;
-        self.segments.push(Segment::default());
+        self.push(Segment::default());
     }
 }
 

@@ -140,7 +140,7 @@ impl Part<'_> {
         (self.entries() - block * BLOCK).min(BLOCK)
     }
 
-    /// Whether [`Part::load_narrow`] would lose nothing.
+    /// Whether [`Part::load`] into `f32` loses nothing that is stored.
     #[inline(always)]
     pub(crate) fn fits_f32(&self) -> bool {
         match self {

@@ -1,6 +1,6 @@
 //! The two widths of number that the kernels compute in.
 
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+use std::ops::{Add, AddAssign, Mul, Sub};
 
 use crate::vector::LANES;
 
@@ -8,16 +8,7 @@ use crate::vector::LANES;
 ///
 /// Every method is inlined into the kernel, for the compiler to vectorise.
 pub(crate) trait Real:
-    Copy
-    + Default
-    + PartialEq
-    + PartialOrd
-    + Add<Output = Self>
-    + AddAssign
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + Neg<Output = Self>
+    Copy + Default + PartialEq + Add<Output = Self> + AddAssign + Sub<Output = Self> + Mul<Output = Self>
 {
     /// Whether this is the width of whole blocks without a frame.
     const IS_NARROW: bool;
