@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod dtype;
 pub mod error;
+pub mod linear;
 pub mod model;
 #[cfg(feature = "python")]
 mod python;

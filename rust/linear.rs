@@ -1,0 +1,39 @@
+//! The weights of one linear layer, whatever form they are stored in.
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use crate::dtype::Dtype;
+use crate::error::Result;
+
+/// A weight matrix of [out features, in features], read by rows.
+///
+/// Plain tensors, transposed ones, quantised ones and adapted ones all look like this to a scan, which
+/// knows only which rows are a head's. No implementation holds more than the rows that were asked for.
+pub trait Linear: Debug + Send + Sync {
+    /// How many rows there are.
+    fn out_features(&self) -> usize;
+
+    /// How long a row is.
+    fn in_features(&self) -> usize;
+
+    /// The format of the weights that [`Linear::read_rows`] gives: the stored one where it is a plain
+    /// floating-point format, `F32` where weights are computed.
+    fn dtype(&self) -> Dtype;
+
+    /// How many bytes [`Linear::read_rows`] reads from disk for these rows.
+    fn stored_bytes(&self, rows: Range<usize>) -> u64;
+
+    /// Fills `into` with these rows, row after row, little-endian: rows x in features x the size of
+    /// [`Linear::dtype`] bytes. `scratch` is memory for the call's own use, kept from call to call.
+    ///
+    /// # Errors
+    ///
+    /// As of [`crate::checkpoint::Checkpoint::read_at`]; [`crate::Error::Checkpoint`] if what is stored
+    /// makes no weights, such as a scale that is not finite.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows, or `into` has another length.
+    fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()>;
+}
