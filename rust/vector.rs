@@ -1,9 +1,10 @@
 //! Which vector instructions the arithmetic runs on.
 //!
-//! The arithmetic itself is written once, as loops over arrays of [`LANES`] numbers that the compiler
-//! turns into vector code; [`Instructions::run`] compiles what it is given once per instruction set.
-//! Every multiply-add is fused and every sum has a fixed order over the lanes, so all sets give the
-//! same bits.
+//! The arithmetic itself is written once, over [`LANES`] numbers side by side: a [`Kernel`] is compiled
+//! for every instruction set, and [`Instructions`] says at run time which of them runs. Every
+//! multiply-add is fused and every sum has a fixed order over the lanes, so all sets give the same bits.
+
+use pulp::{Simd, f32x16, f64x8, u32x16};
 
 /// Numbers handled side by side: one AVX-512 register of `f32`, two of AVX2, four of NEON.
 pub const LANES: usize = 16;
@@ -20,6 +21,20 @@ pub enum Instructions {
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
+}
+
+/// Vectors of [`LANES`] numbers, whatever the registers that hold them.
+pub(crate) trait Vectors: Simd<f32s = f32x16, u32s = u32x16, f64s = f64x8> {}
+
+impl<S: Simd<f32s = f32x16, u32s = u32x16, f64s = f64x8>> Vectors for S {}
+
+/// Work that is compiled once for every instruction set.
+pub(crate) trait Kernel {
+    /// What it gives.
+    type Output;
+
+    /// Does it. An implementation is `#[inline(always)]`, as is everything it calls.
+    fn run<S: Vectors>(self, simd: S) -> Self::Output;
 }
 
 impl Instructions {
@@ -51,15 +66,21 @@ impl Instructions {
         }
     }
 
-    /// Runs `work` with everything that is inlined into it compiled for this set.
+    /// Runs the kernel that was compiled for this set.
     #[inline]
-    pub fn run<Output>(self, work: impl FnOnce() -> Output) -> Output {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Self::Portable => work(),
+            Self::Portable => kernel.run(pulp::Scalar512b),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(simd) => simd.vectorize(work),
+            Self::Avx2(simd) => simd.vectorize(
+                #[inline(always)]
+                || kernel.run(pulp::x86::V3_512b(simd)),
+            ),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(simd) => simd.vectorize(work),
+            Self::Avx512(simd) => simd.vectorize(
+                #[inline(always)]
+                || kernel.run(simd),
+            ),
         }
     }
 }

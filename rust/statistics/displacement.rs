@@ -1,8 +1,9 @@
 //! How far the weights themselves have moved, before any softmax.
 
-use super::part::Block;
-use super::real::{Real, add_lanes, horizontal_sum};
-use crate::vector::LANES;
+use super::lanes::Lanes;
+use super::part::{BLOCK, Decoded, Pairs};
+use super::real::{Real, add_lanes, sum_of_lanes};
+use crate::vector::{Kernel, LANES, Vectors};
 
 /// Sums over the entries of theta that need neither the temperature nor a normaliser.
 #[derive(Clone, Copy, Debug, Default)]
@@ -14,7 +15,7 @@ pub(crate) struct Displacement {
     /// The largest |theta_T - theta_B|.
     pub(crate) largest_delta: f64,
     /// Entries whose value differs.
-    pub(crate) changed: u64,
+    pub(crate) changed: f64,
 }
 
 impl Displacement {
@@ -27,71 +28,112 @@ impl Displacement {
     }
 }
 
-/// The [`Displacement`] of one block in lanes, with what decides in which width the block is computed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Extent<R> {
-    delta_squares: [R; LANES],
-    base_squares: [R; LANES],
-    changed: [u32; LANES],
-    /// The largest |theta_B|; not finite where an entry is not.
-    pub(crate) largest_base: f64,
-    /// The largest |theta_T - theta_B|; not finite where an entry is not.
-    pub(crate) largest_delta: f64,
+/// The displacement of one block as it grows, with its extent.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockDisplacement<N> {
+    delta_squares: N,
+    base_squares: N,
+    changed: N,
+    largest_base: N,
+    largest_delta: N,
 }
 
-/// Measures one block. In `f32` the squares are right where the largest of the block lies in
-/// [2^-40, 2^40] or is 0; entries too small for their squares to be held are too small to count.
-#[inline(always)]
-pub(crate) fn extent<R: Real>(base: &Block<R>, delta: &Block<R>) -> Extent<R> {
-    let zero = [R::default(); LANES];
-    let (mut delta_squares, mut base_squares) = (zero, zero);
-    let (mut largest_base, mut largest_delta) = (zero, zero);
-    let mut changed = [0u32; LANES];
-    let (base, _) = base.as_chunks::<LANES>();
-    let (delta, _) = delta.as_chunks::<LANES>();
-    for (base, delta) in base.iter().zip(delta) {
-        for lane in 0..LANES {
-            let (b, d) = (base[lane], delta[lane]);
-            base_squares[lane] = b.mul_add(b, base_squares[lane]);
-            delta_squares[lane] = d.mul_add(d, delta_squares[lane]);
-            largest_base[lane] = largest_base[lane].max_or_nan(b.abs());
-            largest_delta[lane] = largest_delta[lane].max_or_nan(d.abs());
-            changed[lane] += u32::from(d != R::default());
+/// The largest entries of a block, which say in which way it is computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// The largest |theta_B|.
+    pub(crate) base: f64,
+    /// The largest |theta_T - theta_B|.
+    pub(crate) delta: f64,
+}
+
+impl<N: Lanes> BlockDisplacement<N> {
+    #[inline(always)]
+    pub(crate) fn none(simd: N::Vectors) -> Self {
+        let zero = N::splat(simd, 0.0);
+        Self {
+            delta_squares: zero,
+            base_squares: zero,
+            changed: zero,
+            largest_base: zero,
+            largest_delta: zero,
         }
     }
-    let largest = |lanes: [R; LANES]| lanes.iter().fold(R::default(), |a, b| a.max_or_nan(*b)).wide();
-    let (largest_base, largest_delta) = (largest(largest_base), largest(largest_delta));
-    Extent { delta_squares, base_squares, changed, largest_base, largest_delta }
+
+    /// Adds entries. In `f32` the squares are right where the largest of the block lies in [2^-40, 2^40]
+    /// or is 0; entries too small for their squares to be held are too small to count.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, base: N, base_square: N, delta: N) {
+        self.base_squares = self.base_squares + base_square;
+        self.delta_squares = delta.mul_add(delta, self.delta_squares);
+        self.changed = self.changed + delta.is_not_zero();
+        self.largest_base = self.largest_base.max(base.abs());
+        self.largest_delta = self.largest_delta.max(delta.abs());
+    }
+
+    /// The extent; infinite or NaN where an entry is.
+    #[inline(always)]
+    pub(crate) fn extent(&self) -> Extent {
+        // A maximum may pass over what is not a number; a sum does not.
+        let passed_over = |squares: N, largest: N| {
+            let (squares, largest) = (squares.sum(), largest.largest());
+            if squares.is_nan() { squares } else { largest }
+        };
+        Extent {
+            base: passed_over(self.base_squares, self.largest_base),
+            delta: passed_over(self.delta_squares, self.largest_delta),
+        }
+    }
 }
 
-/// A [`Displacement`] as it grows.
+/// A [`Displacement`] as it grows, in `f64`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DisplacementLanes {
     delta_squares: [f64; LANES],
     base_squares: [f64; LANES],
-    changed: [u64; LANES],
+    changed: [f64; LANES],
     largest_delta: f64,
 }
 
 impl DisplacementLanes {
-    /// Adds one block.
-    #[inline]
-    pub(crate) fn add<R: Real>(&mut self, extent: &Extent<R>) {
-        add_lanes(&mut self.delta_squares, &extent.delta_squares);
-        add_lanes(&mut self.base_squares, &extent.base_squares);
-        for (sum, changed) in self.changed.iter_mut().zip(&extent.changed) {
-            *sum += u64::from(*changed);
-        }
-        self.largest_delta = self.largest_delta.max(extent.largest_delta);
+    /// Adds one block, measured in units of `unit`.
+    #[inline(always)]
+    pub(crate) fn add<N: Lanes>(&mut self, block: &BlockDisplacement<N>, extent: &Extent, unit: f64) {
+        add_lanes(&mut self.delta_squares, block.delta_squares, unit * unit);
+        add_lanes(&mut self.base_squares, block.base_squares, unit * unit);
+        add_lanes(&mut self.changed, block.changed, 1.0);
+        self.largest_delta = self.largest_delta.max(extent.delta * unit);
     }
 
     /// The sums over all blocks.
     pub(crate) fn sum(&self) -> Displacement {
         Displacement {
-            delta_squares: horizontal_sum(&self.delta_squares),
-            base_squares: horizontal_sum(&self.base_squares),
+            delta_squares: sum_of_lanes(&self.delta_squares),
+            base_squares: sum_of_lanes(&self.base_squares),
             largest_delta: self.largest_delta,
-            changed: self.changed.iter().sum(),
+            changed: sum_of_lanes(&self.changed),
         }
+    }
+}
+
+/// Adds one block to `sums`, and gives its extent.
+pub(crate) struct Measure<'a> {
+    pub(crate) pairs: Decoded<'a, f64>,
+    pub(crate) sums: &'a mut DisplacementLanes,
+}
+
+impl Kernel for Measure<'_> {
+    type Output = Extent;
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, simd: S) -> Extent {
+        let mut block = BlockDisplacement::<<f64 as Real>::Lanes<S>>::none(simd);
+        for index in 0..BLOCK / LANES {
+            let (base, delta) = self.pairs.load(simd, index);
+            block.add(base, base * base, delta);
+        }
+        let extent = block.extent();
+        self.sums.add(&block, &extent, 1.0);
+        extent
     }
 }

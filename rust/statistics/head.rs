@@ -5,7 +5,7 @@ use super::displacement::Displacement;
 use super::divergence::{self, Divergences};
 use super::part::{BLOCK, Part, for_each_entry};
 use super::softmax::{Frame, NotFinite, Scaling, Sums};
-use super::transport::{self, Stretch};
+use super::transport;
 use super::values;
 use super::way::{NARROW_REACH, WIDE_REACH};
 use crate::vector::Instructions;
@@ -30,7 +30,6 @@ pub struct Measured {
 #[derive(Debug)]
 pub struct PartSums {
     accumulator: Accumulator,
-    scaling: Scaling,
     blocks: usize,
 }
 
@@ -38,7 +37,7 @@ impl PartSums {
     /// Sums of nothing.
     pub fn new(temperature: f64, instructions: Instructions) -> Self {
         let scaling = Scaling { temperature, frame: None, instructions };
-        Self { accumulator: Accumulator::new(instructions), scaling, blocks: 0 }
+        Self { accumulator: Accumulator::new(scaling), blocks: 0 }
     }
 
     /// Begins another part.
@@ -52,7 +51,7 @@ impl PartSums {
         let end = if entries == part.entries() { part.blocks() } else { entries / BLOCK };
         let blocks = self.blocks..end;
         self.blocks = end;
-        self.accumulator.add(part, blocks, &self.scaling)
+        self.accumulator.add(part, blocks)
     }
 }
 
@@ -64,27 +63,19 @@ pub fn measure(parts: &[(Part, &PartSums)], sorted: bool) -> Result<Measured, No
         sums.merge(&part.accumulator.sums());
     }
     let bare: Vec<Part> = parts.iter().map(|(part, _)| *part).collect();
+    let accumulators = parts.iter().map(|(_, sums)| &sums.accumulator);
     let mut measured = match parts {
-        [(_, PartSums { scaling, .. }), ..] if is_well_conditioned(&sums) => {
-            finish(&sums, &stretches(&bare, parts.iter().map(|(_, sums)| &sums.accumulator)), scaling)
-        }
-        [(_, PartSums { scaling, .. }), ..] => {
-            Measured { displacement: sums.displacement, ..measure_in_frame(&bare, scaling)? }
-        }
         [] => unreachable!("a head has weights"),
+        _ if is_well_conditioned(&sums) => finish(&sums, bare.iter().zip(accumulators)),
+        [(_, first), ..] => {
+            let framed = measure_in_frame(&bare, first.accumulator.scaling())?;
+            Measured { displacement: sums.displacement, ..framed }
+        }
     };
     if sorted {
         measured.sorted_wasserstein = Some(values::distance(&bare));
     }
     Ok(measured)
-}
-
-fn stretches<'a>(
-    parts: &'a [Part],
-    accumulators: impl IntoIterator<Item = &'a Accumulator>,
-) -> Vec<Stretch<'a>> {
-    let segments = accumulators.into_iter().map(Accumulator::segments);
-    parts.iter().zip(segments).map(|(part, segments)| Stretch { part, segments }).collect()
 }
 
 /// Whether sums taken without a frame give every statistic to full precision: every block in reach of
@@ -101,25 +92,25 @@ fn is_well_conditioned(sums: &Sums) -> bool {
 const CENTER_PRECISION: f64 = 1e-10;
 
 /// Measures one head relative to its largest entries, all in `f64`: right for every finite theta, and
-/// slower. The first pass finds log(Z_T / Z_B), about which the next takes its moments.
+/// slower. The first pass finds log(Z_T / Z_B), from which the next sets out.
 fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFinite> {
     let mut frame = frame(parts);
-    let mut accumulators: Vec<_> = parts.iter().map(|_| Accumulator::new(scaling.instructions)).collect();
     loop {
         let scaling = Scaling { frame: Some(frame), ..*scaling };
-        let mut sums = Sums::default();
-        for (part, accumulator) in parts.iter().zip(&mut accumulators) {
-            accumulator.clear();
-            accumulator.add(part, 0..part.blocks(), &scaling)?;
+        let (mut sums, mut accumulators) = (Sums::default(), Vec::new());
+        for part in parts {
+            let mut accumulator = Accumulator::new(scaling);
+            accumulator.add(part, 0..part.blocks())?;
             sums.merge(&accumulator.sums());
+            accumulators.push(accumulator);
         }
-        let center = sums.ratio().ln_1p();
+        let rest = sums.ratio().ln_1p();
         let reach = if sums.has_far { CENTER_PRECISION } else { WIDE_REACH };
         // Where a sum has overflowed there is no centre to find, and the caller refuses what comes out.
-        if (center - frame.center).abs() <= reach || !center.is_finite() {
-            return Ok(finish(&sums, &stretches(parts, &accumulators), &scaling));
+        if rest.abs() <= reach || !rest.is_finite() {
+            return Ok(finish(&sums, parts.iter().zip(&accumulators)));
         }
-        frame.center = center;
+        frame.center += rest;
     }
 }
 
@@ -136,21 +127,20 @@ fn frame(parts: &[Part]) -> Frame {
     Frame { base_max, shift: (of_tuned.0 - base_max) + of_tuned.1, center: 0.0 }
 }
 
-fn finish(sums: &Sums, stretches: &[Stretch], scaling: &Scaling) -> Measured {
+fn finish<'a>(sums: &Sums, parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>) -> Measured {
     let ratio = sums.ratio();
     let normaliser = sums.v + sums.u;
-    let center = scaling.frame.map_or(0.0, |frame| frame.center);
 
     // 1 - cos = sin^2 / (1 + cos), and v spans the same area with u as with v + u.
     let tuned_squared = sums.vv + 2.0 * sums.uv + sums.uu;
     let cosine = (sums.vv + sums.uv) / (sums.vv.sqrt() * tuned_squared.sqrt());
     let sine_squared = (sums.distance_from_base_squared() / tuned_squared).max(0.0);
 
-    let near = divergence::of_moments(&sums.moments, ratio.ln_1p() - center);
+    let near = divergence::of_moments(&sums.moments, ratio.ln_1p());
     Measured {
         entries: sums.entries,
         displacement: sums.displacement,
-        area: transport::area(stretches, ratio, scaling) / normaliser,
+        area: transport::area(parts, ratio) / normaliser,
         distance: sums.distance_squared().max(0.0).sqrt() / normaliser,
         cosine: sine_squared / (1.0 + cosine),
         divergences: Divergences {

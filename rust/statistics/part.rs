@@ -2,15 +2,19 @@
 
 use std::ops::Range;
 
+use super::lanes::{Lanes, Narrow};
 use super::real::Real;
 use crate::dtype::Dtype;
-use crate::vector::LANES;
+use crate::vector::{LANES, Vectors};
 
-/// Entries that are summed in the kernel's own width before they join the `f64` sums, and the grain of
-/// [`super::transport`]. Blocks start with the part, so no result depends on how a file was read.
-pub(crate) const BLOCK: usize = 8 * LANES;
+/// Entries that are decoded and summed together, in one way, before the sums go on in `f64`. Blocks start
+/// with the part, so no result depends on how a file was read.
+pub(crate) const BLOCK: usize = 8 * SEGMENT;
 
-/// The entries of one block in lanes; those past the end of the part are 0.
+/// The grain of [`super::transport`].
+pub(crate) const SEGMENT: usize = 8 * LANES;
+
+/// The entries of one block; those past the end of the part are 0.
 pub(crate) type Block<R> = [R; BLOCK];
 
 /// Weights as they are stored: little-endian, row after row of the matrix in [out, in] order.
@@ -149,6 +153,19 @@ impl Part<'_> {
         }
     }
 
+    /// A whole block as it is stored, if both sides are `BF16`.
+    pub(crate) fn bf16(&self, block: usize) -> Option<Bf16<'_>> {
+        match self {
+            Part::Stored { base, tuned } if base.dtype == Dtype::BF16 && tuned.dtype == Dtype::BF16 => {
+                Some(Bf16 {
+                    base: base.block(block).as_chunks().0.try_into().ok()?,
+                    tuned: tuned.block(block).as_chunks().0.try_into().ok()?,
+                })
+            }
+            _ => None,
+        }
+    }
+
     /// theta_B and theta_T - theta_B of one block.
     #[inline(always)]
     pub(crate) fn load<R: Real>(&self, block: usize, base: &mut Block<R>, delta: &mut Block<R>) {
@@ -170,6 +187,52 @@ impl Part<'_> {
             delta[valid..].fill(R::default());
         }
     }
+}
+
+/// theta_B and theta_T - theta_B of a whole block, a vector at a time.
+pub(crate) trait Pairs<R: Real>: Copy {
+    /// Those of the entries from `LANES * index` on.
+    fn load<S: Vectors>(self, simd: S, index: usize) -> (R::Lanes<S>, R::Lanes<S>);
+}
+
+/// Numbers that were decoded before.
+#[derive(Clone, Copy)]
+pub(crate) struct Decoded<'a, R> {
+    pub(crate) base: &'a Block<R>,
+    pub(crate) delta: &'a Block<R>,
+}
+
+impl<R: Real> Pairs<R> for Decoded<'_, R> {
+    #[inline(always)]
+    fn load<S: Vectors>(self, simd: S, index: usize) -> (R::Lanes<S>, R::Lanes<S>) {
+        let (base, delta) = (self.base.as_chunks().0, self.delta.as_chunks().0);
+        (R::Lanes::load(simd, &base[index]), R::Lanes::load(simd, &delta[index]))
+    }
+}
+
+/// Weights that are both stored as `BF16`, which takes so little to decode that it is done on the way.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16<'a> {
+    base: &'a [[u8; 2]; BLOCK],
+    tuned: &'a [[u8; 2]; BLOCK],
+}
+
+impl Pairs<f32> for Bf16<'_> {
+    #[inline(always)]
+    fn load<S: Vectors>(self, simd: S, index: usize) -> (Narrow<S>, Narrow<S>) {
+        let (base, tuned) = (widen(simd, self.base, index), widen(simd, self.tuned, index));
+        (base, tuned - base)
+    }
+}
+
+#[inline(always)]
+fn widen<S: Vectors>(simd: S, weights: &[[u8; 2]; BLOCK], index: usize) -> Narrow<S> {
+    let (weights, _) = weights.as_chunks::<LANES>();
+    let mut numbers = [0.0; LANES];
+    for lane in 0..LANES {
+        numbers[lane] = bf16(weights[index][lane]);
+    }
+    Narrow::load(simd, &numbers)
 }
 
 /// Calls `visit(theta_B, theta_T - theta_B)` for every entry.
@@ -224,7 +287,8 @@ mod tests {
         let (mut base, mut delta) = ([f64::NAN; BLOCK], [f64::NAN; BLOCK]);
         part.load(1, &mut base, &mut delta);
         assert_eq!(part.entries_of(1), 3);
-        assert_eq!(base[..4], [129.0, 130.0, 131.0, 0.0]);
+        let first = BLOCK as f64 + 1.0;
+        assert_eq!(base[..4], [first, first + 1.0, first + 2.0, 0.0]);
         assert!(base[3..].iter().chain(&delta).all(|value| *value == 0.0));
     }
 }

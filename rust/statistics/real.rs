@@ -1,15 +1,19 @@
 //! The two widths of number that the kernels compute in.
 
-use std::ops::{Add, AddAssign, Mul, Sub};
+use std::ops::{Add, Mul, Sub};
 
-use crate::vector::LANES;
+use super::lanes::{Lanes, Narrow, Wide};
+use crate::vector::{LANES, Vectors};
 
 /// `f32` or `f64`: what a kernel needs of a number, so that it is written once for both.
 ///
 /// Every method is inlined into the kernel, for the compiler to vectorise.
 pub(crate) trait Real:
-    Copy + Default + PartialEq + Add<Output = Self> + AddAssign + Sub<Output = Self> + Mul<Output = Self>
+    Copy + Default + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
 {
+    /// Numbers of this width side by side.
+    type Lanes<S: Vectors>: Lanes<Number = Self, Vectors = S>;
+
     /// Whether this is the width of whole blocks without a frame.
     const IS_NARROW: bool;
     /// ln 2 with its last bits cleared, so that small multiples of it are exact.
@@ -27,17 +31,15 @@ pub(crate) trait Real:
     fn wide(self) -> f64;
     /// `self * factor + term`, rounded once.
     fn mul_add(self, factor: Self, term: Self) -> Self;
-    /// Without its sign.
-    fn abs(self) -> Self;
     /// `self * 2^n`, for an `n` that [`Real::ROUNDER`] was added to. No overflow, no denormals.
     fn times_power_of_two(self, rounded: Self) -> Self;
-    /// The larger of two numbers that are not NaN, or NaN where one of them is and both are >= 0.
-    fn max_or_nan(self, other: Self) -> Self;
 }
 
 macro_rules! real {
-    ($float:ty, $bits:ty, $mantissa:literal, narrow: $narrow:literal, high: $high:literal, low: $low:literal, terms: $terms:literal) => {
+    ($float:ty, $lanes:ident, $mantissa:literal, narrow: $narrow:literal, high: $high:literal, low: $low:literal, terms: $terms:literal) => {
         impl Real for $float {
+            type Lanes<S: Vectors> = $lanes<S>;
+
             const IS_NARROW: bool = $narrow;
             const LN_2_HIGH: f64 = $high;
             const LN_2_LOW: f64 = $low;
@@ -57,39 +59,34 @@ macro_rules! real {
                 <$float>::mul_add(self, factor, term)
             }
             #[inline(always)]
-            fn abs(self) -> Self {
-                <$float>::abs(self)
-            }
-            #[inline(always)]
             fn times_power_of_two(self, rounded: Self) -> Self {
                 <$float>::from_bits(self.to_bits().wrapping_add(rounded.to_bits() << $mantissa))
-            }
-            #[inline(always)]
-            fn max_or_nan(self, other: Self) -> Self {
-                // As integers, numbers without a sign stand in their own order, with NaN above infinity.
-                <$float>::from_bits(self.to_bits().max(other.to_bits()))
             }
         }
     };
 }
 
-real!(f32, u32, 23, narrow: true, high: 0.693145751953125, low: 1.428_606_765_330_187e-6, terms: 7);
-real!(f64, u64, 52, narrow: false, high: 6.931_471_803_691_238e-1, low: 1.908_214_929_270_587_7e-10, terms: 13);
+real!(f32, Narrow, 23, narrow: true, high: 0.693145751953125, low: 1.428_606_765_330_187e-6, terms: 7);
+real!(f64, Wide, 52, narrow: false, high: 6.931_471_803_691_238e-1, low: 1.908_214_929_270_587_7e-10, terms: 13);
 
-/// The sum over the lanes in `f64`, in an order that does not depend on the instruction set.
+/// Adds lanes, times a factor, to sums in `f64`.
 #[inline(always)]
-pub(crate) fn horizontal_sum<R: Real>(lanes: &[R; LANES]) -> f64 {
-    let mut half = [0.0; LANES / 2];
-    for lane in 0..LANES / 2 {
-        half[lane] = lanes[lane].wide() + lanes[lane + LANES / 2].wide();
+pub(crate) fn add_lanes<N: Lanes>(sums: &mut [f64; LANES], lanes: N, factor: f64) {
+    let lanes = lanes.numbers();
+    for lane in 0..LANES {
+        sums[lane] += lanes[lane].wide() * factor;
     }
-    ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]))
 }
 
-/// Adds lanes to sums in `f64`.
-#[inline(always)]
-pub(crate) fn add_lanes<R: Real>(sums: &mut [f64], lanes: &[R]) {
-    for (sum, lane) in sums.iter_mut().zip(lanes) {
-        *sum += lane.wide();
+/// The sum of lanes in `f64`, in an order that is the same everywhere.
+pub(crate) fn sum_of_lanes(lanes: &[f64; LANES]) -> f64 {
+    let mut sums = *lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
     }
+    sums[0]
 }

@@ -11,15 +11,16 @@ use super::divergence::{Divergences, TERMS};
 use crate::vector::Instructions;
 
 /// The largest entries, relative to which exponentials are taken where they could overflow or where
-/// the largest entry outweighs all others: x = theta_B - base_max, y = delta - shift. No statistic depends
-/// on them. They are in units of the stored weights.
-#[derive(Clone, Copy, Debug)]
+/// the largest entry outweighs all others: x = theta_B - base_max, y = delta - shift, both over the temperature.
+/// No statistic depends on them.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Frame {
     /// The largest entry of theta_B.
     pub(crate) base_max: f64,
     /// The largest entry of theta_T less that of theta_B; exactly its delta, where that is one entry.
     pub(crate) shift: f64,
-    /// log(Z_T / Z_B) in this frame as far as it is known: moments are taken about it.
+    /// log(Z_T / Z_B) as far as it is known: taken off every y, it leaves the little that series in
+    /// log(Z_T / Z_B) need.
     pub(crate) center: f64,
 }
 
@@ -29,22 +30,6 @@ pub(crate) struct Scaling {
     pub(crate) temperature: f64,
     pub(crate) frame: Option<Frame>,
     pub(crate) instructions: Instructions,
-}
-
-/// What a block adds to the running sums C of P: enough to integrate |C_T - C_B| over it without its
-/// entries where the sign does not change.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Segment {
-    /// The sum of u.
-    pub(crate) u: f64,
-    /// The sum of v.
-    pub(crate) v: f64,
-    /// The sum of the running sums of u.
-    pub(crate) u_area: f64,
-    /// The sum of the running sums of v.
-    pub(crate) v_area: f64,
-    /// The sum of |u|.
-    pub(crate) u_variation: f64,
 }
 
 /// The sums over one part of theta, or over several.
@@ -57,7 +42,7 @@ pub(crate) struct Sums {
     pub(crate) vv: f64,
     pub(crate) uv: f64,
     pub(crate) uu: f64,
-    /// The sums of v y^k over the blocks computed by series, y from the frame's centre.
+    /// The sums of v y^k over the blocks computed by series.
     pub(crate) moments: [f64; TERMS + 1],
     /// Whether some of the moments are right only for a small log(Z_T / Z_B).
     pub(crate) has_narrow: bool,

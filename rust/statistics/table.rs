@@ -45,7 +45,7 @@ pub const STATISTICS: [Statistic; 11] = [
         name: "changed",
         of_stored_entries: true,
         on_request: false,
-        value: |head| head.displacement.changed as f64 / head.entries as f64,
+        value: |head| head.displacement.changed / head.entries as f64,
     },
     one_pass("wasserstein_z", wasserstein_z),
     Statistic {

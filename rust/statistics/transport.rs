@@ -1,56 +1,116 @@
 //! The Wasserstein score: the area between two running sums.
 
-use super::accumulator::Entries;
-use super::part::Part;
-use super::softmax::{Scaling, Segment};
-use super::way::Scratch;
-
-/// One part of theta with its segments.
-pub(crate) struct Stretch<'a> {
-    pub(crate) part: &'a Part<'a>,
-    pub(crate) segments: &'a [Segment],
-}
+use super::accumulator::{Accumulator, closed_form_entry};
+use super::displacement::Extent;
+use super::lanes::Lanes;
+use super::part::{BLOCK, Block, Pairs, Part, SEGMENT};
+use super::real::Real;
+use super::segments::Running;
+use super::series::{Terms, terms};
+use super::way::{Scratch, Visitor, revisit};
+use crate::vector::{Instructions, Kernel, LANES, Vectors};
 
 /// The sum over all entries of |U - ratio V|, where U and V are the running sums of u and v: Z_T times
 /// that of |C_T - C_B|.
 ///
-/// Where the running difference D cannot change its sign within a block, the block's segment says all.
-/// It cannot where what D varies by, at most the sum of |u| + |ratio| v, is less than the way from D at
-/// the start to 0 and back to D at the end. The other blocks, a few in a hundred, are gone through entry
+/// Where the running difference D cannot change its sign within a segment, what is known of the segment
+/// says all. It cannot where what D varies by, at most the sum of |u| + |ratio| v, is less than the way from
+/// D at the start to 0 and back to D at the end. The other segments, about a tenth, are gone through entry
 /// by entry.
-pub(crate) fn area(stretches: &[Stretch], ratio: f64, scaling: &Scaling) -> f64 {
-    let (mut u, mut v, mut area) = (0.0, 0.0, 0.0);
-    let (mut entries, mut scratch) = (Entries::new(scaling.instructions), Scratch::new());
-    for Stretch { part, segments } in stretches {
-        for (block, segment) in segments.iter().enumerate() {
-            let before: f64 = u - ratio * v;
-            u += segment.u;
-            v += segment.v;
-            let after = u - ratio * v;
-            let variation = segment.u_variation + ratio.abs() * segment.v;
-            let same_sign = before * after > 0.0 || (before == 0.0 && after == 0.0);
-            let count = part.entries_of(block);
-            if same_sign && variation * MARGIN <= before.abs() + after.abs() {
-                area += (count as f64 * before + (segment.u_area - ratio * segment.v_area)).abs();
-            } else if variation > 0.0 {
-                entries.load(part, block, scaling, &mut scratch);
-                area += area_by_entries(&entries.u[..count], &entries.v[..count], before, ratio);
-            }
+pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>, ratio: f64) -> f64 {
+    let (mut running, mut area) = (Running { u: 0.0, v: 0.0, ratio }, 0.0);
+    let (mut open, mut scratch) = (Vec::new(), Scratch::new());
+    for (part, accumulator) in parts {
+        let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
+        area += segments.area(running, part.entries(), &mut open, scaling.instructions);
+        let mut visitor = OpenSegment::new(scaling.instructions, ratio);
+        for segment in &open {
+            let block = segment * SEGMENT / BLOCK;
+            visitor.place = segment % (BLOCK / SEGMENT);
+            visitor.before = segments.before(*segment, running);
+            revisit(part, block, scaling, accumulator.ways()[block], &mut scratch, &mut visitor);
         }
+        area += visitor.area;
+        let [u, v] = segments.totals();
+        running = Running { u: running.u + u, v: running.v + v, ratio };
     }
     area
 }
 
-/// Covers the rounding of sums in `f32`.
-const MARGIN: f64 = 1.0 + 1e-5;
+/// Adds up |D| over the entries of one segment after the other.
+struct OpenSegment {
+    instructions: Instructions,
+    ratio: f64,
+    /// Which segment of the block.
+    place: usize,
+    /// D at its start.
+    before: f64,
+    area: f64,
+}
 
-fn area_by_entries(u: &[f64], v: &[f64], before: f64, ratio: f64) -> f64 {
-    let (mut difference, mut area) = (before, 0.0);
-    for (u, v) in u.iter().zip(v) {
-        difference += u - ratio * v;
-        area += difference.abs();
+impl OpenSegment {
+    fn new(instructions: Instructions, ratio: f64) -> Self {
+        Self { instructions, ratio, place: 0, before: 0.0, area: 0.0 }
     }
-    area
+}
+
+struct AreaByEntries<'a, R, P, const X: usize, const K: usize> {
+    pairs: P,
+    /// How many entries of the segment exist.
+    valid: usize,
+    segment: &'a OpenSegment,
+    width: std::marker::PhantomData<R>,
+}
+
+impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntries<'_, R, P, X, K> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, simd: S) -> f64 {
+        let OpenSegment { ratio, place, mut before, .. } = *self.segment;
+        let negative_ratio = R::Lanes::<S>::splat(simd, -ratio);
+        let mut areas = R::Lanes::<S>::splat(simd, 0.0);
+        for index in 0..self.valid.div_ceil(LANES) {
+            let (x, y) = self.pairs.load(simd, place * (SEGMENT / LANES) + index);
+            let Terms { v, u, .. } = terms::<_, X, K>(x, x * x, y);
+            let sums = v.mul_add(negative_ratio, u).running_sums();
+            let mut differences = (sums + x.constant(before)).abs();
+            if self.valid < (index + 1) * LANES {
+                let mut numbers = differences.numbers();
+                numbers[self.valid % LANES..].fill(R::default());
+                differences = Lanes::load(simd, &numbers);
+            }
+            areas = areas + differences;
+            before += sums.numbers()[LANES - 1].wide();
+        }
+        areas.sum()
+    }
+}
+
+impl Visitor for OpenSegment {
+    fn series<R: Real, P: Pairs<R>, const X: usize, const K: usize>(
+        &mut self,
+        pairs: P,
+        valid: usize,
+    ) -> Extent {
+        let valid = (valid - self.place * SEGMENT).min(SEGMENT);
+        let kernel =
+            AreaByEntries::<R, P, X, K> { pairs, valid, segment: self, width: std::marker::PhantomData };
+        self.area += self.instructions.run(kernel);
+        Extent { base: 0.0, delta: 0.0 }
+    }
+
+    fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
+        let segment = self.place * SEGMENT..valid.min((self.place + 1) * SEGMENT);
+        let mut difference = self.before;
+        for (x, y) in x[segment.clone()].iter().zip(&y[segment]) {
+            let (u, v) = closed_form_entry(*x, *y);
+            difference += u - self.ratio * v;
+            self.area += difference.abs();
+        }
+    }
+
+    fn out_of_reach(&mut self, _: usize) {}
 }
 
 #[cfg(test)]
@@ -58,8 +118,7 @@ mod tests {
     use super::*;
     use crate::dtype::Dtype;
     use crate::statistics::Stored;
-    use crate::statistics::accumulator::Accumulator;
-    use crate::vector::Instructions;
+    use crate::statistics::softmax::Scaling;
     use proptest::prelude::*;
 
     fn bytes(weights: &[f64]) -> Vec<u8> {
@@ -89,15 +148,10 @@ mod tests {
             let accumulators: Vec<_> = parts
                 .iter()
                 .map(|part| {
-                    let mut accumulator = Accumulator::new(scaling.instructions);
-                    assert!(accumulator.add(part, 0..part.blocks(), &scaling).is_ok());
+                    let mut accumulator = Accumulator::new(scaling);
+                    assert!(accumulator.add(part, 0..part.blocks()).is_ok());
                     accumulator
                 })
-                .collect();
-            let stretches: Vec<_> = parts
-                .iter()
-                .zip(&accumulators)
-                .map(|(part, accumulator)| Stretch { part, segments: accumulator.segments() })
                 .collect();
 
             let (mut difference, mut expected) = (0.0, 0.0);
@@ -105,7 +159,7 @@ mod tests {
                 difference += tuned.exp() - base.exp() - ratio * base.exp();
                 expected += f64::abs(difference);
             }
-            let found = area(&stretches, ratio, &scaling);
+            let found = area(parts.iter().zip(&accumulators), ratio);
             prop_assert!((found / expected - 1.0).abs() <= 1e-9, "{} {}", found, expected);
         }
     }

@@ -1,51 +1,77 @@
 //! Chooses the way in which a block is computed: the narrowest that is right for it.
 //!
-//! | largest entry of the block | way |
-//! |---|---|
-//! | theta_B <= 2 (or 1/4, faster), y <= 2^-6 | series of 5 terms in `f32` |
-//! | theta_B <= 2 (or 1/4, faster), y <= 1/4 | series of 8 terms in `f32` |
-//! | theta_B <= 150, y <= 1/4 | series of 12 terms in `f64` |
-//! | theta_B <= 150, y <= 1 | series of 24 terms in `f64` |
-//! | anything finite, in a frame | closed forms in `f64`, an entry at a time |
+//! | largest x | largest y | way |
+//! |---|---|---|
+//! | 1/8, 3/8 or 2 | 2^-7 | series of 4, 6 or all terms in x and 3 in y, in `f32` |
+//! | 1/8, 3/8 or 2 | 1/4 | series of 4, 6 or all terms in x and 6 in y, in `f32` |
+//! | 150 | 1/4 or 1 | series of all terms in x and 11 or 23 in y, in `f64` |
+//! | anything finite | anything finite | closed forms in `f64`, an entry at a time, in a frame |
 //!
-//! The weights of large models take the first way or the second, at any usual temperature. `f32` is for
-//! parts of [`MANY`] entries and more, whose rounding errors average out far below the precision of a
-//! score; smaller parts cost next to nothing in `f64`. What decides is the part and the block alone, so
+//! where x and y are the arguments of the two exponentials: theta_B and theta_T - theta_B over the
+//! temperature. The weights of large models take the first way or the second, at any usual temperature.
+//! `f32` is for parts of [`MANY`] entries and more, whose rounding errors average out far below the
+//! precision of a score; smaller parts cost next to nothing in `f64`. What decides is the part alone, so
 //! the result depends neither on threads nor on how a file is read.
 
-use super::displacement::{Extent, extent};
-use super::divergence::TERMS;
-use super::part::{BLOCK, Block, Part};
+use super::accumulator::Accumulator;
+use super::displacement::{Extent, Measure};
+use super::part::{BLOCK, Block, Decoded, Pairs, Part};
 use super::real::Real;
+use super::series::{FULL, exponent_reach};
 use super::softmax::{Frame, NotFinite, Scaling};
-use crate::vector::Instructions;
+use crate::vector::{Kernel, Vectors};
 
 /// What is done with a block, in the way that is right for it. `valid` of its entries exist; the others
-/// are to be passed over. `x` and `y` are the arguments of the two exponentials.
+/// add nothing.
 pub(crate) trait Visitor {
-    /// The block's weights moved this far.
-    fn extent<R: Real>(&mut self, extent: &Extent<R>);
-
-    /// `K` terms of the series in `y` are enough; with `NEAR_ZERO` a series is enough for e^x, too.
-    fn series<R: Real, const K: usize, const NEAR_ZERO: bool>(
+    /// `X` terms of the series in x and `K` of that in y are enough, if the extent returned is in their
+    /// reach; if not, nothing is done.
+    fn series<R: Real, P: Pairs<R>, const X: usize, const K: usize>(
         &mut self,
-        x: &Block<R>,
-        y: &Block<R>,
+        pairs: P,
         valid: usize,
-        center: R,
-    );
+    ) -> Extent;
 
     /// No series is enough.
-    fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize, center: f64);
+    fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize);
 
     /// The block needs a frame and there is none.
-    fn out_of_reach(&mut self);
+    fn out_of_reach(&mut self, valid: usize);
 }
 
-/// The largest y of the shortest series, and the largest |log(Z_T / Z_B)| for moments in `f32`.
-pub(crate) const NARROW_REACH: f64 = 1.0 / 64.0;
+/// The way in which a block was computed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// In `f32`.
+    Narrow(Reach),
+    /// In `f64`, by a series in y of this reach.
+    Wide(WideReach),
+    /// By no series, in a frame.
+    ClosedForm,
+    /// Not at all: the block needs a frame.
+    OutOfReach,
+}
 
-/// The largest |log(Z_T / Z_B)|, from the frame's centre, for moments in `f64`.
+/// What a series in `f32` can be used for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reach {
+    x: f64,
+    y: f64,
+    x_terms: usize,
+    y_terms: usize,
+}
+
+/// The reaches of the series in y in `f64`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WideReach {
+    Quarter,
+    One,
+}
+
+/// The largest |log(Z_T / Z_B)| for moments in `f32`, of which there are the fewer, the smaller all y are.
+pub(crate) const NARROW_REACH: f64 = 1.0 / 256.0;
+
+/// The largest |log(Z_T / Z_B)| for moments in `f64`.
 pub(crate) const WIDE_REACH: f64 = 0.25;
 
 /// The entries of a part from which on rounding errors of `f32` average out.
@@ -60,6 +86,35 @@ const LARGEST_EXPONENT: f64 = 150.0;
 /// An entry that is smaller than the largest by this factor of e adds nothing to any sum.
 const NOTHING: f64 = -700.0;
 
+impl Reach {
+    const X_TERMS: [usize; 3] = [4, 6, FULL];
+    const Y_TERMS: [usize; 2] = [3, 6];
+
+    #[inline(always)]
+    pub(crate) const fn of_terms<const X: usize, const K: usize>() -> Self {
+        Self::new(X, K)
+    }
+
+    #[inline(always)]
+    const fn new(x_terms: usize, y_terms: usize) -> Self {
+        let y = if y_terms == 3 { 1.0 / 128.0 } else { 0.25 };
+        Self { x: exponent_reach(x_terms), y, x_terms, y_terms }
+    }
+
+    /// The narrowest for a block of this extent.
+    fn of(extent: &Extent) -> Option<Self> {
+        let reaches = Self::Y_TERMS.into_iter().flat_map(|y| Self::X_TERMS.map(|x| Self::new(x, y)));
+        reaches.into_iter().find(|reach| reach.covers(extent))
+    }
+
+    /// Whether the series are right for a block of this extent.
+    #[inline(always)]
+    pub(crate) fn covers(&self, extent: &Extent) -> bool {
+        let reaches = |reach: f64, largest: f64| largest <= reach && (largest == 0.0 || largest >= TINY);
+        reaches(self.x, extent.base) && reaches(self.y, extent.delta)
+    }
+}
+
 /// Where blocks are decoded to. Kept from block to block, since clearing it costs as much as filling it.
 pub(crate) struct Scratch {
     narrow: [Block<f32>; 2],
@@ -72,149 +127,170 @@ impl Scratch {
     }
 }
 
-/// Loads one block and hands it to the visitor in the narrowest way that is right for it.
+/// Adds one block in the narrowest way that is right for it. `expected` is a guess, the way of the block
+/// before: to look at the entries first would take a third of the time that it takes to sum them.
 #[inline]
 pub(crate) fn visit(
     part: &Part,
     block: usize,
     scaling: &Scaling,
+    expected: Option<Way>,
     scratch: &mut Scratch,
-    visitor: &mut impl Visitor,
-) -> Result<(), NotFinite> {
+    sums: &mut Accumulator,
+) -> Result<Way, NotFinite> {
     let valid = part.entries_of(block);
-    if may_be_narrow(part, valid) && scaling.frame.is_none() && scaling.temperature == 1.0 && part.fits_f32()
-    {
-        let [x, y] = &mut scratch.narrow;
-        let extent = load(part, block, x, y, scaling.instructions);
-        if is_narrow(extent.largest_base, extent.largest_delta) {
-            visitor.extent(&extent);
-            visit_narrow(x, y, extent.largest_base, extent.largest_delta, visitor);
-            return Ok(());
+    if valid == BLOCK && part.entries() >= MANY && scaling.frame.is_none() {
+        let mut reach = match expected {
+            Some(Way::Narrow(reach)) => reach,
+            _ => Reach::of_terms::<4, 3>(),
+        };
+        loop {
+            let extent = visit_narrow(part, block, scaling, reach, scratch, sums);
+            match Reach::of(&extent) {
+                Some(next) if reach.covers(&extent) => return Ok(Way::Narrow(next)),
+                Some(needed) => reach = needed,
+                None => break,
+            }
         }
     }
-    visit_wide(part, block, valid, scaling, scratch, visitor)
+    visit_wide(part, block, scaling, scratch, sums)
 }
 
-/// [`visit`] by way of `f64`.
+/// Goes through one block in the way in which it was computed before.
+#[inline]
+pub(crate) fn revisit(
+    part: &Part,
+    block: usize,
+    scaling: &Scaling,
+    way: Way,
+    scratch: &mut Scratch,
+    visitor: &mut impl Visitor,
+) {
+    if let Way::Narrow(reach) = way {
+        visit_narrow(part, block, scaling, reach, scratch, visitor);
+    } else {
+        let valid = part.entries_of(block);
+        let [x, y] = &mut scratch.wide;
+        scaling.instructions.run(Decode { part, block, x, y });
+        arguments(x, y, valid, scaling);
+        visit_by(way, x, y, valid, visitor);
+    }
+}
+
+fn visit_narrow(
+    part: &Part,
+    block: usize,
+    scaling: &Scaling,
+    reach: Reach,
+    scratch: &mut Scratch,
+    visitor: &mut impl Visitor,
+) -> Extent {
+    if let Some(stored) = part.bf16(block).filter(|_| scaling.temperature == 1.0) {
+        return visit_series(stored, reach, visitor);
+    }
+    let [x, y] = &mut scratch.narrow;
+    if scaling.temperature == 1.0 && part.fits_f32() {
+        scaling.instructions.run(Decode { part, block, x, y });
+    } else {
+        let [wide_x, wide_y] = &mut scratch.wide;
+        scaling.instructions.run(Decode { part, block, x: wide_x, y: wide_y });
+        arguments(wide_x, wide_y, BLOCK, scaling);
+        for (narrow, wide) in [(&mut *x, wide_x), (&mut *y, wide_y)] {
+            for (narrow, wide) in narrow.iter_mut().zip(wide.iter()) {
+                *narrow = *wide as f32;
+            }
+        }
+    }
+    visit_series(Decoded { base: x, delta: y }, reach, visitor)
+}
+
+#[inline]
+fn visit_series<P: Pairs<f32>>(pairs: P, reach: Reach, visitor: &mut impl Visitor) -> Extent {
+    match (reach.x_terms, reach.y_terms) {
+        (4, 3) => visitor.series::<f32, P, 4, 3>(pairs, BLOCK),
+        (6, 3) => visitor.series::<f32, P, 6, 3>(pairs, BLOCK),
+        (_, 3) => visitor.series::<f32, P, FULL, 3>(pairs, BLOCK),
+        (4, _) => visitor.series::<f32, P, 4, 6>(pairs, BLOCK),
+        (6, _) => visitor.series::<f32, P, 6, 6>(pairs, BLOCK),
+        _ => visitor.series::<f32, P, FULL, 6>(pairs, BLOCK),
+    }
+}
+
+/// [`visit`] in `f64`.
 #[cold]
 fn visit_wide(
     part: &Part,
     block: usize,
-    valid: usize,
     scaling: &Scaling,
     scratch: &mut Scratch,
-    visitor: &mut impl Visitor,
-) -> Result<(), NotFinite> {
+    sums: &mut Accumulator,
+) -> Result<Way, NotFinite> {
+    let valid = part.entries_of(block);
     let [x, y] = &mut scratch.wide;
-    let extent = load(part, block, x, y, scaling.instructions);
-    if !(extent.largest_base.is_finite() && extent.largest_delta.is_finite()) {
+    scaling.instructions.run(Decode { part, block, x, y });
+    let pairs = Decoded { base: x, delta: y };
+    let extent = scaling.instructions.run(Measure { pairs, sums: sums.displacement() });
+    if !(extent.base.is_finite() && extent.delta.is_finite()) {
         return Err(not_finite(block, x, y));
     }
-    visitor.extent(&extent);
-    if let Some(frame) = &scaling.frame {
-        visit_in_frame(x, y, valid, scaling.temperature, frame, visitor);
-        return Ok(());
-    }
+    let largest = arguments(x, y, valid, scaling);
+    let in_reach = scaling.frame.is_some() || largest.base <= LARGEST_EXPONENT;
+    let way = match largest.delta {
+        y if in_reach && y <= 0.25 => Way::Wide(WideReach::Quarter),
+        y if in_reach && y <= 1.0 => Way::Wide(WideReach::One),
+        _ if scaling.frame.is_some() => Way::ClosedForm,
+        _ => Way::OutOfReach,
+    };
+    visit_by(way, x, y, valid, sums);
+    Ok(way)
+}
 
+fn visit_by(way: Way, x: &mut Block<f64>, y: &mut Block<f64>, valid: usize, visitor: &mut impl Visitor) {
+    match way {
+        Way::ClosedForm => visitor.closed_form(x, y, valid),
+        Way::OutOfReach => visitor.out_of_reach(valid),
+        Way::Narrow(_) | Way::Wide(_) => {
+            x.iter_mut().for_each(|x| *x = x.max(NOTHING));
+            x[valid..].fill(NOTHING);
+            y[valid..].fill(0.0);
+            let pairs = Decoded { base: &*x, delta: &*y };
+            match way {
+                Way::Wide(WideReach::Quarter) => visitor.series::<f64, _, FULL, 11>(pairs, valid),
+                _ => visitor.series::<f64, _, FULL, 23>(pairs, valid),
+            };
+        }
+    }
+}
+
+/// Turns theta into the arguments of the exponentials, and gives the largest of them.
+fn arguments(x: &mut Block<f64>, y: &mut Block<f64>, valid: usize, scaling: &Scaling) -> Extent {
     let factor = 1.0 / scaling.temperature;
-    let (largest_x, largest_y) = (extent.largest_base * factor, extent.largest_delta * factor);
-    let narrow = may_be_narrow(part, valid) && is_narrow(largest_x, largest_y);
-    let [narrow_x, narrow_y] = &mut scratch.narrow;
-    scaling.instructions.run(
-        #[inline(always)]
-        || {
-            for entry in 0..BLOCK {
-                x[entry] *= factor;
-                y[entry] *= factor;
-            }
-            if narrow {
-                for entry in 0..BLOCK {
-                    narrow_x[entry] = x[entry] as f32;
-                    narrow_y[entry] = y[entry] as f32;
-                }
-            }
-        },
-    );
-    if narrow {
-        visit_narrow(narrow_x, narrow_y, largest_x, largest_y, visitor);
-    } else if largest_x <= LARGEST_EXPONENT && largest_y <= 1.0 {
-        visit_series(x, y, valid, largest_y, 0.0, visitor);
-    } else {
-        visitor.out_of_reach();
+    // Without a frame nothing is taken off.
+    let Frame { base_max, shift, center } = scaling.frame.unwrap_or_default();
+    let mut largest = Extent { base: 0.0, delta: 0.0 };
+    for (x, y) in x[..valid].iter_mut().zip(&mut y[..valid]) {
+        *x = (*x - base_max) * factor;
+        *y = (*y - shift) * factor - center;
+        largest.base = largest.base.max(x.abs());
+        largest.delta = largest.delta.max(y.abs());
     }
-    Ok(())
+    largest
 }
 
-/// Visits one block relative to the largest entries of its head.
-fn visit_in_frame(
-    x: &mut Block<f64>,
-    y: &mut Block<f64>,
-    valid: usize,
-    temperature: f64,
-    &Frame { base_max, shift, center }: &Frame,
-    visitor: &mut impl Visitor,
-) {
-    let mut largest_y = 0f64;
-    for (x, y) in x.iter_mut().zip(y.iter_mut()).take(valid) {
-        *x = (*x - base_max) / temperature;
-        *y = (*y - shift) / temperature;
-        largest_y = largest_y.max(y.abs());
-    }
-    if largest_y <= 1.0 && center.abs() <= WIDE_REACH {
-        x.iter_mut().for_each(|x| *x = x.max(NOTHING));
-        visit_series(x, y, valid, largest_y, center, visitor);
-    } else {
-        visitor.closed_form(x, y, valid, center);
-    }
-}
-
-fn load<R: Real>(
-    part: &Part,
+/// Decodes one block.
+struct Decode<'a, R> {
+    part: &'a Part<'a>,
     block: usize,
-    base: &mut Block<R>,
-    delta: &mut Block<R>,
-    instructions: Instructions,
-) -> Extent<R> {
-    instructions.run(
-        #[inline(always)]
-        || {
-            part.load(block, base, delta);
-            extent(base, delta)
-        },
-    )
+    x: &'a mut Block<R>,
+    y: &'a mut Block<R>,
 }
 
-fn may_be_narrow(part: &Part, valid: usize) -> bool {
-    valid == BLOCK && part.entries() >= MANY
-}
+impl<R: Real> Kernel for Decode<'_, R> {
+    type Output = ();
 
-fn is_narrow(largest_x: f64, largest_y: f64) -> bool {
-    let normal = |largest: f64| largest == 0.0 || largest >= TINY;
-    largest_x <= 2.0 && largest_y <= 0.25 && normal(largest_x) && normal(largest_y)
-}
-
-#[inline]
-fn visit_narrow(x: &Block<f32>, y: &Block<f32>, largest_x: f64, largest_y: f64, visitor: &mut impl Visitor) {
-    match (largest_y <= NARROW_REACH, largest_x <= 0.25) {
-        (true, true) => visitor.series::<f32, 5, true>(x, y, BLOCK, 0.0),
-        (true, false) => visitor.series::<f32, 5, false>(x, y, BLOCK, 0.0),
-        (false, true) => visitor.series::<f32, 8, true>(x, y, BLOCK, 0.0),
-        (false, false) => visitor.series::<f32, 8, false>(x, y, BLOCK, 0.0),
-    }
-}
-
-fn visit_series(
-    x: &Block<f64>,
-    y: &Block<f64>,
-    valid: usize,
-    largest_y: f64,
-    center: f64,
-    visitor: &mut impl Visitor,
-) {
-    if largest_y <= 0.25 {
-        visitor.series::<f64, 12, false>(x, y, valid, center);
-    } else {
-        visitor.series::<f64, TERMS, false>(x, y, valid, center);
+    #[inline(always)]
+    fn run<S: Vectors>(self, _: S) {
+        self.part.load(self.block, self.x, self.y);
     }
 }
 

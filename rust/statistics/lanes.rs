@@ -1,0 +1,214 @@
+//! Numbers side by side: what a kernel computes with, in `f32` and in `f64`.
+
+use std::ops::{Add, Mul, Sub};
+
+use pulp::{cast, f32x16, f64x8};
+
+use super::real::Real;
+use crate::vector::{LANES, Vectors};
+
+/// [`LANES`] numbers, on which every operation works lane by lane.
+pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> {
+    /// The width of the numbers.
+    type Number: Real;
+    /// The instruction set.
+    type Vectors: Vectors;
+
+    /// The nearest number to `value` in every lane.
+    fn splat(simd: Self::Vectors, value: f64) -> Self;
+    /// These numbers.
+    fn load(simd: Self::Vectors, numbers: &[Self::Number; LANES]) -> Self;
+    /// The numbers.
+    fn numbers(self) -> [Self::Number; LANES];
+    /// The instruction set.
+    fn simd(self) -> Self::Vectors;
+    /// `self * factor + term`, rounded once.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// Without the signs.
+    fn abs(self) -> Self;
+    /// The larger of two that are not NaN.
+    fn max(self, other: Self) -> Self;
+    /// 0 where the lane is 0, else 1.
+    fn is_not_zero(self) -> Self;
+
+    /// The nearest number to `value` in every lane.
+    #[inline(always)]
+    fn constant(self, value: f64) -> Self {
+        Self::splat(self.simd(), value)
+    }
+
+    /// Every lane through a function.
+    #[inline(always)]
+    fn map(self, function: impl Fn(Self::Number) -> Self::Number) -> Self {
+        let mut numbers = self.numbers();
+        for number in &mut numbers {
+            *number = function(*number);
+        }
+        Self::load(self.simd(), &numbers)
+    }
+
+    /// The lanes moved up by `distance`, with zeros below them.
+    fn moved_up(self, distance: usize) -> Self;
+
+    /// Each lane with all lanes before it added up, in an order that is the same everywhere.
+    #[inline(always)]
+    fn running_sums(self) -> Self {
+        let mut sums = self;
+        let mut distance = 1;
+        while distance < LANES {
+            sums = sums + sums.moved_up(distance);
+            distance *= 2;
+        }
+        sums
+    }
+
+    /// All lanes added up, the upper half onto the lower until one is left.
+    fn sum(self) -> f64;
+    /// The largest lane.
+    fn largest(self) -> f64;
+}
+
+/// Lanes of `f32`.
+#[derive(Clone, Copy)]
+pub(crate) struct Narrow<S>(S, f32x16);
+
+/// Lanes of `f64`.
+#[derive(Clone, Copy)]
+pub(crate) struct Wide<S>(S, [f64x8; 2]);
+
+macro_rules! operators {
+    ($lanes:ident: $($operator:ident::$method:ident = $compute:expr),*) => {
+        $(impl<S: Vectors> $operator for $lanes<S> {
+            type Output = Self;
+
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                Self(self.0, $compute(self.0, self.1, other.1))
+            }
+        })*
+    };
+}
+
+operators!(Narrow: Add::add = S::add_f32s, Sub::sub = S::sub_f32s, Mul::mul = S::mul_f32s);
+operators!(Wide: Add::add = both(S::add_f64s), Sub::sub = both(S::sub_f64s), Mul::mul = both(S::mul_f64s));
+
+/// An operation on vectors of `f64`, on two of them.
+#[inline(always)]
+fn both<S: Vectors>(
+    operation: impl Fn(S, f64x8, f64x8) -> f64x8,
+) -> impl Fn(S, [f64x8; 2], [f64x8; 2]) -> [f64x8; 2] {
+    #[inline(always)]
+    move |simd, a, b| [operation(simd, a[0], b[0]), operation(simd, a[1], b[1])]
+}
+
+impl<S: Vectors> Lanes for Narrow<S> {
+    type Number = f32;
+    type Vectors = S;
+
+    #[inline(always)]
+    fn splat(simd: S, value: f64) -> Self {
+        Self(simd, simd.splat_f32s(value as f32))
+    }
+    #[inline(always)]
+    fn load(simd: S, numbers: &[f32; LANES]) -> Self {
+        Self(simd, cast(*numbers))
+    }
+    #[inline(always)]
+    fn numbers(self) -> [f32; LANES] {
+        cast(self.1)
+    }
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        Self(self.0, self.0.mul_add_f32s(self.1, factor.1, term.1))
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(self.0, self.0.abs_f32s(self.1))
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(self.0, self.0.max_f32s(self.1, other.1))
+    }
+    #[inline(always)]
+    fn is_not_zero(self) -> Self {
+        let Self(simd, numbers) = self;
+        let zero = simd.equal_f32s(numbers, simd.splat_f32s(0.0));
+        Self(simd, simd.select_f32s(zero, simd.splat_f32s(0.0), simd.splat_f32s(1.0)))
+    }
+    #[inline(always)]
+    fn sum(self) -> f64 {
+        f64::from(self.0.reduce_sum_f32s(self.1))
+    }
+    #[inline(always)]
+    fn largest(self) -> f64 {
+        f64::from(self.0.reduce_max_f32s(self.1))
+    }
+    #[inline(always)]
+    fn moved_up(self, distance: usize) -> Self {
+        let Self(simd, numbers) = self;
+        let kept = simd.mask_between_m32s(distance as u32, LANES as u32).mask();
+        Self(simd, simd.select_f32s(kept, simd.rotate_right_f32s(numbers, distance), simd.splat_f32s(0.0)))
+    }
+}
+
+impl<S: Vectors> Lanes for Wide<S> {
+    type Number = f64;
+    type Vectors = S;
+
+    #[inline(always)]
+    fn splat(simd: S, value: f64) -> Self {
+        Self(simd, [simd.splat_f64s(value); 2])
+    }
+    #[inline(always)]
+    fn load(simd: S, numbers: &[f64; LANES]) -> Self {
+        Self(simd, cast(*numbers))
+    }
+    #[inline(always)]
+    fn numbers(self) -> [f64; LANES] {
+        cast(self.1)
+    }
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        let [(a, b), (c, d)] = [(self.1[0], factor.1[0]), (self.1[1], factor.1[1])];
+        Self(self.0, [self.0.mul_add_f64s(a, b, term.1[0]), self.0.mul_add_f64s(c, d, term.1[1])])
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(self.0, [self.0.abs_f64s(self.1[0]), self.0.abs_f64s(self.1[1])])
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(self.0, both(S::max_f64s)(self.0, self.1, other.1))
+    }
+    #[inline(always)]
+    fn is_not_zero(self) -> Self {
+        self.map(
+            #[inline(always)]
+            |number| f64::from(u8::from(number != 0.0)),
+        )
+    }
+    #[inline(always)]
+    fn sum(self) -> f64 {
+        let Self(simd, [low, high]) = self;
+        simd.reduce_sum_f64s(simd.add_f64s(low, high))
+    }
+    #[inline(always)]
+    fn largest(self) -> f64 {
+        let Self(simd, [low, high]) = self;
+        simd.reduce_max_f64s(simd.max_f64s(low, high))
+    }
+    #[inline(always)]
+    fn moved_up(self, distance: usize) -> Self {
+        let mut numbers = [0.0; LANES];
+        numbers[distance..].copy_from_slice(&self.numbers()[..LANES - distance]);
+        Self::load(self.0, &numbers)
+    }
+}

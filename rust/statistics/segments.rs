@@ -1,0 +1,146 @@
+//! What a part adds to the running sums of u and v, [`SEGMENT`] entries at a time.
+
+use super::part::SEGMENT;
+use crate::vector::{Instructions, Kernel, LANES, Vectors};
+
+/// What one segment adds to the running sums: enough to integrate them over it without its entries where
+/// the sign of their difference does not change.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Segment {
+    /// The sum of u.
+    pub(crate) u: f64,
+    /// The sum of v.
+    pub(crate) v: f64,
+    /// The sum of the running sums of u.
+    pub(crate) u_area: f64,
+    /// The sum of the running sums of v.
+    pub(crate) v_area: f64,
+    /// The sum of u^2.
+    pub(crate) uu: f64,
+}
+
+/// The segments of one part, a list for each of their numbers.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    /// The running sum of u at the start of each segment, and at the end of the last.
+    u: Vec<f64>,
+    v: Vec<f64>,
+    u_area: Vec<f64>,
+    v_area: Vec<f64>,
+    /// At least the sum of |u|: sqrt(n sum(u^2)), by the Cauchy-Schwarz inequality.
+    u_variation: Vec<f64>,
+}
+
+impl Default for Segments {
+    fn default() -> Self {
+        let empty = Vec::new;
+        Self { u: vec![0.0], v: vec![0.0], u_area: empty(), v_area: empty(), u_variation: empty() }
+    }
+}
+
+/// The running sums of u and v at one place, and the ratio of their totals.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    pub(crate) u: f64,
+    pub(crate) v: f64,
+    pub(crate) ratio: f64,
+}
+
+impl Segments {
+    pub(crate) fn clear(&mut self) {
+        self.u.truncate(1);
+        self.v.truncate(1);
+        self.u_area.clear();
+        self.v_area.clear();
+        self.u_variation.clear();
+    }
+
+    pub(crate) fn push(&mut self, segment: &Segment) {
+        let [u, v] = self.totals();
+        self.u.push(u + segment.u);
+        self.v.push(v + segment.v);
+        self.u_area.push(segment.u_area);
+        self.v_area.push(segment.v_area);
+        self.u_variation.push((SEGMENT as f64 * segment.uu).sqrt());
+    }
+
+    /// The sums of u and v.
+    pub(crate) fn totals(&self) -> [f64; 2] {
+        // Neither list is ever empty.
+        [&self.u, &self.v].map(|sums| sums.last().copied().unwrap_or_default())
+    }
+
+    /// The difference U - ratio V of the running sums at the start of a segment.
+    pub(crate) fn before(&self, segment: usize, start: Running) -> f64 {
+        (start.u + self.u[segment]) - start.ratio * (start.v + self.v[segment])
+    }
+
+    /// The sum of |U - ratio V| over the entries of the segments in which its sign cannot change; the other
+    /// segments are left in `open`. `start` is what the parts before have summed up to, `entries` how many
+    /// there are in this one.
+    pub(crate) fn area(
+        &self,
+        start: Running,
+        entries: usize,
+        open: &mut Vec<usize>,
+        instructions: Instructions,
+    ) -> f64 {
+        instructions.run(Area { segments: self, start, entries, open })
+    }
+}
+
+struct Area<'a> {
+    segments: &'a Segments,
+    start: Running,
+    entries: usize,
+    open: &'a mut Vec<usize>,
+}
+
+/// Covers the rounding of sums in `f32`.
+const MARGIN: f64 = 1.0 + 1e-5;
+
+/// Segments that are looked at together.
+const TOGETHER: usize = 8 * LANES;
+
+impl Kernel for Area<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, _: S) -> f64 {
+        let Self { segments, start, entries, open } = self;
+        open.clear();
+        let (mut areas, mut is_closed) = ([0.0; TOGETHER], [false; TOGETHER]);
+        let mut sum = 0.0;
+        let whole = entries / SEGMENT;
+        let firsts = (0..whole).step_by(TOGETHER).chain((whole < segments.u_area.len()).then_some(whole));
+        for first in firsts {
+            let (last, inside) = match first {
+                first if first == whole => (whole + 1, entries % SEGMENT),
+                first => (whole.min(first + TOGETHER), SEGMENT),
+            };
+            let count = last - first;
+            let (areas, is_closed) = (&mut areas[..count], &mut is_closed[..count]);
+            let (u, u_after) = (&segments.u[first..last], &segments.u[first + 1..=last]);
+            let (v, v_after) = (&segments.v[first..last], &segments.v[first + 1..=last]);
+            let (u_area, v_area) = (&segments.u_area[first..last], &segments.v_area[first..last]);
+            let u_variation = &segments.u_variation[first..last];
+            let difference = |u: f64, v: f64| (start.u + u) - start.ratio * (start.v + v);
+            for segment in 0..count {
+                let before = difference(u[segment], v[segment]);
+                let after = difference(u_after[segment], v_after[segment]);
+                let variation = u_variation[segment] + start.ratio.abs() * (v_after[segment] - v[segment]);
+                let area = inside as f64 * before + (u_area[segment] - start.ratio * v_area[segment]);
+                // To change its sign the difference has to go all the way to 0, and on to where it ends.
+                is_closed[segment] = variation * MARGIN <= before.abs() + after.abs();
+                areas[segment] = if is_closed[segment] { area.abs() } else { 0.0 };
+            }
+            for (segment, (area, is_closed)) in areas.iter().zip(is_closed).enumerate() {
+                sum += area;
+                if !*is_closed {
+                    open.push(first + segment);
+                }
+            }
+        }
+        sum
+    }
+}
