@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use alps::dtype::Dtype;
-use alps::statistics::{MatrixPair, Middle, Part, PartSums, Product, Stored, measure};
+use alps::statistics::{MatrixPair, Part, PartSums, Product, Stored, measure};
 use alps::vector::Instructions;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -60,13 +60,13 @@ fn heads(criterion: &mut Criterion) {
     }
 
     let [query, key, value] = pairs.map(|(base, tuned)| MatrixPair { base, tuned, columns: HIDDEN_SIZE });
-    let (mut middle, mut product) = (Middle::default(), Product::default());
+    let mut product = Product::new(Instructions::best());
     group.sample_size(10);
     group.bench_function("product of a group", |bencher| {
-        bencher.iter(|| black_box(middle.load(&key, &value).is_ok()));
+        bencher.iter(|| black_box(product.load_group(&key, &value).is_ok()));
     });
     group.bench_function("product of a head", |bencher| {
-        bencher.iter(|| black_box(product.load(&query, &middle).is_ok()));
+        bencher.iter(|| black_box(product.load_head(&query).is_ok()));
     });
 }
 

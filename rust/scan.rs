@@ -15,8 +15,7 @@ use crate::error::{Error, Result};
 use crate::model::{Geometry, Role};
 use crate::side::{Matrix, Side};
 use crate::statistics::{
-    MatrixPair, Measured, Middle, NotFinite, Part, PartSums, Product, Refused, STATISTICS, Statistic, Stored,
-    measure,
+    MatrixPair, Measured, NotFinite, Part, PartSums, Product, Refused, STATISTICS, Statistic, Stored, measure,
 };
 use crate::vector::Instructions;
 
@@ -194,7 +193,6 @@ struct Workspace {
     value: Loaded,
     product: Product,
     product_sums: PartSums,
-    middle: Middle,
     strip: Vec<u8>,
 }
 
@@ -218,9 +216,8 @@ impl Workspace {
             query: loaded(),
             key: loaded(),
             value: loaded(),
-            product: Product::default(),
+            product: Product::new(options.instructions),
             product_sums: sums(),
-            middle: Middle::default(),
             strip: Vec::new(),
         }
     }
@@ -295,11 +292,13 @@ impl<'a> Walk<'a> {
         self.read(&value, &mut workspace.value, strip)?;
         if self.options.form == Form::Product {
             let (keys, values) = (&workspace.key.bytes, &workspace.value.bytes);
-            let loaded = workspace.middle.load(&key.matrices(keys), &value.matrices(values));
+            let loaded = workspace.product.load_group(&key.matrices(keys), &value.matrices(values));
             loaded.map_err(|refused| match refused {
                 Refused::Key(entry) => key.refuse(keys, entry),
                 Refused::Value(entry) => value.refuse(values, entry),
             })?;
+            // The product of the two is all that the heads need: theirs takes the place of the matrices.
+            (workspace.key.bytes, workspace.value.bytes) = Default::default();
         }
         heads
             .map(|head| {
@@ -322,11 +321,9 @@ impl<'a> Walk<'a> {
     }
 
     fn measure_product(&self, pair: &Pair, workspace: &mut Workspace) -> Result<Measured> {
-        let Workspace { query, product, product_sums, middle, .. } = workspace;
-        product
-            .load(&pair.matrices(&query.bytes), middle)
-            .map_err(|entry| pair.refuse(&query.bytes, entry))?;
-        let part = Part::Computed { base: &product.base, delta: &product.delta };
+        let Workspace { query, product, product_sums, .. } = workspace;
+        product.load_head(&pair.matrices(&query.bytes)).map_err(|entry| pair.refuse(&query.bytes, entry))?;
+        let part = product.part();
         product_sums.clear();
         product_sums
             .add_up_to(part.entries(), &part)

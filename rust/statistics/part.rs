@@ -37,11 +37,18 @@ pub enum Part<'a> {
         tuned: Stored<'a>,
     },
     /// Computed numbers.
-    Computed {
+    Wide {
         /// theta_B.
         base: &'a [f64],
         /// theta_T - theta_B, known more precisely than the two subtracted.
         delta: &'a [f64],
+    },
+    /// Numbers computed in `f32`.
+    Narrow {
+        /// theta_B.
+        base: &'a [f32],
+        /// theta_T - theta_B, known more precisely than the two subtracted.
+        delta: &'a [f32],
     },
 }
 
@@ -50,21 +57,21 @@ impl Stored<'_> {
         self.bytes.len() / self.dtype.size()
     }
 
-    /// Appends the entries `entries`, exactly.
-    pub(crate) fn decode_into(&self, entries: Range<usize>, out: &mut Vec<f64>) {
+    /// Decodes the entries `entries`. `F64` is rounded where `R` is `f32`; every other conversion is exact.
+    #[inline(always)]
+    pub(crate) fn decode_into<R: Real>(&self, entries: Range<usize>, out: &mut [R]) {
         let size = self.dtype.size();
-        let bytes = &self.bytes[entries.start * size..entries.end * size];
-        match self.dtype {
-            Dtype::F16 => out.extend(bytes.as_chunks().0.iter().map(|b| f16(*b) as f64)),
-            Dtype::BF16 => out.extend(bytes.as_chunks().0.iter().map(|b| bf16(*b) as f64)),
-            Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b) as f64)),
-            Dtype::F64 => out.extend(bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b))),
-        }
+        let mut out = out.iter_mut();
+        decode(self.dtype, &self.bytes[entries.start * size..entries.end * size], |_, weight| {
+            if let Some(out) = out.next() {
+                *out = weight;
+            }
+        });
     }
 
     /// One entry.
     pub fn entry(&self, entry: usize) -> f64 {
-        let mut value = Vec::with_capacity(1);
+        let mut value = [0.0];
         self.decode_into(entry..entry + 1, &mut value);
         value[0]
     }
@@ -74,18 +81,16 @@ impl Stored<'_> {
         let start = block * BLOCK * size;
         &self.bytes[start..self.bytes.len().min(start + BLOCK * size)]
     }
+}
 
-    /// Decodes one block and calls `keep` with each place and number. `F64` is rounded where `R` is `f32`;
-    /// every other conversion is exact.
-    #[inline(always)]
-    fn decode<R: Real>(&self, block: usize, keep: impl FnMut(usize, R)) {
-        let bytes = self.block(block);
-        match self.dtype {
-            Dtype::F16 => decode_as(bytes, |b| R::of(f16(b) as f64), keep),
-            Dtype::BF16 => decode_as(bytes, |b| R::of(bf16(b) as f64), keep),
-            Dtype::F32 => decode_as(bytes, |b| R::of(f32::from_le_bytes(b) as f64), keep),
-            Dtype::F64 => decode_as(bytes, |b| R::of(f64::from_le_bytes(b)), keep),
-        }
+/// Decodes weights and calls `keep` with the place and number of each.
+#[inline(always)]
+fn decode<R: Real>(dtype: Dtype, bytes: &[u8], keep: impl FnMut(usize, R)) {
+    match dtype {
+        Dtype::F16 => decode_as(bytes, |b| R::of(f16(b) as f64), keep),
+        Dtype::BF16 => decode_as(bytes, |b| R::of(bf16(b) as f64), keep),
+        Dtype::F32 => decode_as(bytes, |b| R::of(f32::from_le_bytes(b) as f64), keep),
+        Dtype::F64 => decode_as(bytes, |b| R::of(f64::from_le_bytes(b)), keep),
     }
 }
 
@@ -130,7 +135,8 @@ impl Part<'_> {
     pub fn entries(&self) -> usize {
         match self {
             Part::Stored { base, .. } => base.entries(),
-            Part::Computed { base, .. } => base.len(),
+            Part::Wide { base, .. } => base.len(),
+            Part::Narrow { base, .. } => base.len(),
         }
     }
 
@@ -149,7 +155,8 @@ impl Part<'_> {
     pub(crate) fn fits_f32(&self) -> bool {
         match self {
             Part::Stored { base, tuned } => base.dtype != Dtype::F64 && tuned.dtype != Dtype::F64,
-            Part::Computed { .. } => false,
+            Part::Wide { .. } => false,
+            Part::Narrow { .. } => true,
         }
     }
 
@@ -166,19 +173,35 @@ impl Part<'_> {
         }
     }
 
+    /// A whole block that is there in `f32`.
+    pub(crate) fn narrow(&self, block: usize) -> Option<Decoded<'_, f32>> {
+        let Part::Narrow { base, delta } = self else { return None };
+        let block = block * BLOCK..(block + 1) * BLOCK;
+        let base = base.get(block.clone())?.try_into().ok()?;
+        Some(Decoded { base, delta: delta.get(block)?.try_into().ok()? })
+    }
+
     /// theta_B and theta_T - theta_B of one block.
     #[inline(always)]
     pub(crate) fn load<R: Real>(&self, block: usize, base: &mut Block<R>, delta: &mut Block<R>) {
         let valid = self.entries_of(block);
         match self {
             Part::Stored { base: from, tuned } => {
-                from.decode(block, |entry, weight: R| base[entry] = weight);
-                tuned.decode(block, |entry, weight: R| delta[entry] = weight - base[entry]);
+                decode(from.dtype, from.block(block), |entry, weight| base[entry] = weight);
+                decode(tuned.dtype, tuned.block(block), |entry, weight: R| {
+                    delta[entry] = weight - base[entry]
+                });
             }
-            Part::Computed { base: from, delta: delta_from } => {
+            Part::Wide { base: from, delta: delta_from } => {
                 for entry in 0..valid {
                     base[entry] = R::of(from[block * BLOCK + entry]);
                     delta[entry] = R::of(delta_from[block * BLOCK + entry]);
+                }
+            }
+            Part::Narrow { base: from, delta: delta_from } => {
+                for entry in 0..valid {
+                    base[entry] = R::of(from[block * BLOCK + entry].into());
+                    delta[entry] = R::of(delta_from[block * BLOCK + entry].into());
                 }
             }
         }
@@ -256,7 +279,7 @@ mod tests {
         let stored = Stored { dtype, bytes };
         let mut out = Vec::new();
         for block in 0..stored.entries().div_ceil(BLOCK) {
-            stored.decode(block, |_, weight: R| out.push(weight));
+            decode(dtype, stored.block(block), |_, weight: R| out.push(weight));
         }
         out
     }

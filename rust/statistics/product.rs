@@ -1,20 +1,34 @@
 //! The `product` form: the weight vector Q_h^T (K_g V_g^T) of a head, of equation 5 of the paper.
 //!
 //! Its difference cancels twice, so it is formed from differences, never as one product less another:
-//! with M = K V^T, dM = dK V_T^T + K_B dV^T and dP = dQ^T M_T + Q_B^T dM. Multiplications are in `f64`,
-//! which leaves their rounding far below the precision of a score; the matrices are decoded a few
+//! with M = K V^T, dM = dK V_T^T + K_B dV^T and dP = dQ^T M_T + Q_B^T dM. The matrices are decoded a few
 //! hundred columns at a time, so that no more than stored bytes is held of any of them.
+//!
+//! The multiplications of large heads are in `f32`, whose rounding errors average out over the many
+//! entries: they take half the time, which is nearly all there is. Those of small heads, and of weights so
+//! large or small that a product could leave the range of `f32`, are in `f64`.
 
 use std::ops::Range;
 
 use gemm::Parallelism;
 
-use super::part::Stored;
+use super::lanes::Lanes;
+use super::part::{Part, Stored};
+use super::real::Real;
 use super::softmax::NotFinite;
+use super::way::MANY;
+use crate::dtype::Dtype;
+use crate::vector::{Instructions, Kernel, LANES, Vectors};
 
 /// Columns decoded at a time: tiles of two matrices and their product fit a core's cache. Results
 /// depend on it in their last bits, so it is fixed.
 const TILE: usize = 256;
+
+/// The largest magnitude that is multiplied in `f32`, and one over the smallest.
+const NARROW: f64 = (1u64 << 20) as f64;
+
+/// The smallest change that is multiplied in `f32`.
+const NARROW_DELTA: f64 = 1.0 / (1u64 << 50) as f64;
 
 /// Both sides of one matrix of a head: `rows` rows, as long as the model is wide.
 #[derive(Clone, Copy, Debug)]
@@ -27,50 +41,14 @@ pub struct MatrixPair<'a> {
     pub columns: usize,
 }
 
-/// Some columns of a [`MatrixPair`], in `f64`.
-#[derive(Debug, Default)]
-struct Tile {
-    base: Vec<f64>,
-    tuned: Vec<f64>,
-    delta: Vec<f64>,
-    rows: usize,
-    columns: usize,
-}
-
-impl Tile {
-    fn load(&mut self, matrix: &MatrixPair, columns: Range<usize>) -> Result<(), NotFinite> {
-        self.columns = columns.len();
-        self.rows = matrix.base.entries() / matrix.columns;
-        self.base.clear();
-        self.tuned.clear();
-        for row in 0..self.rows {
-            let entries = row * matrix.columns + columns.start..row * matrix.columns + columns.end;
-            matrix.base.decode_into(entries.clone(), &mut self.base);
-            matrix.tuned.decode_into(entries, &mut self.tuned);
-        }
-        self.delta.clear();
-        self.delta.extend(self.tuned.iter().zip(&self.base).map(|(tuned, base)| tuned - base));
-        match self.delta.iter().position(|delta| !delta.is_finite()) {
-            None => Ok(()),
-            Some(index) => Err(NotFinite {
-                entry: index / self.columns * matrix.columns + columns.start + index % self.columns,
-                tuned: self.base[index].is_finite(),
-            }),
-        }
+impl MatrixPair<'_> {
+    fn rows(&self) -> usize {
+        self.base.entries() / self.columns
     }
-}
 
-fn tiles(columns: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..columns).step_by(TILE).map(move |start| start..columns.min(start + TILE))
-}
-
-/// K_g V_g^T of one key/value group, [head size, value size]: what its query heads share.
-#[derive(Debug, Default)]
-pub struct Middle {
-    base: Vec<f64>,
-    tuned: Vec<f64>,
-    delta: Vec<f64>,
-    tiles: [Tile; 2],
+    fn fits_f32(&self) -> bool {
+        self.base.dtype != Dtype::F64 && self.tuned.dtype != Dtype::F64
+    }
 }
 
 /// Which of two matrices held something that is not finite.
@@ -82,104 +60,276 @@ pub enum Refused {
     Value(NotFinite),
 }
 
-impl Middle {
-    /// Multiplies the key and the value matrix of a group.
-    pub fn load(&mut self, key: &MatrixPair, value: &MatrixPair) -> Result<(), Refused> {
-        let (rows, columns) = (key.base.entries() / key.columns, value.base.entries() / value.columns);
-        for product in [&mut self.base, &mut self.tuned, &mut self.delta] {
-            product.clear();
-            product.resize(rows * columns, 0.0);
-        }
-        for range in tiles(key.columns) {
-            let [k, v] = &mut self.tiles;
-            k.load(key, range.clone()).map_err(Refused::Key)?;
-            v.load(value, range).map_err(Refused::Value)?;
-            let inner = k.columns;
-            add_product(
-                &mut self.base,
-                rows,
-                columns,
-                Factor::of(&k.base, inner),
-                Factor::transposed(&v.base, inner),
-            );
-            add_product(
-                &mut self.delta,
-                rows,
-                columns,
-                Factor::of(&k.delta, inner),
-                Factor::transposed(&v.tuned, inner),
-            );
-            add_product(
-                &mut self.delta,
-                rows,
-                columns,
-                Factor::of(&k.base, inner),
-                Factor::transposed(&v.delta, inner),
-            );
-        }
-        for ((tuned, base), delta) in self.tuned.iter_mut().zip(&self.base).zip(&self.delta) {
-            *tuned = base + delta;
-        }
-        Ok(())
-    }
-}
-
-/// theta of one head in the `product` form, [model width, value size] in row-major order.
-#[derive(Debug, Default)]
+/// theta of one head after the other in the `product` form, [model width, value size] in row-major order.
+#[derive(Debug)]
 pub struct Product {
-    /// theta_B.
-    pub base: Vec<f64>,
-    /// theta_T - theta_B.
-    pub delta: Vec<f64>,
-    tile: Tile,
+    instructions: Instructions,
+    narrow: Multiplication<f32>,
+    wide: Multiplication<f64>,
+    /// Whether K V^T is in `narrow`.
+    middle_is_narrow: bool,
+    /// Whether theta is.
+    is_narrow: bool,
 }
 
 impl Product {
-    /// Multiplies a head's query matrix with what its group has prepared.
-    pub fn load(&mut self, query: &MatrixPair, middle: &Middle) -> Result<(), NotFinite> {
-        let head_size = query.base.entries() / query.columns;
-        let value_size = middle.base.len() / head_size;
-        for theta in [&mut self.base, &mut self.delta] {
-            theta.clear();
-            theta.resize(query.columns * value_size, 0.0);
+    /// A product of nothing.
+    pub fn new(instructions: Instructions) -> Self {
+        Self {
+            instructions,
+            narrow: Multiplication::default(),
+            wide: Multiplication::default(),
+            middle_is_narrow: false,
+            is_narrow: false,
         }
-        for range in tiles(query.columns) {
-            self.tile.load(query, range.clone())?;
-            let Tile { base, delta, columns: width, .. } = &self.tile;
-            let rows = range.start * value_size..range.end * value_size;
-            let product = |out: &mut [f64], left: &[f64], right: &[f64]| {
-                let left = Factor::transposed(left, *width);
-                add_product(out, *width, value_size, left, Factor::of(right, value_size));
-            };
-            product(&mut self.base[rows.clone()], base, &middle.base);
-            product(&mut self.delta[rows.clone()], delta, &middle.tuned);
-            product(&mut self.delta[rows], base, &middle.delta);
+    }
+
+    /// Multiplies the key and the value matrix of a group, which its query heads share.
+    pub fn load_group(&mut self, key: &MatrixPair, value: &MatrixPair) -> Result<(), Refused> {
+        let is_many = key.columns * value.rows() >= MANY;
+        // What the last group left behind is needed no more.
+        (self.narrow.theta, self.wide.theta) = Default::default();
+        self.middle_is_narrow = is_many
+            && key.fits_f32()
+            && value.fits_f32()
+            && self.narrow.load_middle(key, value, self.instructions)?;
+        if !self.middle_is_narrow {
+            self.wide.load_middle(key, value, self.instructions)?;
         }
         Ok(())
     }
+
+    /// Multiplies a head's query matrix with what its group has prepared.
+    pub fn load_head(&mut self, query: &MatrixPair) -> Result<(), NotFinite> {
+        self.is_narrow =
+            self.middle_is_narrow && query.fits_f32() && self.narrow.load_theta(query, self.instructions)?;
+        if !self.is_narrow {
+            if self.middle_is_narrow {
+                self.wide.middle = self.narrow.middle.widened();
+            }
+            self.wide.load_theta(query, self.instructions)?;
+        }
+        Ok(())
+    }
+
+    /// theta of the head that was loaded last.
+    pub fn part(&self) -> Part<'_> {
+        if self.is_narrow {
+            let Theta { base, delta } = &self.narrow.theta;
+            Part::Narrow { base, delta }
+        } else {
+            let Theta { base, delta } = &self.wide.theta;
+            Part::Wide { base, delta }
+        }
+    }
+}
+
+/// The matrices of a multiplication in one width.
+#[derive(Debug, Default)]
+struct Multiplication<R> {
+    middle: Middle<R>,
+    theta: Theta<R>,
+    tiles: [Tile<R>; 2],
+}
+
+/// K_g V_g^T of one key/value group, [head size, value size].
+#[derive(Debug, Default)]
+struct Middle<R> {
+    base: Vec<R>,
+    tuned: Vec<R>,
+    delta: Vec<R>,
+}
+
+impl Middle<f32> {
+    fn widened(&self) -> Middle<f64> {
+        let [base, tuned, delta] =
+            [&self.base, &self.tuned, &self.delta].map(|part| part.iter().copied().map(f64::from).collect());
+        Middle { base, tuned, delta }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Theta<R> {
+    base: Vec<R>,
+    /// theta_T - theta_B.
+    delta: Vec<R>,
+}
+
+/// Some columns of a [`MatrixPair`], decoded.
+#[derive(Debug, Default)]
+struct Tile<R> {
+    base: Vec<R>,
+    tuned: Vec<R>,
+    delta: Vec<R>,
+    rows: usize,
+    columns: usize,
+}
+
+/// The largest magnitudes of a matrix.
+#[derive(Clone, Copy, Debug, Default)]
+struct Largest {
+    base: f64,
+    delta: f64,
+}
+
+impl Largest {
+    fn merge(&mut self, other: Largest) {
+        self.base = self.base.max(other.base);
+        self.delta = self.delta.max(other.delta);
+    }
+
+    /// Whether `f32` has room for products of such matrices. Zero has no size.
+    fn is_narrow(&self) -> bool {
+        let base_fits = self.base == 0.0 || (1.0 / NARROW..=NARROW).contains(&self.base);
+        base_fits && (self.delta == 0.0 || (NARROW_DELTA..=NARROW).contains(&self.delta))
+    }
+}
+
+impl<R: Real> Multiplication<R> {
+    /// Whether this width has room for the matrices.
+    fn load_middle(
+        &mut self,
+        key: &MatrixPair,
+        value: &MatrixPair,
+        instructions: Instructions,
+    ) -> Result<bool, Refused> {
+        let (rows, columns) = (key.rows(), value.rows());
+        let Middle { base, tuned, delta } = &mut self.middle;
+        let [k, v] = &mut self.tiles;
+        for product in [&mut *base, &mut *delta] {
+            product.clear();
+            product.resize(rows * columns, R::default());
+        }
+        let (mut of_key, mut of_value) = (Largest::default(), Largest::default());
+        for range in tiles(key.columns) {
+            of_key.merge(k.load(key, range.clone(), instructions).map_err(Refused::Key)?);
+            of_value.merge(v.load(value, range, instructions).map_err(Refused::Value)?);
+            let of = |entries| Factor::of(entries, k.columns);
+            let transposed = |entries| Factor::transposed(entries, k.columns);
+            add_product(base, rows, columns, of(&k.base), transposed(&v.base));
+            add_product(delta, rows, columns, of(&k.delta), transposed(&v.tuned));
+            add_product(delta, rows, columns, of(&k.base), transposed(&v.delta));
+        }
+        tuned.clear();
+        tuned.extend(base.iter().zip(delta).map(|(base, delta)| *base + *delta));
+        Ok(!R::IS_NARROW || (of_key.is_narrow() && of_value.is_narrow()))
+    }
+
+    /// Whether this width has room for the matrix.
+    fn load_theta(&mut self, query: &MatrixPair, instructions: Instructions) -> Result<bool, NotFinite> {
+        let Middle { base, tuned, delta } = &self.middle;
+        let [tile, _] = &mut self.tiles;
+        let value_size = base.len() / query.rows();
+        for theta in [&mut self.theta.base, &mut self.theta.delta] {
+            theta.clear();
+            theta.resize(query.columns * value_size, R::default());
+        }
+        let mut largest = Largest::default();
+        for range in tiles(query.columns) {
+            largest.merge(tile.load(query, range.clone(), instructions)?);
+            let rows = range.start * value_size..range.end * value_size;
+            let product = |out: &mut [R], left: &[R], right: &[R]| {
+                let left = Factor::transposed(left, tile.columns);
+                add_product(out, tile.columns, value_size, left, Factor::of(right, value_size));
+            };
+            product(&mut self.theta.base[rows.clone()], &tile.base, base);
+            product(&mut self.theta.delta[rows.clone()], &tile.delta, tuned);
+            product(&mut self.theta.delta[rows], &tile.base, delta);
+        }
+        Ok(!R::IS_NARROW || largest.is_narrow())
+    }
+}
+
+impl<R: Real> Tile<R> {
+    fn load(
+        &mut self,
+        matrix: &MatrixPair,
+        columns: Range<usize>,
+        instructions: Instructions,
+    ) -> Result<Largest, NotFinite> {
+        (self.rows, self.columns) = (matrix.rows(), columns.len());
+        for side in [&mut self.base, &mut self.tuned, &mut self.delta] {
+            side.resize(self.rows * self.columns, R::default());
+        }
+        let largest = instructions.run(Decode { tile: self, matrix, first: columns.start });
+        if largest.base.is_finite() && largest.delta.is_finite() {
+            return Ok(largest);
+        }
+        let is_finite = |number: &R| number.wide().is_finite();
+        let index = self.delta.iter().position(|delta| !is_finite(delta)).unwrap_or_default();
+        Err(NotFinite {
+            entry: index / self.columns * matrix.columns + columns.start + index % self.columns,
+            tuned: is_finite(&self.base[index]),
+        })
+    }
+}
+
+struct Decode<'a, R> {
+    tile: &'a mut Tile<R>,
+    matrix: &'a MatrixPair<'a>,
+    first: usize,
+}
+
+impl<R: Real> Kernel for Decode<'_, R> {
+    type Output = Largest;
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, simd: S) -> Largest {
+        let Self { tile: Tile { base, tuned, delta, rows, columns }, matrix, first } = self;
+        for row in 0..*rows {
+            let entries = row * matrix.columns + first..row * matrix.columns + first + *columns;
+            let place = row * *columns..(row + 1) * *columns;
+            matrix.base.decode_into(entries.clone(), &mut base[place.clone()]);
+            matrix.tuned.decode_into(entries, &mut tuned[place]);
+        }
+        for ((delta, tuned), base) in delta.iter_mut().zip(&*tuned).zip(&*base) {
+            *delta = *tuned - *base;
+        }
+        let zero = R::Lanes::<S>::splat(simd, 0.0);
+        let (mut largest_base, mut largest_delta, mut sums) = (zero, zero, zero);
+        let (base_lanes, base_rest) = base.as_chunks::<LANES>();
+        let (delta_lanes, delta_rest) = delta.as_chunks::<LANES>();
+        let (mut base_last, mut delta_last) = ([R::default(); LANES], [R::default(); LANES]);
+        base_last[..base_rest.len()].copy_from_slice(base_rest);
+        delta_last[..delta_rest.len()].copy_from_slice(delta_rest);
+        let base_lanes = base_lanes.iter().chain([&base_last]);
+        for (base, delta) in base_lanes.zip(delta_lanes.iter().chain([&delta_last])) {
+            let (base, delta) = (R::Lanes::<S>::load(simd, base), R::Lanes::<S>::load(simd, delta));
+            largest_base = largest_base.max(base.abs());
+            largest_delta = largest_delta.max(delta.abs());
+            // A maximum may pass over what is not a number; a sum does not.
+            sums = sums + (delta - delta);
+        }
+        let delta = if sums.sum() == 0.0 { largest_delta.largest() } else { f64::NAN };
+        Largest { base: largest_base.largest(), delta }
+    }
+}
+
+fn tiles(columns: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..columns).step_by(TILE).map(move |start| start..columns.min(start + TILE))
 }
 
 /// A row-major matrix, or its transpose, as a factor of a product.
 #[derive(Clone, Copy)]
-struct Factor<'a> {
-    entries: &'a [f64],
+struct Factor<'a, R> {
+    entries: &'a [R],
     row_stride: usize,
     column_stride: usize,
 }
 
-impl<'a> Factor<'a> {
-    fn of(entries: &'a [f64], columns: usize) -> Self {
+impl<'a, R> Factor<'a, R> {
+    fn of(entries: &'a [R], columns: usize) -> Self {
         Self { entries, row_stride: columns, column_stride: 1 }
     }
 
-    fn transposed(entries: &'a [f64], columns: usize) -> Self {
+    fn transposed(entries: &'a [R], columns: usize) -> Self {
         Self { entries, row_stride: 1, column_stride: columns }
     }
 }
 
 /// Adds `left right` to the row-major matrix `out`, [rows, columns]. On one thread: heads are what runs
 /// in parallel.
-fn add_product(out: &mut [f64], rows: usize, columns: usize, left: Factor, right: Factor) {
+fn add_product<R: Real>(out: &mut [R], rows: usize, columns: usize, left: Factor<R>, right: Factor<R>) {
     let inner = left.entries.len() / rows;
     assert!(out.len() == rows * columns && left.entries.len() == rows * inner);
     assert!(right.entries.len() == inner * columns);
@@ -200,8 +350,8 @@ fn add_product(out: &mut [f64], rows: usize, columns: usize, left: Factor, right
             right.entries.as_ptr(),
             right.column_stride as isize,
             right.row_stride as isize,
-            1.0,
-            1.0,
+            R::of(1.0),
+            R::of(1.0),
             false,
             false,
             false,
@@ -257,15 +407,16 @@ mod tests {
                 tuned: Stored { dtype: Dtype::F64, bytes: &stored[index].1 },
                 columns: width,
             };
-            let (mut middle, mut product) = (Middle::default(), Product::default());
-            prop_assert!(middle.load(&pair(1), &pair(2)).is_ok());
-            prop_assert!(product.load(&pair(0), &middle).is_ok());
+            let mut product = Product::new(Instructions::best());
+            prop_assert!(product.load_group(&pair(1), &pair(2)).is_ok());
+            prop_assert!(product.load_head(&pair(0)).is_ok());
+            let Theta { base: found, delta: found_delta } = &product.wide.theta;
             let base = definition(&q.0, &k.0, &v.0, width);
             let tuned = definition(&q.1, &k.1, &v.1, width);
-            prop_assert_eq!(product.base.len(), base.len());
+            prop_assert_eq!(found.len(), base.len());
             for (entry, (base, tuned)) in base.iter().zip(&tuned).enumerate() {
-                prop_assert!((product.base[entry] - base).abs() <= 1e-12 * width as f64);
-                prop_assert!((product.delta[entry] - (tuned - base)).abs() <= 1e-12 * width as f64);
+                prop_assert!((found[entry] - base).abs() <= 1e-12 * width as f64);
+                prop_assert!((found_delta[entry] - (tuned - base)).abs() <= 1e-12 * width as f64);
             }
         }
     }

@@ -9,7 +9,14 @@ use crate::vector::{LANES, Vectors};
 ///
 /// Every method is inlined into the kernel, for the compiler to vectorise.
 pub(crate) trait Real:
-    Copy + Default + PartialOrd + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self>
+    Copy
+    + Default
+    + PartialOrd
+    + std::fmt::Debug
+    + 'static
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
 {
     /// Numbers of this width side by side.
     type Lanes<S: Vectors>: Lanes<Number = Self, Vectors = S>;

@@ -185,11 +185,15 @@ fn visit_narrow(
     scratch: &mut Scratch,
     visitor: &mut impl Visitor,
 ) -> Extent {
-    if let Some(stored) = part.bf16(block).filter(|_| scaling.temperature == 1.0) {
+    let is_plain = scaling.temperature == 1.0;
+    if let Some(stored) = part.bf16(block).filter(|_| is_plain) {
         return visit_series(stored, reach, visitor);
     }
+    if let Some(computed) = part.narrow(block).filter(|_| is_plain) {
+        return visit_series(computed, reach, visitor);
+    }
     let [x, y] = &mut scratch.narrow;
-    if scaling.temperature == 1.0 && part.fits_f32() {
+    if is_plain && part.fits_f32() {
         scaling.instructions.run(Decode { part, block, x, y });
     } else {
         let [wide_x, wide_y] = &mut scratch.wide;
