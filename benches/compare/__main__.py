@@ -30,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     options = _parse(arguments)
     refuse_what_would_mislead()
+    folder = options.folder or options.output.parent
+    folder.mkdir(parents=True, exist_ok=True)
     for path in (options.output, options.output.with_suffix(".json")):
         check_writable(path)
     torch.set_num_threads(options.threads)
-    torch.set_grad_enabled(False)
     described = machine.describe()
-    folder = Path(tempfile.mkdtemp(prefix="pairs-", dir=options.folder))
+    folder = Path(tempfile.mkdtemp(prefix="pairs-", dir=folder))
     bench = Bench(Pairs(folder), SHAPES, options.layers, options.rounds, options.threads)
     results: list[Result] = []
     try:
@@ -79,12 +80,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=7, help="how often each is timed; what is slow less often"
     )
-    parser.add_argument("--threads", type=int, default=min(2, machine.cores()))
+    parser.add_argument("--threads", type=int, default=2, help="of alps, and of what it is compared with")
     parser.add_argument(
-        "--output", type=Path, default=Path("bench.md"), help="where the table goes, in Markdown"
+        "--output", type=Path, default=Path("build/bench.md"), help="where the table goes, in Markdown"
     )
     parser.add_argument(
-        "--folder", type=Path, default=Path(), help="where the pairs go, on the disk to measure"
+        "--folder",
+        type=Path,
+        help="where the pairs go, on the disk to measure; beside the table if not given",
     )
     parser.add_argument("--keep", action="store_true", help="leave the pairs there")
     options = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 from checkpoints import Shape, name
+from compare.workers import workers
 
 
 def heads(file: Path, shape: Shape, layer: int) -> Iterator[torch.Tensor]:
@@ -22,13 +23,16 @@ def heads(file: Path, shape: Shape, layer: int) -> Iterator[torch.Tensor]:
         yield torch.cat([query[head], key[group], value[group]])
 
 
-def scan(base: Path, tuned: Path, shape: Shape, layers: Iterable[int]) -> list[dict[str, float]]:
+def scan(
+    base: Path, tuned: Path, shape: Shape, layers: Iterable[int], threads: int
+) -> list[dict[str, float]]:
     """Every statistic that needs no sort, of every head of some layers."""
-    return [
-        statistics(of_base, of_tuned)
-        for layer in layers
-        for of_base, of_tuned in zip(heads(base, shape, layer), heads(tuned, shape, layer), strict=True)
-    ]
+    with workers(threads) as pool:
+        return [
+            of_head
+            for layer in layers
+            for of_head in pool.map(statistics, heads(base, shape, layer), heads(tuned, shape, layer))
+        ]
 
 
 def statistics(base: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:

@@ -68,7 +68,7 @@ class Pairs:
     """The pairs in a folder, each written when it is first asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder.resolve()
         self._written: dict[tuple[Shape, int], Pair] = {}
 
     def pair(self, shape: Shape, experts: int = 0) -> Pair:

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from compare.pairs import Pair
+
+_BENCHES = Path(__file__).parent.parent
 
 _IMPORT = """
 import time
@@ -24,4 +27,5 @@ def import_time(module: str) -> float:
 
 
 def _run(*arguments: str) -> str:
-    return subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=_BENCHES).stdout

@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 from checkpoints import Shape, name
+from compare.workers import workers
 
 
 class Products:
@@ -28,27 +29,41 @@ class Products:
                 )
                 self._base[matrix], self._tuned[matrix] = b.to(dtype), t.to(dtype)
                 self._delta[matrix] = (t - b).to(dtype)
-        self._middle, self._middle_delta = (
-            torch.empty(shape.head_size, shape.head_size, dtype=dtype) for _ in range(2)
-        )
-        self.theta, self.delta = (
-            torch.empty(shape.hidden_size, shape.head_size, dtype=dtype) for _ in range(2)
-        )
 
-    def multiply(self) -> None:
-        """Multiplies for every head; `theta` and `delta` are those of the last one."""
+    def multiply(self, threads: int) -> None:
+        """Multiplies for every head."""
+        with workers(threads) as pool:
+            for _ in pool.map(self._multiply_groups, range(threads), [threads] * threads):
+                pass
+
+    def _multiply_groups(self, first: int, step: int) -> None:
         heads = self._shape.query_heads // self._shape.key_value_heads
-        for group in range(self._shape.key_value_heads):
-            middle_tuned = self._multiply_group(group)
+        theta, change = (self._empty(self._shape.hidden_size) for _ in range(2))
+        for group in range(first, self._shape.key_value_heads, step):
+            middle = self.middle(group)
             for head in range(group * heads, (group + 1) * heads):
-                query, change = self._base["q"][head].T, self._delta["q"][head].T
-                torch.matmul(query, self._middle, out=self.theta)
-                torch.matmul(change, middle_tuned, out=self.delta)
-                self.delta.addmm_(query, self._middle_delta)
+                self.head(head, middle, theta, change)
 
-    def _multiply_group(self, group: int) -> torch.Tensor:
-        key, value = self._base["k"][group], self._base["v"][group].T
-        torch.matmul(key, value, out=self._middle)
-        torch.matmul(self._delta["k"][group], self._tuned["v"][group].T, out=self._middle_delta)
-        self._middle_delta.addmm_(key, self._delta["v"][group].T)
-        return self._middle + self._middle_delta
+    def middle(self, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """M of a group: of the base, of the tuned side, and their difference; [head size, head size] each."""
+        of_base, difference = (self._empty(self._shape.head_size) for _ in range(2))
+        torch.matmul(self._base["k"][group], self._base["v"][group].T, out=of_base)
+        torch.matmul(self._delta["k"][group], self._tuned["v"][group].T, out=difference)
+        difference.addmm_(self._base["k"][group], self._delta["v"][group].T)
+        return of_base, of_base + difference, difference
+
+    def head(
+        self,
+        head: int,
+        middle: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        theta: torch.Tensor,
+        change: torch.Tensor,
+    ) -> None:
+        """Writes theta_B and theta_T - theta_B of a head, [hidden size, head size] each."""
+        of_base, of_tuned, difference = middle
+        torch.matmul(self._base["q"][head].T, of_base, out=theta)
+        torch.matmul(self._delta["q"][head].T, of_tuned, out=change)
+        change.addmm_(self._base["q"][head].T, difference)
+
+    def _empty(self, rows: int) -> torch.Tensor:
+        return torch.empty(rows, self._shape.head_size, dtype=self._base["q"].dtype)

@@ -56,7 +56,7 @@ def as_published(bench: Bench) -> Iterator[Result]:
 def careful_script(bench: Bench) -> Iterator[Result]:
     """What a good engineer would write in torch, all statistics, of one layer."""
     for model, pair in bench.everyday():
-        compute = partial(careful.scan, *pair.files, pair.shape, layers=[0])
+        compute = partial(careful.scan, *pair.files, pair.shape, layers=[0], threads=bench.threads)
         found, expected = compute(), bench.scan(pair)()
         # `wasserstein_z` is a difference that may be 0, so it has no relative error.
         names = [statistic for statistic in expected if statistic != "wasserstein_z"]
@@ -75,16 +75,16 @@ def careful_script(bench: Bench) -> Iterator[Result]:
 
 def multiplications(bench: Bench) -> Iterator[Result]:
     """The multiplications that the form `product` needs, of matrices in memory."""
+    bars = {torch.float32: Bar(1.3), torch.bfloat16: None, torch.float64: None}
     for model, pair in bench.everyday():
-        for dtype, bar in ((torch.float32, Bar(1.3)), (torch.bfloat16, None), (torch.float64, None)):
+        ways: dict[str, Callable[[], object]] = {"scan": bench.scan(pair, "product")}
+        for dtype in bars:
             products = Products(*pair.files, pair.shape, layer=0, dtype=dtype)
-            ways: dict[str, Callable[[], object]] = {
-                "scan": bench.scan(pair, "product"),
-                "torch": products.multiply,
-            }
-            seconds = in_turns(ways, bench.few_rounds)
-            ours = [it / pair.heads for it in seconds["scan"]]
-            theirs = [it / pair.shape.query_heads for it in seconds["torch"]]
+            ways[str(dtype)] = partial(products.multiply, bench.threads)
+        seconds = in_turns(ways, bench.few_rounds)
+        ours = [it / pair.heads for it in seconds["scan"]]
+        for dtype, bar in bars.items():
+            theirs = [it / pair.shape.query_heads for it in seconds[str(dtype)]]
             yield Result(
                 row="product",
                 what=f"{model}, `product`, per head",
