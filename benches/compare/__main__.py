@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"the pairs are in {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder)
-    text = "".join(f"{line}\n" for line in [*described, "", table(results)]).rstrip() + "\n"
+    text = "".join(f"- {line}\n" for line in described) + "\n" + table(results)
     print(text)
     write_whole(options.output, text.encode())
     document = {"machine": described, "results": [asdict(result) for result in results]}

@@ -24,7 +24,7 @@ def describe() -> list[str]:
     build = "debug" if _alps.DEBUG_BUILD else "release"
     return [
         f"{model[1] if model else platform.machine()}, {cores()} cores, {vectors}, {memory:.0f} GiB of memory, "
-        f"Linux {platform.release()}; load average before the run {os.getloadavg()[0]:.2f}",
+        f"Linux {platform.release().partition('-')[0]}; load average before the run {os.getloadavg()[0]:.2f}",
         f"alps {alps.__version__} ({build} build), Python {platform.python_version()}, "
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
     ]

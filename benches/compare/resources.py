@@ -26,7 +26,7 @@ def memory(bench: Bench) -> Iterator[Result]:
                 row="memory",
                 what=f"{model}, `{form}`, 2 threads",
                 against="`import alps`",
-                ours="",
+                ours=f"{statistics.median(peaks[2]):.0f} MB",
                 theirs="",
                 figure=Spread.of(peaks[2]),
                 unit=" MB more",
