@@ -77,7 +77,8 @@ test: lint ## lint, the Rust tests, the Python tests
 	cargo test --quiet --locked
 	@$(python) -m pytest
 
-bench: ## the benchmarks of the core
+bench: $(environment)/.extension ## compare a scan with what else could be done, time the parts of the core
+	@PYTHONPATH=benches:tests $(python) -m compare
 	cargo bench --locked
 
 constraints: $(environment)/.made ## pin the newest versions of all dependencies anew

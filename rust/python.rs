@@ -36,6 +36,7 @@ mod _alps {
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module
             .add("STATISTICS", super::STATISTICS.map(|it| (it.name, it.of_stored_entries, it.on_request)))?;
+        module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -68,7 +68,9 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.T
 
 
 def write_sparse(
-    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], written: Mapping[str, Mapping[int, bytes]]
+    path: Path,
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    written: Mapping[str, Mapping[int, bytes | memoryview]],
 ) -> None:
     """Writes a safetensors file that takes hardly any room on the disk, however large its tensors are.
 
@@ -83,6 +85,7 @@ def write_sparse(
         end += math.prod(shape) * {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}[dtype]
         header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [starts[key], end]}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format's own writer aligns the data, too
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)

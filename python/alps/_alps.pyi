@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from alps.geometry import Geometry
 
 __all__ = [
+    "DEBUG_BUILD",
     "STATISTICS",
     "Scan",
     "__version__",
@@ -21,6 +22,9 @@ __all__ = [
     "select_ranked",
     "select_within_budget",
 ]
+
+DEBUG_BUILD: bool
+"""Whether the extension was built for finding mistakes, which makes it many times slower."""
 
 STATISTICS: list[tuple[str, bool, bool]]
 """The name of each statistic, whether it needs stored entries, whether it is computed only on request."""

@@ -1,0 +1,1 @@
+"""What a scan costs beside everything else that could be done with the same weights."""

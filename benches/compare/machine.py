@@ -1,0 +1,35 @@
+"""What the figures were measured on."""
+
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+
+import alps
+from alps import _alps
+
+PACKAGES = ("numpy", "torch", "scipy", "safetensors")
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+"""Vector instructions by what Linux calls them, widest first."""
+
+
+def describe() -> list[str]:
+    """The machine, how busy it is, and the versions, a line each."""
+    processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = re.search(r"^model name\s*: (.*)$", processor, re.MULTILINE)
+    flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", processor, re.MULTILINE)[0].split())
+    vectors = next((name for flag, name in VECTORS.items() if flag in flags), "no vector instructions")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    build = "debug" if _alps.DEBUG_BUILD else "release"
+    return [
+        f"{model[1] if model else platform.machine()}, {cores()} cores, {vectors}, {memory:.0f} GiB of memory, "
+        f"Linux {platform.release().partition('-')[0]}; load average before the run {os.getloadavg()[0]:.2f}",
+        f"alps {alps.__version__} ({build} build), Python {platform.python_version()}, "
+        + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+    ]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,138 @@
+"""Pairs of checkpoints as large as the attention of well-known models, with random weights."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from checkpoints import Shape, name, write_sparse
+
+SHAPES = {
+    "Llama-3.1-8B": Shape(query_heads=32, key_value_heads=8, head_size=128, hidden_size=4096),
+    "Qwen2.5-7B": Shape(query_heads=28, key_value_heads=4, head_size=128, hidden_size=3584),
+    "Llama-3.1-405B": Shape(query_heads=128, key_value_heads=8, head_size=128, hidden_size=16384),
+}
+"""One layer of each."""
+
+SCALE = 0.02
+"""The standard deviation of the weights."""
+
+CHANGE = 0.02
+"""How much the tuned weights differ from the base, relative to `SCALE`."""
+
+POOL = 2**23
+"""Weights that are drawn; the tensors go through them, each from another place, as often as it takes."""
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two checkpoints of one shape."""
+
+    folder: Path
+    shape: Shape
+
+    @property
+    def base(self) -> Path:
+        """The folder of the base."""
+        return self.folder / "base"
+
+    @property
+    def tuned(self) -> Path:
+        """The folder of the tuned checkpoint."""
+        return self.folder / "tuned"
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The files with the weights."""
+        return self.base / WEIGHTS, self.tuned / WEIGHTS
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of Q, K and V, both sides together."""
+        return 2 * 2 * self.shape.layers * sum(self.shape.rows().values()) * self.shape.hidden_size
+
+    @property
+    def heads(self) -> int:
+        """Query heads, all layers together."""
+        return self.shape.layers * self.shape.query_heads
+
+
+class Pairs:
+    """The pairs in a folder, each written when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._written: dict[tuple[Shape, int], Pair] = {}
+
+    def pair(self, shape: Shape, experts: int = 0) -> Pair:
+        """A pair of bfloat16.
+
+        Args:
+            shape: Of its attention.
+            experts: How many experts each layer has. Each is as large as the attention, and a hole in the file.
+        """
+        key = shape, experts
+        if key not in self._written:
+            pair = Pair(self._folder / str(len(self._written)), shape)
+            self._write(pair, experts)
+            self._written[key] = pair
+        return self._written[key]
+
+    def delete(self, pair: Pair) -> None:
+        """Removes a pair from the disk."""
+        self._written = {key: kept for key, kept in self._written.items() if kept != pair}
+        shutil.rmtree(pair.folder)
+
+    @cached_property
+    def _weights(self) -> dict[str, memoryview]:
+        """The bytes of the weights that were drawn for each side."""
+        generator = torch.Generator().manual_seed(0)
+        base, noise = (SCALE * torch.randn(POOL, generator=generator) for _ in range(2))
+        sides = {"base": base, "tuned": base + CHANGE * noise}
+        return {
+            side: memoryview(weights.bfloat16().view(torch.uint8).numpy().tobytes())
+            for side, weights in sides.items()
+        }
+
+    def _write(self, pair: Pair, experts: int) -> None:
+        shape = pair.shape
+        tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+        rows = shape.rows()
+        for layer in range(shape.layers):
+            tensors |= {name(layer, matrix): ("BF16", (rows[matrix], shape.hidden_size)) for matrix in rows}
+            for expert in range(experts):
+                for matrix in ("w1", "w2", "w3"):
+                    key = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}.weight"
+                    tensors[key] = ("BF16", (sum(rows.values()) // 3, shape.hidden_size))
+        config = shape.config() | {"model_type": "mixtral" if experts else "llama"}
+        names = [name(layer, matrix) for layer in range(shape.layers) for matrix in rows]
+        for side, folder in (("base", pair.base), ("tuned", pair.tuned)):
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(json.dumps(config))
+            written = {
+                key: _pieces(self._weights[side], place, tensors[key][1]) for place, key in enumerate(names)
+            }
+            write_sparse(folder / WEIGHTS, tensors, written)
+            with (folder / WEIGHTS).open("rb") as file:
+                os.fsync(file.fileno())  # or the system would write it while something is being timed
+
+
+def _pieces(pool: memoryview, place: int, shape: tuple[int, ...]) -> Mapping[int, memoryview]:
+    """The bytes of a tensor by their offsets in it."""
+    length = 2 * shape[0] * shape[1]
+    start = place * 1_000_002 % len(pool)
+    pieces = {}
+    offset = 0
+    while offset < length:
+        piece = pool[start : start + length - offset]
+        pieces[offset] = piece
+        offset += len(piece)
+        start = 0
+    return pieces

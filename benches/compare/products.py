@@ -1,0 +1,69 @@
+"""The multiplications that the form `product` needs, and nothing else."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from checkpoints import Shape, name
+from compare.workers import workers
+
+
+class Products:
+    """One layer of a pair, ready to be multiplied.
+
+    With M = K V^T and d for the difference of tuned and base, a head's theta is Q^T M, and its change is
+    dQ^T M_T + Q_B^T dM, where dM = dK V_T^T + K_B dV^T: three multiplications for a group, three for a head.
+    """
+
+    def __init__(self, base: Path, tuned: Path, shape: Shape, layer: int, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._base: dict[str, torch.Tensor] = {}
+        self._tuned: dict[str, torch.Tensor] = {}
+        self._delta: dict[str, torch.Tensor] = {}
+        with safe_open(base, "pt") as of_base, safe_open(tuned, "pt") as of_tuned:
+            for matrix in ("q", "k", "v"):
+                b, t = (
+                    file.get_tensor(name(layer, matrix)).double().view(-1, shape.head_size, shape.hidden_size)
+                    for file in (of_base, of_tuned)
+                )
+                self._base[matrix], self._tuned[matrix] = b.to(dtype), t.to(dtype)
+                self._delta[matrix] = (t - b).to(dtype)
+
+    def multiply(self, threads: int) -> None:
+        """Multiplies for every head."""
+        with workers(threads) as pool:
+            for _ in pool.map(self._multiply_groups, range(threads), [threads] * threads):
+                pass
+
+    def _multiply_groups(self, first: int, step: int) -> None:
+        heads = self._shape.query_heads // self._shape.key_value_heads
+        theta, change = (self._empty(self._shape.hidden_size) for _ in range(2))
+        for group in range(first, self._shape.key_value_heads, step):
+            middle = self.middle(group)
+            for head in range(group * heads, (group + 1) * heads):
+                self.head(head, middle, theta, change)
+
+    def middle(self, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """M of a group: of the base, of the tuned side, and their difference; [head size, head size] each."""
+        of_base, difference = (self._empty(self._shape.head_size) for _ in range(2))
+        torch.matmul(self._base["k"][group], self._base["v"][group].T, out=of_base)
+        torch.matmul(self._delta["k"][group], self._tuned["v"][group].T, out=difference)
+        difference.addmm_(self._base["k"][group], self._delta["v"][group].T)
+        return of_base, of_base + difference, difference
+
+    def head(
+        self,
+        head: int,
+        middle: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        theta: torch.Tensor,
+        change: torch.Tensor,
+    ) -> None:
+        """Writes theta_B and theta_T - theta_B of a head, [hidden size, head size] each."""
+        of_base, of_tuned, difference = middle
+        torch.matmul(self._base["q"][head].T, of_base, out=theta)
+        torch.matmul(self._delta["q"][head].T, of_tuned, out=change)
+        change.addmm_(self._base["q"][head].T, difference)
+
+    def _empty(self, rows: int) -> torch.Tensor:
+        return torch.empty(rows, self._shape.head_size, dtype=self._base["q"].dtype)

@@ -1,0 +1,68 @@
+"""What a scan takes beside time: memory, and the time to import it."""
+
+import math
+import statistics
+from collections.abc import Iterator
+
+from alps.scan import Form
+from compare import processes
+from compare.bench import Bench
+from compare.result import Bar, Result, duration
+from compare.timing import Spread
+
+
+def memory(bench: Bench) -> Iterator[Result]:
+    """Peak resident memory above that of `import alps`."""
+    everyday, _, very_large = bench.shapes
+    forms: tuple[Form, ...] = ("qkv", "product")
+    for model, layers, limit in ((everyday, bench.layers, 128), (very_large, 1, 256)):
+        pair = bench.pair(model, layers)
+        for form in forms:
+            peaks = {
+                threads: [processes.peak_memory(pair, form, threads) / 1e6 for _ in range(bench.few_rounds)]
+                for threads in (2, 4, 8)
+            }
+            yield Result(
+                row="memory",
+                what=f"{model}, `{form}`, 2 threads",
+                against="`import alps`",
+                ours=f"{statistics.median(peaks[2]):.0f} MB",
+                theirs="",
+                figure=Spread.of(peaks[2]),
+                unit=" MB more",
+                bar=Bar(limit),
+            )
+            for threads in (4, 8):
+                more = [
+                    (many - two) / (threads - 2) for many, two in zip(peaks[threads], peaks[2], strict=True)
+                ]
+                yield Result(
+                    row="memory",
+                    what=f"{model}, `{form}`, {threads} threads",
+                    against="2 threads",
+                    ours=f"{statistics.median(peaks[threads]):.0f} MB",
+                    theirs=f"{statistics.median(peaks[2]):.0f} MB",
+                    figure=Spread.of(more),
+                    unit=" MB for each further thread",
+                    bar=Bar(32),
+                )
+        if model == very_large:
+            bench.pairs.delete(pair)
+
+
+def imports(bench: Bench) -> Iterator[Result]:
+    """`import alps` against `import numpy`, the best of many fresh interpreters."""
+    best = {"alps": math.inf, "numpy": math.inf}
+    for _ in range(4 * bench.rounds):
+        for module, seconds in best.items():
+            best[module] = min(seconds, processes.import_time(module))
+    yield Result(
+        row="import",
+        what="`import alps`",
+        against="`import numpy`",
+        ours=duration(best["alps"]),
+        theirs=duration(best["numpy"]),
+        figure=Spread.of([best["alps"] / best["numpy"]]),
+        unit="x the time",
+        bar=Bar(1.5),
+    )

@@ -1,0 +1,21 @@
+"""The rows of the table by their names."""
+
+from collections.abc import Callable, Iterator
+
+from compare import disk, resources, scaling, speed
+from compare.bench import Bench
+from compare.result import Result
+
+ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
+    "read": speed.read,
+    "published": speed.as_published,
+    "torch": speed.careful_script,
+    "product": speed.multiplications,
+    "disk": disk.disk,
+    "memory": resources.memory,
+    "import": resources.imports,
+    "threads": scaling.threads,
+    "layers": scaling.layers,
+    "experts": scaling.experts,
+}
+"""Each measures, and gives the lines of the table one by one."""
