@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import alps
-from alps import ArgumentError, HeadScores, HeadSet, pictures, wording
+from alps import ArgumentError, Geometry, HeadScores, HeadSet, pictures, wording
+from alps.borders import groups_in_common, runs
 from builders import geometries, small_geometry, small_scores
 
 HOSTILE = "$\\frac{}$ <b>&amp;\x00\n\u202e中文" + "long/" * 60
@@ -137,6 +138,21 @@ def test_heads_that_share_nothing_have_no_borders() -> None:
     assert artists(figure, "groups") == []
     assert "K/V" not in said(figure)
     assert "K/V group" in said(make(4, 4, 1).plot(kind="map"))
+
+
+@given(geometry=geometries())
+def test_a_border_stands_wherever_another_group_begins(geometry: Geometry) -> None:
+    layers, heads = geometry.shape
+    shared = geometry.heads_per_group > 1
+    expected = {
+        (row, head)
+        for row in range(layers)
+        for head in range(1, heads)
+        if shared and geometry.group_of(head) != geometry.group_of(head - 1)
+    }
+    found = [(first + step, head) for head, first, rows in runs(geometry) for step in range(rows)]
+    assert sorted(found) == sorted(expected)
+    assert groups_in_common(geometry) == shared
 
 
 def test_colours_begin_at_0_and_never_decrease_in_darkness() -> None:
