@@ -113,8 +113,24 @@ def test_the_examples_print_what_they_are_said_to(demo: Path) -> None:
         if example.shown or example.language == "python":
             assert shape(printed) == shape(example.shown), example.code
     assert {"python", "console"} == set(languages)
-    of_python = {"heads.json", "scores.safetensors", "out", "adapter"}
-    of_commands = {"scores.json", "groups.json", "shown.json"}
+    of_python = {
+        "heads.json",
+        "scores.safetensors",
+        "heads.png",
+        "report.html",
+        "tasks.svg",
+        "out",
+        "adapter",
+    }
+    of_commands = {
+        "scores.json",
+        "groups.json",
+        "shown.json",
+        "ranks.pdf",
+        "groups.html",
+        "selected.txt",
+        "compared.png",
+    }
     assert {path.name for path in demo.iterdir()} == {"demo"} | of_python | of_commands
 
 

@@ -298,7 +298,7 @@ impl<R: Real> Kernel for Decode<'_, R> {
             largest_base = largest_base.max(base.abs());
             largest_delta = largest_delta.max(delta.abs());
             // A maximum may pass over what is not a number; a sum does not.
-            sums = sums + (delta - delta);
+            sums = delta.mul_add(zero, sums);
         }
         let delta = if sums.sum() == 0.0 { largest_delta.largest() } else { f64::NAN };
         Largest { base: largest_base.largest(), delta }
