@@ -20,6 +20,7 @@ from alps import statistics, terminal
 from alps.errors import AlpsError, CheckpointError
 from alps.files import check_writable
 from alps.heads import HeadSet
+from alps.optional import needed
 from alps.scores import DEFAULT_RATIO, HeadScores
 
 
@@ -183,6 +184,20 @@ def show(
     else:
         _print_provenance(content.provenance)
         _print_heads(content)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="What to make; it must not exist yet.")] = Path("alps-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How often all but the base is done anew.")] = 3,
+    as_json: _Json = False,
+) -> None:
+    """Show the whole method in a minute: train, tune, scan and compare ways to train a tiny model."""
+    with needed("the demo", "'alps-heads[train,plot]'"):
+        from alps.demo import Settings, run
+    results = run(folder, Settings(seeds=seeds), Console(quiet=True) if as_json else _console())
+    if as_json:
+        typer.echo(results.to_json(), nl=False)
 
 
 def _load(path: Path) -> HeadScores | HeadSet:
