@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import alps
 from alps import demo
 from alps.cli import app
-from alps.demo import artefacts, experiment, findings, story, table
+from alps.demo import artefacts, experiment, findings, table
 from alps.demo.learning import Learner, loss
 from alps.demo.results import Losses, Measured, Outcome, Results, Trial
 from alps.demo.texts import Text, standard_library, train_tokenizer
@@ -78,8 +78,13 @@ def test_the_folder_holds_what_it_is_said_to(finished: Run) -> None:
         model = AutoModelForCausalLM.from_pretrained(finished.folder / name)
         tokens = AutoTokenizer.from_pretrained(finished.folder / name)("Return 12.", return_tensors="pt")
         assert model(**tokens).logits.isfinite().all()
-        assert AutoTokenizer.from_pretrained(finished.folder / name).decode(tokens["input_ids"][0]) == "Return 12."
-    assert json.loads((finished.folder / "results.json").read_text()) == json.loads(finished.results.to_json())
+        assert (
+            AutoTokenizer.from_pretrained(finished.folder / name).decode(tokens["input_ids"][0])
+            == "Return 12."
+        )
+    assert json.loads((finished.folder / "results.json").read_text()) == json.loads(
+        finished.results.to_json()
+    )
     assert (finished.folder / "heads.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -96,12 +101,17 @@ def test_scores_and_heads_are_those_of_the_checkpoints_and_name_them(finished: R
 
 def test_only_what_was_to_train_did(finished: Run) -> None:
     base, trained = (
-        AutoModelForCausalLM.from_pretrained(finished.folder / name).state_dict() for name in ("base", "trained")
+        AutoModelForCausalLM.from_pretrained(finished.folder / name).state_dict()
+        for name in ("base", "trained")
     )
     heads = alps.HeadSet.load(finished.folder / "heads.json")
     size = heads.geometry.head_size
     for name in base:
-        moved = (base[name] != trained[name]).flatten(1).any(1) if base[name].dim() > 1 else base[name] != trained[name]
+        moved = (
+            (base[name] != trained[name]).flatten(1).any(1)
+            if base[name].dim() > 1
+            else base[name] != trained[name]
+        )
         if "q_proj" in name or "k_proj" in name or "v_proj" in name:
             layer = int(name.split(".")[2])
             mask = heads.mask if "q_proj" in name else heads.key_value_groups
@@ -143,7 +153,9 @@ def test_what_is_counted_is_what_there_is(finished: Run) -> None:
     assert trainable["LoRA on Q/K/V"] == 8 * TINY.layers * (3 * 32 + 32 + 16 + 16)
     counters = len(list(model.parameters())) * 4  # AdamW counts its steps for each tensor, in float32
     assert first["everything"].bytes == 4 * 4 * numbers + counters
-    assert all(outcome.bytes < first["everything"].bytes for way, outcome in first.items() if way != "everything")
+    assert all(
+        outcome.bytes < first["everything"].bytes for way, outcome in first.items() if way != "everything"
+    )
     assert all(outcome.step_seconds > 0 for outcome in first.values())
 
 
@@ -179,7 +191,13 @@ def outcome(task: float, general: float = 4.0) -> Outcome:
 
 def results(*tasks: dict[str, float]) -> Results:
     trials = [
-        Trial(seed, Losses(3, 4), [(0, seed), (1, 1)], [(0, 0)], {way: outcome(each.get(way, 3.0)) for way in NAMES})
+        Trial(
+            seed,
+            Losses(3, 4),
+            [(0, seed), (1, 1)],
+            [(0, 0)],
+            {way: outcome(each.get(way, 3.0)) for way in NAMES},
+        )
         for seed, each in enumerate(tasks)
     ]
     return Results(Losses(4, 3.5), 1_000_000, 80, trials)
@@ -189,11 +207,17 @@ def test_the_findings_follow_the_numbers() -> None:
     said = findings.findings(
         results({"selected heads": 2.9, "random heads": 2.8}, {"selected heads": 2.5, "random heads": 2.7})
     )
-    assert "Selected heads against random heads: task loss -0.050 ± 0.212; lower, so better, with 1 of 2 seeds." in said
+    assert (
+        "Selected heads against random heads: task loss -0.050 ± 0.212; lower, so better, with 1 of 2 seeds."
+        in said
+    )
     assert "Selected with every seed's tuned copy: 1 of 2 heads; the overlap" in said[-1]
     assert "0.33" in said[-1]
     worse = findings.findings(results({"selected heads": 3.1}, {"selected heads": 3.1}))
-    assert "Selected heads against random heads: task loss +0.100 ± 0.000; lower, so better, with 0 of 2 seeds." in worse
+    assert (
+        "Selected heads against random heads: task loss +0.100 ± 0.000; lower, so better, with 0 of 2 seeds."
+        in worse
+    )
 
 
 def test_a_single_seed_has_no_spread() -> None:
@@ -234,9 +258,7 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("moment", ["make_base", "locate", "train", "trial"])
-def test_an_interrupt_leaves_nothing(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_leaves_nothing(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
@@ -257,8 +279,7 @@ def test_an_interrupt_while_files_are_written_leaves_nothing(
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(artefacts.table, "for_page", interrupted)
-    monkeypatch.setattr(story, "WAYS", WAYS)
+    monkeypatch.setattr(table, "for_page", interrupted)
     with pytest.raises(KeyboardInterrupt):
         demo.run(tmp_path / "demo", replace(TINY, seeds=1), Console(quiet=True))
     assert not list(tmp_path.iterdir())

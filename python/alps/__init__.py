@@ -6,16 +6,19 @@ The method is ALPS (https://arxiv.org/abs/2505.18799). Reading and scoring need 
 from typing import TYPE_CHECKING, Any
 
 from alps._alps import __version__
+from alps.compare import Comparison, compare
 from alps.errors import (
     AlpsError,
     ArgumentError,
     CheckpointError,
+    MissingPackageError,
     ModelError,
     PairError,
     WeightsError,
 )
 from alps.geometry import Geometry
 from alps.heads import HeadSet, Report
+from alps.report import write_report
 from alps.scan import geometry, scan
 from alps.scores import HeadScores
 from alps.statistics import STATISTICS
@@ -29,19 +32,23 @@ __all__ = [
     "AlpsError",
     "ArgumentError",
     "CheckpointError",
+    "Comparison",
     "Geometry",
     "HeadScores",
     "HeadSet",
+    "MissingPackageError",
     "ModelError",
     "PairError",
     "Report",
     "Restriction",
     "WeightsError",
     "__version__",
+    "compare",
     "geometry",
     "release",
     "restrict",
     "scan",
+    "write_report",
 ]
 
 _TRAINING = frozenset({"AlpsConfig", "Restriction", "release", "restrict"})

@@ -16,11 +16,13 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import alps
-from alps import statistics, terminal
-from alps.errors import AlpsError, CheckpointError
+from alps import pictures, statistics, terminal, terminal_map
+from alps.compare import Comparison
+from alps.errors import AlpsError, ArgumentError, CheckpointError
 from alps.files import check_writable
 from alps.heads import HeadSet
 from alps.optional import needed
+from alps.report import check_report, write_report
 from alps.scores import DEFAULT_RATIO, HeadScores
 
 
@@ -82,6 +84,12 @@ _Ratio = typer.Option(min=0, max=1, callback=_number, help="Share of the heads t
 _Statistic = typer.Option(metavar="NAME", help="What ranks the heads.")
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 _HeadsFile = typer.Option(metavar="FILE", help="Write the selected heads here (JSON).")
+_PlotFile = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture here: .png, .svg or .pdf.")
+]
+_ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write a report with pictures here (.html).")
+]
 
 
 @app.callback()
@@ -107,6 +115,8 @@ def scan(
         Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
     ] = None,
     heads: Annotated[Path | None, _HeadsFile] = None,
+    plot: _PlotFile = None,
+    report: _ReportFile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="As many as cores when not given.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -115,6 +125,7 @@ def scan(
     for path in (output, heads):
         if path is not None:
             check_writable(path)
+    _check_pictures(plot, report)
     wanted = dict.fromkeys((*statistics.resolve(None, form.value), statistic))
     with nullcontext() if as_json else terminal.progress(sys.stderr) as progress:
         scores = alps.scan(
@@ -131,11 +142,12 @@ def scan(
         scores.save(output)
     if heads is not None:
         selection.save(heads)
+    _draw(plot, report, scores, selection, statistic)
     if as_json:
         _print_json({"scores": _scores_document(scores), "heads": _heads_document(selection)})
         return
     _print_scores(scores, statistic, selection)
-    _print_written(scores=output, heads=heads)
+    _print_written(scores=output, heads=heads, picture=plot, report=report)
 
 
 @app.command()
@@ -149,30 +161,39 @@ def select(
     statistic: Annotated[str | None, _Statistic] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the random rules.")] = None,
     output: Annotated[Path | None, _HeadsFile] = None,
+    plot: _PlotFile = None,
+    report: _ReportFile = None,
     as_json: _Json = False,
 ) -> None:
     """Choose heads from scores."""
+    _check_pictures(plot, report)
     scores = HeadScores.load(scores_file)
     selection = scores.select(ratio, budget=budget, rule=rule.value, statistic=statistic, seed=seed)
     if output is not None:
         selection.save(output)
+    ranked_by = selection.provenance.get("statistic")
+    _draw(plot, report, scores, selection, ranked_by)
     if as_json:
         _print_json(_heads_document(selection))
         return
-    ranked_by = selection.provenance.get("statistic")
     if ranked_by is None:
         _print_heads(selection)
     else:
         _print_scores(scores, ranked_by, selection)
-    _print_written(heads=output)
+    _print_written(heads=output, picture=plot, report=report)
 
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="A file of scores or of heads.")], as_json: _Json = False
+    file: Annotated[Path, typer.Argument(help="A file of scores or of heads.")],
+    plot: _PlotFile = None,
+    report: _ReportFile = None,
+    as_json: _Json = False,
 ) -> None:
     """Show what is in a file of scores or of heads."""
+    _check_pictures(plot, report)
     content = _load(file)
+    _draw(plot, report, content, None, None)
     if isinstance(content, HeadScores):
         if as_json:
             _print_json(_scores_document(content))
@@ -184,6 +205,78 @@ def show(
     else:
         _print_provenance(content.provenance)
         _print_heads(content)
+    if not as_json:
+        _print_written(picture=plot, report=report)
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE FILE ...", help="Two or more files of scores or of heads.")
+    ],
+    ratio: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, callback=_number, help="Share of the heads to take of scores (0.1)."),
+    ] = None,
+    statistic: Annotated[str | None, _Statistic] = None,
+    plot: _PlotFile = None,
+    report: _ReportFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Compare the heads of several tasks: overlap, rank correlation, maps."""
+    _check_pictures(plot, report)
+    names = _names(files)
+    comparison = alps.compare(
+        {name: _load(file) for name, file in zip(names, files, strict=True)}, ratio=ratio, statistic=statistic
+    )
+    if plot is not None:
+        pictures.save(comparison.plot(), plot)
+    if report is not None:
+        write_report(report, comparison)
+    if as_json:
+        _print_json(_comparison_document(comparison))
+        return
+    console = _console()
+    console.print(Text(str(comparison.geometry)))
+    console.print(terminal.pairs_table(comparison))
+    tasks = len(comparison.names)
+    console.print(terminal_map.count_map(console, comparison.geometry, comparison.counts, tasks))
+    _print_written(picture=plot, report=report)
+
+
+def _names(files: list[Path]) -> list[str]:
+    """What tells the files apart: their names without folder and suffix, else their paths.
+
+    Raises:
+        ArgumentError: A file is given twice.
+    """
+    for twice in (file for number, file in enumerate(files) if file in files[:number]):
+        raise ArgumentError(f"{twice}: given twice")
+    stems = [file.stem for file in files]
+    return stems if len(set(stems)) == len(stems) else list(map(str, files))
+
+
+def _check_pictures(plot: Path | None, report: Path | None) -> None:
+    if plot is not None:
+        pictures.check_picture(plot)
+    if report is not None:
+        check_report(report)
+
+
+def _draw(
+    plot: Path | None,
+    report: Path | None,
+    content: HeadScores | HeadSet,
+    heads: HeadSet | None,
+    statistic: str | None,
+) -> None:
+    if plot is not None:
+        figure = (
+            content.plot(heads, statistic=statistic) if isinstance(content, HeadScores) else content.plot()
+        )
+        pictures.save(figure, plot)
+    if report is not None:
+        write_report(report, content, heads, statistic=statistic)
 
 
 @app.command()
@@ -232,6 +325,17 @@ def _heads_document(heads: HeadSet) -> dict[str, Any]:
     return document | {"report": asdict(report) | {"share": report.share}}
 
 
+def _comparison_document(comparison: Comparison) -> dict[str, Any]:
+    def number(value: float | str) -> float | str | None:
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {
+        "statistic": comparison.statistic,
+        "heads": {name: _heads_document(heads) for name, heads in comparison.heads.items()},
+        "pairs": [{name: number(value) for name, value in asdict(pair).items()} for pair in comparison.pairs],
+    }
+
+
 def _print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, allow_nan=False))
 
@@ -242,7 +346,7 @@ def _print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None) -> 
     console.print()
     console.print(Text(f"Top heads by {statistic}", style="bold"))
     console.print(terminal.top_table(console, scores, statistic, heads))
-    console.print(terminal.head_map(console, scores.geometry, scores[statistic], heads))
+    console.print(terminal_map.head_map(console, scores.geometry, scores[statistic], heads))
     if heads is not None:
         _print_summary(console, heads)
 
@@ -251,7 +355,7 @@ def _print_heads(heads: HeadSet) -> None:
     console = _console()
     console.print(Text(str(heads.geometry)))
     console.print()
-    console.print(terminal.set_map(console, heads))
+    console.print(terminal_map.set_map(console, heads))
     _print_summary(console, heads)
 
 

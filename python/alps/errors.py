@@ -26,3 +26,7 @@ class WeightsError(AlpsError):
 
 class ArgumentError(AlpsError, ValueError):
     """An argument is out of its domain."""
+
+
+class MissingPackageError(AlpsError, ImportError):
+    """An optional package that a call needs is not installed."""

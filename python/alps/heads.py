@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,11 @@ from alps.documents import check_document, geometry_of, parse_json
 from alps.errors import ArgumentError, CheckpointError
 from alps.files import write_whole
 from alps.geometry import Geometry
+from alps.optional import PICTURES, needed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import Series
 
 _FORMAT = "alps-heads"
 _VERSION = 1
@@ -182,6 +187,35 @@ class HeadSet:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HeadSet, (self._mask, self._geometry, self._provenance)
+
+    def _repr_html_(self) -> str:
+        from alps.notebook import set_html
+
+        return set_html(self)
+
+    def to_pandas(self) -> "Series[bool]":
+        """A flag for every (layer, head), named "selected", to be joined with `HeadScores.to_pandas`.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        with needed("a table of pandas", "pandas"):
+            from alps import frames
+        return frames.set_series(self)
+
+    def plot(self) -> "Figure":
+        """Draws a map of layers x heads with the heads of the set filled.
+
+        Returns:
+            A figure of matplotlib, which pyplot does not know of.
+
+        Raises:
+            ArgumentError: The model has no attention.
+            MissingPackageError: matplotlib is not installed.
+        """
+        with needed("a picture", PICTURES):
+            from alps import plot
+        return plot.set_figure(self)
 
     def union(self, other: "HeadSet") -> "HeadSet":
         """The heads of either set.

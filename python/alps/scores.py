@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,14 @@ from alps.errors import ArgumentError, CheckpointError
 from alps.files import write_whole
 from alps.geometry import Geometry
 from alps.heads import HeadSet
+from alps.optional import PICTURES, needed
 from alps.statistics import DEFAULT
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    from alps.plot import Kind
 
 RankedRule = Literal["global", "per_layer", "key_value_groups"]
 RandomRule = Literal["random", "layer_consistent"]
@@ -117,6 +124,52 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HeadScores, (self._arrays, self._geometry, self._provenance)
+
+    def _repr_html_(self) -> str:
+        from alps.notebook import scores_html
+
+        return scores_html(self)
+
+    def to_pandas(self) -> "DataFrame":
+        """The scores as a table: a row for every (layer, head), a column for every statistic.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        with needed("a table of pandas", "pandas"):
+            from alps import frames
+        return frames.scores_frame(self)
+
+    def plot(
+        self, heads: HeadSet | None = None, *, kind: "Kind" = "overview", statistic: str | None = None
+    ) -> "Figure":
+        """Draws the scores.
+
+        The kinds:
+
+        - "map": layers x heads, darker where the score is higher, with the borders of the key/value groups;
+        - "layers": for every layer, its heads and their mean;
+        - "ranks": the scores of all heads in order, with the cut where `heads` are the best ones;
+        - "overview": all three.
+
+        Colours and axes begin at 0 unless a score is below it. Heads without a finite score are hatched.
+
+        Args:
+            heads: Heads to mark.
+            kind: One of the kinds above.
+            statistic: What to draw; "wasserstein" unless it is not there and only one other is.
+
+        Returns:
+            A figure of matplotlib, which pyplot does not know of: `figure.savefig(path)`, or show it in a notebook.
+
+        Raises:
+            ArgumentError: There is no such kind or statistic, `heads` are of another geometry, or the model has no
+                attention.
+            MissingPackageError: matplotlib is not installed.
+        """
+        with needed("a picture", PICTURES):
+            from alps import plot
+        return plot.scores_figure(self, heads, kind=kind, statistic=statistic)
 
     def ranking_statistic(self, statistic: str | None = None) -> str:
         """The statistic that ranks heads: `statistic`, else "wasserstein", else the only one there is.

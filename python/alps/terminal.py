@@ -1,42 +1,23 @@
-"""What the command draws: tables, maps of layers x heads, progress."""
+"""What the command prints: tables, summaries, progress."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TextIO
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from alps.geometry import Geometry
+from alps import terminal_map
+from alps.compare import Comparison
 from alps.heads import HeadSet, Report
 from alps.scores import HeadScores
 
 COMPANIONS = ("relative_delta", "wasserstein_z")
 """Statistics that say how large a change is and how much structure it has, whatever ranks the heads."""
-
-
-@dataclass(frozen=True)
-class _Palette:
-    shades: str
-    selected: str
-    unknown: str = "?"
-
-
-_BLOCKS = _Palette(shades="·░▒▓", selected="█")
-_ASCII = _Palette(shades=".:-=", selected="#")
-
-
-_SELECTED_STYLE = "bold green"
-
-
-def _palette(console: Console) -> _Palette:
-    return _ASCII if console.options.ascii_only else _BLOCKS
 
 
 @contextmanager
@@ -55,13 +36,13 @@ def top_table(
     console: Console, scores: HeadScores, statistic: str, heads: HeadSet | None, count: int = 10
 ) -> Table:
     """The best heads by `statistic`; those in `heads` are marked as in the map."""
-    selected = _palette(console).selected
+    selected = terminal_map.mark(console)
     names = [statistic, *(name for name in COMPANIONS if name in scores and name != statistic)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("rank", "layer", "head", "K/V group", *(name.replace("_", "\n") for name in names)):
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     if heads is not None:
-        table.add_column(style=_SELECTED_STYLE)
+        table.add_column(style=terminal_map.mark_style(console))
     for rank, (layer, head, _) in enumerate(scores.top(count, statistic), start=1):
         row = scores.geometry.row_of(layer)
         group = scores.geometry.group_of(head)
@@ -69,41 +50,6 @@ def top_table(
         mark = () if heads is None else (selected if (layer, head) in heads else "",)
         table.add_row(str(rank), str(layer), str(head), str(group), *numbers, *mark)
     return table
-
-
-def head_map(
-    console: Console, geometry: Geometry, scores: NDArray[np.float64], heads: HeadSet | None
-) -> Text:
-    """Layers x heads, shaded by score, the heads of a set filled; as wide as the console at most.
-
-    Cells are two characters wide where that fits. Where not even one character for each head fits,
-    a cell stands for several heads, and shows the highest score and whether any is selected.
-    """
-    palette = _palette(console)
-    margin = max(len("layer"), *(len(str(layer)) for layer in geometry.layers), 0) + 1
-    merged, width = _cell(geometry.query_heads, console.width - margin)
-    columns = range(0, geometry.query_heads, merged)
-
-    text = Text(no_wrap=True, overflow="ignore")
-    text.append("layer".rjust(margin - 1) + " " + _ruler(columns, width).rstrip() + "\n", style="dim")
-    levels = _levels(scores, len(palette.shades))
-    for row, layer in enumerate(geometry.layers):
-        text.append(f"{layer:>{margin - 1}} ", style="dim")
-        for column in columns:
-            cell = slice(column, column + merged)
-            if heads is not None and heads.mask[row, cell].any():
-                text.append(palette.selected * width, style=_SELECTED_STYLE)
-            else:
-                level = levels[row, cell].max()
-                text.append((palette.shades[level] if level >= 0 else palette.unknown) * width)
-        text.append("\n")
-    text.append_text(_legend(palette, scores, levels, heads, merged))
-    return text
-
-
-def set_map(console: Console, heads: HeadSet) -> Text:
-    """Layers x heads, the heads of the set filled."""
-    return head_map(console, heads.geometry, np.zeros(heads.geometry.shape), heads)
 
 
 def summary(report: Report) -> str:
@@ -115,48 +61,15 @@ def summary(report: Report) -> str:
     )
 
 
-def _cell(heads: int, width: int) -> tuple[int, int]:
-    """How many heads share a cell, and how many characters wide it is."""
-    if 2 * heads <= width:
-        return 1, 2
-    fewest = -(-heads // max(width, 1))
-    # Cells of equal size where a divisor is near, so that no cell at the end is smaller.
-    even = next((merged for merged in range(fewest, 2 * fewest) if heads % merged == 0), fewest)
-    return even, 1
-
-
-def _ruler(columns: range, width: int) -> str:
-    """The number of the first head above every eighth character."""
-    cells = 8 // width
-    return "".join(str(head).ljust(8) for head in columns[::cells])[: len(columns) * width]
-
-
-def _levels(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Scores on a linear scale of `count` levels from the lowest to the highest; -1 for no number."""
-    finite = np.isfinite(scores)
-    levels = np.full(scores.shape, -1, dtype=np.int64)
-    if finite.any():
-        low, high = scores[finite].min(), scores[finite].max()
-        share = (scores[finite] - low) / (high - low) if high > low else np.zeros(finite.sum())
-        levels[finite] = np.minimum((share * count).astype(np.int64), count - 1)
-    return levels
-
-
-def _legend(
-    palette: _Palette,
-    scores: NDArray[np.float64],
-    levels: NDArray[np.int64],
-    heads: HeadSet | None,
-    merged: int,
-) -> Text:
-    parts = []
-    finite = scores[levels >= 0]
-    if finite.size and finite.min() < finite.max():
-        parts.append(f"{palette.shades} score from {finite.min():.3g} to {finite.max():.3g}")
-    if (levels < 0).any():
-        parts.append(f"{palette.unknown} not a number")
-    if heads is not None:
-        parts.append(f"{palette.selected} selected")
-    if merged > 1:
-        parts.append(f"a cell is {merged} heads")
-    return Text("   ".join(parts), style="dim")
+def pairs_table(comparison: Comparison) -> Table:
+    """Every two tasks of a comparison: the heads that they share, and how alike their ranks are."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("first", "second"):
+        table.add_column(column, vertical="bottom", overflow="fold")
+    for column in ("shared\nheads", "shared\nby chance", "Jaccard\noverlap", "rank\ncorrelation"):
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
+    for pair in comparison.pairs:
+        correlation = "" if math.isnan(pair.rank_correlation) else f"{pair.rank_correlation:.3f}"
+        numbers = f"{pair.shared:,}", f"{pair.by_chance:,.1f}", f"{pair.jaccard:.3f}", correlation
+        table.add_row(Text(pair.first), Text(pair.second), *numbers)
+    return table

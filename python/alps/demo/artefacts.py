@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alps import pictures, report
+from alps import pictures, report_document
 from alps.demo import table
 from alps.demo.findings import findings
 from alps.demo.picture import trade_off
@@ -24,9 +24,7 @@ CONTENTS = {
 }
 
 
-def renamed(
-    scores: HeadScores, heads: HeadSet, unfinished: Path, folder: Path
-) -> tuple[HeadScores, HeadSet]:
+def renamed(scores: HeadScores, heads: HeadSet, unfinished: Path, folder: Path) -> tuple[HeadScores, HeadSet]:
     """Scores and heads that name the checkpoints as they will be called."""
 
     def provenance(of: HeadScores | HeadSet) -> dict[str, str]:
@@ -43,7 +41,21 @@ def write(folder: Path, scores: HeadScores, heads: HeadSet, results: Results) ->
     scores.save(folder / "scores.safetensors")
     heads.save(folder / "heads.json")
     pictures.save(scores.plot(heads), folder / "heads.png")
-    pictures.save(trade_off(results), folder / "ways.png")
     (folder / "results.json").write_text(results.to_json(), encoding="utf-8")
-    page = [table.for_page(results), table.explanation(results), "".join(f"- {it}\n" for it in findings(results))]
-    (folder / "results.md").write_text("\n\n".join(part.strip() for part in page) + "\n", encoding="utf-8")
+    figure = trade_off(results)
+    pictures.save(figure, folder / "ways.png")
+    about = report_document.of_scores(scores, heads, None) | {
+        "parameters": f"{results.parameters:,}",
+        "headings": [heading.replace("\n", " ") for heading in table.HEADINGS],
+        "rows": table.rows(results),
+        "explanation": table.explanation(results),
+        "trade_off": report_document.picture(figure, "Task loss against general loss of each way to train"),
+        "findings": findings(results),
+    }
+    (folder / "report.html").write_text(report_document.render("demo.html", about), encoding="utf-8")
+    page = [
+        table.for_page(results),
+        table.explanation(results),
+        "\n".join(f"- {finding}" for finding in findings(results)),
+    ]
+    (folder / "results.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")

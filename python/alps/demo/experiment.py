@@ -100,9 +100,7 @@ class Experiment:
         learners: dict[str, Learner] = {}
         for way in WAYS:
             torch.manual_seed(seed)
-            learners[way.name] = Learner(
-                way.prepare(models.load(base), heads), way.rate, self.settings.steps
-            )
+            learners[way.name] = Learner(way.prepare(models.load(base), heads), way.rate, self.settings.steps)
         self._learn(list(learners.values()), self.task, _WAYS + seed, self.settings.steps)
         return learners
 

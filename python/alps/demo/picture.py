@@ -5,43 +5,64 @@ import math
 from matplotlib.figure import Figure
 
 from alps.demo.results import Results
+from alps.demo.ways import EVERYTHING, FROZEN, LORA, RANDOM, RANDOM_ALONE, SELECTED, SELECTED_ALONE
+from alps.drawing.look import INK, in_our_style
+from alps.drawing.look import SELECTED as ORANGE
 
-_COLOURS = ("#000000", "#999999", "#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#D55E00")
-"""Those of Okabe and Ito, which colour-blind people can tell apart."""
-_MARKERS = "osDPXv^"
+_BLUE, _GREY = "#2171b5", "#8a9099"
+_LOOKS = {
+    EVERYTHING.name: ("o", _BLUE, "full"),
+    FROZEN.name: ("o", _GREY, "full"),
+    RANDOM.name: ("s", _GREY, "full"),
+    SELECTED.name: ("s", ORANGE, "full"),
+    LORA.name: ("D", _BLUE, "full"),
+    RANDOM_ALONE.name: ("s", _GREY, "none"),
+    SELECTED_ALONE.name: ("s", ORANGE, "none"),
+}
+"""Marker, colour and fill: orange is what the scan selected, hollow is alone, so that colour alone tells nothing."""
 
 
+@in_our_style
 def trade_off(results: Results) -> Figure:
     """Task loss against general loss: for each way to train its seeds, small, and their mean, large.
 
     Returns:
         A figure that pyplot does not know of.
     """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.axvline(results.base.general, color="#bbbbbb", linewidth=1)
-    axes.axhline(results.base.task, color="#bbbbbb", linewidth=1)
-    axes.plot(results.base.general, results.base.task, "*", markersize=13, color="#444444", label="base, untouched")
-    for way, colour, marker in zip(results.ways, _COLOURS, _MARKERS, strict=True):
+    axes.axvline(results.base.general, color=_GREY, linewidth=0.6, zorder=0)
+    axes.axhline(results.base.task, color=_GREY, linewidth=0.6, zorder=0)
+    axes.plot(
+        results.base.general,
+        results.base.task,
+        "*",
+        markersize=11,
+        color=INK,
+        linestyle="",
+        label="base, untouched",
+    )
+    for way in results.ways:
+        marker, colour, fill = _LOOKS[way]
         task = results.measured(way, lambda outcome: outcome.losses.task)
         general = results.measured(way, lambda outcome: outcome.losses.general)
-        axes.plot(general.each, task.each, marker, markersize=3.5, color=colour, alpha=0.6)
+        axes.plot(general.each, task.each, marker, markersize=2.5, color=colour, fillstyle=fill, linestyle="")
         axes.errorbar(
             general.mean,
             task.mean,
             xerr=_bar(general.spread),
             yerr=_bar(task.spread),
             fmt=marker,
-            markersize=8,
-            markeredgecolor="white",
+            markersize=7,
+            fillstyle=fill,
             color=colour,
-            elinewidth=1,
+            elinewidth=0.8,
             label=way,
         )
-    axes.set_xlabel("loss on general text, nats per token (further right: more is forgotten)")
-    axes.set_ylabel("loss on the task, nats per token (lower: more is learnt)")
+    axes.set_xlabel("loss on general text, nats per token: further right, more is forgotten")
+    axes.set_ylabel("loss on the task, nats per token:\nlower, more is learnt")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 

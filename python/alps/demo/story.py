@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -50,7 +49,9 @@ def run(folder: Path, settings: Settings | None = None, console: Console | None 
     settings = settings or Settings()
     console = console or Console(highlight=False)
     if folder.exists():
-        raise ArgumentError(f"{folder}: expected a free name, found something there; remove it or name another")
+        raise ArgumentError(
+            f"{folder}: expected a free name, found something there; remove it or name another"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
@@ -91,8 +92,9 @@ def _tell(unfinished: Path, folder: Path, experiment: Experiment, console: Conso
     _head(console, "3  Which heads did that move?")
     scores, selected = artefacts.renamed(located.scores, located.heads.selected, unfinished, folder)
     _say(console, "Nothing is run for this: alps scan compares the weights of the two, head by head.")
-    chart = terminal_map.head_map(console, scores.geometry, scores["wasserstein"], selected)
-    console.print(Padding(chart, (1, 0, 1, 3)))
+    console.print()
+    console.print(terminal_map.head_map(console, scores.geometry, scores["wasserstein"], selected))
+    console.print()
     _say(console, terminal.summary(selected.report))
 
     _head(console, "4  Is it enough to train those?")

@@ -11,7 +11,9 @@ HEADINGS = ("", "task loss", "general loss", "trainable\nparameters", "CPU ms\np
 def rows(results: Results) -> list[tuple[str, ...]]:
     """The cells of each row; the base comes first."""
     base = results.base
-    found: list[tuple[str, ...]] = [("base, untouched", f"{base.task:.3f}", f"{base.general:.3f}", "", "", "")]
+    found: list[tuple[str, ...]] = [
+        ("base, untouched", f"{base.task:.3f}", f"{base.general:.3f}", "", "", "")
+    ]
     for way in results.ways:
         found.append(
             (
@@ -19,7 +21,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
                 results.measured(way, lambda outcome: outcome.losses.task).text(3),
                 results.measured(way, lambda outcome: outcome.losses.general).text(3),
                 f"{results.measured(way, lambda outcome: outcome.trainable).mean:,.0f}",
-                results.measured(way, lambda outcome: 1e3 * outcome.step_seconds).text(1),
+                f"{results.measured(way, lambda outcome: 1e3 * outcome.step_seconds).mean:.1f}",
                 f"{results.measured(way, lambda outcome: outcome.bytes / 1e6).mean:.2f}",
             )
         )
@@ -28,7 +30,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 def for_terminal(results: Results) -> Table:
     """The table, the best losses of the ways to train in bold."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True, vertical="bottom")
     lowest = [_lowest(results, name) for name in ("task", "general")]
@@ -66,4 +68,3 @@ def _lowest(results: Results, loss: str) -> set[str]:
         return results.measured(way, lambda outcome: getattr(outcome.losses, loss)).mean
 
     return {min(results.ways, key=mean)}
-

@@ -1,0 +1,179 @@
+"""Comparing the heads of several tasks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alps.errors import ArgumentError
+from alps.geometry import Geometry
+from alps.heads import HeadSet
+from alps.optional import PICTURES, needed
+from alps.scores import DEFAULT_RATIO, HeadScores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How alike the heads of two tasks are.
+
+    Attributes:
+        first: The name of the one.
+        second: The name of the other.
+        shared: Heads that both select.
+        by_chance: How many heads two sets of their sizes share on average, when drawn at random.
+        jaccard: Heads that both select over heads that either does, 0 to 1.
+        rank_correlation: Spearman's, of the scores of all heads that have a number in both, -1 to 1;
+            not-a-number unless both are scores, and where all heads of one score the same.
+    """
+
+    first: str
+    second: str
+    shared: int
+    by_chance: float
+    jaccard: float
+    rank_correlation: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The heads of several tasks beside each other; what `compare` returns.
+
+    Attributes:
+        heads: The heads of each task, by its name.
+        scores: The scores of each task that came with some, float64 [layers, heads].
+        statistic: What the scores are by; None when no task came with scores.
+        geometry: The model that all are of.
+        pairs: Every two tasks, in the order in which they were given.
+    """
+
+    heads: Mapping[str, HeadSet]
+    scores: Mapping[str, NDArray[np.float64]]
+    statistic: str | None
+    geometry: Geometry
+    pairs: tuple[Pair, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return tuple(self.heads)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """In how many tasks each head is selected, [layers, heads]."""
+        counts = np.zeros(self.geometry.shape, dtype=np.int64)
+        for heads in self.heads.values():
+            counts += heads.mask
+        return counts
+
+    def __str__(self) -> str:
+        width = max(len(f"{pair.first}, {pair.second}") for pair in self.pairs)
+        lines = [f"{'':{width}}  shared  by chance  jaccard  rank correlation"]
+        lines += [
+            f"{f'{pair.first}, {pair.second}':{width}}  {pair.shared:6}  {pair.by_chance:9.1f}  "
+            f"{pair.jaccard:7.3f}  {pair.rank_correlation:16.3f}"
+            for pair in self.pairs
+        ]
+        return "\n".join(lines)
+
+    def plot(self) -> "Figure":
+        """A map of layers x heads for each task, and one of how many tasks select each head.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+        """
+        with needed("a picture", PICTURES):
+            from alps import plot
+        return plot.comparison_figure(self)
+
+
+def compare(
+    tasks: Mapping[str, HeadScores | HeadSet],
+    *,
+    ratio: float | None = None,
+    statistic: str | None = None,
+) -> Comparison:
+    """Compares the heads of several tasks: how many they share, and how alike their ranks are.
+
+    Of scores the best heads are taken, by rule "global"; a head set is taken as it is.
+
+    Args:
+        tasks: Scores or head sets of one model, two or more, by names of the caller's.
+        ratio: The share of the heads to take of scores; 0.10 when not given.
+        statistic: What ranks the heads of scores; "wasserstein" unless they have only one other.
+
+    Raises:
+        ArgumentError: There are fewer than two tasks, they are not of one geometry, an argument is out of its
+            domain, or has no meaning because there are no scores.
+    """
+    if len(tasks) < 2:
+        raise ArgumentError(f"a comparison needs two tasks or more, found {len(tasks)}")
+    names = list(tasks)
+    geometry = tasks[names[0]].geometry
+    for name in names[1:]:
+        if difference := geometry.difference(tasks[name].geometry):
+            raise ArgumentError(f"{names[0]} and {name} are of two geometries: {difference}")
+    scored = {name: task for name, task in tasks.items() if isinstance(task, HeadScores)}
+    statistic = _common_statistic(scored, ratio, statistic)
+    heads = {
+        name: task.select(DEFAULT_RATIO if ratio is None else ratio, statistic=statistic)
+        if isinstance(task, HeadScores)
+        else task
+        for name, task in tasks.items()
+    }
+    scores = {name: task[statistic] for name, task in scored.items() if statistic is not None}
+    pairs = tuple(_pair(one, other, heads, scores) for one, other in combinations(names, 2))
+    return Comparison(heads, scores, statistic, geometry, pairs)
+
+
+def _common_statistic(
+    scored: Mapping[str, HeadScores], ratio: float | None, statistic: str | None
+) -> str | None:
+    if not scored:
+        for name, value in (("ratio", ratio), ("statistic", statistic)):
+            if value is not None:
+                raise ArgumentError(f"head sets are compared as they are, found {name} {value}")
+        return None
+    by = {name: scores.ranking_statistic(statistic) for name, scores in scored.items()}
+    if len(set(by.values())) > 1:
+        found = ", ".join(f"{name} by {statistic}" for name, statistic in by.items())
+        raise ArgumentError(f"scores are compared by one statistic: name one; found {found}")
+    return next(iter(by.values()))
+
+
+def _pair(
+    first: str, second: str, heads: Mapping[str, HeadSet], scores: Mapping[str, NDArray[np.float64]]
+) -> Pair:
+    one, other = heads[first], heads[second]
+    total = one.geometry.heads
+    return Pair(
+        first=first,
+        second=second,
+        shared=len(one & other),
+        by_chance=len(one) * len(other) / total if total else 0.0,
+        jaccard=one.jaccard(other),
+        rank_correlation=(
+            rank_correlation(scores[first], scores[second]) if {first, second} <= scores.keys() else np.nan
+        ),
+    )
+
+
+def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Spearman's rank correlation, ties at their mean rank, over the entries that are numbers in both."""
+    both = ~(np.isnan(one) | np.isnan(other))
+    ranks = _ranks(one[both]), _ranks(other[both])
+    centred = [rank - rank.mean() for rank in ranks if rank.size]
+    if not centred or not all(rank.any() for rank in centred):
+        return float("nan")
+    first, second = (rank / np.linalg.norm(rank) for rank in centred)
+    return float(np.clip(first @ second, -1.0, 1.0))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]

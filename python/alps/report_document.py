@@ -1,0 +1,243 @@
+"""Reports: one HTML file with tables, pictures and provenance that needs nothing else to be read.
+
+Needs jinja2 and matplotlib, and is imported only where a report is asked for.
+"""
+
+import base64
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from alps import _alps, pictures, plot, wording
+from alps.compare import Comparison
+from alps.drawing.look import INK
+from alps.drawing.scale import limits
+from alps.errors import ArgumentError
+from alps.geometry import Geometry
+from alps.heads import HeadSet
+from alps.scores import HeadScores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TOP = 50
+"""Heads in the table of scores that no heads were selected of."""
+
+_PIXELS_PER_INCH = 112
+_LIGHT_ON_DARK = "#e4e7eb"
+
+
+def document(
+    content: HeadScores | HeadSet | Comparison, heads: HeadSet | None = None, *, statistic: str | None = None
+) -> str:
+    """A report as an HTML document; see `alps.write_report`."""
+    if isinstance(content, HeadScores):
+        return render("scores.html", of_scores(content, heads, statistic))
+    if heads is not None or statistic is not None:
+        raise ArgumentError("heads and a statistic go with scores only")
+    if isinstance(content, HeadSet):
+        return render("scores.html", _of_set(content))
+    return render("comparison.html", _of_comparison(content))
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page from a template of this package and what it says."""
+    environment = Environment(
+        loader=PackageLoader("alps"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(context, version=_alps.__version__)
+
+
+def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) -> dict[str, Any]:
+    """What the page of scores says."""
+    name = scores.ranking_statistic(statistic)
+    geometry = scores.geometry
+    numbers = scores[name]
+    low, high = limits(numbers)
+    ranked = [
+        (rank, geometry.row_of(layer), layer, head)
+        for rank, (layer, head, _) in enumerate(scores.top(geometry.heads, name), start=1)
+    ]
+    if heads is None:
+        listed, heads_title = ranked[:_TOP], f"The {min(_TOP, geometry.heads)} heads that moved most"
+    else:
+        listed = [place for place in ranked if heads.mask[place[1], place[3]]]
+        heads_title = "The selected heads"
+    names = [name, *(other for other in scores if other != name)]
+    drawn: dict[str, Any] = dict.fromkeys(("map", "layers", "ranks"))
+    if geometry.heads:
+        for kind, words in (("map", "layers by heads"), ("layers", "by layer"), ("ranks", "by rank")):
+            figure = plot.scores_figure(scores, heads, kind=kind, statistic=name, titled=False)  # type: ignore[arg-type]
+            drawn[kind] = picture(figure, f"Scores of the attention heads by {name}, {words}")
+    chosen = 0 if heads is None else len(heads)
+    return drawn | {
+        "title": "How far each attention head moved",
+        "pair": wording.pair(scores.provenance, 200),
+        "numbers": [*_facts(geometry, heads), _Fact("ranked by", wording.printable(name))],
+        "statistic": name,
+        "lowest": f"{low:.3g}",
+        "highest": f"{high:.3g}",
+        "selected": heads is not None,
+        "blank": int((~np.isfinite(numbers)).sum()),
+        "grouped": geometry.heads_per_group > 1,
+        "cut": heads is not None and chosen > 0 and all(rank <= chosen for rank, *_ in listed),
+        "heads_title": heads_title,
+        "choice": "" if heads is None else wording.choice(heads.provenance),
+        "columns": ["rank", "layer", "head", "K/V group", *names],
+        "heads": [
+            [
+                rank,
+                layer,
+                head,
+                geometry.group_of(head),
+                *(f"{scores[other][row, head]:.4g}" for other in names),
+            ]
+            for rank, row, layer, head in listed
+        ],
+        "statistics": [_statistic(other, scores[other]) for other in scores],
+        "provenance": scores.provenance,
+        "geometry": _fields(geometry),
+    }
+
+
+def _of_set(heads: HeadSet) -> dict[str, Any]:
+    geometry = heads.geometry
+    return {
+        "title": "The selected attention heads",
+        "pair": wording.pair(heads.provenance, 200),
+        "numbers": _facts(geometry, heads),
+        "map": picture(plot.set_figure(heads, titled=False), "The selected heads, layers by heads")
+        if geometry.heads
+        else None,
+        "layers": None,
+        "ranks": None,
+        "statistic": None,
+        "selected": True,
+        "blank": 0,
+        "grouped": geometry.heads_per_group > 1,
+        "heads_title": "The selected heads",
+        "choice": wording.choice(heads.provenance),
+        "columns": ["layer", "head", "K/V group"],
+        "heads": [[layer, head, geometry.group_of(head)] for layer, head in heads],
+        "statistics": [],
+        "provenance": heads.provenance,
+        "geometry": _fields(geometry),
+    }
+
+
+def _of_comparison(comparison: Comparison) -> dict[str, Any]:
+    geometry = comparison.geometry
+    counts = comparison.counts
+    several = sorted(np.argwhere(counts > 1).tolist(), key=lambda place: (-counts[place[0], place[1]], place))
+    return {
+        "title": "The attention heads of several tasks",
+        "numbers": [
+            _Fact("model", geometry.model_type),
+            *(
+                _Fact(name, f"{len(heads):,}", f"of {geometry.heads:,} heads")
+                for name, heads in comparison.heads.items()
+            ),
+        ],
+        "pairs": [
+            {
+                "first": pair.first,
+                "second": pair.second,
+                "shared": f"{pair.shared:,}",
+                "by_chance": f"{pair.by_chance:,.1f}",
+                "jaccard": f"{pair.jaccard:.3f}",
+                "rank_correlation": "" if np.isnan(pair.rank_correlation) else f"{pair.rank_correlation:.3f}",
+            }
+            for pair in comparison.pairs
+        ],
+        "map": picture(
+            plot.comparison_figure(comparison, titled=False), "The heads of each task, layers by heads"
+        )
+        if geometry.heads
+        else None,
+        "statistic": comparison.statistic,
+        "heads": [
+            {
+                "layer": geometry.layers[row],
+                "head": head,
+                "group": geometry.group_of(head),
+                "count": int(counts[row, head]),
+                "tasks": ", ".join(name for name, heads in comparison.heads.items() if heads.mask[row, head]),
+            }
+            for row, head in several
+        ],
+        "provenance": {name: heads.provenance for name, heads in comparison.heads.items()},
+        "geometry": _fields(geometry),
+    }
+
+
+@dataclass(frozen=True)
+class _Fact:
+    name: str
+    value: str
+    of: str = ""
+
+
+def _facts(geometry: Geometry, heads: HeadSet | None) -> list[_Fact]:
+    layers, across = geometry.shape
+    facts = [_Fact("model", geometry.model_type, f"{layers} layers × {across} heads")]
+    if heads is None:
+        return facts
+    report = heads.report
+    return [
+        *facts,
+        _Fact("selected heads", f"{report.heads:,}", f"of {report.total_heads:,}"),
+        _Fact(
+            "their key/value groups", f"{report.key_value_groups:,}", f"of {report.total_key_value_groups:,}"
+        ),
+        _Fact("their Q/K/V parameters", f"{100 * report.share:.1f} %", f"{report.trainable_parameters:,}"),
+    ]
+
+
+def _statistic(name: str, numbers: Any) -> dict[str, str]:
+    finite = numbers[np.isfinite(numbers)]
+    lowest, median, highest = (
+        (f"{of(finite):.4g}" for of in (np.min, np.median, np.max)) if finite.size else ("",) * 3
+    )
+    unit = wording.UNITS.get(name)
+    meaning = wording.MEANINGS.get(name, "")
+    return {
+        "name": name,
+        "lowest": lowest,
+        "median": median,
+        "highest": highest,
+        "meaning": f"{meaning} ({unit})" if unit else meaning,
+    }
+
+
+def _fields(geometry: Geometry) -> dict[str, str]:
+    fields = geometry.to_fields()
+    fields["layers"] = f"{len(geometry.layers)}: {', '.join(map(str, geometry.layers))}"
+    return {name.replace("_", " "): str(value) for name, value in fields.items()}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    source: str
+    width: int
+    height: int
+    alternative: str
+
+
+def picture(figure: "Figure", alternative: str) -> _Picture:
+    """An SVG picture as an address that holds it, drawn light on dark where the page is."""
+    width, height = (round(float(inches) * _PIXELS_PER_INCH) for inches in figure.get_size_inches())
+    svg = pictures.encode(figure, "svg", transparent=True).decode()
+    style = (
+        f"<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:{_LIGHT_ON_DARK}}}}}</style>"
+    )
+    svg = re.sub(r"<svg [^>]*>", lambda start: start[0] + style, svg.replace(INK, "currentColor"), count=1)
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+    return _Picture(source, width, height, alternative)
