@@ -245,7 +245,7 @@ def test_the_folder_must_not_exist(tmp_path: Path) -> None:
 def test_a_library_without_source_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text('"""Some docstring."""\nx = 1\n')
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(alps.ArgumentError, match=r"expected 20,000 characters .* found 15 and 10"):
+    with pytest.raises(alps.ArgumentError, match=r"expected 20,000 characters .* found 15 and 5"):
         standard_library(20_000)
 
 

@@ -13,7 +13,7 @@ from alps.scores import HeadScores
 CONTENTS = {
     "base/": "the base, a checkpoint with its tokenizer",
     "tuned/": "the tuned copy of the first seed",
-    "trained/": "the base with its selected heads (and all but Q, K and V) trained",
+    "trained/": "the base, its selected heads and all but Q/K/V trained",
     "scores.safetensors": "what alps scan found; alps show prints it",
     "heads.json": "the selected heads",
     "heads.png": "a picture of both",

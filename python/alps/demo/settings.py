@@ -26,10 +26,10 @@ class Settings:
 
     seeds: int = 3
     base_steps: int = 500
-    steps: int = 80
+    steps: int = 70
     batch: int = 8
     window: int = 64
-    measured: int = 96
+    measured: int = 64
     characters: int = 400_000
     vocabulary: int = 384
     layers: int = 4

@@ -57,8 +57,8 @@ def explanation(results: Results) -> str:
     spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "a single seed, so no spread"
     return (
         f"{results.steps} steps on the same batches for every way; {spread}. Losses are in nats for each token of "
-        "unseen text; what the general loss rises above the base's is what was forgotten. Milliseconds are processor "
-        "time on one thread. Memory is counted, not sampled: all parameters, gradients and the optimizer's state, "
+        "unseen text; what the general loss rises above the base's is what was forgotten. Parameters, time and "
+        "memory are means. Time is the processor's, on one thread. Memory is counted, not sampled: all parameters, gradients and the optimizer's state, "
         "without activations."
     )
 
