@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import alps
-from alps import ArgumentError, HeadScores, HeadSet, cli, terminal
+from alps import ArgumentError, HeadScores, HeadSet, cli, terminal_map
 from builders import small_geometry, small_scores
 from checkpoints import Shape, name, random_weights, write, write_long_pair
 
@@ -157,6 +159,17 @@ def test_show_tells_scores_and_heads_by_content(scores_file: Path, tmp_path: Pat
         (["scan", "base", "tuned", "--output", "missing/scores"], "missing: there is no such folder"),
         (["scan", "base", "tuned", "--statistic", "changed", "--form", "product"], "no statistic 'changed'"),
         (["scan", "/no/base", "tuned"], "/no/base: there is no such file or folder"),
+        (
+            ["scan", "/no/base", "tuned", "--plot", "map.gif"],
+            r"map\.gif: .*\.png, \.svg or \.pdf; found \.gif",
+        ),
+        (["scan", "/no/base", "tuned", "--plot", "map"], "map: .*found no suffix"),
+        (["scan", "/no/base", "tuned", "--plot", "missing/map.png"], "missing: there is no such folder"),
+        (["scan", "/no/base", "tuned", "--report", "report.txt"], r"report\.txt: .*\.html or \.htm"),
+        (["scan", "/no/base", "tuned", "--report", "missing/a.html"], "missing: there is no such folder"),
+        (["compare", "scores"], "two tasks or more, found 1"),
+        (["compare", "scores", "scores"], "scores: given twice"),
+        (["compare", "scores", "text"], "text: expected scores or heads"),
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_1(
@@ -222,18 +235,18 @@ def wide(heads: int, layers: tuple[int, ...] = (0, 1), width: int = 80) -> list[
     numbers = np.arange(geometry.heads, dtype=np.float64).reshape(geometry.shape)
     console = Console(width=width)
     selection = HeadSet.from_pairs([(layers[-1], heads - 1)], geometry)
-    return terminal.head_map(console, geometry, numbers, selection).plain.splitlines()
+    return terminal_map.head_map(console, geometry, numbers, selection).plain.splitlines()
 
 
 @pytest.mark.parametrize("heads", [1, 4, 32, 37, 38, 64, 71, 74, 75, 96, 97, 128, 149, 256, 1000])
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_a_map_fits_the_terminal(heads: int, width: int) -> None:
-    ruler, first, last, legend = wide(heads, width=width)
-    assert max(map(len, (ruler, first, last))) <= width
+    ruler, first, last, *legend = wide(heads, width=width)
+    assert max(map(len, (ruler, first, last, *legend))) <= width
     assert len(first) == len(last)
     assert first.startswith("    0 ·")
     assert last.endswith("█")
-    assert "█ selected" in legend
+    assert "█ selected" in "   ".join(legend)
 
 
 def test_a_wide_map_merges_heads_evenly() -> None:
@@ -248,8 +261,8 @@ def test_a_merged_cell_shows_the_highest_score() -> None:
     numbers = np.zeros((1, 100))
     numbers[0, 1] = 1.0
     numbers[0, 2:4] = np.nan
-    row = terminal.head_map(Console(width=80), geometry, numbers, None).plain.splitlines()[1]
-    assert row[6:9] == "▓?·"
+    row = terminal_map.head_map(Console(width=80), geometry, numbers, None).plain.splitlines()[1]
+    assert row[6:9] == "▓ ·"
 
 
 @pytest.fixture
@@ -342,3 +355,162 @@ def test_a_scan_in_a_terminal_shows_a_bar_and_ends_soon_after_ctrl_c(tmp_path: P
     assert (scanning.returncode, output) == (130, b"")
     assert seconds < 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
+
+
+PICTURES = {"map.png": b"\x89PNG\r\n", "map.SVG": b"<?xml", "map.pdf": b"%PDF-"}
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_pictures_and_reports_are_written(
+    scan: FakeScan, scores_file: Path, tmp_path: Path, picture: str
+) -> None:
+    heads = tmp_path / "heads.json"
+    small_scores().select().save(heads)
+    plot, report = tmp_path / picture, tmp_path / "report.html"
+    for arguments in (
+        ["scan", "base", "tuned"],
+        ["select", scores_file],
+        ["select", scores_file, "--rule", "random"],
+        ["show", scores_file],
+        ["show", heads],
+        ["compare", scores_file, heads],
+    ):
+        result = invoke(*arguments, "--plot", plot, "--report", report)
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout.endswith(f"picture written to {plot}\nreport written to {report}\n")
+        assert plot.read_bytes().startswith(PICTURES[picture])
+        assert report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        plot.unlink()
+        report.unlink()
+
+
+@pytest.mark.parametrize(
+    ("package", "option", "file"), [("matplotlib", "--plot", "a.png"), ("jinja2", "--report", "a.html")]
+)
+def test_without_the_packages_a_picture_is_refused_before_any_work(
+    tmp_path: Path, package: str, option: str, file: str
+) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from alps.cli import main; main()"
+    arguments = ["scan", "/no/base", "/no/tuned", option, tmp_path / file]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.fullmatch(
+        r"alps: error: a \w+ needs more packages: pip install 'alps-heads\[plot\]' .*\n", ran.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_picture_stays_when_a_new_one_fails(
+    scores_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plot, report = tmp_path / "map.png", tmp_path / "report.html"
+    plot.write_bytes(b"old")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", interrupted)
+    for options in (["--plot", plot], ["--report", report]):
+        assert invoke("select", scores_file, *options).exit_code == 130
+    assert plot.read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"map.png", scores_file.name}
+
+
+def test_compare_shows_the_numbers_and_the_map(scores_file: Path, tmp_path: Path) -> None:
+    heads = tmp_path / "heads.json"
+    small_scores().select(0.25).save(heads)
+    shown = invoke("compare", scores_file, heads, "--ratio", "0.5")
+    assert shown.exit_code == 0, shown.stderr
+    assert re.search(r"^ scores +heads +3 +1\.5 +0\.500 *$", shown.stdout, re.MULTILINE)
+    assert "    0 ··████··" in shown.stdout
+    document = json.loads(invoke("compare", scores_file, heads, "--ratio", "0.5", "--json").stdout)
+    assert document["statistic"] == "wasserstein"
+    assert document["pairs"] == [
+        {
+            "first": "scores",
+            "second": "heads",
+            "shared": 3,
+            "by_chance": 1.5,
+            "jaccard": 0.5,
+            "rank_correlation": None,
+        }
+    ]
+    assert document["heads"]["heads"]["report"]["heads"] == 3
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "scores" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        small_scores().save(file)
+    document = json.loads(invoke("compare", *files, "--json").stdout)
+    assert list(document["heads"]) == list(map(str, files))
+    assert document["pairs"][0]["rank_correlation"] == 1
+
+
+def in_colour(heads: int, width: int = 80, **options: Any) -> Console:
+    """A terminal that shows colours, with a map on it whose head 2 has no number and whose last is selected."""
+    geometry = small_geometry(query_heads=heads, key_value_heads=1)
+    numbers = np.arange(geometry.heads, dtype=np.float64).reshape(geometry.shape)
+    numbers[0, 2] = np.nan
+    settings = {"force_terminal": True, "color_system": "truecolor", "file": io.StringIO(), "record": True}
+    console = Console(width=width, **settings | options)
+    selection = HeadSet.from_pairs([(3, heads - 1)], geometry)
+    console.print(terminal_map.head_map(console, geometry, numbers, selection))
+    return console
+
+
+ORANGE = "255;144;32"
+
+
+@pytest.mark.parametrize(
+    ("heads", "cell"), [(4, "  "), (37, "  "), (38, " "), (74, " "), (75, "half"), (148, "half")]
+)
+def test_a_map_in_colour_has_a_cell_for_every_head_as_long_as_it_fits(heads: int, cell: str) -> None:
+    lines = in_colour(heads).export_text(styles=True).splitlines()
+    plain = in_colour(heads).export_text().splitlines()
+    assert max(map(len, plain)) <= 80
+    assert "a cell is" not in "".join(plain)
+    last = lines[3]
+    characters = re.findall(r"\x1b\[([\d;]*)m([ ▌▐]+)\x1b\[0m", last)
+    if cell == "half":
+        assert len(characters) == -(-heads // 2)
+        assert last.count(ORANGE) == 1
+        assert "▐" in lines[1]  # the head without a number leaves its half as it is
+    else:
+        assert [text for _, text in characters] == [cell] * heads
+        assert [style for style, _ in characters].count(f"48;2;{ORANGE}") == 1
+        assert characters[-1][0] == f"48;2;{ORANGE}"
+    assert "selected" in plain[-1]
+
+
+def test_a_map_in_colour_gets_lighter_with_the_score() -> None:
+    last = in_colour(8).export_text(styles=True).splitlines()[3]
+    colours = [tuple(map(int, match)) for match in re.findall(r"48;2;(\d+);(\d+);(\d+)m", last)][:-1]
+    assert len(set(colours)) == 7
+    for lower, higher in pairwise(colours):
+        assert all(one <= other for one, other in zip(lower, higher, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_color": True},
+        {"color_system": None},
+        {"color_system": "standard"},
+        {"_environ": {"NO_COLOR": "1"}},
+    ],
+)
+def test_without_colours_the_map_is_of_characters(options: dict[str, Any]) -> None:
+    shown = in_colour(4, **options).export_text()
+    assert "    0 ····  ░░" in shown
+    assert "    3 ▒▒▓▓▓▓██" in shown
+    assert "blank: no number" in shown
+
+
+def test_a_count_map_is_filled_where_all_agree() -> None:
+    geometry = small_geometry(layers=(0,))
+    shown = terminal_map.count_map(Console(width=80), geometry, np.array([[0, 1, 2, 3]]), 3).plain
+    assert shown.splitlines()[1:] == ["    0 ··▒▒▓▓██", "·░▒▓ selected by 0 to 2 of 3 tasks   █ all"]

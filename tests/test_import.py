@@ -1,7 +1,18 @@
 import subprocess
 import sys
 
-HEAVY = {"torch", "transformers", "matplotlib", "typer", "rich", "safetensors", "scipy", "huggingface_hub"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "matplotlib",
+    "typer",
+    "rich",
+    "safetensors",
+    "scipy",
+    "huggingface_hub",
+    "jinja2",
+    "pandas",
+}
 
 
 def test_importing_alps_imports_nothing_heavy() -> None:

@@ -61,6 +61,6 @@ def _format(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ArgumentError(
-            f"{os.fspath(path)}: a picture is named {', '.join(FORMATS)}; found {suffix or 'no suffix'}"
+            f"{os.fspath(path)}: a picture's name ends in .png, .svg or .pdf; found {suffix or 'no suffix'}"
         )
     return FORMATS[suffix]

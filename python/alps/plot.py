@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from alps import wording
@@ -38,9 +39,10 @@ from alps.scores import HeadScores
 Kind = Literal["overview", "map", "layers", "ranks"]
 
 # Inches.
-_BAR, _BAR_GAP, _BAR_LABELS, _TALLEST_BAR = 0.11, 0.14, 0.56, 3.0
+_BAR, _BAR_GAP, _BAR_LABELS, _SHORTEST_BAR, _TALLEST_BAR = 0.11, 0.14, 0.56, 2.1, 3.0
 _PROFILE, _RANKS = 1.7, 1.7
 _ALONE_WIDTH, _ALONE_HEIGHT = 7.0, 2.8
+_SWATCH, _SWATCH_STEP, _SWATCH_LINE = 0.12, 0.36, 0.2
 _PANEL_SIDE, _NARROWEST_PANEL, _PANEL_HEADING = 3.2, 2.2, 0.42
 
 
@@ -154,7 +156,9 @@ def _map_figure(view: View) -> Figure:
     width, height = map_size(view.geometry)
     top = group_axis(view.geometry)
     beside = _BAR_GAP + _BAR + _BAR_LABELS
-    sheet = new_sheet(LEFT + width + beside + RIGHT, top + height + BOTTOM, view.title, view.lines)
+    sheet = new_sheet(
+        LEFT + width + beside + RIGHT, top + max(height, _SHORTEST_BAR) + BOTTOM, view.title, view.lines
+    )
     _draw_map(sheet, view, top, width, height)
     return sheet.figure
 
@@ -164,7 +168,7 @@ def _overview_figure(view: View) -> Figure:
     top = group_axis(view.geometry)
     profile = LEFT + width + _BAR_GAP + _BAR + _BAR_LABELS + 0.12
     total = profile + _PROFILE + RIGHT
-    ranks = top + height + BOTTOM + 0.3
+    ranks = top + max(height, _SHORTEST_BAR) + BOTTOM + 0.3
     sheet = new_sheet(total, ranks + _RANKS + BOTTOM, view.title, view.lines)
     _draw_map(sheet, view, top, width, height)
 
@@ -203,7 +207,7 @@ def _draw_map(sheet: Sheet, view: View, top: float, width: float, height: float)
     colors = draw_cells(axes, view.numbers, view.range, view.geometry)
     if view.heads is not None:
         mark(axes, view.heads)
-    bar_height = min(height, _TALLEST_BAR)
+    bar_height = float(np.clip(height, _SHORTEST_BAR, _TALLEST_BAR))
     bar = sheet.axes(LEFT + width + _BAR_GAP, top, _BAR, bar_height)
     sheet.figure.colorbar(colors, cax=bar)
     bar.set_gid("colour bar")
@@ -229,18 +233,23 @@ def _draw_counts(sheet: "Sheet", axes: Axes, comparison: Comparison) -> None:
     )
     image.set_gid("counts")
     separate_cells(axes, geometry)
-    used = range(tasks + 1)
     box = axes.get_position()
-    left, top = box.x0 * sheet.width, (1 - box.y1) * sheet.height - sheet.top - group_axis(geometry)
-    swatch = 0.12
-    for count in used:
-        place = left + count * 0.36
-        cell = sheet.axes(place, top - 0.2, swatch, swatch)
-        cell.set(facecolor=colors(count), xticks=[], yticks=[])
-        cell.spines[:].set_visible(False)
+    left = box.x0 * sheet.width
+    top = (1 - box.y1) * sheet.height - group_axis(geometry) - _SWATCH_LINE
+    for count in range(tasks + 1):
+        place = left + count * _SWATCH_STEP
+        sheet.figure.add_artist(
+            Rectangle(
+                (place / sheet.width, 1 - (top + _SWATCH) / sheet.height),
+                _SWATCH / sheet.width,
+                _SWATCH / sheet.height,
+                facecolor=colors(count),
+                linewidth=0,
+            )
+        )
         sheet.figure.text(
-            (place + swatch + 0.05) / sheet.width,
-            1 - (sheet.top + top - 0.2 + swatch / 2) / sheet.height,
+            (place + 1.4 * _SWATCH) / sheet.width,
+            1 - (top + _SWATCH / 2) / sheet.height,
             str(count),
             va="center_baseline",
             fontsize=7,

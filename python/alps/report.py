@@ -54,7 +54,7 @@ def check_report(path: str | os.PathLike[str]) -> None:
     suffix = Path(path).suffix
     if suffix.lower() not in _SUFFIXES:
         raise ArgumentError(
-            f"{os.fspath(path)}: a report is named {' or '.join(_SUFFIXES)}; found {suffix or 'no suffix'}"
+            f"{os.fspath(path)}: a report's name ends in {' or '.join(_SUFFIXES)}; found {suffix or 'no suffix'}"
         )
     check_writable(path)
     with needed("a report", PICTURES):

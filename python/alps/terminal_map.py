@@ -69,7 +69,7 @@ def count_map(console: Console, geometry: Geometry, counts: NDArray[np.int64], h
     """Layers x heads, shaded by how many of `highest` tasks select the head; filled where all do."""
     everywhere = HeadSet(counts == highest, geometry)
     text = "selected by 0" if highest == 1 else f"selected by 0 to {highest - 1} of {highest} tasks"
-    return _map(console, geometry, counts / highest, everywhere, text, "all")
+    return _map(console, geometry, counts / max(highest - 1, 1), everywhere, text, "all")
 
 
 def _map(

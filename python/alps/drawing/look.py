@@ -9,6 +9,9 @@ from matplotlib.style import context as style
 INK = "#1b1f24"
 """The colour of everything but data, and of nothing else: a report takes its own in its place."""
 
+BORDER = "#2c3238"
+"""Lines over a map, which stay dark where a report is light on dark."""
+
 SCORES = "Blues"
 """One hue from pale to dark, which every kind of sight and a grey print keep in order."""
 

@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from alps.drawing.look import FAINT, INK, PALE, SCORES, SELECTED
+from alps.drawing.look import BORDER, FAINT, PALE, SCORES, SELECTED
 from alps.drawing.sheet import inches_of, step
 from alps.geometry import Geometry
 from alps.heads import HeadSet
@@ -18,6 +18,7 @@ from alps.heads import HeadSet
 _GROUP_AXIS, _NO_GROUP_AXIS = 0.42, 0.12
 _SIDE, _SMALLEST_CELL, _LARGEST_CELL = 6.4, 0.065, 0.5
 WIDEST = 14.0
+_LABEL_WIDTH, _LABEL_HEIGHT = 0.28, 0.15
 
 
 def map_size(geometry: Geometry, side: float = _SIDE) -> tuple[float, float]:
@@ -59,8 +60,8 @@ def frame(axes: Axes, geometry: Geometry) -> None:
     axes.set_xlim(-0.5, heads - 0.5)
     axes.set_ylim(layers - 0.5, -0.5)
     width, height = inches_of(axes)
-    columns = range(0, heads, step(heads, width, 0.24))
-    rows = range(0, layers, step(layers, height, 0.15))
+    columns = range(0, heads, step(heads, width, _LABEL_WIDTH))
+    rows = range(0, layers, step(layers, height, _LABEL_HEIGHT))
     axes.set_xticks(columns, [str(head) for head in columns])
     axes.set_yticks(rows, [str(geometry.layers[row]) for row in rows])
     axes.set_xlabel("head", labelpad=2)
@@ -68,7 +69,7 @@ def frame(axes: Axes, geometry: Geometry) -> None:
     axes.spines[:].set(color=PALE, linewidth=0.5)
     size = geometry.heads_per_group
     if size > 1:
-        groups = range(0, geometry.key_value_heads, step(geometry.key_value_heads, width, 0.24))
+        groups = range(0, geometry.key_value_heads, step(geometry.key_value_heads, width, _LABEL_WIDTH))
         above = axes.secondary_xaxis("top")
         above.set_xticks(
             [group * size + (size - 1) / 2 for group in groups], [str(group) for group in groups]
@@ -87,7 +88,7 @@ def separate_groups(axes: Axes, geometry: Geometry) -> None:
         np.arange(size, geometry.query_heads, size) - 0.5,
         -0.5,
         len(geometry.layers) - 0.5,
-        color=INK,
+        color=BORDER,
         linewidth=float(np.clip(0.06 * _cell_points(axes), 0.5, 1.0)),
         capstyle="butt",
     )
