@@ -23,7 +23,7 @@ class Learner:
         self.model = model
         self.seconds = 0.0
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._trained, lr=peak_rate, weight_decay=0.1)
+        self._optimizer = torch.optim.AdamW(self._trained, lr=peak_rate, weight_decay=0.1, fused=True)
         self._schedule = get_cosine_with_min_lr_schedule_with_warmup(
             self._optimizer, steps // 10, steps, min_lr_rate=0.1
         )

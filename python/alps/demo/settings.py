@@ -26,7 +26,7 @@ class Settings:
 
     seeds: int = 3
     base_steps: int = 500
-    steps: int = 70
+    steps: int = 60
     batch: int = 8
     window: int = 64
     measured: int = 64
