@@ -391,7 +391,7 @@ def test_without_the_packages_a_picture_is_refused_before_any_work(
     tmp_path: Path, package: str, option: str, file: str
 ) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from alps.cli import main; main()"
-    arguments = ["scan", "/no/base", "/no/tuned", option, tmp_path / file]
+    arguments = ["scan", "/no/base", "/no/tuned", option, str(tmp_path / file)]
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
@@ -412,8 +412,8 @@ def test_an_old_picture_stays_when_a_new_one_fails(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", interrupted)
-    for options in (["--plot", plot], ["--report", report]):
-        assert invoke("select", scores_file, *options).exit_code == 130
+    for option, file in (("--plot", plot), ("--report", report)):
+        assert invoke("select", scores_file, option, file).exit_code == 130
     assert plot.read_bytes() == b"old"
     assert {path.name for path in tmp_path.iterdir()} == {"map.png", scores_file.name}
 
@@ -455,7 +455,12 @@ def in_colour(heads: int, width: int = 80, **options: Any) -> Console:
     geometry = small_geometry(query_heads=heads, key_value_heads=1)
     numbers = np.arange(geometry.heads, dtype=np.float64).reshape(geometry.shape)
     numbers[0, 2] = np.nan
-    settings = {"force_terminal": True, "color_system": "truecolor", "file": io.StringIO(), "record": True}
+    settings: dict[str, Any] = {
+        "force_terminal": True,
+        "color_system": "truecolor",
+        "file": io.StringIO(),
+        "record": True,
+    }
     console = Console(width=width, **settings | options)
     selection = HeadSet.from_pairs([(3, heads - 1)], geometry)
     console.print(terminal_map.head_map(console, geometry, numbers, selection))

@@ -113,13 +113,17 @@ def run_command(line: str) -> str:
         (
             "README.md",
             {
-                "heads.json",
-                "scores.safetensors",
-                "out",
-                "adapter",
-                "scores.json",
-                "groups.json",
-                "shown.json",
+                *(
+                    "heads.json",
+                    "scores.safetensors",
+                    "heads.png",
+                    "report.html",
+                    "tasks.svg",
+                    "out",
+                    "adapter",
+                ),
+                *("scores.json", "groups.json", "shown.json", "ranks.pdf", "groups.html", "selected.txt"),
+                "compared.png",
             },
         ),
         (

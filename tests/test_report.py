@@ -58,7 +58,7 @@ def hostile_scores() -> HeadScores:
 
 def all_documents(scores: HeadScores, statistic: str) -> list[str]:
     heads = scores.select(0.25, statistic=statistic)
-    tasks = {HOSTILE: scores, "other": heads}
+    tasks: dict[str, HeadScores | HeadSet] = {HOSTILE: scores, "other": heads}
     return [
         document(scores, heads, statistic=statistic),
         document(scores, statistic=statistic),
@@ -106,7 +106,7 @@ def test_a_report_sums_the_statistics_up() -> None:
 
 def test_a_report_of_a_comparison_has_every_pair_and_every_shared_head() -> None:
     scores = small_scores()
-    tasks = {
+    tasks: dict[str, HeadScores | HeadSet] = {
         "one": scores,
         "two": scores.select(0.25),
         "three": HeadSet.from_pairs([(0, 1)], scores.geometry),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -63,6 +64,12 @@ def run(*command: str | Path, cwd: Path | None = None) -> None:
 
 def test_one_wheel_serves_every_version(wheel: Path) -> None:
     assert re.fullmatch(r"alps_heads-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
+
+
+def test_the_wheel_brings_the_templates_of_reports(wheel: Path) -> None:
+    with ZipFile(wheel) as files:
+        packed = {Path(name).name for name in files.namelist() if name.startswith("alps/templates/")}
+    assert packed == {path.name for path in (ROOT / "python" / "alps" / "templates").iterdir()}
 
 
 @pytest.mark.parametrize(("minor", "interpreter"), interpreters().items(), ids=lambda value: f"{value}")

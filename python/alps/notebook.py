@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alps import wording
+from alps.borders import runs
 from alps.geometry import Geometry
 from alps.heads import HeadSet
 from alps.scores import HeadScores
@@ -84,9 +85,7 @@ def _map(geometry: Geometry, share: NDArray[np.float64], color: str, label: str)
         _path(levels == level, f'fill="{color}" fill-opacity="{level / _SHADES:.3g}"')
         for level in range(1, _SHADES + 1)
     )
-    size = geometry.heads_per_group
-    edges = range(size, heads, size) if size > 1 else ()
-    lines = "".join(f"M{edge} 0v{layers}" for edge in edges)
+    lines = "".join(f"M{head} {row}v{rows}" for head, row, rows in runs(geometry))
     groups = (
         f'<path d="{lines}" stroke="currentColor" stroke-width="0.1" stroke-opacity="0.6"/>' if lines else ""
     )

@@ -191,27 +191,22 @@ def _legend(
     colour, palette = in_colour(console), _palette(console)
     parts = []
     if scale:
-        ramp = [_shade(share, False) for share in np.linspace(0, 1, 8)]
-        parts.append(_sample(ramp, 1) if colour else Text(palette.shades))
-        parts[-1].append(f" {scale}")
+        ramp = _sample([_shade(share, False) for share in np.linspace(0, 1, 8)], 1)
+        parts.append((ramp if colour else Text(palette.shades)).append(f" {scale}", style="dim"))
     if np.isnan(shares).any():
-        parts.append(Text("blank: no number"))
+        parts.append(Text("blank: no number", style="dim"))
     if filled is not None:
-        parts.append(_sample([_ORANGE], 2) if colour else Text(palette.selected))
-        parts[-1].append(f" {filled}")
+        parts.append(
+            (_sample([_ORANGE], 2) if colour else Text(palette.selected)).append(f" {filled}", style="dim")
+        )
     if merged > 1:
-        parts.append(Text(f"a cell is {merged} heads"))
-    legend = Text(style="dim")
-    room = 0
+        parts.append(Text(f"a cell is {merged} heads", style="dim"))
+    lines = [Text()]
     for part in parts:
-        if legend:
-            legend.append("   " if part.cell_len + 3 <= room else "\n")
-            room = room - 3 if part.cell_len + 3 <= room else console.width
-        else:
-            room = console.width
-        legend.append_text(part)
-        room -= part.cell_len
-    return legend
+        if lines[-1] and lines[-1].cell_len + 3 + part.cell_len > console.width:
+            lines.append(Text())
+        lines[-1].append("   " if lines[-1] else "").append_text(part)
+    return Text("\n").join(lines)
 
 
 def _sample(cells: Sequence[str | None], width: int) -> Text:

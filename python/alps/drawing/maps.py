@@ -4,11 +4,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import PatchCollection
+from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from alps.borders import groups_in_common, runs
 from alps.drawing.look import BORDER, FAINT, PALE, SCORES, SELECTED
 from alps.drawing.sheet import inches_of, step
 from alps.geometry import Geometry
@@ -32,7 +33,7 @@ def map_size(geometry: Geometry, side: float = _SIDE) -> tuple[float, float]:
 
 def group_axis(geometry: Geometry) -> float:
     """The height in inches of what stands above a map."""
-    return _GROUP_AXIS if geometry.heads_per_group > 1 else _NO_GROUP_AXIS
+    return _GROUP_AXIS if groups_in_common(geometry) else _NO_GROUP_AXIS
 
 
 def draw_cells(
@@ -68,7 +69,7 @@ def frame(axes: Axes, geometry: Geometry) -> None:
     axes.set_ylabel("layer", labelpad=3)
     axes.spines[:].set(color=PALE, linewidth=0.5)
     size = geometry.heads_per_group
-    if size > 1:
+    if groups_in_common(geometry):
         groups = range(0, geometry.key_value_heads, step(geometry.key_value_heads, width, _LABEL_WIDTH))
         above = axes.secondary_xaxis("top")
         above.set_xticks(
@@ -81,18 +82,17 @@ def frame(axes: Axes, geometry: Geometry) -> None:
 
 def separate_groups(axes: Axes, geometry: Geometry) -> None:
     """A line wherever the heads of another key/value group begin."""
-    size = geometry.heads_per_group
-    if size == 1:
+    borders = runs(geometry)
+    if not borders:
         return
-    lines = axes.vlines(
-        np.arange(size, geometry.query_heads, size) - 0.5,
-        -0.5,
-        len(geometry.layers) - 0.5,
-        color=BORDER,
-        linewidth=float(np.clip(0.06 * _cell_points(axes), 0.5, 1.0)),
+    lines = LineCollection(
+        [[(head - 0.5, row - 0.5), (head - 0.5, row + rows - 0.5)] for head, row, rows in borders],
+        colors=BORDER,
+        linewidths=float(np.clip(0.06 * _cell_points(axes), 0.5, 1.0)),
         capstyle="butt",
     )
     lines.set_gid("groups")
+    axes.add_collection(lines, autolim=False)
 
 
 def mark(axes: Axes, heads: HeadSet) -> None:
