@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test develop lint bench constraints clean environment-anew
+.PHONY: help demo docs test develop lint bench constraints clean environment-anew
 
 # An environment of the caller's must not leak into ours.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -56,12 +56,12 @@ $(environment)/.extension: $(environment)/.dependencies $(rust)
 
 develop: $(environment)/.extension ## set up .venv: dependencies, release build of the extension
 
-demo: $(environment)/.extension ## build a small pair of models, scan it, show the heads
-	@PATH="$(CURDIR)/$(environment)/bin:$$PATH" $(python) examples/make_pair.py demo
-	@echo
-	$(environment)/bin/alps scan demo/base demo/tuned --heads demo/heads.json --output demo/scores.safetensors
-	@echo
-	$(environment)/bin/alps show demo/heads.json
+demo: $(environment)/.extension ## the whole method on a tiny model, into demo/
+	@rm -rf demo
+	@$(environment)/bin/alps demo demo
+
+docs: $(environment)/.dependencies ## build the documentation, into target/docs/
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --quiet
 
 lint: $(environment)/.extension ## formatting, clippy, ruff, mypy
 	@for tool in $(cargo_tools); do \

@@ -1,10 +1,11 @@
-"""The README's examples run, and print what it shows, but for the numbers."""
+"""The examples of the README and of the documentation run, and print what is shown, but for the numbers."""
 
 import contextlib
 import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 
-from checkpoints import Shape, name, random_weights, write
+import alps
+from alps.cli import app
+from alps.demo import Settings, run
+from alps.demo.ways import WAYS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\b\d+(,\d{3})*(\.\d+)?(e[-+]\d+)?")
 MAP = re.compile(r"[·░▒▓█]+")
@@ -32,9 +39,9 @@ class Example:
     shown: str = ""
 
 
-def examples() -> list[Example]:
+def examples(document: Path) -> list[Example]:
     found: list[Example] = []
-    for language, content in FENCE.findall(README):
+    for language, content in FENCE.findall(document.read_text(encoding="utf-8")):
         if language == "text":
             found[-1].shown = content
         elif language == "console":
@@ -58,17 +65,18 @@ def shape(text: str) -> list[str]:
     return [line for line, _ in groupby(lines)]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `alps demo demo` leaves, in less time."""
+    folder = tmp_path_factory.mktemp("made") / "demo"
+    run(folder, Settings(seeds=1, base_steps=2, steps=2, batch=2, measured=2), Console(quiet=True))
+    return folder
+
+
 @pytest.fixture
-def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder, the working one, with what `make demo` leaves: a pair of the same shape."""
-    of_demo = Shape(layers=4, query_heads=8, key_value_heads=4, head_size=16, hidden_size=128)
-    weights = random_weights(of_demo, seed=0)
-    noise = random_weights(of_demo, seed=1, scale=0.005)
-    for number, layer in enumerate(range(of_demo.layers), start=1):
-        noise[name(layer, "q")] *= number
-    write(tmp_path / "demo" / "base", of_demo.config(), weights)
-    tuned = {key: weight + noise[key] for key, weight in weights.items()}
-    write(tmp_path / "demo" / "tuned", of_demo.config(), tuned)
+def demo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, the working one, with the demo's folder in it."""
+    shutil.copytree(made, tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -99,49 +107,106 @@ def run_command(line: str) -> str:
 
 # PEFT still asks what transformers deprecates.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_the_examples_print_what_they_are_said_to(demo: Path) -> None:
+@pytest.mark.parametrize(
+    ("document", "left"),
+    [
+        (
+            "README.md",
+            {
+                *(
+                    "heads.json",
+                    "scores.safetensors",
+                    "heads.png",
+                    "report.html",
+                    "tasks.svg",
+                    "out",
+                    "adapter",
+                ),
+                *("scores.json", "groups.json", "shown.json", "ranks.pdf", "groups.html", "selected.txt"),
+                "compared.png",
+            },
+        ),
+        (
+            "docs/tutorial.md",
+            {
+                *("scores.safetensors", "scan.txt", "shown.txt", "selected.txt", "heads.png", "report.html"),
+                *("heads.json", "checkpoints", "out", "adapter", "merged"),
+            },
+        ),
+    ],
+)
+def test_the_examples_print_what_they_are_said_to(document: str, left: set[str], demo: Path) -> None:
     names: dict[str, Any] = {}
-    languages = []
-    for example in examples():
+    for example in examples(ROOT / document):
         if example.language == "python":
             printed = run_python(example.code, names)
         elif example.language == "console":
             printed = run_command(example.code)
         else:
             continue
-        languages.append(example.language)
-        if example.shown or example.language == "python":
+        if example.shown:
             assert shape(printed) == shape(example.shown), example.code
-    assert {"python", "console"} == set(languages)
-    of_python = {
-        "heads.json",
-        "scores.safetensors",
-        "heads.png",
-        "report.html",
-        "tasks.svg",
-        "out",
-        "adapter",
-    }
-    of_commands = {
-        "scores.json",
-        "groups.json",
-        "shown.json",
-        "ranks.pdf",
-        "groups.html",
-        "selected.txt",
-        "compared.png",
-    }
-    assert {path.name for path in demo.iterdir()} == {"demo"} | of_python | of_commands
+    assert {path.name for path in demo.iterdir()} == {"demo"} | left
+
+
+def test_no_example_is_left_out() -> None:
+    for document in DOCUMENTS:
+        languages = {example.language for example in examples(document)}
+        if document.name not in ("README.md", "tutorial.md"):
+            assert not languages & {"python", "console"}, document
+
+
+def test_the_commands_of_a_shell_exist() -> None:
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    lines = [
+        line.partition("#")[0].split()
+        for document in DOCUMENTS
+        for example in examples(document)
+        if example.language == "sh"
+        for line in example.code.splitlines()
+    ]
+    assert ["alps", "demo"] in lines
+    for program, what, *_ in lines:
+        if program == "alps":
+            assert what in commands
+        else:
+            assert (program, what) == ("pip", "install") or (program == "make" and what in make_targets())
+
+
+def test_the_readme_shows_the_table_of_the_demo() -> None:
+    results = (ROOT / "docs" / "demo-results.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in results.splitlines() if line.startswith("|"))
+    assert table.count("\n") == 1 + 1 + len(WAYS)
+    assert table in README.read_text(encoding="utf-8")
+
+
+def test_the_documentation_builds_without_warnings_and_names_everything(tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
+    page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    for name in set(alps.__all__) - {"STATISTICS", "__version__"}:
+        what = getattr(alps, name)
+        assert f'id="{what.__module__}.{what.__qualname__}"' in page, name
+
+
+def make_targets() -> list[str]:
+    return re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_the_make_targets_exist() -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = [
         target
-        for text in (README, contributing())
+        for text in (*(it.read_text(encoding="utf-8") for it in DOCUMENTS), contributing())
         for target in re.findall(r"(?:^|`|3\.\d+ )make ([a-z]+)", text, re.MULTILINE)
     ]
-    assert {"demo", "test"} <= set(named) <= set(targets)
+    assert {"demo", "test", "docs"} <= set(named) <= set(make_targets())
 
 
 def contributing() -> str:

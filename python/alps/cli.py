@@ -21,6 +21,7 @@ from alps.compare import Comparison
 from alps.errors import AlpsError, ArgumentError, CheckpointError
 from alps.files import check_writable
 from alps.heads import HeadSet
+from alps.optional import needed
 from alps.report import check_report, write_report
 from alps.scores import DEFAULT_RATIO, HeadScores
 
@@ -276,6 +277,20 @@ def _draw(
         pictures.save(figure, plot)
     if report is not None:
         write_report(report, content, heads, statistic=statistic)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="What to make; it must not exist yet.")] = Path("alps-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How often all but the base is done anew.")] = 3,
+    as_json: _Json = False,
+) -> None:
+    """Show the whole method in a minute: train, tune, scan and compare ways to train a tiny model."""
+    with needed("the demo", "'alps-heads[train,plot]'"):
+        from alps.demo import Settings, run
+    results = run(folder, Settings(seeds=seeds), Console(quiet=True) if as_json else _console())
+    if as_json:
+        typer.echo(results.to_json(), nl=False)
 
 
 def _load(path: Path) -> HeadScores | HeadSet:

@@ -35,15 +35,16 @@ def document(
 ) -> str:
     """A report as an HTML document; see `alps.write_report`."""
     if isinstance(content, HeadScores):
-        return _render("scores.html", _of_scores(content, heads, statistic))
+        return render("scores.html", of_scores(content, heads, statistic))
     if heads is not None or statistic is not None:
         raise ArgumentError("heads and a statistic go with scores only")
     if isinstance(content, HeadSet):
-        return _render("scores.html", _of_set(content))
-    return _render("comparison.html", _of_comparison(content))
+        return render("scores.html", _of_set(content))
+    return render("comparison.html", _of_comparison(content))
 
 
-def _render(template: str, context: dict[str, Any]) -> str:
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page from a template of this package and what it says."""
     environment = Environment(
         loader=PackageLoader("alps"),
         autoescape=True,
@@ -55,7 +56,8 @@ def _render(template: str, context: dict[str, Any]) -> str:
     return environment.get_template(template).render(context, version=_alps.__version__)
 
 
-def _of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) -> dict[str, Any]:
+def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) -> dict[str, Any]:
+    """What the page of scores says."""
     name = scores.ranking_statistic(statistic)
     geometry = scores.geometry
     numbers = scores[name]
@@ -74,7 +76,7 @@ def _of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None)
     if geometry.heads:
         for kind, words in (("map", "layers by heads"), ("layers", "by layer"), ("ranks", "by rank")):
             figure = plot.scores_figure(scores, heads, kind=kind, statistic=name, titled=False)  # type: ignore[arg-type]
-            drawn[kind] = _picture(figure, f"Scores of the attention heads by {name}, {words}")
+            drawn[kind] = picture(figure, f"Scores of the attention heads by {name}, {words}")
     chosen = 0 if heads is None else len(heads)
     return drawn | {
         "title": "How far each attention head moved",
@@ -112,7 +114,7 @@ def _of_set(heads: HeadSet) -> dict[str, Any]:
         "title": "The selected attention heads",
         "pair": wording.pair(heads.provenance, 200),
         "numbers": _facts(geometry, heads),
-        "map": _picture(plot.set_figure(heads, titled=False), "The selected heads, layers by heads")
+        "map": picture(plot.set_figure(heads, titled=False), "The selected heads, layers by heads")
         if geometry.heads
         else None,
         "layers": None,
@@ -155,7 +157,7 @@ def _of_comparison(comparison: Comparison) -> dict[str, Any]:
             }
             for pair in comparison.pairs
         ],
-        "map": _picture(
+        "map": picture(
             plot.comparison_figure(comparison, titled=False), "The heads of each task, layers by heads"
         )
         if geometry.heads
@@ -229,7 +231,7 @@ class _Picture:
     alternative: str
 
 
-def _picture(figure: "Figure", alternative: str) -> _Picture:
+def picture(figure: "Figure", alternative: str) -> _Picture:
     """An SVG picture as an address that holds it, drawn light on dark where the page is."""
     width, height = (round(float(inches) * _PIXELS_PER_INCH) for inches in figure.get_size_inches())
     svg = pictures.encode(figure, "svg", transparent=True).decode()

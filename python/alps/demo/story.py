@@ -1,0 +1,186 @@
+"""Runs the demo, and tells what each step is for."""
+
+import tempfile
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+import alps
+from alps import terminal, terminal_map
+from alps.demo import artefacts, table
+from alps.demo import model as models
+from alps.demo.experiment import Experiment
+from alps.demo.findings import findings
+from alps.demo.results import Losses, Results
+from alps.demo.settings import Settings
+from alps.demo.ways import SELECTED, WAYS
+from alps.errors import ArgumentError
+
+_WIDEST = 100
+"""Characters of a line of text."""
+
+
+def run(folder: Path, settings: Settings | None = None, console: Console | None = None) -> Results:
+    """Runs the demo.
+
+    Everything is made in a hidden folder beside `folder`, which takes that name when all of it is there.
+
+    Args:
+        folder: What to make; it must not exist yet.
+        settings: The sizes; the default ones when not given.
+        console: Where the story is told; standard output when not given.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ArgumentError: `folder` exists, or this Python comes without the source of its library.
+        OSError: The folder cannot be written.
+    """
+    settings = settings or Settings()
+    console = console or Console(highlight=False)
+    if folder.exists():
+        raise ArgumentError(
+            f"{folder}: expected a free name, found something there; remove it or name another"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
+        _one_thread(),
+        _quiet(),
+        _progress(console, settings) as tick,
+    ):
+        unfinished = Path(temporary) / folder.name
+        results = _tell(unfinished, folder, Experiment.prepare(settings, tick), console)
+        unfinished.rename(folder)
+    _say(console, f"All of it is in the folder {folder}:")
+    for name, content in artefacts.CONTENTS.items():
+        console.print(f"   {name:<20} {content}")
+    return results
+
+
+def _tell(unfinished: Path, folder: Path, experiment: Experiment, console: Console) -> Results:
+    settings = experiment.settings
+    base, tuned = unfinished / "base", unfinished / "tuned"
+
+    _head(console, "1  A base model")
+    losses = experiment.make_base(base)
+    parameters = models.count(models.load(base))
+    _say(
+        console,
+        f"A Llama of {parameters:,} parameters learns English from the docstrings of Python's own library. It is the "
+        f"model that you would have downloaded. {_described(losses)}",
+    )
+
+    _head(console, "2  A copy of it, tuned on a task")
+    located = experiment.locate(base, 0, tuned)
+    _say(
+        console,
+        f"All of the copy is trained on the task, Python code, in {settings.steps} steps. It has learnt something, and "
+        f"forgotten something. {_described(located.losses)}",
+    )
+
+    _head(console, "3  Which heads did that move?")
+    scores, selected = artefacts.renamed(located.scores, located.heads.selected, unfinished, folder)
+    _say(console, "Nothing is run for this: alps scan compares the weights of the two, head by head.")
+    console.print()
+    console.print(terminal_map.head_map(console, scores.geometry, scores["wasserstein"], selected))
+    console.print()
+    _say(console, terminal.summary(selected.report))
+
+    _head(console, "4  Is it enough to train those?")
+    _say(
+        console,
+        f"The base is trained on the task again, in {len(WAYS)} ways, and all of that with {settings.seeds} seeds: each "
+        "has a tuned copy, selected heads, random heads and batches of its own.",
+    )
+    trials = []
+    for seed in range(settings.seeds):
+        if seed:
+            located = experiment.locate(base, seed, unfinished.parent / f"tuned-{seed}")
+        learners = experiment.train(base, located.heads, seed)
+        trials.append(experiment.trial(seed, located, learners))
+        if not seed:
+            trained = learners[SELECTED.name].model
+            alps.release(trained)
+            models.save(trained, experiment.tokenizer, unfinished / "trained")
+    results = Results(losses, parameters, settings.steps, trials)
+    console.print(table.for_terminal(results))
+    _say(console, table.explanation(results), style="dim")
+
+    _head(console, "5  What it says")
+    for finding in findings(results):
+        _say(console, finding, bullet="- ")
+    _say(
+        console,
+        "A tiny model and a minute show how the method is used. Whether it holds for your model, only your model shows.",
+    )
+    console.print()
+    artefacts.write(unfinished, scores, selected, results)
+    return results
+
+
+def _described(losses: Losses) -> str:
+    return f"Loss on general text {losses.general:.2f}, on the task {losses.task:.2f}."
+
+
+def _head(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+
+
+def _say(console: Console, text: str, *, style: str = "", bullet: str = "") -> None:
+    margin = 3 * " "
+    lines = textwrap.wrap(
+        text,
+        width=min(console.width, _WIDEST),
+        initial_indent=margin + bullet,
+        subsequent_indent=margin + len(bullet) * " ",
+    )
+    console.print(Text("\n".join(lines), style=style))
+
+
+@contextmanager
+def _progress(console: Console, settings: Settings) -> Iterator[Callable[[], None]]:
+    """A bar of all steps, as a callback for each; nobody sees it who reads from a file or a pipe."""
+    columns = TextColumn("   training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    total = settings.base_steps + settings.seeds * settings.steps * (1 + len(WAYS))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=total)
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a model gains little from more threads; with one, the same machine gives the same numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars of transformers, and without what PEFT asks of it although it is deprecated."""
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

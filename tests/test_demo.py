@@ -1,0 +1,317 @@
+"""The demo, at a size that takes seconds."""
+
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+import alps
+from alps import demo
+from alps.cli import app
+from alps.demo import artefacts, experiment, findings, table
+from alps.demo.learning import Learner, loss
+from alps.demo.results import Losses, Measured, Outcome, Results, Trial
+from alps.demo.texts import Text, standard_library, train_tokenizer
+from alps.demo.ways import SELECTED, WAYS
+
+TINY = demo.Settings(
+    seeds=2,
+    base_steps=3,
+    steps=2,
+    batch=2,
+    window=16,
+    measured=4,
+    characters=20_000,
+    vocabulary=300,
+    layers=2,
+    query_heads=4,
+    key_value_heads=2,
+    hidden_size=32,
+    intermediate_size=32,
+    ratio=0.25,
+)
+NAMES = [way.name for way in WAYS]
+
+
+class Run:
+    """A finished demo, and what it said and did."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "deep" / "demo"
+        self.told = io.StringIO()
+        self.steps: list[tuple[Learner, bytes]] = []
+        learn = Learner.step
+
+        def recorded(learner: Learner, windows: torch.Tensor) -> None:
+            self.steps.append((learner, windows.numpy().tobytes()))
+            learn(learner, windows)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "step", recorded)
+            self.results = demo.run(self.folder, TINY, Console(file=self.told, width=80))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("demo"))
+
+
+def test_the_folder_holds_what_it_is_said_to(finished: Run) -> None:
+    made = {path.name + "/" * path.is_dir() for path in finished.folder.iterdir()}
+    assert made == set(artefacts.CONTENTS)
+    assert [path.name for path in finished.folder.parent.iterdir()] == ["demo"]
+    for name in ("base", "tuned", "trained"):
+        model = AutoModelForCausalLM.from_pretrained(finished.folder / name)
+        tokens = AutoTokenizer.from_pretrained(finished.folder / name)("Return 12.", return_tensors="pt")
+        assert model(**tokens).logits.isfinite().all()
+        assert (
+            AutoTokenizer.from_pretrained(finished.folder / name).decode(tokens["input_ids"][0])
+            == "Return 12."
+        )
+    assert json.loads((finished.folder / "results.json").read_text()) == json.loads(
+        finished.results.to_json()
+    )
+    assert (finished.folder / "heads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_and_heads_are_those_of_the_checkpoints_and_name_them(finished: Run) -> None:
+    base, tuned = finished.folder / "base", finished.folder / "tuned"
+    scores = alps.HeadScores.load(finished.folder / "scores.safetensors")
+    heads = alps.HeadSet.load(finished.folder / "heads.json")
+    again = alps.scan(base, tuned)
+    assert scores == again
+    assert scores.provenance == again.provenance
+    assert heads == again.select(TINY.ratio)
+    assert heads.pairs() == finished.results.trials[0].selected
+
+
+def test_only_what_was_to_train_did(finished: Run) -> None:
+    base, trained = (
+        AutoModelForCausalLM.from_pretrained(finished.folder / name).state_dict()
+        for name in ("base", "trained")
+    )
+    heads = alps.HeadSet.load(finished.folder / "heads.json")
+    size = heads.geometry.head_size
+    for name in base:
+        moved = (
+            (base[name] != trained[name]).flatten(1).any(1)
+            if base[name].dim() > 1
+            else base[name] != trained[name]
+        )
+        if "q_proj" in name or "k_proj" in name or "v_proj" in name:
+            layer = int(name.split(".")[2])
+            mask = heads.mask if "q_proj" in name else heads.key_value_groups
+            expected = torch.from_numpy(mask[layer].copy()).repeat_interleave(size)
+            assert not (moved & ~expected).any(), name
+            assert not expected.any() or moved.any(), name
+        else:
+            assert moved.any(), name
+
+
+def test_every_way_takes_the_same_batches(finished: Run) -> None:
+    seen: dict[int, list[bytes]] = {}
+    for learner, batch in finished.steps:
+        seen.setdefault(id(learner), []).append(batch)
+    base, *others = list(seen.values())
+    assert len(base) == TINY.base_steps
+    assert [len(batches) for batches in others] == [TINY.steps] * TINY.seeds * (1 + len(WAYS))
+    each = 1 + len(WAYS)
+    first, second = others[:each], others[each:]
+    for tuned, *ways in (first, second):
+        assert all(way == ways[0] for way in ways)
+        assert tuned != ways[0]
+    assert first[1] != second[1]
+
+
+def test_what_is_counted_is_what_there_is(finished: Run) -> None:
+    numbers = finished.results.parameters
+    model = AutoModelForCausalLM.from_pretrained(finished.folder / "base")
+    assert numbers == sum(it.numel() for it in model.parameters())
+    geometry = alps.geometry(finished.folder / "base")
+    qkv = alps.HeadSet.from_pairs([], geometry).report.total_parameters
+    heads = alps.HeadSet.load(finished.folder / "heads.json").report
+    first = finished.results.trials[0].outcomes
+    trainable = {way: outcome.trainable for way, outcome in first.items()}
+    assert trainable["everything"] == numbers
+    assert trainable["Q/K/V frozen"] == numbers - qkv
+    assert trainable["selected heads"] == numbers - qkv + heads.trainable_parameters
+    assert trainable["selected heads alone"] == heads.trainable_parameters
+    assert trainable["LoRA on Q/K/V"] == 8 * TINY.layers * (3 * 32 + 32 + 16 + 16)
+    counters = len(list(model.parameters())) * 4  # AdamW counts its steps for each tensor, in float32
+    assert first["everything"].bytes == 4 * 4 * numbers + counters
+    assert all(
+        outcome.bytes < first["everything"].bytes for way, outcome in first.items() if way != "everything"
+    )
+    assert all(outcome.step_seconds > 0 for outcome in first.values())
+
+
+def test_the_losses_are_those_of_the_checkpoints(finished: Run) -> None:
+    docstrings, code = standard_library(TINY.characters)
+    tokenizer = train_tokenizer(docstrings, TINY)
+    trial = finished.results.trials[0]
+    for name, losses in (
+        ("base", finished.results.base),
+        ("tuned", trial.tuned),
+        ("trained", trial.outcomes[SELECTED.name].losses),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(finished.folder / name)
+        for text, measured in ((code, losses.task), (docstrings, losses.general)):
+            assert loss(model, Text(text, tokenizer, TINY).unseen()) == pytest.approx(measured, rel=1e-5)
+
+
+def test_the_table_shows_mean_and_spread_of_what_was_measured(finished: Run) -> None:
+    told = finished.told.getvalue()
+    assert max(map(len, told.splitlines())) <= 80
+    for way in NAMES:
+        each = [trial.outcomes[way].losses.task for trial in finished.results.trials]
+        mean, spread = sum(each) / 2, abs(each[0] - each[1]) / math.sqrt(2)
+        cell = f"{mean:.3f} ± {spread:.3f}"
+        assert cell in told
+        assert f"| {way} | {cell} |" in (finished.folder / "results.md").read_text(encoding="utf-8")
+    assert f"{finished.results.trials[0].outcomes['everything'].trainable:,}" in told
+
+
+def outcome(task: float, general: float = 4.0) -> Outcome:
+    return Outcome(Losses(task, general), trainable=1_000_000, step_seconds=0.1234, bytes=16_000_000)
+
+
+def results(*tasks: dict[str, float]) -> Results:
+    trials = [
+        Trial(
+            seed,
+            Losses(3, 4),
+            [(0, seed), (1, 1)],
+            [(0, 0)],
+            {way: outcome(each.get(way, 3.0)) for way in NAMES},
+        )
+        for seed, each in enumerate(tasks)
+    ]
+    return Results(Losses(4, 3.5), 1_000_000, 80, trials)
+
+
+def test_the_findings_follow_the_numbers() -> None:
+    said = findings.findings(
+        results({"selected heads": 2.9, "random heads": 2.8}, {"selected heads": 2.5, "random heads": 2.7})
+    )
+    assert (
+        "Selected heads against random heads: task loss -0.050 ± 0.212; lower, so better, with 1 of 2 seeds."
+        in said
+    )
+    assert "Selected with every seed's tuned copy: 1 of 2 heads; the overlap" in said[-1]
+    assert "0.33" in said[-1]
+    worse = findings.findings(results({"selected heads": 3.1}, {"selected heads": 3.1}))
+    assert (
+        "Selected heads against random heads: task loss +0.100 ± 0.000; lower, so better, with 0 of 2 seeds."
+        in worse
+    )
+
+
+def test_a_single_seed_has_no_spread() -> None:
+    single = results({})
+    assert "±" not in table.for_page(single)
+    assert "no spread" in table.explanation(single)
+    assert len(findings.findings(single)) == 5
+    assert Measured.of([1.0]).text(2) == "1.00"
+
+
+def test_a_wide_table_fits_eighty_columns() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table.for_terminal(results({}, {"everything": 4.0})))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+
+
+def test_the_folder_must_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(alps.ArgumentError, match=r"expected a free name"):
+        demo.run(tmp_path, TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_without_source_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text('"""Some docstring."""\nx = 1\n')
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(alps.ArgumentError, match=r"expected 20,000 characters .* found 15 and 5"):
+        standard_library(20_000)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("moment", ["make_base", "locate", "train", "trial"])
+def test_an_interrupt_leaves_nothing(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    torch.set_num_threads(2)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    monkeypatch.setattr(experiment.Experiment, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path / "demo", TINY, Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+    assert torch.get_num_threads() == 2
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_interrupt_while_files_are_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table, "for_page", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path / "demo", replace(TINY, seeds=1), Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "alps.cli", "demo", "demo"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    with running:
+        while not any(tmp_path.iterdir()):
+            time.sleep(0.05)
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        _, complaint = running.communicate(timeout=60)
+    assert (running.returncode, complaint) == (130, b"")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "Settings", lambda seeds: replace(TINY, seeds=seeds))
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner().invoke(app, ["demo", "--seeds", "1", "--json"], prog_name="alps")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stderr == ""
+    assert json.loads(ran.stdout)["trials"][0]["outcomes"].keys() == set(NAMES)
+    assert (tmp_path / "alps-demo" / "report.html").exists()
+    ran = CliRunner().invoke(app, ["demo"], prog_name="alps")
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert "alps-demo: expected a free name" in ran.stderr
