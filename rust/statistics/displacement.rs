@@ -66,9 +66,10 @@ impl<N: Lanes> BlockDisplacement<N> {
     pub(crate) fn add(&mut self, base: N, base_square: N, delta: N) {
         self.base_squares = self.base_squares + base_square;
         self.delta_squares = delta.mul_add(delta, self.delta_squares);
-        self.changed = self.changed + delta.is_not_zero();
+        let change = delta.abs();
+        self.changed = self.changed.count_positive(change);
         self.largest_base = self.largest_base.max(base.abs());
-        self.largest_delta = self.largest_delta.max(delta.abs());
+        self.largest_delta = self.largest_delta.max(change);
     }
 
     /// The extent; infinite or NaN where an entry is.

@@ -28,8 +28,8 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn abs(self) -> Self;
     /// The larger of two that are not NaN.
     fn max(self, other: Self) -> Self;
-    /// 0 where the lane is 0, else 1.
-    fn is_not_zero(self) -> Self;
+    /// One more where `size` is larger than 0.
+    fn count_positive(self, size: Self) -> Self;
 
     /// The nearest number to `value` in every lane.
     #[inline(always)]
@@ -134,10 +134,10 @@ impl<S: Vectors> Lanes for Narrow<S> {
         Self(self.0, self.0.max_f32s(self.1, other.1))
     }
     #[inline(always)]
-    fn is_not_zero(self) -> Self {
-        let Self(simd, numbers) = self;
-        let zero = simd.equal_f32s(numbers, simd.splat_f32s(0.0));
-        Self(simd, simd.select_f32s(zero, simd.splat_f32s(0.0), simd.splat_f32s(1.0)))
+    fn count_positive(self, size: Self) -> Self {
+        let Self(simd, counts) = self;
+        let is_positive = simd.greater_than_f32s(size.1, simd.splat_f32s(0.0));
+        Self(simd, simd.select_f32s(is_positive, simd.add_f32s(counts, simd.splat_f32s(1.0)), counts))
     }
     #[inline(always)]
     fn sum(self) -> f64 {
@@ -189,10 +189,10 @@ impl<S: Vectors> Lanes for Wide<S> {
         Self(self.0, both(S::max_f64s)(self.0, self.1, other.1))
     }
     #[inline(always)]
-    fn is_not_zero(self) -> Self {
-        self.map(
+    fn count_positive(self, size: Self) -> Self {
+        self + size.map(
             #[inline(always)]
-            |number| f64::from(u8::from(number != 0.0)),
+            |size| f64::from(u8::from(size > 0.0)),
         )
     }
     #[inline(always)]

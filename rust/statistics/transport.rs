@@ -23,11 +23,14 @@ pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulato
     for (part, accumulator) in parts {
         let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
         area += segments.area(running, part.entries(), &mut open, scaling.instructions);
-        let mut visitor = OpenSegment::new(scaling.instructions, ratio);
-        for segment in &open {
-            let block = segment * SEGMENT / BLOCK;
-            visitor.place = segment % (BLOCK / SEGMENT);
-            visitor.before = segments.before(*segment, running);
+        let instructions = scaling.instructions;
+        let mut visitor = OpenRun { instructions, ratio, first: 0, entries: 0, before: 0.0, area: 0.0 };
+        // Open segments come in runs, where the difference is small.
+        for run in open.chunk_by(|a, b| a + 1 == *b && a / PER_BLOCK == b / PER_BLOCK) {
+            let block = run[0] / PER_BLOCK;
+            visitor.first = run[0] % PER_BLOCK * SEGMENT;
+            visitor.entries = run.len() * SEGMENT;
+            visitor.before = segments.before(run[0], running);
             revisit(part, block, scaling, accumulator.ways()[block], &mut scratch, &mut visitor);
         }
         area += visitor.area;
@@ -37,28 +40,26 @@ pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulato
     area
 }
 
-/// Adds up |D| over the entries of one segment after the other.
-struct OpenSegment {
+const PER_BLOCK: usize = BLOCK / SEGMENT;
+
+/// Adds up |D| over the entries of one run of segments after the other.
+struct OpenRun {
     instructions: Instructions,
     ratio: f64,
-    /// Which segment of the block.
-    place: usize,
+    /// Where in its block the run begins.
+    first: usize,
+    /// How many entries it has, but for those past the end of the part.
+    entries: usize,
     /// D at its start.
     before: f64,
     area: f64,
 }
 
-impl OpenSegment {
-    fn new(instructions: Instructions, ratio: f64) -> Self {
-        Self { instructions, ratio, place: 0, before: 0.0, area: 0.0 }
-    }
-}
-
 struct AreaByEntries<'a, R, P, const X: usize, const K: usize> {
     pairs: P,
-    /// How many entries of the segment exist.
+    /// How many entries of the run exist.
     valid: usize,
-    segment: &'a OpenSegment,
+    run: &'a OpenRun,
     width: std::marker::PhantomData<R>,
 }
 
@@ -67,11 +68,11 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntr
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) -> f64 {
-        let OpenSegment { ratio, place, mut before, .. } = *self.segment;
+        let OpenRun { ratio, first, mut before, .. } = *self.run;
         let negative_ratio = R::Lanes::<S>::splat(simd, -ratio);
         let mut areas = R::Lanes::<S>::splat(simd, 0.0);
         for index in 0..self.valid.div_ceil(LANES) {
-            let (x, y) = self.pairs.load(simd, place * (SEGMENT / LANES) + index);
+            let (x, y) = self.pairs.load(simd, first / LANES + index);
             let Terms { v, u, .. } = terms::<_, X, K>(x, x * x, y);
             let sums = v.mul_add(negative_ratio, u).running_sums();
             let mut differences = (sums + x.constant(before)).abs();
@@ -87,23 +88,22 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntr
     }
 }
 
-impl Visitor for OpenSegment {
+impl Visitor for OpenRun {
     fn series<R: Real, P: Pairs<R>, const X: usize, const K: usize>(
         &mut self,
         pairs: P,
         valid: usize,
     ) -> Extent {
-        let valid = (valid - self.place * SEGMENT).min(SEGMENT);
-        let kernel =
-            AreaByEntries::<R, P, X, K> { pairs, valid, segment: self, width: std::marker::PhantomData };
+        let valid = (valid - self.first).min(self.entries);
+        let kernel = AreaByEntries::<R, P, X, K> { pairs, valid, run: self, width: std::marker::PhantomData };
         self.area += self.instructions.run(kernel);
         Extent { base: 0.0, delta: 0.0 }
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
-        let segment = self.place * SEGMENT..valid.min((self.place + 1) * SEGMENT);
+        let run = self.first..valid.min(self.first + self.entries);
         let mut difference = self.before;
-        for (x, y) in x[segment.clone()].iter().zip(&y[segment]) {
+        for (x, y) in x[run.clone()].iter().zip(&y[run]) {
             let (u, v) = closed_form_entry(*x, *y);
             difference += u - self.ratio * v;
             self.area += difference.abs();
