@@ -16,8 +16,9 @@ from alps.errors import (
     PairError,
     WeightsError,
 )
-from alps.geometry import Geometry
+from alps.geometry import Geometry, LayerSizes
 from alps.heads import HeadSet, Report
+from alps.inspection import Family, Inspection, inspect, layouts
 from alps.report import write_report
 from alps.scan import geometry, scan
 from alps.scores import HeadScores
@@ -33,9 +34,12 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "Comparison",
+    "Family",
     "Geometry",
     "HeadScores",
     "HeadSet",
+    "Inspection",
+    "LayerSizes",
     "MissingPackageError",
     "ModelError",
     "PairError",
@@ -45,6 +49,8 @@ __all__ = [
     "__version__",
     "compare",
     "geometry",
+    "inspect",
+    "layouts",
     "release",
     "restrict",
     "scan",

@@ -14,7 +14,9 @@ __all__ = [
     "Scan",
     "__version__",
     "attention",
+    "families",
     "geometry",
+    "inspect",
     "ranking",
     "report",
     "scan",
@@ -40,7 +42,7 @@ class Scan:
         """A float64 array [layers, heads] for each statistic."""
     @property
     def geometry(self) -> dict[str, Any]:
-        """The fields of the model's geometry."""
+        """The arguments of `Geometry.of_layers`."""
     @property
     def bytes(self) -> int:
         """Bytes of weights read, from both sides."""
@@ -53,18 +55,28 @@ def scan(
     sorted: bool,  # noqa: A002
     threads: int | None,
     progress: Callable[[int, int], object] | None,
+    component: str | None,
 ) -> Scan:
     """Reads two checkpoints and scores every head."""
 
-def geometry(path: str) -> dict[str, Any]:
+def geometry(path: str, component: str | None) -> dict[str, Any]:
     """Reads the geometry of one checkpoint."""
 
+def inspect(path: str, component: str | None) -> dict[str, Any]:
+    """What a scan would read of one checkpoint, and what it leaves out and why.
+
+    The arguments of `Geometry.of_layers`, of every `Module`, pairs of what and why, and a number of bytes.
+    """
+
+def families() -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """The families of storage that are known: name, description, (component, model type) of all stored so."""
+
 def attention(
-    name: str, config: str, tensors: dict[str, list[int]]
+    name: str, config: str, tensors: dict[str, list[int]], component: str | None
 ) -> tuple[dict[str, Any], list[tuple[int, str, int, str, int, int, int]]]:
     """Finds every head in a live model, given its configuration as JSON and the shapes of its tensors by name.
 
-    `name` is what messages call the model. Returns the fields of its geometry, and for each matrix
+    `name` is what messages call the model. Returns the arguments of `Geometry.of_layers`, and for each matrix
     (row of the layer, role, index, tensor, axis of the tensor, first, count).
     """
 

@@ -23,6 +23,8 @@ def runs(geometry: Geometry) -> list[tuple[int, int, int]]:
 
 def _borders(geometry: Geometry) -> NDArray[np.bool_]:
     """Flags [layers, heads]: whether a head's group is another than that of the head before it."""
-    layers, heads = geometry.shape
-    groups = np.array([[geometry.group_of(head) for head in range(heads)]] * layers).reshape(layers, heads)
-    return np.asarray(np.diff(groups, axis=1, prepend=groups[:, :1]) != 0, dtype=np.bool_)
+    borders = np.zeros(geometry.shape, dtype=np.bool_)
+    for row, sizes in enumerate(geometry.sizes):
+        shared = sizes.query_heads // sizes.key_value_heads
+        borders[row, shared : sizes.query_heads : shared] = True
+    return borders

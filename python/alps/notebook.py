@@ -29,7 +29,7 @@ def scores_html(scores: HeadScores) -> str:
         (
             layer,
             head,
-            scores.geometry.group_of(head),
+            scores.geometry.group_of(head, layer),
             *(f"{array[row, head]:.4g}" for array in scores.values()),
         )
         for layer, head, _ in scores.top(_TOP, name)

@@ -97,7 +97,7 @@ def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) 
                 rank,
                 layer,
                 head,
-                geometry.group_of(head),
+                geometry.group_of(head, layer),
                 *(f"{scores[other][row, head]:.4g}" for other in names),
             ]
             for rank, row, layer, head in listed
@@ -126,7 +126,7 @@ def _of_set(heads: HeadSet) -> dict[str, Any]:
         "heads_title": "The selected heads",
         "choice": wording.choice(heads.provenance),
         "columns": ["layer", "head", "K/V group"],
-        "heads": [[layer, head, geometry.group_of(head)] for layer, head in heads],
+        "heads": [[layer, head, geometry.group_of(head, layer)] for layer, head in heads],
         "statistics": [],
         "provenance": heads.provenance,
         "geometry": _fields(geometry),
@@ -167,7 +167,7 @@ def _of_comparison(comparison: Comparison) -> dict[str, Any]:
             {
                 "layer": geometry.layers[row],
                 "head": head,
-                "group": geometry.group_of(head),
+                "group": geometry.group_of(head, geometry.layers[row]),
                 "count": int(counts[row, head]),
                 "tasks": ", ".join(name for name, heads in comparison.heads.items() if heads.mask[row, head]),
             }

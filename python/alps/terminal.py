@@ -1,19 +1,22 @@
 """What the command prints: tables, summaries, progress."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from alps import terminal_map
 from alps.compare import Comparison
+from alps.geometry import Geometry, LayerSizes, ranges
 from alps.heads import HeadSet, Report
+from alps.inspection import Family, Inspection
 from alps.scores import HeadScores
 
 COMPANIONS = ("relative_delta", "wasserstein_z")
@@ -45,7 +48,7 @@ def top_table(
         table.add_column(style=terminal_map.mark_style(console))
     for rank, (layer, head, _) in enumerate(scores.top(count, statistic), start=1):
         row = scores.geometry.row_of(layer)
-        group = scores.geometry.group_of(head)
+        group = scores.geometry.group_of(head, layer)
         numbers = (f"{scores[name][row, head]:.4g}" for name in names)
         mark = () if heads is None else (selected if (layer, head) in heads else "",)
         table.add_row(str(rank), str(layer), str(head), str(group), *numbers, *mark)
@@ -73,3 +76,47 @@ def pairs_table(comparison: Comparison) -> Table:
         numbers = f"{pair.shared:,}", f"{pair.by_chance:,.1f}", f"{pair.jaccard:.3f}", correlation
         table.add_row(Text(pair.first), Text(pair.second), *numbers)
     return table
+
+
+def inspection(console: Console, found: Inspection) -> Iterator[RenderableType]:
+    """What a scan would read, layer by layer, and what it leaves out."""
+    geometry = found.geometry
+    yield Text(str(geometry))
+    formats = ", ".join(sorted({module.dtype for module in found.modules}))
+    yield Text(
+        f"component {geometry.component}, layout {geometry.family}, {formats}, {len(found.modules)} tensors, "
+        f"{found.bytes:,} bytes to read"
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("layers", "heads", "groups", "query", "key", "value"):
+        table.add_column(column, justify="right")
+    for sizes, layers in _runs(geometry):
+        matrices = (
+            f"{rows} x {width}" if rows else "-"
+            for rows, width in (
+                (sizes.query_size, sizes.query_width),
+                (sizes.key_size, sizes.key_width),
+                (sizes.value_size, sizes.value_width),
+            )
+        )
+        table.add_row(layers, str(sizes.query_heads), str(sizes.key_value_heads), *matrices)
+    yield table
+    for what, why in found.left_out:
+        yield Text(f"left out: {what}: {why}")
+
+
+def _runs(geometry: Geometry) -> Iterator[tuple[LayerSizes, str]]:
+    """The sizes that there are, each with its layers as a person writes them."""
+    layers: dict[LayerSizes, list[int]] = {}
+    for layer, sizes in zip(geometry.layers, geometry.sizes, strict=True):
+        layers.setdefault(sizes, []).append(layer)
+    for sizes, numbers in layers.items():
+        yield sizes, ranges(numbers)
+
+
+def layouts(families: Iterable[Family]) -> Iterator[RenderableType]:
+    """The families of storage with their model types."""
+    for family in families:
+        yield Text.assemble((family.name, "bold"), f": {family.description}")
+        for component, types in family.model_types.items():
+            yield Padding(Text(f"{component}: {', '.join(types)}"), (0, 0, 0, 4))
