@@ -9,6 +9,7 @@ pub mod linear;
 pub mod model;
 #[cfg(feature = "python")]
 mod python;
+pub mod quantised;
 pub mod scan;
 pub mod select;
 pub mod side;
