@@ -49,6 +49,10 @@ struct Scan {
     geometry: Py<PyDict>,
     /// Bytes of weights read, from both sides.
     bytes: u64,
+    /// How the weights of the base were quantised, if they were.
+    base_quantisation: Option<String>,
+    /// The same of the tuned checkpoint.
+    tuned_quantisation: Option<String>,
 }
 
 /// Reads two checkpoints and scores every head.
@@ -80,7 +84,14 @@ fn scan(
         statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
     }
     let geometry = geometry_fields(py, &scores.geometry)?;
-    Ok(Scan { statistics: statistics.unbind(), geometry: geometry.unbind(), bytes: scores.bytes })
+    let [base_quantisation, tuned_quantisation] = scores.quantisation;
+    Ok(Scan {
+        statistics: statistics.unbind(),
+        geometry: geometry.unbind(),
+        bytes: scores.bytes,
+        base_quantisation,
+        tuned_quantisation,
+    })
 }
 
 /// Reads the geometry of one checkpoint.

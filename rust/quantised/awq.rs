@@ -22,22 +22,18 @@ const STEP: usize = 16;
 
 /// weight = (code - zero point) * scale, with the scale and zero point of the group of the input feature.
 #[derive(Debug)]
-pub(super) struct Awq<'a> {
+pub(super) struct Awq {
     /// I32 [in, words].
-    codes: Stored<'a>,
+    codes: Stored,
     /// I32 [groups, words].
-    zero_points: Stored<'a>,
-    groups: Groups<'a>,
+    zero_points: Stored,
+    groups: Groups,
     /// Of the weights: out, in.
     features: [usize; 2],
 }
 
 /// The module whose codes are `codes`.
-pub(super) fn open<'a>(
-    module: &Module<'a, '_>,
-    codes: Stored<'a>,
-    config: &Config,
-) -> Result<(Scheme, Awq<'a>)> {
+pub(super) fn open(module: &Module<'_>, codes: Stored, config: &Config) -> Result<(Scheme, Awq)> {
     let format = config.format();
     if format != "gemm" {
         return Err(module.unsupported(format!("is packed in the format `{format}` of AWQ")));
@@ -66,7 +62,7 @@ fn code(words: &[u32], first: usize, row: usize) -> f32 {
     ((words[row / CODES - first] >> (PLACES[row % CODES] * 4)) & 0xf) as f32
 }
 
-impl Linear for Awq<'_> {
+impl Linear for Awq {
     fn out_features(&self) -> usize {
         self.features[0]
     }
@@ -82,6 +78,10 @@ impl Linear for Awq<'_> {
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
         let words = (self.features[1] + self.groups.count) * words_of(&rows).len();
         words as u64 * 4 + self.groups.stored_bytes(rows.len())
+    }
+
+    fn is_scattered(&self) -> bool {
+        true
     }
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {

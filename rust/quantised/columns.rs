@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 
 /// The scales of groups of input features, [groups, out], and which group each input feature is in.
 #[derive(Debug)]
-pub(super) struct Groups<'a> {
-    scales: Stored<'a>,
+pub(super) struct Groups {
+    scales: Stored,
     /// How many groups there are.
     pub(super) count: usize,
     /// Input features in a group, where they are in order.
@@ -16,17 +16,17 @@ pub(super) struct Groups<'a> {
     /// Of the weights: out, in.
     features: [usize; 2],
     /// I32 [in]: the group of each input feature, where they are not in order.
-    order: Option<Stored<'a>>,
+    order: Option<Stored>,
 }
 
-impl<'a> Groups<'a> {
+impl Groups {
     /// `size` is what the configuration says of how many input features are in a group, -1 for all; without
     /// it the scales alone decide.
     pub(super) fn new(
-        scales: Stored<'a>,
+        scales: Stored,
         features: [usize; 2],
         size: Option<i64>,
-        order: Option<Stored<'a>>,
+        order: Option<Stored>,
     ) -> Result<Self> {
         let [out, inputs] = features;
         scales.scale_format()?;

@@ -14,11 +14,7 @@ use crate::error::Result;
 const BITSANDBYTES_DIVISOR: f32 = 127.0;
 
 /// FP8 or 8-bit integers with scales beside them. Scales multiply, also those called `weight_scale_inv`.
-pub(super) fn scaled<'a>(
-    module: &Module<'a, '_>,
-    weight: Stored<'a>,
-    names: &[&str],
-) -> Result<(Scheme, Rows<'a>)> {
+pub(super) fn scaled(module: &Module<'_>, weight: Stored, names: &[&str]) -> Result<(Scheme, Rows)> {
     let (scheme, kind, format) = match weight.dtype() {
         Dtype::F8_E4M3 => (Scheme::Fp8E4m3, Kind::Float, Number::E4m3),
         Dtype::F8_E5M2 => (Scheme::Fp8E5m2, Kind::Float, Number::E5m2),
@@ -65,11 +61,7 @@ pub(super) fn scaled<'a>(
 }
 
 /// bitsandbytes' LLM.int8(): integers, and the largest absolute value of each row, which 127 stands for.
-pub(super) fn bitsandbytes<'a>(
-    module: &Module<'a, '_>,
-    weight: Stored<'a>,
-    scales: Stored<'a>,
-) -> Result<(Scheme, Rows<'a>)> {
+pub(super) fn bitsandbytes(module: &Module<'_>, weight: Stored, scales: Stored) -> Result<(Scheme, Rows)> {
     match &module.config.method {
         Method::Unstated => {}
         Method::BitsAndBytes(config) if config.load_in_8bit || !config.load_in_4bit => {}

@@ -14,25 +14,25 @@ use crate::linear::Linear;
 
 /// weight = table[code] * scale, with the scale of the block that it is in.
 #[derive(Debug)]
-pub(super) struct FourBit<'a> {
+pub(super) struct FourBit {
     /// Two codes in a byte, the first in the upper half, row after row without a gap.
-    codes: Stored<'a>,
+    codes: Stored,
     /// Of the weights: out, in.
     features: [usize; 2],
     table: [f32; 16],
-    scales: Scales<'a>,
+    scales: Scales,
     /// Weights that share a scale.
     block: usize,
 }
 
 #[derive(Debug)]
-enum Scales<'a> {
-    Plain(Stored<'a>),
+enum Scales {
+    Plain(Stored),
     /// Quantised themselves: scale = table[code] * outer scale + offset.
     Nested {
-        codes: Stored<'a>,
+        codes: Stored,
         table: Vec<f32>,
-        scales: Stored<'a>,
+        scales: Stored,
         block: usize,
         offset: f32,
     },
@@ -49,11 +49,7 @@ struct State {
 }
 
 /// The module whose codes are `codes` and whose scales are `absmax`.
-pub(super) fn open<'a>(
-    module: &Module<'a, '_>,
-    codes: Stored<'a>,
-    absmax: Stored<'a>,
-) -> Result<(Scheme, FourBit<'a>)> {
+pub(super) fn open(module: &Module<'_>, codes: Stored, absmax: Stored) -> Result<(Scheme, FourBit)> {
     let kinds = [("nf4", Scheme::Nf4), ("fp4", Scheme::Fp4)].map(|(kind, scheme)| {
         let state = module.part(&format!("weight.quant_state.bitsandbytes__{kind}"));
         state.map(|state| (kind, scheme, state))
@@ -133,7 +129,7 @@ fn table(stored: &Stored, length: usize) -> Result<Vec<f32>> {
     stored.read_finite(Number::F32, 0..length, &mut Vec::new(), "value")
 }
 
-impl Scales<'_> {
+impl Scales {
     fn read(&self, blocks: Range<usize>, scratch: &mut Vec<u8>) -> Result<Vec<f32>> {
         match self {
             Scales::Plain(scales) => scales.read_finite(Number::F32, blocks, scratch, "scale"),
@@ -163,14 +159,14 @@ fn outer_blocks(blocks: &Range<usize>, size: usize) -> Range<usize> {
     blocks.start / size..blocks.end.div_ceil(size)
 }
 
-impl FourBit<'_> {
+impl FourBit {
     /// The weights, counted row after row, that these rows are.
     fn entries(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.features[1]..rows.end * self.features[1]
     }
 }
 
-impl Linear for FourBit<'_> {
+impl Linear for FourBit {
     fn out_features(&self) -> usize {
         self.features[0]
     }

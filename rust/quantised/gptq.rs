@@ -14,12 +14,12 @@ use crate::linear::Linear;
 
 /// weight = (code - zero point) * scale, with the scale and zero point of the group of the input feature.
 #[derive(Debug)]
-pub(super) struct Gptq<'a> {
+pub(super) struct Gptq {
     /// I32 [words, out].
-    codes: Stored<'a>,
+    codes: Stored,
     /// I32 [groups, words].
-    zero_points: Stored<'a>,
-    groups: Groups<'a>,
+    zero_points: Stored,
+    groups: Groups,
     bits: usize,
     /// Of the weights: out, in.
     features: [usize; 2],
@@ -28,11 +28,7 @@ pub(super) struct Gptq<'a> {
 }
 
 /// The module whose codes are `codes`.
-pub(super) fn open<'a>(
-    module: &Module<'a, '_>,
-    codes: Stored<'a>,
-    config: &Config,
-) -> Result<(Scheme, Gptq<'a>)> {
+pub(super) fn open(module: &Module<'_>, codes: Stored, config: &Config) -> Result<(Scheme, Gptq)> {
     let format = config.format();
     // AutoGPTQ stores zero points less one, GPTQModel's second version as they are.
     let less = match &*format {
@@ -68,7 +64,7 @@ pub(super) fn open<'a>(
     Ok((Scheme::Gptq { bits }, Gptq { codes, zero_points, groups, bits, features, less }))
 }
 
-impl Gptq<'_> {
+impl Gptq {
     /// The words of a group that hold the zero points of these output features.
     fn zero_point_words(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.bits / 32..words(rows.end, self.bits)
@@ -93,7 +89,7 @@ impl Gptq<'_> {
     }
 }
 
-impl Linear for Gptq<'_> {
+impl Linear for Gptq {
     fn out_features(&self) -> usize {
         self.features[0]
     }
@@ -110,6 +106,10 @@ impl Linear for Gptq<'_> {
         let codes = words(self.features[1], self.bits) * rows.len() * 4;
         let zero_points = self.groups.count * self.zero_point_words(&rows).len() * 4;
         (codes + zero_points) as u64 + self.groups.stored_bytes(rows.len())
+    }
+
+    fn is_scattered(&self) -> bool {
+        true
     }
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {

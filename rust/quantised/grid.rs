@@ -10,8 +10,8 @@ use crate::error::Result;
 ///
 /// Blocks at the lower and right edges may be cut off.
 #[derive(Clone, Debug)]
-pub(super) struct Grid<'a> {
-    numbers: Stored<'a>,
+pub(super) struct Grid {
+    numbers: Stored,
     format: Number,
     /// Rows and columns of a block.
     block: [usize; 2],
@@ -24,13 +24,13 @@ fn blocks(features: [usize; 2], block: [usize; 2]) -> [usize; 2] {
     [features[0].div_ceil(block[0]), features[1].div_ceil(block[1])]
 }
 
-impl<'a> Grid<'a> {
+impl Grid {
     /// The grid of scales over a matrix of these features [out, in].
     ///
     /// The blocks are one of `stated`, what the configuration says they may be; if it says nothing, they
     /// follow from the shapes.
     pub(super) fn of_scales(
-        scales: Stored<'a>,
+        scales: Stored,
         features: [usize; 2],
         stated: Option<&[[usize; 2]]>,
     ) -> Result<Self> {
@@ -61,7 +61,7 @@ impl<'a> Grid<'a> {
     }
 
     /// A grid of zero points over the blocks of this one.
-    pub(super) fn of_zero_points(&self, zero_points: Stored<'a>) -> Result<Self> {
+    pub(super) fn of_zero_points(&self, zero_points: Stored) -> Result<Self> {
         zero_points.expect_shape(self.numbers.shape(), "that of the scales")?;
         match Number::from_stored(zero_points.dtype()) {
             Some(format) => Ok(Self { numbers: zero_points, format, ..self.clone() }),
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!(block_size(4096, 4096), Some(1)); // per row
         assert_eq!(block_size(4096, 32), Some(128));
         assert_eq!(block_size(576, 5), Some(128)); // the last block is cut off
-        assert_eq!(block_size(96, 4), None); // 24 or 32
+        assert_eq!(block_size(96, 4), Some(24)); // blocks of 32 would be three
         assert_eq!(block_size(96, 2), None); // 48 or 64
         assert_eq!(block_size(100, 3), None); // 34, 35, ... 49
         for nonsense in [0, 97] {

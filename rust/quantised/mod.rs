@@ -20,6 +20,7 @@ mod stored;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -58,16 +59,9 @@ pub enum Scheme {
         /// Bits of a weight.
         bits: usize,
     },
-    /// AWQ's 4-bit integers.
+    /// AWQ's 4-bit integers. AWQ also moves factors between the columns of weights and what is before them in the
+    /// model, so that they differ from those of an unquantised model by more than rounding.
     Awq,
-}
-
-impl Scheme {
-    /// Whether the method, besides rounding, moves factors between a weight's columns and what is before them
-    /// in the model, so that weights differ from those of an unquantised model by more than rounding.
-    pub fn rescales(self) -> bool {
-        self == Scheme::Awq
-    }
 }
 
 impl fmt::Display for Scheme {
@@ -82,24 +76,24 @@ impl fmt::Display for Scheme {
             Scheme::Nf4 => formatter.write_str("bitsandbytes nf4"),
             Scheme::Fp4 => formatter.write_str("bitsandbytes fp4"),
             Scheme::Gptq { bits } => write!(formatter, "GPTQ int{bits}"),
-            Scheme::Awq => formatter.write_str("AWQ int4"),
+            Scheme::Awq => formatter.write_str("AWQ int4, with columns rescaled"),
         }
     }
 }
 
 /// A quantised module, opened.
 #[derive(Debug)]
-pub struct Quantised<'a> {
+pub struct Quantised {
     /// How its weights are stored.
     pub scheme: Scheme,
     /// Its weights, dequantised in `F32`.
-    pub weights: Box<dyn Linear + 'a>,
+    pub weights: Box<dyn Linear>,
 }
 
 /// What is quantised in a checkpoint.
 #[derive(Debug)]
-pub struct Quantisation<'a> {
-    checkpoint: &'a Checkpoint,
+pub struct Quantisation {
+    checkpoint: Arc<Checkpoint>,
     config: Config,
 }
 
@@ -119,30 +113,33 @@ const UNSUPPORTED: [(&str, &str); 9] = [
 /// Endings of the scales of 8-bit floats, by who wrote them.
 const FP8_SCALES: [&str; 4] = ["weight_scale_inv", "weight_scale", "scale", "qscale_weight"];
 
-impl<'a> Quantisation<'a> {
+impl Quantisation {
     /// What `config`, the content of `config.json`, says of the quantisation of this checkpoint.
     ///
     /// # Errors
     ///
     /// [`Error::Model`] if it makes no sense. A method that is not read is no error until a module that it
     /// quantised is opened.
-    pub fn of(checkpoint: &'a Checkpoint, config: &Map<String, Value>) -> Result<Self> {
-        Ok(Self { checkpoint, config: Config::read(checkpoint.path(), config)? })
+    pub fn of(checkpoint: &Arc<Checkpoint>, config: &Map<String, Value>) -> Result<Self> {
+        let read = Config::read(checkpoint.path(), config)?;
+        Ok(Self { checkpoint: Arc::clone(checkpoint), config: read })
     }
 
     /// The modules that have no plain weights, by the name that stands before `.weight` in a plain checkpoint.
     ///
     /// Only names and formats are looked at, so this is cheap however many tensors there are.
-    pub fn modules(&self) -> BTreeSet<&'a str> {
+    pub fn modules(&self) -> BTreeSet<&str> {
         let endings = ["qweight", "weight_packed", "weight.absmax"].into_iter();
         let endings: Vec<String> =
             endings.chain(UNSUPPORTED.map(|(ending, _)| ending)).map(|ending| format!(".{ending}")).collect();
-        let module =
-            |(name, tensor): (&'a str, &crate::checkpoint::Tensor)| match name.strip_suffix(".weight") {
+        let mut modules = BTreeSet::new();
+        for (name, tensor) in self.checkpoint.tensors() {
+            modules.extend(match name.strip_suffix(".weight") {
                 Some(module) if Dtype::from_stored(tensor.dtype).is_none() => Some(module),
                 _ => endings.iter().find_map(|ending| name.strip_suffix(&**ending)),
-            };
-        self.checkpoint.tensors().filter_map(module).collect()
+            });
+        }
+        modules
     }
 
     /// The weights of a module, such as `model.layers.0.self_attn.q_proj`; `None` if they are plain, or if there
@@ -154,8 +151,8 @@ impl<'a> Quantisation<'a> {
     ///
     /// [`Error::Model`] if the module is quantised by a method that is not read, or in another way than the
     /// configuration says; [`Error::Checkpoint`] if its tensors do not fit together; [`Error::Io`].
-    pub fn open(&self, module: &str) -> Result<Option<Quantised<'a>>> {
-        let module = Module { checkpoint: self.checkpoint, config: &self.config, name: module };
+    pub fn open(&self, module: &str) -> Result<Option<Quantised>> {
+        let module = Module { checkpoint: &self.checkpoint, config: &self.config, name: module };
         let opened = module.open()?;
         if opened.is_some() && self.config.skipped.iter().any(|skipped| skipped == module.name) {
             return Err(module.refuse(format!(
@@ -168,14 +165,14 @@ impl<'a> Quantisation<'a> {
 }
 
 /// A module of a checkpoint, about to be opened.
-struct Module<'a, 'b> {
-    checkpoint: &'a Checkpoint,
-    config: &'b Config,
-    name: &'b str,
+struct Module<'a> {
+    checkpoint: &'a Arc<Checkpoint>,
+    config: &'a Config,
+    name: &'a str,
 }
 
-impl<'a> Module<'a, '_> {
-    fn open(&self) -> Result<Option<Quantised<'a>>> {
+impl Module<'_> {
+    fn open(&self) -> Result<Option<Quantised>> {
         let weight = self.part("weight");
         if let Some(absmax) = self.part("weight.absmax") {
             self.check_method()?;
@@ -208,7 +205,7 @@ impl<'a> Module<'a, '_> {
         }
     }
 
-    fn open_weight(&self, weight: Stored<'a>) -> Result<Option<Quantised<'a>>> {
+    fn open_weight(&self, weight: Stored) -> Result<Option<Quantised>> {
         let rounded_scales = self.part("SCB");
         if Dtype::from_stored(weight.dtype()).is_some() {
             let scales = ["weight_scale_inv", "weight_scale", "qscale_weight"];
@@ -249,12 +246,12 @@ impl<'a> Module<'a, '_> {
     }
 
     /// The tensor of the module whose name ends so.
-    fn part(&self, ending: &str) -> Option<Stored<'a>> {
+    fn part(&self, ending: &str) -> Option<Stored> {
         Stored::find(self.checkpoint, format!("{}.{ending}", self.name))
     }
 
     /// The same of a tensor that there has to be.
-    fn require(&self, ending: &str) -> Result<Stored<'a>> {
+    fn require(&self, ending: &str) -> Result<Stored> {
         self.part(ending).ok_or_else(|| {
             let problem = format!("tensor {} is missing from a quantised module", self.quote(ending));
             Error::checkpoint(self.checkpoint.path(), problem)
@@ -294,7 +291,7 @@ impl<'a> Module<'a, '_> {
     }
 }
 
-fn quantised<'a>((scheme, weights): (Scheme, impl Linear + 'a)) -> Result<Option<Quantised<'a>>> {
+fn quantised((scheme, weights): (Scheme, impl Linear + 'static)) -> Result<Option<Quantised>> {
     Ok(Some(Quantised { scheme, weights: Box::new(weights) }))
 }
 

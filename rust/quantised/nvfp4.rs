@@ -11,7 +11,7 @@ use super::{Module, Scheme};
 use crate::error::Result;
 
 /// The module whose codes are `codes`, U8 [out, in / 2].
-pub(super) fn open<'a>(module: &Module<'a, '_>, codes: Stored<'a>) -> Result<(Scheme, Rows<'a>)> {
+pub(super) fn open(module: &Module<'_>, codes: Stored) -> Result<(Scheme, Rows)> {
     let [out, bytes] = codes.matrix()?;
     let Some(global) = module.part("weight_global_scale") else {
         return Err(module.unsupported("holds 4-bit floats without a `weight_global_scale` (MXFP4)"));

@@ -11,7 +11,7 @@ use super::{Module, Scheme};
 use crate::error::Result;
 
 /// The module whose codes are `codes`, I32 [out, words].
-pub(super) fn open<'a>(module: &Module<'a, '_>, codes: Stored<'a>) -> Result<(Scheme, Rows<'a>)> {
+pub(super) fn open(module: &Module<'_>, codes: Stored) -> Result<(Scheme, Rows)> {
     codes.expect_dtype(Dtype::I32)?;
     let [_, packed_columns] = codes.matrix()?;
     let shape = module.require("weight_shape")?;

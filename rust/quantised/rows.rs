@@ -12,16 +12,16 @@ use crate::linear::Linear;
 
 /// weight = (code - zero point) * scale / divisor, with the scale and zero point of the block that it is in.
 #[derive(Debug)]
-pub(super) struct Rows<'a> {
-    pub(super) codes: Stored<'a>,
+pub(super) struct Rows {
+    pub(super) codes: Stored,
     pub(super) code: Code,
     /// Of the weights: out, in.
     pub(super) features: [usize; 2],
-    pub(super) scales: Grid<'a>,
+    pub(super) scales: Grid,
     pub(super) divisor: f32,
-    pub(super) zero_points: ZeroPoints<'a>,
+    pub(super) zero_points: ZeroPoints,
     /// For each column which of the blocks across it belongs to, where they are not in order.
-    pub(super) order: Option<Stored<'a>>,
+    pub(super) order: Option<Stored>,
 }
 
 /// What a code is.
@@ -37,11 +37,11 @@ pub(super) enum Code {
 
 /// What is taken from the codes of a block.
 #[derive(Debug)]
-pub(super) enum ZeroPoints<'a> {
+pub(super) enum ZeroPoints {
     None,
-    Plain(Grid<'a>),
+    Plain(Grid),
     /// I32 [words, blocks across]: packed like the codes, but down the columns; a block is one row high.
-    Packed(Stored<'a>),
+    Packed(Stored),
 }
 
 impl Code {
@@ -81,7 +81,7 @@ fn signed(field: u32, bits: usize) -> f32 {
     field as f32 - (1_u32 << (bits - 1)) as f32
 }
 
-impl ZeroPoints<'_> {
+impl ZeroPoints {
     /// The words that hold those of these rows.
     fn packed_words(rows: &Range<usize>, bits: usize) -> Range<usize> {
         rows.start * bits / 32..words(rows.end, bits)
@@ -123,7 +123,7 @@ impl ZeroPoints<'_> {
     }
 }
 
-impl Rows<'_> {
+impl Rows {
     /// For each column the block across that it belongs to.
     fn blocks(&self, scratch: &mut Vec<u8>) -> Result<Option<Vec<usize>>> {
         let Some(order) = &self.order else { return Ok(None) };
@@ -137,7 +137,7 @@ impl Rows<'_> {
     }
 }
 
-impl Linear for Rows<'_> {
+impl Linear for Rows {
     fn out_features(&self) -> usize {
         self.features[0]
     }

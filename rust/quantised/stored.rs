@@ -1,6 +1,7 @@
 //! One tensor of a quantised module, checked before it is believed.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::number::Number;
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -8,24 +9,24 @@ use crate::error::{Error, Result, quote};
 
 /// A tensor with the checkpoint that it is in.
 #[derive(Clone, Debug)]
-pub(super) struct Stored<'a> {
-    checkpoint: &'a Checkpoint,
+pub(super) struct Stored {
+    checkpoint: Arc<Checkpoint>,
     name: String,
-    tensor: &'a Tensor,
+    tensor: Tensor,
 }
 
-impl<'a> Stored<'a> {
+impl Stored {
     /// The tensor of that name, if there is one.
-    pub(super) fn find(checkpoint: &'a Checkpoint, name: String) -> Option<Self> {
-        let tensor = checkpoint.tensor(&name)?;
-        Some(Self { checkpoint, name, tensor })
+    pub(super) fn find(checkpoint: &Arc<Checkpoint>, name: String) -> Option<Self> {
+        let tensor = checkpoint.tensor(&name)?.clone();
+        Some(Self { checkpoint: Arc::clone(checkpoint), name, tensor })
     }
 
     pub(super) fn dtype(&self) -> safetensors::Dtype {
         self.tensor.dtype
     }
 
-    pub(super) fn shape(&self) -> &'a [usize] {
+    pub(super) fn shape(&self) -> &[usize] {
         &self.tensor.shape
     }
 
@@ -37,7 +38,7 @@ impl<'a> Stored<'a> {
     /// What is wrong with the tensor.
     pub(super) fn refuse(&self, problem: impl AsRef<str>) -> Error {
         let problem = format!("tensor {} {}", quote(&self.name), problem.as_ref());
-        Error::checkpoint(self.checkpoint.file_of(self.tensor), problem)
+        Error::checkpoint(self.checkpoint.file_of(&self.tensor), problem)
     }
 
     /// The sizes of a matrix that has entries.
@@ -82,7 +83,7 @@ impl<'a> Stored<'a> {
 
     /// Fills `into` with the bytes from `offset` on.
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.checkpoint.read_at(self.tensor, offset, into)
+        self.checkpoint.read_at(&self.tensor, offset, into)
     }
 
     /// All bytes of a small tensor.
