@@ -14,7 +14,8 @@ import bitsandbytes
 import numpy as np
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.compressors.nvfp4 import unpack_fp4_from_uint8
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, dequantize
 from numpy.typing import NDArray
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
@@ -87,12 +88,12 @@ def fp8_rows(weight: torch.Tensor) -> Module:
     return {"weight": codes, "weight_scale": scale}, codes.float() * scale
 
 
-def _compressed(format: str, **arguments: Any) -> Quantiser:
+def _compressed(layout: str, **arguments: Any) -> Quantiser:
     """compressed-tensors compresses and decompresses."""
     arguments = {"symmetric": True} | arguments
     args = QuantizationArgs(**arguments)
     scheme = QuantizationScheme(targets=["Linear"], weights=args)
-    compressor: Any = BaseCompressor.get_value_from_registry(format)
+    compressor: Any = BaseCompressor.get_value_from_registry(layout)
 
     def quantise(weight: torch.Tensor) -> Module:
         out, inputs = weight.shape
@@ -122,18 +123,23 @@ def _compressed(format: str, **arguments: Any) -> Quantiser:
         if args.strategy == "tensor":
             state["weight_scale"] = state["weight_scale"].reshape(1)
         compressed = compressor.compress(state, scheme)
-        expected = compressor.decompress(dict(compressed), scheme)["weight"].float()
+        if "weight_global_scale" in compressed:  # its own inverse rounds to bfloat16
+            codes = unpack_fp4_from_uint8(compressed["weight_packed"], out, inputs, torch.float32)
+            scales = compressed["weight_scale"].float()
+            expected = dequantize(codes, scales, args=args, global_scale=compressed["weight_global_scale"])
+        else:
+            expected = compressor.decompress(dict(compressed), scheme)["weight"].float()
         return {name: tensor.detach() for name, tensor in compressed.items()}, expected
 
     config = {
         "quant_method": "compressed-tensors",
-        "format": format,
+        "format": layout,
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": args.model_dump(mode="json")}},
     }
     name = {"int-quantized": "compressed-tensors int8", "nvfp4-pack-quantized": "NVFP4"}.get(
-        format, "FP8 (E4M3)" if args.type == "float" else f"compressed-tensors int{args.num_bits}"
+        layout, "FP8 (E4M3)" if args.type == "float" else f"compressed-tensors int{args.num_bits}"
     )
-    return Quantiser(quantise, config, name, exact=format != "nvfp4-pack-quantized")
+    return Quantiser(quantise, config, name)
 
 
 def bitsandbytes_int8(weight: torch.Tensor) -> Module:
@@ -148,7 +154,9 @@ def bitsandbytes_int8(weight: torch.Tensor) -> Module:
     return state, expected
 
 
-def bitsandbytes_4bit(weight: torch.Tensor, kind: str, nested: bool, storage: torch.dtype = torch.uint8) -> Module:
+def bitsandbytes_4bit(
+    weight: torch.Tensor, kind: str, nested: bool, storage: torch.dtype = torch.uint8
+) -> Module:
     """What bitsandbytes' layer saves, and its own inverse."""
     layer = bitsandbytes.nn.Linear4bit(
         *weight.T.shape, bias=False, quant_type=kind, compress_statistics=nested, quant_storage=storage
@@ -167,7 +175,9 @@ def _pack(codes: NDArray[np.int64], bits: int) -> NDArray[np.int32]:
     """Packs integers down axis 0 into 32-bit words, lowest bits first, as one stream of bits."""
     stream = (codes[:, None, :] >> np.arange(bits)[None, :, None]) & 1
     stream = stream.reshape(-1, 32, codes.shape[1]).astype(np.uint64)
-    return (stream << np.arange(32, dtype=np.uint64)[None, :, None]).sum(axis=1).astype(np.uint32).view(np.int32)
+    return (
+        (stream << np.arange(32, dtype=np.uint64)[None, :, None]).sum(axis=1).astype(np.uint32).view(np.int32)
+    )
 
 
 def _integers(
@@ -185,7 +195,10 @@ def _integers(
 
 
 def _dequantised(
-    codes: NDArray[np.int64], zero_points: NDArray[np.int64], scales: NDArray[np.float16], groups: NDArray[np.int64]
+    codes: NDArray[np.int64],
+    zero_points: NDArray[np.int64],
+    scales: NDArray[np.float16],
+    groups: NDArray[np.int64],
 ) -> torch.Tensor:
     weights = (codes - zero_points[groups]).astype(np.float32) * scales[groups].astype(np.float32)
     return torch.from_numpy(np.ascontiguousarray(weights.T))
@@ -225,15 +238,20 @@ def awq(weight: torch.Tensor, group: int = 32) -> Module:
     return tensors, _dequantised(codes, zero_points, scales, groups)
 
 
-def _gptq(bits: int, group: int, format: str | None, order: str = "in order") -> Quantiser:
+def _gptq(bits: int, group: int, layout: str | None, order: str = "in order") -> Quantiser:
     config: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": False}
-    if format is not None:
-        config["checkpoint_format"] = format
-    less = 0 if format == "gptq_v2" else 1
+    if layout is not None:
+        config["checkpoint_format"] = layout
+    less = 0 if layout == "gptq_v2" else 1
     return Quantiser(lambda weight: gptq(weight, bits, group, less, order), config, f"GPTQ int{bits}")
 
 
-_DEEPSEEK = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+_DEEPSEEK = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "weight_block_size": [128, 128],
+    "activation_scheme": "dynamic",
+}
 _IN_8_BITS = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
 _IN_4_BITS = {"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True}
 _GROUPS = {"strategy": "group", "group_size": 32}
@@ -243,7 +261,9 @@ QUANTISERS: dict[str, Quantiser] = {
     "fp8 small blocks": Quantiser(
         lambda weight: fp8_blocks(weight, (16, 64)), _DEEPSEEK | {"weight_block_size": [16, 64]}, "FP8 (E4M3)"
     ),
-    "fp8 e5m2": Quantiser(lambda weight: fp8_blocks(weight, dtype=torch.float8_e5m2), _DEEPSEEK, "FP8 (E5M2)"),
+    "fp8 e5m2": Quantiser(
+        lambda weight: fp8_blocks(weight, dtype=torch.float8_e5m2), _DEEPSEEK, "FP8 (E5M2)"
+    ),
     "fp8 byte exponents": Quantiser(
         lambda weight: fp8_blocks(weight, scale_name="scale", exponents=torch.uint8), _DEEPSEEK, "FP8 (E4M3)"
     ),
@@ -262,7 +282,12 @@ QUANTISERS: dict[str, Quantiser] = {
         "float-quantized", num_bits=8, type="float", strategy="block", block_structure=[32, 64]
     ),
     "mxfp8": _compressed(
-        "mxfp8-quantized", num_bits=8, type="float", strategy="group", group_size=32, scale_dtype="torch.uint8"
+        "mxfp8-quantized",
+        num_bits=8,
+        type="float",
+        strategy="group",
+        group_size=32,
+        scale_dtype="torch.uint8",
     ),
     "int8 rows": _compressed("int-quantized", num_bits=8, type="int", strategy="channel"),
     "int8 tensor": _compressed("int-quantized", num_bits=8, type="int", strategy="tensor"),
@@ -270,13 +295,19 @@ QUANTISERS: dict[str, Quantiser] = {
         "int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False
     ),
     "packed int4": _compressed("pack-quantized", num_bits=4, type="int", **_GROUPS),
-    "packed int4, zero points": _compressed("pack-quantized", num_bits=4, type="int", symmetric=False, **_GROUPS),
+    "packed int4, zero points": _compressed(
+        "pack-quantized", num_bits=4, type="int", symmetric=False, **_GROUPS
+    ),
     "packed int4 rows, zero points": _compressed(
         "pack-quantized", num_bits=4, type="int", symmetric=False, strategy="channel"
     ),
     "packed int8": _compressed("pack-quantized", num_bits=8, type="int", strategy="channel"),
-    "packed int3, zero points": _compressed("pack-quantized", num_bits=3, type="int", symmetric=False, **_GROUPS),
-    "nvfp4": _compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
+    "packed int3, zero points": _compressed(
+        "pack-quantized", num_bits=3, type="int", symmetric=False, **_GROUPS
+    ),
+    "nvfp4": _compressed(
+        "nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16
+    ),
     "bitsandbytes int8": Quantiser(bitsandbytes_int8, _IN_8_BITS, "bitsandbytes int8", exact=False),
     **{
         f"bitsandbytes {kind}{', nested' if nested else ''}": Quantiser(
@@ -301,6 +332,8 @@ QUANTISERS: dict[str, Quantiser] = {
     "gptq int2": _gptq(2, 64, "gptq_v2"),
     "gptq int3": _gptq(3, 64, "gptq"),
     "awq": Quantiser(
-        awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, "AWQ int4"
+        awq,
+        {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
+        "AWQ int4, with columns rescaled",
     ),
 }

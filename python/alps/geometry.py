@@ -232,7 +232,9 @@ class Geometry:
             raise ArgumentError(f"{name}: {'missing' if name in expected else 'unknown'} field")
         if not isinstance(values["layers"], list | tuple):
             raise ArgumentError(f"layers: expected layer numbers, found {values['layers']!r}")
-        per_layer = _parse_per_layer(values["per_layer"], len(values["layers"])) if "per_layer" in values else ()
+        per_layer = (
+            _parse_per_layer(values["per_layer"], len(values["layers"])) if "per_layer" in values else ()
+        )
         return cls(**{**values, "per_layer": per_layer})
 
     def difference(self, other: "Geometry") -> str:

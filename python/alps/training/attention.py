@@ -121,7 +121,10 @@ def find(
             "load the model without quantisation"
         )
     fields, matrices = _alps.attention(
-        name, json.dumps(config.to_dict(), default=str), parameter_shapes(model) if shapes is None else shapes, component
+        name,
+        json.dumps(config.to_dict(), default=str),
+        parameter_shapes(model) if shapes is None else shapes,
+        component,
     )
     return Attention(Geometry.of_layers(**fields), tuple(Matrix(*matrix) for matrix in matrices))
 
