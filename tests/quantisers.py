@@ -6,18 +6,23 @@ and blocks of FP8 are written here from their published definitions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import bitsandbytes
 import numpy as np
 import torch
-from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.compressors.nvfp4 import unpack_fp4_from_uint8
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, dequantize
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from numpy.typing import NDArray
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+if sys.version_info >= (3, 11):
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.compressors.nvfp4 import unpack_fp4_from_uint8
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, dequantize
 
 Module = tuple[dict[str, torch.Tensor], torch.Tensor]
 """Tensors by what follows the module's name and a dot; the weights they stand for, float32 [out, in]."""
@@ -144,12 +149,10 @@ def _compressed(layout: str, **arguments: Any) -> Quantiser:
 
 def bitsandbytes_int8(weight: torch.Tensor) -> Module:
     """What bitsandbytes' layer saves, and its own inverse."""
-    layer = bitsandbytes.nn.Linear8bitLt(*weight.T.shape, bias=False, has_fp16_weights=False)
+    out, inputs = weight.shape
+    layer = Linear8bitLt(inputs, out, bias=False, has_fp16_weights=False)
     layer.load_state_dict({"weight": weight.half()})
     state = dict(layer.to("cpu").state_dict())
-    if "SCB" not in state:  # on a CPU the layer quantises when it first runs
-        layer(torch.zeros(1, weight.shape[1], dtype=torch.float16))
-        state = dict(layer.state_dict())
     expected = torch.ops.bitsandbytes.int8_vectorwise_dequant(state["weight"], state["SCB"])
     return state, expected
 
@@ -158,26 +161,22 @@ def bitsandbytes_4bit(
     weight: torch.Tensor, kind: str, nested: bool, storage: torch.dtype = torch.uint8
 ) -> Module:
     """What bitsandbytes' layer saves, and its own inverse."""
-    layer = bitsandbytes.nn.Linear4bit(
-        *weight.T.shape, bias=False, quant_type=kind, compress_statistics=nested, quant_storage=storage
+    out, inputs = weight.shape
+    layer = Linear4bit(
+        inputs, out, bias=False, quant_type=kind, compress_statistics=nested, quant_storage=storage
     )
     layer.load_state_dict({"weight": weight})
-    layer = layer.to("cpu")
-    quantised: Any = layer.weight
-    if quantised.quant_state is None:
-        quantised = quantised._quantize("cpu")
-        layer.weight = quantised
-    expected = bitsandbytes.functional.dequantize_4bit(quantised.data, quantised.quant_state).float()
+    quantised: Any = layer.to("cpu").weight
+    expected = dequantize_4bit(quantised.data, quantised.quant_state)
     return dict(layer.state_dict()), expected
 
 
 def _pack(codes: NDArray[np.int64], bits: int) -> NDArray[np.int32]:
     """Packs integers down axis 0 into 32-bit words, lowest bits first, as one stream of bits."""
     stream = (codes[:, None, :] >> np.arange(bits)[None, :, None]) & 1
-    stream = stream.reshape(-1, 32, codes.shape[1]).astype(np.uint64)
-    return (
-        (stream << np.arange(32, dtype=np.uint64)[None, :, None]).sum(axis=1).astype(np.uint32).view(np.int32)
-    )
+    places = stream.reshape(-1, 32, codes.shape[1]) << np.arange(32)[None, :, None]
+    words: NDArray[np.uint32] = places.sum(axis=1).astype(np.uint32)
+    return words.view(np.int32)
 
 
 def _integers(
@@ -276,42 +275,10 @@ QUANTISERS: dict[str, Quantiser] = {
         "FP8 (E4M3)",
     ),
     "fp8 rows, FBGEMM": Quantiser(fp8_rows, {"quant_method": "fbgemm_fp8"}, "FP8 (E4M3)"),
-    "fp8 tensor, compressed": _compressed("float-quantized", num_bits=8, type="float", strategy="tensor"),
-    "fp8 rows, compressed": _compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
-    "fp8 blocks, compressed": _compressed(
-        "float-quantized", num_bits=8, type="float", strategy="block", block_structure=[32, 64]
-    ),
-    "mxfp8": _compressed(
-        "mxfp8-quantized",
-        num_bits=8,
-        type="float",
-        strategy="group",
-        group_size=32,
-        scale_dtype="torch.uint8",
-    ),
-    "int8 rows": _compressed("int-quantized", num_bits=8, type="int", strategy="channel"),
-    "int8 tensor": _compressed("int-quantized", num_bits=8, type="int", strategy="tensor"),
-    "int8 rows, zero points": _compressed(
-        "int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False
-    ),
-    "packed int4": _compressed("pack-quantized", num_bits=4, type="int", **_GROUPS),
-    "packed int4, zero points": _compressed(
-        "pack-quantized", num_bits=4, type="int", symmetric=False, **_GROUPS
-    ),
-    "packed int4 rows, zero points": _compressed(
-        "pack-quantized", num_bits=4, type="int", symmetric=False, strategy="channel"
-    ),
-    "packed int8": _compressed("pack-quantized", num_bits=8, type="int", strategy="channel"),
-    "packed int3, zero points": _compressed(
-        "pack-quantized", num_bits=3, type="int", symmetric=False, **_GROUPS
-    ),
-    "nvfp4": _compressed(
-        "nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16
-    ),
     "bitsandbytes int8": Quantiser(bitsandbytes_int8, _IN_8_BITS, "bitsandbytes int8", exact=False),
     **{
         f"bitsandbytes {kind}{', nested' if nested else ''}": Quantiser(
-            lambda weight, kind=kind, nested=nested: bitsandbytes_4bit(weight, kind, nested),
+            partial(bitsandbytes_4bit, kind=kind, nested=nested),
             _IN_4_BITS | {"bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": nested},
             f"bitsandbytes {kind}",
             exact=not nested,
@@ -337,3 +304,39 @@ QUANTISERS: dict[str, Quantiser] = {
         "AWQ int4, with columns rescaled",
     ),
 }
+
+if sys.version_info >= (3, 11):  # as compressed-tensors needs
+    QUANTISERS |= {
+        "fp8 tensor, compressed": _compressed("float-quantized", num_bits=8, type="float", strategy="tensor"),
+        "fp8 rows, compressed": _compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
+        "fp8 blocks, compressed": _compressed(
+            "float-quantized", num_bits=8, type="float", strategy="block", block_structure=[32, 64]
+        ),
+        "mxfp8": _compressed(
+            "mxfp8-quantized",
+            num_bits=8,
+            type="float",
+            strategy="group",
+            group_size=32,
+            scale_dtype="torch.uint8",
+        ),
+        "int8 rows": _compressed("int-quantized", num_bits=8, type="int", strategy="channel"),
+        "int8 tensor": _compressed("int-quantized", num_bits=8, type="int", strategy="tensor"),
+        "int8 rows, zero points": _compressed(
+            "int-quantized", num_bits=8, type="int", strategy="channel", symmetric=False
+        ),
+        "packed int4": _compressed("pack-quantized", num_bits=4, type="int", **_GROUPS),
+        "packed int4, zero points": _compressed(
+            "pack-quantized", num_bits=4, type="int", symmetric=False, **_GROUPS
+        ),
+        "packed int4 rows, zero points": _compressed(
+            "pack-quantized", num_bits=4, type="int", symmetric=False, strategy="channel"
+        ),
+        "packed int8": _compressed("pack-quantized", num_bits=8, type="int", strategy="channel"),
+        "packed int3, zero points": _compressed(
+            "pack-quantized", num_bits=3, type="int", symmetric=False, **_GROUPS
+        ),
+        "nvfp4": _compressed(
+            "nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16
+        ),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def config(quantiser: Quantiser) -> dict[str, Any]:
 
 def quantise(weights: Tensors, quantiser: Quantiser) -> tuple[Tensors, Tensors]:
     """The stored tensors, and the weights that they stand for."""
-    stored, expected = {}, {}
+    stored: Tensors = {}
+    expected: Tensors = {}
     for key, weight in weights.items():
         parts, expected[key] = quantiser.quantise(weight.float())
         stored |= {f"{key.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
@@ -96,8 +98,10 @@ def test_every_code_of_fp8_is_the_number_that_torch_says(tmp_path: Path, dtype: 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp4 nested"])
 def test_what_transformers_saves_of_a_model_loaded_by_bitsandbytes(tmp_path: Path, kind: str) -> None:
     # bitsandbytes' kernel for CPUs needs rows that are whole blocks of 64.
-    sizes = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
-    created = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32, **sizes))
+    sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 128}
+    created = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=32, intermediate_size=64, **sizes)
+    )
     created.save_pretrained(tmp_path / "base")
     settings: dict[str, Any] = {"load_in_8bit": True} if kind == "int8" else {"load_in_4bit": True}
     if kind != "int8":
@@ -140,23 +144,25 @@ def test_transformers_dequantises_fp8_to_the_same_weights(tmp_path: Path) -> Non
 
 def test_modules_may_be_left_plain(tmp_path: Path) -> None:
     weights = random_weights(SHAPE, seed=1)
-    stored, expected = quantise({name(1, "k"): weights[name(1, "k")]}, QUANTISERS["nvfp4"])
+    stored, expected = quantise({name(1, "k"): weights[name(1, "k")]}, QUANTISERS["fp8 rows, FBGEMM"])
     others = {key: weight.to(torch.bfloat16) for key, weight in weights.items() if key != name(1, "k")}
-    quantised = write(tmp_path / "quantised", config(QUANTISERS["nvfp4"]), others | stored)
+    quantised = write(tmp_path / "quantised", config(QUANTISERS["fp8 rows, FBGEMM"]), others | stored)
     plain = write(tmp_path / "plain", SHAPE.config(), others | expected)
     scores = alps.scan(plain, quantised)
     assert scores["max_delta"].max() == 0
-    assert scores.provenance["tuned_quantisation"] == "NVFP4"
-    plain_modules = write(tmp_path / "all plain", config(QUANTISERS["nvfp4"]), weights)
+    assert scores.provenance["tuned_quantisation"] == "FP8 (E4M3)"
+    plain_modules = write(tmp_path / "all plain", config(QUANTISERS["fp8 rows, FBGEMM"]), weights)
     assert "tuned_quantisation" not in alps.scan(plain, plain_modules).provenance
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="compressed-tensors needs Python 3.11")
 def test_several_ways_in_one_model(tmp_path: Path) -> None:
     weights = random_weights(SHAPE, seed=1)
     floats, integers = QUANTISERS["fp8 rows, compressed"], QUANTISERS["packed int4"]
     groups = [one.config["config_groups"]["group_0"] for one in (floats, integers)]
     both = floats.config | {"config_groups": dict(zip("ab", groups, strict=True))}
-    stored, expected = {}, {}
+    stored: Tensors = {}
+    expected: Tensors = {}
     for key, weight in weights.items():
         one, of_one = quantise({key: weight}, integers if ".q_proj" in key else floats)
         stored |= one

@@ -195,11 +195,15 @@ impl Linear for FourBit {
         let first_byte = entries.start / 2;
         scratch.resize(entries.end.div_ceil(2) - first_byte, 0);
         self.codes.read_at(first_byte as u64, scratch)?;
-        for (entry, into) in entries.zip(into.as_chunks_mut::<4>().0) {
-            let byte = scratch[entry / 2 - first_byte];
-            let code = if entry % 2 == 0 { byte >> 4 } else { byte & 0xf };
-            let weight = self.table[usize::from(code)] * scales[entry / self.block - first_block];
-            *into = weight.to_le_bytes();
+        let into = into.as_chunks_mut::<4>().0;
+        for (block, scale) in (first_block..).zip(scales) {
+            let table = self.table.map(|value| (value * scale).to_le_bytes());
+            let of_block = block * self.block..(block + 1) * self.block;
+            for entry in of_block.start.max(entries.start)..of_block.end.min(entries.end) {
+                let byte = scratch[entry / 2 - first_byte];
+                let code = if entry % 2 == 0 { byte >> 4 } else { byte & 0xf };
+                into[entry - entries.start] = table[usize::from(code)];
+            }
         }
         Ok(())
     }

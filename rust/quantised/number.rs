@@ -50,19 +50,24 @@ impl Number {
         }
     }
 
-    /// Decodes as many numbers as there are in `stored`, little-endian.
-    pub(super) fn decode(self, stored: &[u8]) -> impl Iterator<Item = f32> {
-        stored.chunks_exact(self.size()).map(move |bytes| match (self, bytes) {
-            (Number::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            (Number::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            (Number::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-            (Number::E4m3, &[code]) => E4M3[usize::from(code)],
-            (Number::E5m2, &[code]) => f16::from_le_bytes([0, code]).to_f32(), // the upper half of an F16
-            (Number::E8m0, &[code]) => e8m0(code),
-            (Number::I8, &[code]) => f32::from(code.cast_signed()),
-            _ => unreachable!("pieces have the size of a number"),
-        })
+    /// Decodes little-endian numbers, as many as `into` holds.
+    pub(super) fn decode(self, stored: &[u8], into: &mut [f32]) {
+        match self {
+            Number::F32 => decode_each(stored, into, f32::from_le_bytes),
+            Number::F16 => decode_each(stored, into, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Number::Bf16 => decode_each(stored, into, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            Number::E4m3 => decode_each(stored, into, |[code]| E4M3[usize::from(code)]),
+            // The upper half of an F16.
+            Number::E5m2 => decode_each(stored, into, |[code]| f16::from_le_bytes([0, code]).to_f32()),
+            Number::E8m0 => decode_each(stored, into, |[code]| e8m0(code)),
+            Number::I8 => decode_each(stored, into, |[code]| f32::from(code.cast_signed())),
+        }
     }
+}
+
+fn decode_each<const SIZE: usize>(stored: &[u8], into: &mut [f32], decode: impl Fn([u8; SIZE]) -> f32) {
+    let stored = stored.as_chunks::<SIZE>().0;
+    into.iter_mut().zip(stored).for_each(|(number, bytes)| *number = decode(*bytes));
 }
 
 /// The values of the 16 codes of 4 bits with 1 sign, 2 exponent and 1 mantissa bits.
@@ -101,7 +106,6 @@ fn e8m0(code: u8) -> f32 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -116,7 +120,9 @@ mod tests {
     }
 
     fn decoded(number: Number, code: u8) -> f64 {
-        f64::from(number.decode(&[code]).next().unwrap())
+        let mut decoded = [0.0];
+        number.decode(&[code], &mut decoded);
+        f64::from(decoded[0])
     }
 
     #[test]
@@ -150,9 +156,13 @@ mod tests {
 
     #[test]
     fn longer_numbers_are_little_endian() {
-        let all = |number: Number, bytes: &[u8]| number.decode(bytes).collect::<Vec<f32>>();
-        assert_eq!(all(Number::F32, &(-1.5_f32).to_le_bytes()), [-1.5]);
-        assert_eq!(all(Number::F16, &[0x00, 0x3c, 0x01, 0x00]), [1.0, 2.0_f32.powi(-24)]);
-        assert_eq!(all(Number::Bf16, &[0x80, 0x3f, 0x80, 0xbf]), [1.0, -1.0]);
+        let two = |number: Number, bytes: &[u8]| {
+            let mut decoded = [0.0; 2];
+            number.decode(bytes, &mut decoded);
+            decoded
+        };
+        assert_eq!(two(Number::F32, &[0, 0, 0xc0, 0xbf, 0, 0, 0, 0x40]), [-1.5, 2.0]);
+        assert_eq!(two(Number::F16, &[0x00, 0x3c, 0x01, 0x00]), [1.0, 2.0_f32.powi(-24)]);
+        assert_eq!(two(Number::Bf16, &[0x80, 0x3f, 0x80, 0xbf]), [1.0, -1.0]);
     }
 }

@@ -56,9 +56,7 @@ impl Code {
 
     fn decode(self, stored: &[u8], into: &mut [f32]) {
         match self {
-            Code::Number(format) => {
-                into.iter_mut().zip(format.decode(stored)).for_each(|(weight, code)| *weight = code);
-            }
+            Code::Number(format) => format.decode(stored, into),
             Code::E2m1 => {
                 for (pair, byte) in into.chunks_mut(2).zip(stored) {
                     let nibbles = [byte & 0xf, byte >> 4];
@@ -173,17 +171,21 @@ impl Linear for Rows {
         for (row, (stored, into)) in rows.zip(stored) {
             self.code.decode(stored, &mut weights);
             let first = (row / block_rows - first_block) * across;
-            let adjust = |weight: &mut f32, block: usize| {
+            let of_block = |block: usize| {
                 let zero_point = zero_points.as_ref().map_or(0.0, |zero_points| zero_points[first + block]);
-                *weight = (*weight - zero_point) * (scales[first + block] / self.divisor);
+                (zero_point, scales[first + block] / self.divisor)
             };
             match &blocks {
                 Some(blocks) => {
-                    weights.iter_mut().zip(blocks).for_each(|(weight, block)| adjust(weight, *block));
+                    for (weight, block) in weights.iter_mut().zip(blocks) {
+                        let (zero_point, scale) = of_block(*block);
+                        *weight = (*weight - zero_point) * scale;
+                    }
                 }
                 None => {
                     for (block, weights) in weights.chunks_mut(block_columns).enumerate() {
-                        weights.iter_mut().for_each(|weight| adjust(weight, block));
+                        let (zero_point, scale) = of_block(block);
+                        weights.iter_mut().for_each(|weight| *weight = (*weight - zero_point) * scale);
                     }
                 }
             }

@@ -113,7 +113,8 @@ impl Stored {
     ) -> Result<Vec<f32>> {
         scratch.resize(range.len() * format.size(), 0);
         self.read_at((range.start * format.size()) as u64, scratch)?;
-        let numbers: Vec<f32> = format.decode(scratch).collect();
+        let mut numbers = vec![0.0; range.len()];
+        format.decode(scratch, &mut numbers);
         match numbers.iter().position(|number| !number.is_finite()) {
             None => Ok(numbers),
             Some(place) => Err(self.refuse(format!(
