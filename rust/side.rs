@@ -8,7 +8,9 @@ use std::sync::Arc;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::model::{Attention, Component, Contents, Geometry, Module, Orientation, Role, may_be_attention};
+use crate::model::{
+    Attention, Component, Contents, Geometry, Layer, Module, Orientation, Role, may_be_attention,
+};
 use crate::plain;
 use crate::quantised::{Quantisation, Scheme};
 
@@ -103,6 +105,20 @@ impl Side {
     pub fn quantisation(&self) -> Option<String> {
         let schemes: Vec<String> = self.schemes.iter().map(Scheme::to_string).collect();
         (!schemes.is_empty()).then(|| schemes.join("; "))
+    }
+
+    /// How many bytes of weights a scan reads from this side.
+    pub fn bytes(&self) -> u64 {
+        let layers = &self.geometry().layers;
+        let of_layer = |(row, layer): (usize, &Layer)| -> u64 {
+            let of_role = |role: &Role| {
+                let matrices = (0..layer.count(*role)).filter_map(|index| self.matrix(*role, row, index));
+                // Heads that begin within a block of scales read more of them.
+                matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>()
+            };
+            layer.own_roles().iter().map(of_role).sum()
+        };
+        layers.iter().enumerate().map(of_layer).sum()
     }
 
     /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.

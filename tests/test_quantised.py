@@ -185,6 +185,13 @@ def test_the_command_says_that_rounding_is_part_of_the_scores(tmp_path: Path) ->
     assert "The base weights" not in scanned.output
     shown = CliRunner().invoke(app, ["show", str(scores)])
     assert note in " ".join(shown.output.split())
+    assert "quantised: bitsandbytes nf4" in CliRunner().invoke(app, ["inspect", str(quantised)]).output
+    inspected = alps.inspect(quantised)
+    assert inspected.quantisation == "bitsandbytes nf4"
+    assert {module.dtype for module in inspected.modules} == {"F32"}
+    entries = 2 * (192 + 96 + 96) * 320
+    assert inspected.bytes == entries / 2 + entries / 64 * 4  # codes, and a scale for each block
+    assert alps.inspect(base).quantisation is None
     document = json.loads(CliRunner().invoke(app, ["show", str(scores), "--json"]).output)
     assert document["provenance"]["tuned_quantisation"] == "bitsandbytes nf4"
 

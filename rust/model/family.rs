@@ -272,6 +272,7 @@ const FILES: &[(&str, &str)] = embedded![
     "latent.json",
     "latent_gated.json",
     "longcat.json",
+    "lxmert.json",
     "mimo.json",
     "mobilevit.json",
     "query_apart.json",

@@ -47,6 +47,8 @@ enum Source {
     Stored,
     /// One if these flags of the configuration are so, else what is under the keys.
     OneIf { flags: BTreeMap<String, bool>, keys: Vec<String> },
+    /// Under the key for what `layer_types` says that the layer is.
+    ByKind(BTreeMap<String, String>),
 }
 
 /// The keys that configurations commonly have.
@@ -341,6 +343,7 @@ impl<'a> Reader<'a> {
                 return Ok(Some((keys.join("` / `"), quotient)));
             }
             Some(Source::Number(number)) => return Ok(Some((number.to_string(), *number))),
+            Some(Source::ByKind(kinds)) => vec![self.key_of_kind(kinds, at)?],
             Some(Source::Stored | Source::LengthOf(_)) | None => self.usual(field).collect(),
         };
         for key in keys {
@@ -349,6 +352,24 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// The key for a layer of its kind.
+    fn key_of_kind<'k>(
+        &self,
+        kinds: &'k BTreeMap<String, String>,
+        at: Option<Position>,
+    ) -> Problem<&'k String> {
+        let types = self.section.given("layer_types").and_then(Value::as_array);
+        let kind = at.and_then(|at| types?.get(at.layer)?.as_str());
+        kind.and_then(|kind| kinds.get(kind)).ok_or_else(|| {
+            let known: Vec<&str> = kinds.keys().map(|kind| &**kind).collect();
+            format!(
+                "`layer_types` in {} should say of every layer that it is one of {}",
+                self.section.place,
+                known.join(", ")
+            )
+        })
     }
 
     /// The value of a key, in which a layer may differ from the rest of the model.
@@ -391,7 +412,11 @@ impl<'a> Reader<'a> {
             let value = self
                 .value(key, at)
                 .ok_or_else(|| format!("{} has no `{key}`, which is needed", self.section.place))?;
-            let size = self.at_layer(key, value, at)?;
+            // Of a sum, a part may be 0.
+            let size = match value {
+                Value::Array(_) => self.at_layer(key, value, at)?,
+                _ => self.section.count(key, value)?,
+            };
             total = match total {
                 None => Some(size),
                 Some(total) => with(total, size),
@@ -400,6 +425,7 @@ impl<'a> Reader<'a> {
                 return Err(format!("`{}` in {} make no size", keys.join("`, `"), self.section.place));
             }
         }
-        total.ok_or_else(|| "a size is made of no key".to_owned())
+        let known = total.filter(|total| *total > 0);
+        known.ok_or_else(|| format!("`{}` in {} make no size", keys.join("`, `"), self.section.place))
     }
 }
