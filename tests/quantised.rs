@@ -454,6 +454,18 @@ proptest! {
 }
 
 #[test]
+fn rows_that_do_not_exist_are_a_mistake_of_the_caller() {
+    for stored in all() {
+        let (_folder, checkpoint) = stored.write();
+        let quantisation = Quantisation::of(&checkpoint, &checkpoint.config().unwrap()).unwrap();
+        let weights = quantisation.open(MODULE).unwrap().unwrap().weights;
+        let last = weights.out_features();
+        let beyond = std::panic::AssertUnwindSafe(|| read(&*weights, last - 1..last + 1));
+        assert!(std::panic::catch_unwind(beyond).is_err());
+    }
+}
+
+#[test]
 fn what_the_configuration_leaves_out_follows_from_the_tensors() {
     let rows = json!({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "channel"});
     let packed_rows = packed()

@@ -86,7 +86,7 @@ impl Linear for Awq {
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let [out, inputs] = self.features;
-        assert_eq!(into.len(), rows.len() * inputs * 4);
+        super::assert_fits(self.features, &rows, into);
         let (across, range) = (out / CODES, words_of(&rows));
         let strip = |line: usize| line * across + range.start..line * across + range.end;
         let scales = self.groups.read_scales(&rows, scratch)?;

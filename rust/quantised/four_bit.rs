@@ -187,7 +187,7 @@ impl Linear for FourBit {
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let entries = self.entries(&rows);
-        assert_eq!(into.len(), entries.len() * Dtype::F32.size());
+        super::assert_fits(self.features, &rows, into);
         let blocks = outer_blocks(&entries, self.block);
         let first_block = blocks.start;
         let scales = self.scales.read(blocks, scratch)?;

@@ -114,7 +114,7 @@ impl Linear for Gptq {
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let ([out, inputs], bits, count) = (self.features, self.bits, rows.len());
-        assert_eq!(into.len(), count * inputs * 4);
+        super::assert_fits(self.features, &rows, into);
         let scales = self.groups.read_scales(&rows, scratch)?;
         let zero_points = self.read_zero_points(&rows, scratch)?;
         let groups = self.groups.of_inputs(scratch)?;

@@ -157,7 +157,7 @@ impl Linear for Rows {
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let (columns, across) = (self.features[1], self.scales.across());
         let [block_rows, block_columns] = self.scales.block();
-        assert_eq!(into.len(), rows.len() * columns * Dtype::F32.size());
+        super::assert_fits(self.features, &rows, into);
         let scales = self.scales.read(&rows, scratch, "scale")?;
         let zero_points = self.zero_points.read(&rows, across, self.code, scratch)?;
         let blocks = self.blocks(scratch)?;
