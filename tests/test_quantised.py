@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import alps
@@ -21,6 +23,9 @@ from quantisers import QUANTISERS, Quantiser, fp8_rows
 
 SHAPE = Shape(layers=2, query_heads=4, key_value_heads=2, head_size=48, hidden_size=320)
 """Queries of 192 rows and 320 columns: neither is a whole number of blocks of 128."""
+
+
+_PROJECTIONS = r"\.(query|key|value|q_a_proj|q_b_proj|kv_b_proj|query_key_value|qkv_proj)\.weight$"
 
 
 def config(quantiser: Quantiser) -> dict[str, Any]:
@@ -140,6 +145,23 @@ def test_transformers_dequantises_fp8_to_the_same_weights(tmp_path: Path) -> Non
     model.config.quantization_config = None
     model.save_pretrained(tmp_path / "plain")
     assert alps.scan(tmp_path / "plain", quantised)["relative_delta"].max() < 1e-6
+
+
+@pytest.mark.parametrize("model_type", ["bert", "deepseek_v3", "gpt_neox", "phi3", "falcon"])
+@pytest.mark.parametrize("by", ["fp8 small blocks", "bitsandbytes int8"])
+def test_every_layout_of_linear_layers(tmp_path: Path, model_type: str, by: str) -> None:
+    created, _ = tiny(model_type)
+    created.save_pretrained(tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    attention = {key: weights.pop(key) for key in list(weights) if re.search(_PROJECTIONS, key)}
+    stored, expected = quantise(attention, QUANTISERS[by])
+    document = json.loads((tmp_path / "base" / "config.json").read_text())
+    plain = write(tmp_path / "plain", document, weights | expected)
+    document["quantization_config"] = QUANTISERS[by].config
+    quantised = write(tmp_path / "quantised", document, weights | stored)
+    assert alps.scan(plain, quantised)["relative_delta"].max() < 1e-7
+    assert alps.inspect(quantised).quantisation == QUANTISERS[by].scheme
+    assert {module.dtype for module in alps.inspect(quantised).modules} == {"F32"}
 
 
 def test_modules_may_be_left_plain(tmp_path: Path) -> None:
