@@ -10,6 +10,7 @@ pub mod model;
 mod plain;
 #[cfg(feature = "python")]
 mod python;
+pub mod quantised;
 pub mod scan;
 pub mod select;
 pub mod side;

@@ -24,6 +24,12 @@ pub trait Linear: Debug + Send + Sync {
     /// How many bytes [`Linear::read_rows`] reads from disk for these rows.
     fn stored_bytes(&self, rows: Range<usize>) -> u64;
 
+    /// Whether the weights of a row are scattered in the file, so that reading many rows together takes hardly
+    /// longer than reading one.
+    fn is_scattered(&self) -> bool {
+        false
+    }
+
     /// Fills `into` with these rows, row after row, little-endian: rows x in features x the size of
     /// [`Linear::dtype`] bytes. `scratch` is memory for the call's own use, kept from call to call.
     ///

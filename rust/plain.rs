@@ -124,6 +124,10 @@ impl Linear for Columns {
         self.0.bytes(&rows)
     }
 
+    fn is_scattered(&self) -> bool {
+        true
+    }
+
     /// Reads, of every stored row, the piece that these columns have in it, in the order of the file.
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let Stored { dtype, out_features, in_features, .. } = self.0;

@@ -15,7 +15,7 @@ use crate::checkpoint::parse_config;
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::model::{self, Attention, Component, Contents, Family, Layer, Orientation, Role, Size};
+use crate::model::{self, Attention, Component, Contents, Family, Layer, Orientation, Size};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, LayerShape, Report, Shape};
 use crate::side::Side;
@@ -52,6 +52,10 @@ struct Scan {
     geometry: Py<PyDict>,
     /// Bytes of weights read, from both sides.
     bytes: u64,
+    /// How the weights of the base were quantised, if they were.
+    base_quantisation: Option<String>,
+    /// The same of the tuned checkpoint.
+    tuned_quantisation: Option<String>,
 }
 
 /// Reads two checkpoints and scores every head.
@@ -83,7 +87,14 @@ fn scan(
         statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
     }
     let geometry = geometry_fields(py, &scores.geometry)?;
-    Ok(Scan { statistics: statistics.unbind(), geometry: geometry.unbind(), bytes: scores.bytes })
+    let [base_quantisation, tuned_quantisation] = scores.quantisation;
+    Ok(Scan {
+        statistics: statistics.unbind(),
+        geometry: geometry.unbind(),
+        bytes: scores.bytes,
+        base_quantisation,
+        tuned_quantisation,
+    })
 }
 
 /// Reads the geometry of one checkpoint.
@@ -112,6 +123,7 @@ fn inspect<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResul
     fields.set_item("modules", modules.map(module).collect::<Vec<_>>())?;
     fields.set_item("left_out", left_out.collect::<Vec<_>>())?;
     fields.set_item("bytes", side.bytes())?;
+    fields.set_item("quantisation", side.quantisation())?;
     Ok(fields)
 }
 

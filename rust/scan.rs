@@ -71,6 +71,8 @@ pub struct Scores {
     pub statistics: Vec<(&'static str, Vec<f64>)>,
     /// Bytes of weights read, from both sides.
     pub bytes: u64,
+    /// How the weights of base and tuned were quantised, if they were.
+    pub quantisation: [Option<String>; 2],
 }
 
 /// Compares two checkpoints of one model.
@@ -132,7 +134,8 @@ pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> 
         return Err(error);
     }
     let statistics = walk.tabulate(&lock(&measured))?;
-    Ok(Scores { geometry: geometry.clone(), statistics, bytes })
+    let quantisation = [base.quantisation(), tuned.quantisation()];
+    Ok(Scores { geometry: geometry.clone(), statistics, bytes, quantisation })
 }
 
 fn checked_threads(options: &Options) -> Result<usize> {
@@ -403,7 +406,11 @@ impl<'a> Walk<'a> {
         bytes.base.resize(base.bytes(), 0);
         bytes.tuned.resize(tuned.bytes(), 0);
         sums.clear();
-        let step = (self.options.buffer / base.row_bytes().max(tuned.row_bytes())).max(1);
+        let step = if base.linear.is_scattered() || tuned.linear.is_scattered() {
+            base.rows()
+        } else {
+            (self.options.buffer / base.row_bytes().max(tuned.row_bytes())).max(1)
+        };
         let mut stored = 0;
         for start in (0..base.rows()).step_by(step) {
             self.control.check()?;

@@ -1,5 +1,6 @@
 //! One side of the comparison: a checkpoint, with where its heads are.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,8 +8,11 @@ use std::sync::Arc;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::model::{Attention, Component, Contents, Geometry, Layer, Module, Orientation, Role};
+use crate::model::{
+    Attention, Component, Contents, Geometry, Layer, Module, Orientation, Role, may_be_attention,
+};
 use crate::plain;
+use crate::quantised::{Quantisation, Scheme};
 
 /// A checkpoint that was found to hold attention heads.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub struct Side {
     attention: Attention,
     /// The weights of the attention's modules, in their order.
     linears: Vec<Box<dyn Linear>>,
+    /// How those of them are stored that are quantised.
+    schemes: BTreeSet<Scheme>,
 }
 
 /// One matrix of one head: which rows of which weights.
@@ -40,15 +46,39 @@ impl Side {
     pub fn open(path: &Path, component: Option<Component>) -> Result<Self> {
         let checkpoint = Arc::new(Checkpoint::open(path)?);
         let config = checkpoint.config()?;
+        let quantisation = Quantisation::of(&checkpoint, &config)?;
+        // One that cannot be read is no obstacle until it turns out to be needed.
+        let mut quantised: BTreeMap<&str, Result<_>> = BTreeMap::new();
+        for module in quantisation.modules() {
+            if may_be_attention(module)? {
+                quantised.extend(quantisation.open(module).transpose().map(|opened| (module, opened)));
+            }
+        }
+        let computed = quantised.iter().filter_map(|(module, opened)| {
+            let weights = &opened.as_ref().ok()?.weights;
+            Some((*module, [weights.out_features(), weights.in_features()]))
+        });
         let contents = Contents {
             tensors: checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)).collect(),
-            ..Contents::default()
+            computed: computed.collect(),
         };
-        let attention = Attention::resolve(path, &config, &contents, component)?;
+        let attention = match Attention::resolve(path, &config, &contents, component) {
+            Ok(attention) => attention,
+            // What is missing may be what could not be read.
+            Err(error) => return Err(quantised.into_values().find_map(Result::err).unwrap_or(error)),
+        };
         drop(contents);
-        let linears =
-            attention.modules().iter().map(|module| linear(&checkpoint, module)).collect::<Result<_>>()?;
-        Ok(Self { checkpoint, attention, linears })
+        let mut schemes = BTreeSet::new();
+        let mut linear = |module: &Module| match quantised.remove(&*module.name).transpose()? {
+            Some(quantised) => {
+                schemes.insert(quantised.scheme);
+                Ok(quantised.weights)
+            }
+            None => plain::open(&checkpoint, module),
+        };
+        let linears = attention.modules().iter().map(&mut linear).collect::<Result<_>>()?;
+        drop(quantised);
+        Ok(Self { checkpoint, attention, linears, schemes })
     }
 
     /// The path that was opened.
@@ -71,13 +101,20 @@ impl Side {
         self.linears.iter().map(|linear| &**linear)
     }
 
+    /// How the weights are quantised, all ways there are; nothing if they are plain.
+    pub fn quantisation(&self) -> Option<String> {
+        let schemes: Vec<String> = self.schemes.iter().map(Scheme::to_string).collect();
+        (!schemes.is_empty()).then(|| schemes.join("; "))
+    }
+
     /// How many bytes of weights a scan reads from this side.
     pub fn bytes(&self) -> u64 {
         let layers = &self.geometry().layers;
         let of_layer = |(row, layer): (usize, &Layer)| -> u64 {
             let of_role = |role: &Role| {
-                let matrix = self.matrix(*role, row, 0);
-                matrix.map_or(0, |matrix| matrix.stored_bytes() * layer.count(*role) as u64)
+                let matrices = (0..layer.count(*role)).filter_map(|index| self.matrix(*role, row, index));
+                // Heads that begin within a block of scales read more of them.
+                matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>()
             };
             layer.own_roles().iter().map(of_role).sum()
         };
@@ -90,11 +127,6 @@ impl Side {
         let linear = &*self.linears[slice.index];
         Some(Matrix { side: self, module: slice.module, rows: slice.rows, linear })
     }
-}
-
-/// The weights of a module, in whatever form the checkpoint has them.
-fn linear(checkpoint: &Arc<Checkpoint>, module: &Module) -> Result<Box<dyn Linear>> {
-    plain::open(checkpoint, module)
 }
 
 impl Matrix<'_> {

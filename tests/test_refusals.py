@@ -457,7 +457,7 @@ def test_quantised_weights(tmp_path: Path, good: Path, bad: Path, matrix: str, d
     tensors[name(1, matrix)] = tensors[name(1, matrix)].to(QUANTISED[dtype])
     write(bad, SHAPE.config(), tensors)
     said = [
-        f"{bad}: tensor {name(1, matrix)} is stored as {dtype}",
+        f"{bad}: the module `{name(1, matrix).removesuffix('.weight')}` is stored as {dtype}",
         "F16, BF16, F32 or F64",
         "dequantised first",
     ]

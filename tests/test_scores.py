@@ -147,6 +147,7 @@ class FakeScan:
     def __init__(self) -> None:
         self.asked: tuple[Any, ...] = ()
         self.geometry = arguments_of(small_geometry())
+        self.base_quantisation, self.tuned_quantisation = None, "NVFP4"
 
     def __call__(self, *arguments: Any) -> "FakeScan":
         self.asked = arguments
@@ -175,6 +176,7 @@ def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -
     assert scores.provenance == {
         "base": str(tmp_path),
         "tuned": str(tmp_path),
+        "tuned_quantisation": "NVFP4",
         "form": "qkv",
         "temperature": "1.0",
         "alps": alps.__version__,

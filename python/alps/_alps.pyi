@@ -46,6 +46,12 @@ class Scan:
     @property
     def bytes(self) -> int:
         """Bytes of weights read, from both sides."""
+    @property
+    def base_quantisation(self) -> str | None:
+        """How the weights of the base were quantised, if they were."""
+    @property
+    def tuned_quantisation(self) -> str | None:
+        """The same of the tuned checkpoint."""
 
 def scan(
     base: str,

@@ -321,6 +321,7 @@ def inspect(
                 "modules": [asdict(module) for module in found.modules],
                 "left_out": [{"what": what, "why": why} for what, why in found.left_out],
                 "bytes": found.bytes,
+                "quantisation": found.quantisation,
             }
         )
         return
@@ -391,6 +392,8 @@ def _print_json(document: dict[str, Any]) -> None:
 def _print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None) -> None:
     console = _console()
     console.print(Text(str(scores.geometry)))
+    for note in terminal.quantisation_notes(scores):
+        console.print(Text(note, style="yellow"))
     console.print()
     console.print(Text(f"Top heads by {statistic}", style="bold"))
     console.print(terminal.top_table(console, scores, statistic, heads))

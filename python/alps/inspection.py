@@ -35,12 +35,15 @@ class Inspection:
         modules: The linear layers that hold them, layer by layer.
         left_out: What is in the checkpoint but not scanned, each with the reason.
         bytes: Bytes of weights that a scan reads.
+        quantisation: How the weights are quantised ("GPTQ int4"); None if they are not. A scan reads what they
+            stand for.
     """
 
     geometry: Geometry
     modules: tuple[Module, ...]
     left_out: tuple[tuple[str, str], ...]
     bytes: int
+    quantisation: str | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
         modules=tuple(Module(*module) for module in found["modules"]),
         left_out=tuple(found["left_out"]),
         bytes=found["bytes"],
+        quantisation=found["quantisation"],
     )
 
 

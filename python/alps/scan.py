@@ -45,6 +45,9 @@ def scan(
 
     Identical weights score exactly 0. Results do not depend on the number of threads.
 
+    Quantised weights are compared as the numbers that they stand for, so what quantisation rounded is part of
+    the scores; `provenance` then says how a side was quantised, as "base_quantisation" or "tuned_quantisation".
+
     Args:
         base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of a model
             that is in the local cache of the Hugging Face hub.
@@ -86,8 +89,10 @@ def scan(
     provenance = {
         "base": base_source.name,
         "base_commit": base_source.commit,
+        "base_quantisation": result.base_quantisation,
         "tuned": tuned_source.name,
         "tuned_commit": tuned_source.commit,
+        "tuned_quantisation": result.tuned_quantisation,
         "form": form,
         "temperature": repr(float(temperature)),
         "alps": _alps.__version__,

@@ -35,6 +35,16 @@ def progress(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
+def quantisation_notes(scores: HeadScores) -> list[str]:
+    """What a reader has to know of scores of quantised weights; nothing if no side was quantised."""
+    found = ((side, scores.provenance.get(f"{side}_quantisation")) for side in ("base", "tuned"))
+    return [
+        f"The {side} weights are quantised ({how}): what that rounded is part of every score."
+        for side, how in found
+        if how is not None
+    ]
+
+
 def top_table(
     console: Console, scores: HeadScores, statistic: str, heads: HeadSet | None, count: int = 10
 ) -> Table:
@@ -87,6 +97,8 @@ def inspection(console: Console, found: Inspection) -> Iterator[RenderableType]:
         f"component {geometry.component}, layout {geometry.family}, {formats}, {len(found.modules)} tensors, "
         f"{found.bytes:,} bytes to read"
     )
+    if found.quantisation is not None:
+        yield Text(f"quantised: {found.quantisation}")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layers", "heads", "groups", "query", "key", "value"):
         table.add_column(column, justify="right")

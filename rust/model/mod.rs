@@ -18,4 +18,4 @@ pub use self::component::Component;
 pub use self::family::{Family, Orientation, Role, families};
 pub use self::geometry::{Geometry, Layer, Size};
 pub use self::layout::{Attention, LeftOut, Module, Slice};
-pub use self::stack::Contents;
+pub use self::stack::{Contents, may_be_attention};

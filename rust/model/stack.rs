@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::family::Family;
+use super::family::{Family, families};
+use crate::Result;
 
 /// What a checkpoint, or a live model, holds.
 #[derive(Debug, Default)]
@@ -54,6 +55,17 @@ pub(super) struct Block<'a> {
 
 /// Layers of one pattern, by their numbers: the last of these counts layers, those before it count stages.
 pub(super) type Stack<'a> = BTreeMap<Vec<usize>, Block<'a>>;
+
+/// Whether a module of this name may hold attention weights of some family.
+///
+/// # Errors
+///
+/// As of [`families`].
+pub fn may_be_attention(module: &str) -> Result<bool> {
+    let own_names = families()?.iter().flat_map(|family| family.names.iter().flatten());
+    let is_of = |own: &String| module.strip_suffix(&**own).is_some_and(|path| path.ends_with('.'));
+    Ok(own_names.into_iter().any(is_of))
+}
 
 /// All stacks that are stored in the way of a family.
 pub(super) fn stacks<'a>(

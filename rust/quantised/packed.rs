@@ -1,0 +1,112 @@
+//! compressed-tensors' `pack-quantized`: integers of a few bits in 32-bit words, scaled by groups of columns.
+
+use safetensors::Dtype;
+
+use super::config::{Kind, Method, stated_blocks};
+use super::field::words;
+use super::grid::Grid;
+use super::rows::{Code, Rows, ZeroPoints};
+use super::stored::Stored;
+use super::{Module, Scheme};
+use crate::error::Result;
+
+/// The module whose codes are `codes`, I32 [out, words].
+pub(super) fn open(module: &Module<'_>, codes: Stored) -> Result<(Scheme, Rows)> {
+    codes.expect_dtype(Dtype::I32)?;
+    let [_, packed_columns] = codes.matrix()?;
+    let shape = module.require("weight_shape")?;
+    let features = read_shape(&shape, &codes)?;
+    let scales = module.require("weight_scale")?;
+    let zero_points = module.part("weight_zero_point");
+
+    // Narrow matrices of different bits may take as many words; the configuration decides then.
+    let possible: Vec<usize> = (1..=8).filter(|bits| words(features[1], *bits) == packed_columns).collect();
+    let (bits, stated) = match &module.config.method {
+        Method::Unstated => match *possible {
+            [bits] => (bits, None),
+            _ => {
+                return Err(codes.refuse(format!(
+                    "has {packed_columns} words for {} columns, which {possible:?} bits fit; expected one number of \
+                     bits, or quantization_config in config.json to say which",
+                    features[1]
+                )));
+            }
+        },
+        Method::CompressedTensors(groups) => {
+            let fits = |bits: usize| {
+                stated_blocks(groups, features, |group| {
+                    (group.num_bits, group.kind, group.symmetric) == (bits, Kind::Int, zero_points.is_none())
+                })
+            };
+            let stated: Vec<_> = possible
+                .iter()
+                .map(|bits| (*bits, fits(*bits)))
+                .filter(|(_, blocks)| !blocks.is_empty())
+                .collect();
+            match <[_; 1]>::try_from(stated) {
+                Ok([(bits, blocks)]) => (bits, Some(blocks)),
+                Err(_) => {
+                    return Err(module.contradiction_of(&format!(
+                        "packed integers of {possible:?} bits {} zero points",
+                        if zero_points.is_some() { "with" } else { "without" }
+                    )));
+                }
+            }
+        }
+        _ => return Err(module.contradiction_of("packed integers of compressed-tensors")),
+    };
+    let scales = Grid::of_scales(scales, features, stated.as_deref())?;
+    let zero_points = match zero_points {
+        None => ZeroPoints::None,
+        Some(stored) => {
+            stored.expect_dtype(Dtype::I32)?;
+            let packed_rows = words(features[0], bits);
+            stored.expect_shape(&[packed_rows, scales.across()], "packed like the codes, down the rows")?;
+            if scales.block()[0] != 1 {
+                return Err(
+                    stored.refuse("belongs to scales of more than one row; expected one for each row")
+                );
+            }
+            ZeroPoints::Packed(stored)
+        }
+    };
+    let order = module.part("weight_g_idx");
+    if let Some(order) = &order {
+        order.expect_dtype(Dtype::I32)?;
+        order.expect_shape(&[features[1]], "the input features")?;
+    }
+    let code = Code::Integer(bits);
+    let rows = Rows { codes, code, features, scales, divisor: 1.0, zero_points, order };
+    Ok((Scheme::PackedInteger { bits }, rows))
+}
+
+/// The features [out, in] that `weight_shape` holds, if `codes` can have them.
+fn read_shape(shape: &Stored, codes: &Stored) -> Result<[usize; 2]> {
+    let [rows, packed_columns] = codes.matrix()?;
+    shape.expect_shape(&[2], "output and input features")?;
+    let size = match shape.dtype() {
+        Dtype::I64 => 8,
+        Dtype::I32 => 4,
+        other => return Err(shape.refuse(format!("should be stored as I64, but is stored as {other}"))),
+    };
+    let bytes = shape.read_small()?;
+    let sizes: Vec<i64> = bytes
+        .chunks_exact(size)
+        .map(|bytes| match *bytes {
+            [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            _ => unreachable!("pieces have the size of a number"),
+        })
+        .collect();
+    let features: Vec<usize> = sizes.iter().filter_map(|size| usize::try_from(*size).ok()).collect();
+    match *features {
+        // No code has less than a bit.
+        [out, inputs] if out == rows && inputs > 0 && inputs <= packed_columns.saturating_mul(32) => {
+            Ok([out, inputs])
+        }
+        _ => Err(shape.refuse(format!(
+            "says that the weights have the shape {sizes:?}; expected {rows} rows, and columns that fit \
+             {packed_columns} words"
+        ))),
+    }
+}

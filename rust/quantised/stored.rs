@@ -1,0 +1,141 @@
+//! One tensor of a quantised module, checked before it is believed.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::number::Number;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::error::{Error, Result, quote};
+
+/// A tensor with the checkpoint that it is in.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    checkpoint: Arc<Checkpoint>,
+    name: String,
+    tensor: Tensor,
+}
+
+impl Stored {
+    /// The tensor of that name, if there is one.
+    pub(super) fn find(checkpoint: &Arc<Checkpoint>, name: String) -> Option<Self> {
+        let tensor = checkpoint.tensor(&name)?.clone();
+        Some(Self { checkpoint: Arc::clone(checkpoint), name, tensor })
+    }
+
+    pub(super) fn dtype(&self) -> safetensors::Dtype {
+        self.tensor.dtype
+    }
+
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.tensor.shape
+    }
+
+    /// The number of bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.tensor.length
+    }
+
+    /// What is wrong with the tensor.
+    pub(super) fn refuse(&self, problem: impl AsRef<str>) -> Error {
+        let problem = format!("tensor {} {}", quote(&self.name), problem.as_ref());
+        Error::checkpoint(self.checkpoint.file_of(&self.tensor), problem)
+    }
+
+    /// The sizes of a matrix that has entries.
+    pub(super) fn matrix(&self) -> Result<[usize; 2]> {
+        match *self.shape() {
+            [rows, columns] if rows > 0 && columns > 0 => Ok([rows, columns]),
+            _ => Err(self.refuse(format!(
+                "should be a matrix with at least one entry, but has the shape {:?}",
+                self.shape()
+            ))),
+        }
+    }
+
+    /// Refuses the tensor unless it is stored in this format.
+    pub(super) fn expect_dtype(&self, expected: safetensors::Dtype) -> Result<()> {
+        if self.dtype() == expected {
+            return Ok(());
+        }
+        Err(self.refuse(format!("should be stored as {expected}, but is stored as {}", self.dtype())))
+    }
+
+    /// Refuses the tensor unless it has this shape, which `reason` explains.
+    pub(super) fn expect_shape(&self, expected: &[usize], reason: &str) -> Result<()> {
+        if self.shape() == expected {
+            return Ok(());
+        }
+        let found = self.shape();
+        Err(self
+            .refuse(format!("should have the shape {expected:?} ({reason}), but has the shape {found:?}")))
+    }
+
+    /// The format of its numbers, if it holds scales.
+    pub(super) fn scale_format(&self) -> Result<Number> {
+        Number::of_scales(self.dtype()).ok_or_else(|| {
+            self.refuse(format!(
+                "should hold scales, stored as F32, F16, BF16, F8_E4M3, F8_E5M2, F8_E8M0 or U8, but is stored \
+                 as {}",
+                self.dtype()
+            ))
+        })
+    }
+
+    /// Fills `into` with the bytes from `offset` on.
+    pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        self.checkpoint.read_at(&self.tensor, offset, into)
+    }
+
+    /// All bytes of a small tensor.
+    pub(super) fn read_small(&self) -> Result<Vec<u8>> {
+        const LARGEST: u64 = 64 << 10;
+        if self.length() > LARGEST {
+            let problem = format!("should have at most {LARGEST} bytes, but has {}", self.length());
+            return Err(self.refuse(problem));
+        }
+        let mut bytes = vec![0; self.length() as usize];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The scales from the one at `range.start` on, all of which have to be finite.
+    pub(super) fn read_scales(&self, range: Range<usize>, scratch: &mut Vec<u8>) -> Result<Vec<f32>> {
+        self.read_finite(self.scale_format()?, range, scratch, "scale")
+    }
+
+    /// The numbers from the one at `range.start` on, all of which have to be finite.
+    pub(super) fn read_finite(
+        &self,
+        format: Number,
+        range: Range<usize>,
+        scratch: &mut Vec<u8>,
+        what: &str,
+    ) -> Result<Vec<f32>> {
+        scratch.resize(range.len() * format.size(), 0);
+        self.read_at((range.start * format.size()) as u64, scratch)?;
+        let mut numbers = vec![0.0; range.len()];
+        format.decode(scratch, &mut numbers);
+        match numbers.iter().position(|number| !number.is_finite()) {
+            None => Ok(numbers),
+            Some(place) => Err(self.refuse(format!(
+                "holds {} at entry {}; every {what} has to be finite",
+                numbers[place],
+                range.start + place
+            ))),
+        }
+    }
+
+    /// The 32-bit words from the one at `range.start` on, appended to `into`.
+    pub(super) fn read_words(
+        &self,
+        range: Range<usize>,
+        scratch: &mut Vec<u8>,
+        into: &mut Vec<u32>,
+    ) -> Result<()> {
+        scratch.resize(range.len() * 4, 0);
+        self.read_at(range.start as u64 * 4, scratch)?;
+        let words = scratch.as_chunks::<4>().0;
+        into.extend(words.iter().map(|word| u32::from_le_bytes(*word)));
+        Ok(())
+    }
+}
