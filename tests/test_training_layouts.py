@@ -41,7 +41,7 @@ def hybrid(model_type: str) -> Any:
         vocab_size=96,
     )
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return transformers.AutoModelForCausalLM.from_config(config)
 
 
 @pytest.mark.parametrize("model_type", STORED)
