@@ -1,0 +1,203 @@
+//! Adapters of PEFT: what they make of the weights of a base checkpoint.
+//!
+//! An adapter holds changes to some linear layers. No changed matrix is ever formed whole: a layer of the base
+//! is wrapped in a [`Linear`] that changes the rows that are asked for, as PEFT's `merge_and_unload` would.
+
+mod config;
+mod fit;
+mod matrix;
+mod names;
+mod rows;
+mod tensors;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use self::config::{Config, Kind};
+use self::fit::Fit;
+use self::matrix::Factors;
+use self::names::Modules;
+use self::rows::Changed;
+use self::tensors::{Parameters, sort};
+use crate::checkpoint::Checkpoint;
+use crate::error::quote;
+use crate::linear::Linear;
+use crate::{Error, Result};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// The folder of the adapter at `path`, or `None` if it is something else.
+///
+/// An adapter is a folder with `adapter_config.json`, as for transformers, or the file of its weights.
+pub fn folder_of(path: &Path) -> Option<PathBuf> {
+    if path.file_name().is_some_and(|name| name == WEIGHTS) {
+        return path.parent().map(Path::to_path_buf);
+    }
+    path.join(CONFIG).is_file().then(|| path.to_path_buf())
+}
+
+/// What an adapter says of its base.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The path or the hub's name of the base, as it was called where the adapter was trained.
+    pub base: Option<String>,
+    /// The revision of the base on the hub.
+    pub revision: Option<String>,
+}
+
+/// An adapter, its configuration checked and its tensors found, but for their fit to a base.
+#[derive(Debug)]
+pub struct Adapter {
+    config: Config,
+    factors: Factors,
+    /// The tensors of each changed module, by its name where the adapter was trained.
+    changes: BTreeMap<String, Parameters>,
+}
+
+impl Adapter {
+    /// Opens the adapter in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if a file cannot be read; [`Error::Checkpoint`] if one is not what it should be, or if the
+    /// adapter is of a kind that is not read.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = Config::read(&folder.join(CONFIG))?;
+        let checkpoint = Checkpoint::open_file(&folder.join(WEIGHTS))?;
+        let changes = sort(&checkpoint, &config.kind)?;
+        Ok(Self { config, factors: Factors::new(checkpoint), changes })
+    }
+
+    /// The base that the adapter in `folder` was trained on, as its configuration names it.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Adapter::open`], for the configuration.
+    pub fn origin(folder: &Path) -> Result<Origin> {
+        Config::read(&folder.join(CONFIG)).map(|config| config.origin)
+    }
+
+    /// The kind of adapter, as PEFT calls it.
+    pub fn kind(&self) -> &'static str {
+        self.config.kind.name()
+    }
+
+    /// The file with the adapter's weights.
+    pub fn path(&self) -> &Path {
+        self.factors.checkpoint.path()
+    }
+
+    /// Finds the changed modules among those of a base, which is at `path` and has tensors of these names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if a module that could hold attention is not there, or could be several.
+    pub fn over<'n>(self, path: &Path, tensors: impl Iterator<Item = &'n str>) -> Result<Adapted> {
+        let modules = Modules::new(tensors);
+        let mut places: BTreeMap<String, String> = BTreeMap::new();
+        for (module, parameters) in &self.changes {
+            let found = modules.find(module).map_err(|candidates| {
+                self.refuse(format!(
+                    "the adapter changes the module {}, which could be any of {} in {}",
+                    quote(module),
+                    candidates.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "),
+                    path.display()
+                ))
+            })?;
+            match found {
+                Some(place) => {
+                    if let Some(other) = places.insert(place.to_owned(), module.clone()) {
+                        return Err(self.refuse(format!(
+                            "the modules {} and {} would both change {} of {}",
+                            quote(&other),
+                            quote(module),
+                            quote(place),
+                            path.display()
+                        )));
+                    }
+                }
+                None if names::may_hold_attention(module) => {
+                    return Err(self.refuse(format!(
+                        "the adapter changes the module {} (by {}), but {} has no such module; is it another \
+                         base than the one that the adapter was trained on{}?",
+                        quote(module),
+                        quote(parameters.any_name()),
+                        path.display(),
+                        self.config.origin.base.as_ref().map_or_else(String::new, |base| format!(", {base}"))
+                    )));
+                }
+                None => {}
+            }
+        }
+        Ok(Adapted { adapter: self, places })
+    }
+
+    fn refuse(&self, problem: impl Into<String>) -> Error {
+        self.factors.refuse(problem)
+    }
+}
+
+/// An adapter whose modules have been found in a base.
+#[derive(Debug)]
+pub struct Adapted {
+    adapter: Adapter,
+    /// The name in the adapter of each changed module, by its name in the base.
+    places: BTreeMap<String, String>,
+}
+
+impl Adapted {
+    /// The adapter itself.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// Whether the adapter changes the weights of this module of the base.
+    pub fn changes(&self, module: &str) -> bool {
+        self.places.contains_key(module)
+    }
+
+    /// The tensor that stands in the place of a module's own weights, with the checkpoint that holds it:
+    /// that of a module that was trained and saved whole.
+    pub fn replacement(&self, module: &str) -> Option<(&Checkpoint, &str)> {
+        let name = self.parameters(module)?.replacement.as_ref()?;
+        Some((&self.adapter.factors.checkpoint, name))
+    }
+
+    fn parameters(&self, module: &str) -> Option<&Parameters> {
+        self.adapter.changes.get(self.places.get(module)?)
+    }
+
+    /// The module with its weights as the adapter changes them, given those of the base, or those of
+    /// [`Adapted::replacement`] where there is one. Weights that the adapter does not change stay as they are.
+    ///
+    /// `open` reads a tensor [out, in] or, where the module is stored the other way round, [in, out].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if the adapter's tensors do not fit the module, or contradict its configuration.
+    pub fn linear<'a>(
+        &'a self,
+        module: &str,
+        base: Box<dyn Linear + 'a>,
+        open: impl FnOnce(&'a Checkpoint, &'a str) -> Result<Box<dyn Linear + 'a>>,
+    ) -> Result<Box<dyn Linear + 'a>> {
+        let Some(runtime) = self.places.get(module) else { return Ok(base) };
+        let parameters = &self.adapter.changes[runtime];
+        if parameters.own.is_empty() {
+            return Ok(base);
+        }
+        let fit = Fit { adapter: &self.adapter, module: runtime, parameters, base: &*base };
+        let change = match &self.adapter.config.kind {
+            Kind::Lora(lora) => fit.low_rank(lora)?,
+            Kind::Loha(ranks) => fit.hadamard(ranks)?,
+            Kind::Lokr(ranks) => fit.kronecker(ranks)?,
+            Kind::Ia3 => fit.scaling()?,
+            Kind::Alps => {
+                let rows = fit.tensor("alps_rows")?;
+                fit.rows(open(&self.adapter.factors.checkpoint, rows)?)?
+            }
+        };
+        Ok(Box::new(Changed::new(base, change, &self.adapter.factors)))
+    }
+}
