@@ -21,7 +21,7 @@ pub(super) struct Fit<'a, 'b> {
 
 impl<'a> Fit<'a, '_> {
     /// LoRA: s B A.
-    pub(super) fn low_rank(&self, lora: &Lora) -> Result<Change<'a>> {
+    pub(super) fn low_rank(&self, lora: &Lora) -> Result<Change> {
         let rank = self.rank(&lora.ranks)?;
         let delta = Delta::Plain(self.product("lora_B.weight", "lora_A.weight", rank)?);
         let magnitude = "lora_magnitude_vector";
@@ -39,7 +39,7 @@ impl<'a> Fit<'a, '_> {
     }
 
     /// LoHa: two products of low rank, multiplied entry by entry.
-    pub(super) fn hadamard(&self, ranks: &Ranks) -> Result<Change<'a>> {
+    pub(super) fn hadamard(&self, ranks: &Ranks) -> Result<Change> {
         let rank = self.rank(ranks)?;
         let first = self.product("hada_w1_a", "hada_w1_b", rank)?;
         let second = self.product("hada_w2_a", "hada_w2_b", rank)?;
@@ -51,7 +51,7 @@ impl<'a> Fit<'a, '_> {
     }
 
     /// LoKr: the Kronecker product of two matrices, each of which may be a product of low rank.
-    pub(super) fn kronecker(&self, ranks: &Ranks) -> Result<Change<'a>> {
+    pub(super) fn kronecker(&self, ranks: &Ranks) -> Result<Change> {
         let rank = self.rank(ranks)?;
         let factor = |whole: &'static str, left: &'static str, right: &'static str| -> Result<Matrix> {
             if self.parameters.own.contains_key(whole) {
@@ -83,7 +83,7 @@ impl<'a> Fit<'a, '_> {
     }
 
     /// IA3: a number for each row, or for each column in a feed-forward module.
-    pub(super) fn scaling(&self) -> Result<Change<'a>> {
+    pub(super) fn scaling(&self) -> Result<Change> {
         let name = "ia3_l";
         let (out, input) = (self.base.out_features(), self.base.in_features());
         match self.shape(name)? {
@@ -97,7 +97,7 @@ impl<'a> Fit<'a, '_> {
     }
 
     /// The adapters of this project: `rows` in the place of those that a tensor of indices lists.
-    pub(super) fn rows(&self, rows: Box<dyn Linear + 'a>) -> Result<Change<'a>> {
+    pub(super) fn rows(&self, rows: Box<dyn Linear>) -> Result<Change> {
         let (out, input) = (self.base.out_features(), self.base.in_features());
         let name = self.tensor("alps_indices")?;
         let checkpoint = &self.adapter.factors.checkpoint;

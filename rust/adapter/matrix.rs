@@ -19,14 +19,14 @@ const KEPT: usize = 32 << 20;
 /// The tensors of an adapter.
 #[derive(Debug)]
 pub(super) struct Factors {
-    pub(super) checkpoint: Checkpoint,
+    pub(super) checkpoint: Arc<Checkpoint>,
     /// The matrices that were read whole last, the newest first.
     kept: Mutex<VecDeque<(String, Arc<[f32]>)>>,
 }
 
 impl Factors {
     pub(super) fn new(checkpoint: Checkpoint) -> Self {
-        Self { checkpoint, kept: Mutex::default() }
+        Self { checkpoint: Arc::new(checkpoint), kept: Mutex::default() }
     }
 
     /// A whole tensor.

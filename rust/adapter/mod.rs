@@ -12,6 +12,7 @@ mod tensors;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use self::config::{Config, Kind};
 use self::fit::Fit;
@@ -50,7 +51,7 @@ pub struct Origin {
 #[derive(Debug)]
 pub struct Adapter {
     config: Config,
-    factors: Factors,
+    factors: Arc<Factors>,
     /// The tensors of each changed module, by its name where the adapter was trained.
     changes: BTreeMap<String, Parameters>,
 }
@@ -66,7 +67,7 @@ impl Adapter {
         let config = Config::read(&folder.join(CONFIG))?;
         let checkpoint = Checkpoint::open_file(&folder.join(WEIGHTS))?;
         let changes = sort(&checkpoint, &config.kind)?;
-        Ok(Self { config, factors: Factors::new(checkpoint), changes })
+        Ok(Self { config, factors: Arc::new(Factors::new(checkpoint)), changes })
     }
 
     /// The base that the adapter in `folder` was trained on, as its configuration names it.
@@ -159,7 +160,7 @@ impl Adapted {
 
     /// The tensor that stands in the place of a module's own weights, with the checkpoint that holds it:
     /// that of a module that was trained and saved whole.
-    pub fn replacement(&self, module: &str) -> Option<(&Checkpoint, &str)> {
+    pub fn replacement(&self, module: &str) -> Option<(&Arc<Checkpoint>, &str)> {
         let name = self.parameters(module)?.replacement.as_ref()?;
         Some((&self.adapter.factors.checkpoint, name))
     }
@@ -176,12 +177,12 @@ impl Adapted {
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if the adapter's tensors do not fit the module, or contradict its configuration.
-    pub fn linear<'a>(
-        &'a self,
+    pub fn linear(
+        &self,
         module: &str,
-        base: Box<dyn Linear + 'a>,
-        open: impl FnOnce(&'a Checkpoint, &'a str) -> Result<Box<dyn Linear + 'a>>,
-    ) -> Result<Box<dyn Linear + 'a>> {
+        base: Box<dyn Linear>,
+        open: impl FnOnce(&Arc<Checkpoint>, &str) -> Result<Box<dyn Linear>>,
+    ) -> Result<Box<dyn Linear>> {
         let Some(runtime) = self.places.get(module) else { return Ok(base) };
         let parameters = &self.adapter.changes[runtime];
         if parameters.own.is_empty() {
@@ -198,6 +199,6 @@ impl Adapted {
                 fit.rows(open(&self.adapter.factors.checkpoint, rows)?)?
             }
         };
-        Ok(Box::new(Changed::new(base, change, &self.adapter.factors)))
+        Ok(Box::new(Changed::new(base, change, self.adapter.factors.clone())))
     }
 }

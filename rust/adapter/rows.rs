@@ -1,6 +1,7 @@
 //! The rows of a linear layer as an adapter changes them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::matrix::{Factors, Matrix, Stored, decode};
 use crate::Result;
@@ -10,15 +11,15 @@ use crate::linear::Linear;
 
 /// A linear layer with what an adapter makes of it.
 #[derive(Debug)]
-pub(super) struct Changed<'a> {
-    base: Box<dyn Linear + 'a>,
-    change: Change<'a>,
-    factors: &'a Factors,
+pub(super) struct Changed {
+    base: Box<dyn Linear>,
+    change: Change,
+    factors: Arc<Factors>,
 }
 
 /// What becomes of W.
 #[derive(Debug)]
-pub(super) enum Change<'a> {
+pub(super) enum Change {
     /// W + scale * delta; where there is a magnitude for each row, every row of that is brought to it.
     Add { delta: Delta, scale: f64, magnitude: Option<Stored> },
     /// Each row times a number of its own.
@@ -26,7 +27,7 @@ pub(super) enum Change<'a> {
     /// Each column times a number of its own.
     ScaleColumns(Stored),
     /// Rows replaced by those of another layer: for every row, which, if any.
-    Rows { rows: Box<dyn Linear + 'a>, sources: Vec<Option<usize>> },
+    Rows { rows: Box<dyn Linear>, sources: Vec<Option<usize>> },
 }
 
 /// What is added, before it is scaled.
@@ -64,8 +65,8 @@ impl Delta {
     }
 }
 
-impl<'a> Changed<'a> {
-    pub(super) fn new(base: Box<dyn Linear + 'a>, change: Change<'a>, factors: &'a Factors) -> Self {
+impl Changed {
+    pub(super) fn new(base: Box<dyn Linear>, change: Change, factors: Arc<Factors>) -> Self {
         Self { base, change, factors }
     }
 
@@ -94,7 +95,7 @@ impl<'a> Changed<'a> {
     }
 }
 
-impl Linear for Changed<'_> {
+impl Linear for Changed {
     fn out_features(&self) -> usize {
         self.base.out_features()
     }
@@ -117,7 +118,7 @@ impl Linear for Changed<'_> {
     }
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
-        let (factors, columns, first) = (self.factors, self.in_features(), rows.start);
+        let (factors, columns, first) = (&*self.factors, self.in_features(), rows.start);
         match &self.change {
             Change::Add { delta, scale, magnitude } => {
                 let delta = delta.read_rows(factors, rows.clone())?;
