@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::adapter::{Origin, origin};
 use crate::checkpoint::parse_config;
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
@@ -29,7 +30,8 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Scan, attention, geometry, ranking, report, scan, select_random, select_ranked, select_within_budget,
+        Adapter, Scan, adapter, attention, geometry, ranking, report, scan, select_random, select_ranked,
+        select_within_budget,
     };
 
     #[pymodule_init]
@@ -79,6 +81,30 @@ fn scan(
     }
     let geometry = geometry_fields(py, &scores.geometry)?;
     Ok(Scan { statistics: statistics.unbind(), geometry: geometry.unbind(), bytes: scores.bytes })
+}
+
+/// What an adapter says of itself.
+#[pyclass(frozen, get_all, module = "alps._alps")]
+struct Adapter {
+    /// Its folder.
+    folder: String,
+    /// Whether the folder holds the weights of a model as well.
+    is_whole: bool,
+    /// What its base was called where it was trained.
+    base: Option<String>,
+    /// The revision of the base on the hub.
+    revision: Option<String>,
+}
+
+/// Reads the configuration of the adapter at `path`; nothing if there is something else.
+#[pyfunction]
+fn adapter(path: &str) -> PyResult<Option<Adapter>> {
+    Ok(origin(Path::new(path))?.map(|Origin { folder, is_whole, base, revision }| Adapter {
+        folder: folder.to_string_lossy().into_owned(),
+        is_whole,
+        base,
+        revision,
+    }))
 }
 
 /// Reads the geometry of one checkpoint.

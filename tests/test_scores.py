@@ -212,13 +212,12 @@ class FakeHub:
     """A cache that holds one model."""
 
     @staticmethod
-    def snapshot_download(name: str, *, revision: str | None, local_files_only: bool) -> str:
-        assert local_files_only
+    def try_to_load_from_cache(name: str, file: str, *, revision: str | None) -> object:
         if name == "bad--/name":
             raise ValueError("the name is\nnot valid")
         if (name, revision) not in {("owner/model", None), ("owner/model", "main")}:
-            raise FileNotFoundError("not in the cache")
-        return "/cache/snapshots/abc123"
+            return None
+        return f"/cache/snapshots/abc123/{file}" if file == "params.json" else object()
 
 
 def test_hub_names_are_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch, fake: FakeScan) -> None:

@@ -10,8 +10,10 @@ from alps.geometry import Geometry
 
 __all__ = [
     "STATISTICS",
+    "Adapter",
     "Scan",
     "__version__",
+    "adapter",
     "attention",
     "geometry",
     "ranking",
@@ -51,6 +53,26 @@ def scan(
     progress: Callable[[int, int], object] | None,
 ) -> Scan:
     """Reads two checkpoints and scores every head."""
+
+@final
+class Adapter:
+    """What an adapter says of itself."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether the folder holds the weights of a model as well."""
+    @property
+    def base(self) -> str | None:
+        """What its base was called where it was trained."""
+    @property
+    def revision(self) -> str | None:
+        """The revision of the base on the hub."""
+
+def adapter(path: str) -> Adapter | None:
+    """Reads the configuration of the adapter at `path`; nothing if there is something else."""
 
 def geometry(path: str) -> dict[str, Any]:
     """Reads the geometry of one checkpoint."""

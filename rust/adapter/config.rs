@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::Origin;
 use super::names::is_outside_attention;
 use crate::checkpoint::{json_refusal, read_text};
 use crate::error::{quote, shorten};
@@ -17,7 +16,10 @@ use crate::{Error, Result};
 /// What an adapter's configuration says of weights.
 #[derive(Debug)]
 pub(super) struct Config {
-    pub(super) origin: Origin,
+    /// The path or the hub's name of the base, as it was called where the adapter was trained.
+    pub(super) base: Option<String>,
+    /// The revision of the base on the hub.
+    pub(super) revision: Option<String>,
     pub(super) kind: Kind,
 }
 
@@ -244,8 +246,7 @@ fn check(fields: Fields) -> std::result::Result<Config, String> {
             ));
         }
     };
-    let origin = Origin { base: fields.base_model_name_or_path, revision: fields.revision };
-    Ok(Config { origin, kind })
+    Ok(Config { base: fields.base_model_name_or_path, revision: fields.revision, kind })
 }
 
 /// Refuses starts that take from the base what they put into the adapter.

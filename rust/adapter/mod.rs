@@ -20,7 +20,7 @@ use self::matrix::Factors;
 use self::names::Modules;
 use self::rows::Changed;
 use self::tensors::{Parameters, sort};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, has_weights};
 use crate::error::quote;
 use crate::linear::Linear;
 use crate::{Error, Result};
@@ -28,23 +28,36 @@ use crate::{Error, Result};
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// The folder of the adapter at `path`, or `None` if it is something else.
-///
-/// An adapter is a folder with `adapter_config.json`, as for transformers, or the file of its weights.
-pub fn folder_of(path: &Path) -> Option<PathBuf> {
-    if path.file_name().is_some_and(|name| name == WEIGHTS) {
-        return path.parent().map(Path::to_path_buf);
-    }
-    path.join(CONFIG).is_file().then(|| path.to_path_buf())
-}
-
-/// What an adapter says of its base.
+/// What can be said of an adapter without its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
+    /// The folder of the adapter.
+    pub folder: PathBuf,
+    /// Whether the folder holds the weights of a model as well. As for transformers, these are then what the
+    /// adapter changes.
+    pub is_whole: bool,
     /// The path or the hub's name of the base, as it was called where the adapter was trained.
     pub base: Option<String>,
     /// The revision of the base on the hub.
     pub revision: Option<String>,
+}
+
+/// What the adapter at `path` says of itself, or `None` if there is something else.
+///
+/// An adapter is a folder with `adapter_config.json`, as for transformers, or the file of its weights.
+///
+/// # Errors
+///
+/// As of [`Adapter::open`], for the configuration.
+pub fn origin(path: &Path) -> Result<Option<Origin>> {
+    let folder = match path.file_name() {
+        Some(name) if name == WEIGHTS => path.parent().unwrap_or(Path::new("")),
+        _ if path.join(CONFIG).is_file() => path,
+        _ => return Ok(None),
+    };
+    let config = Config::read(&folder.join(CONFIG))?;
+    let is_whole = folder == path && has_weights(folder);
+    Ok(Some(Origin { folder: folder.to_path_buf(), is_whole, base: config.base, revision: config.revision }))
 }
 
 /// An adapter, its configuration checked and its tensors found, but for their fit to a base.
@@ -68,15 +81,6 @@ impl Adapter {
         let checkpoint = Checkpoint::open_file(&folder.join(WEIGHTS))?;
         let changes = sort(&checkpoint, &config.kind)?;
         Ok(Self { config, factors: Arc::new(Factors::new(checkpoint)), changes })
-    }
-
-    /// The base that the adapter in `folder` was trained on, as its configuration names it.
-    ///
-    /// # Errors
-    ///
-    /// As of [`Adapter::open`], for the configuration.
-    pub fn origin(folder: &Path) -> Result<Origin> {
-        Config::read(&folder.join(CONFIG)).map(|config| config.origin)
     }
 
     /// The kind of adapter, as PEFT calls it.
@@ -125,7 +129,7 @@ impl Adapter {
                         quote(module),
                         quote(parameters.any_name()),
                         path.display(),
-                        self.config.origin.base.as_ref().map_or_else(String::new, |base| format!(", {base}"))
+                        self.config.base.as_ref().map_or_else(String::new, |base| format!(", {base}"))
                     )));
                 }
                 None => {}

@@ -10,12 +10,20 @@ use super::json::quote;
 use super::{config, pickle};
 use crate::{Error, Result};
 
+/// The names that transformers looks for, in this order.
+const USUAL: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
+
 /// The file that says where the tensors are.
 pub(super) enum Start {
     /// One file with all of them.
     File(PathBuf),
     /// The index of several.
     Index(PathBuf),
+}
+
+/// Whether there are the weights of a model in a folder, under the names that transformers looks for.
+pub(crate) fn has_weights(folder: &Path) -> bool {
+    USUAL.iter().any(|name| folder.join(name).exists())
 }
 
 /// Where to start from, given the path of a folder, of a file of weights or of an index.
@@ -46,7 +54,7 @@ fn locate_in_folder(folder: &Path) -> Result<Start> {
     }
     // A dangling link counts as present: to pass over it would be to read other weights than those meant.
     let names = list(folder)?;
-    for usual in ["model.safetensors", "model.safetensors.index.json"] {
+    for usual in USUAL {
         if names.iter().any(|name| name == usual) {
             return classify(&folder.join(usual));
         }

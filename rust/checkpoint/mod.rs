@@ -21,6 +21,7 @@ pub use self::config::parse as parse_config;
 use self::json::quote;
 pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::Start;
+pub(crate) use self::locate::has_weights;
 use self::source::{LocalFile, Source};
 use crate::{Error, Result};
 
