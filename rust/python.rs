@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::{self, Attention, Component, Contents, Layer, Orientation, Role, Size};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, LayerShape, Report, Shape};
-use crate::side::Side;
+use crate::side::{Location, Reading, Side};
 use crate::statistics::STATISTICS;
 
 /// How often a long call looks for signals and reports its progress.
@@ -51,6 +51,24 @@ struct Scan {
     geometry: Py<PyDict>,
     /// Bytes of weights read, from both sides.
     bytes: u64,
+    /// What the base was read from: `files`, and where there is one, the kind of `adapter` and a `note`.
+    base: BTreeMap<&'static str, String>,
+    /// What the tuned side was read from, likewise.
+    tuned: BTreeMap<&'static str, String>,
+}
+
+/// A checkpoint, and the folder of an adapter that changes it.
+type Paths = (String, Option<String>);
+
+fn location((checkpoint, adapter): Paths) -> Location {
+    Location { checkpoint: checkpoint.into(), adapter: adapter.map(Into::into) }
+}
+
+fn reading_fields(reading: Reading) -> BTreeMap<&'static str, String> {
+    let optional = [("adapter", reading.adapter.map(str::to_owned)), ("note", reading.note)];
+    let mut fields = BTreeMap::from([("files", reading.files)]);
+    fields.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    fields
 }
 
 /// Reads two checkpoints and scores every head.
@@ -58,8 +76,8 @@ struct Scan {
 #[expect(clippy::too_many_arguments, reason = "one for each argument of alps.scan")]
 fn scan(
     py: Python<'_>,
-    base: &str,
-    tuned: &str,
+    base: Paths,
+    tuned: Paths,
     component: Option<&str>,
     form: &str,
     temperature: f64,
@@ -74,7 +92,7 @@ fn scan(
     };
     let component = component_of_name(component)?;
     let options = Options { form, component, temperature, sorted, threads, ..Options::default() };
-    let (base, tuned) = (Path::new(base), Path::new(tuned));
+    let (base, tuned) = (location(base), location(tuned));
     let scores = long_call(py, progress, |control| scan_checkpoints(base, tuned, &options, control))?;
     let shape = [scores.geometry.layers.len(), scores.geometry.heads()];
     let statistics = PyDict::new(py);
@@ -82,7 +100,13 @@ fn scan(
         statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
     }
     let geometry = geometry_fields(py, &scores.geometry)?;
-    Ok(Scan { statistics: statistics.unbind(), geometry: geometry.unbind(), bytes: scores.bytes })
+    Ok(Scan {
+        statistics: statistics.unbind(),
+        geometry: geometry.unbind(),
+        bytes: scores.bytes,
+        base: reading_fields(scores.base),
+        tuned: reading_fields(scores.tuned),
+    })
 }
 
 /// What an adapter says of itself.
@@ -111,9 +135,9 @@ fn adapter(path: &str) -> PyResult<Option<Adapter>> {
 
 /// Reads the geometry of one checkpoint.
 #[pyfunction]
-fn geometry<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
+fn geometry<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
-    let side = py.detach(|| Side::open(Path::new(path), component))?;
+    let side = py.detach(|| Side::open(&location(path), component))?;
     geometry_fields(py, side.geometry())
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use alps::adapter::Adapter;
 use alps::dtype::Dtype;
 use alps::linear::Linear;
+use alps::model::Orientation;
 use alps::{Error, Result};
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
@@ -131,7 +132,7 @@ fn write(config: &Value, tensors: &Tensors, dtype: Dtype) -> TempDir {
 fn read(folder: &Path, base: &Plain, step: usize) -> Result<Vec<f64>> {
     let names = [format!("{MODULE}.weight")];
     let adapted = Adapter::open(folder)?.over(Path::new("base"), names.iter().map(|name| &**name))?;
-    let layer = adapted.linear(MODULE, Box::new(base.clone()), |_, _| unreachable!())?;
+    let layer = adapted.linear(MODULE, Orientation::OutIn, Box::new(base.clone()))?;
     assert_eq!((layer.out_features(), layer.in_features()), (base.rows, base.columns));
     let size = layer.dtype().size();
     let (mut weights, mut scratch) = (Vec::new(), Vec::new());

@@ -21,6 +21,11 @@ from adapters import edit, load, merge, save_adapter, save_base
 from alps import cli
 from models import LAYERS, tiny
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # PEFT asks transformers
+    pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|lora_bias|lm_head|config file):UserWarning"),
+]
+
 # An adapted weight is computed in float64 from a sum in float32, and rounded to float32 once; PEFT computes in
 # float32 throughout. Both are within a few units in the last place of the true one, 2^-24 of the weight each, and
 # the changes are not much smaller than the weights, so differences of weights agree to about 1e-6.

@@ -42,10 +42,16 @@ class Scan:
     @property
     def bytes(self) -> int:
         """Bytes of weights read, from both sides."""
+    @property
+    def base(self) -> dict[str, str]:
+        """What the base was read from: "files", and where there is one, the kind of "adapter" and a "note"."""
+    @property
+    def tuned(self) -> dict[str, str]:
+        """What the tuned side was read from, likewise."""
 
 def scan(
-    base: str,
-    tuned: str,
+    base: tuple[str, str | None],
+    tuned: tuple[str, str | None],
     component: str | None,
     form: str,
     temperature: float,
@@ -53,7 +59,7 @@ def scan(
     threads: int | None,
     progress: Callable[[int, int], object] | None,
 ) -> Scan:
-    """Reads two checkpoints and scores every head."""
+    """Reads two checkpoints, each with the folder of an adapter that changes it, and scores every head."""
 
 @final
 class Adapter:
@@ -75,7 +81,7 @@ class Adapter:
 def adapter(path: str) -> Adapter | None:
     """Reads the configuration of the adapter at `path`; nothing if there is something else."""
 
-def geometry(path: str, component: str | None) -> dict[str, Any]:
+def geometry(path: tuple[str, str | None], component: str | None) -> dict[str, Any]:
     """Reads the geometry of one checkpoint."""
 
 def attention(

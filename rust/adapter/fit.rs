@@ -8,6 +8,8 @@ use super::tensors::Parameters;
 use crate::checkpoint::Tensor;
 use crate::error::quote;
 use crate::linear::Linear;
+use crate::model::{Module, Orientation};
+use crate::plain;
 use crate::{Error, Result};
 
 /// A module of the base with the tensors that change it.
@@ -96,29 +98,42 @@ impl<'a> Fit<'a, '_> {
         }
     }
 
-    /// The adapters of this project: `rows` in the place of those that a tensor of indices lists.
-    pub(super) fn rows(&self, rows: Box<dyn Linear>) -> Result<Change> {
+    /// The adapters of this project: rows in the place of those that a tensor of indices lists. They are stored
+    /// as the module is.
+    pub(super) fn rows(&self, orientation: Orientation) -> Result<Change> {
         let (out, input) = (self.base.out_features(), self.base.in_features());
-        let name = self.tensor("alps_indices")?;
         let checkpoint = &self.adapter.factors.checkpoint;
-        let tensor = self.find("alps_indices")?;
-        if tensor.dtype != safetensors::Dtype::I64 || tensor.shape != [rows.out_features()] {
+        let (name, tensor) = (self.tensor("alps_indices")?, self.find("alps_indices")?);
+        let [count] = tensor.shape[..] else {
             return Err(self.refuse(format!(
-                "tensor {} should hold {} numbers of rows as I64, but holds {:?} as {}",
+                "tensor {} should be a list, but has the shape {:?}",
                 quote(name),
-                rows.out_features(),
-                tensor.shape,
+                tensor.shape
+            )));
+        };
+        if tensor.dtype != safetensors::Dtype::I64 {
+            return Err(self.refuse(format!(
+                "tensor {} should hold numbers of rows as I64, but is stored as {}",
+                quote(name),
                 tensor.dtype
             )));
         }
-        if rows.in_features() != input {
+        let module = Module {
+            name: self.tensor("alps_rows")?.to_owned(),
+            orientation,
+            out_features: count,
+            in_features: input,
+        };
+        let (expected, found) = (module.stored_shape(), self.shape("alps_rows")?);
+        if found != expected {
             return Err(self.refuse(format!(
-                "the rows in {} should be {input} long, but are {}",
-                quote(self.tensor("alps_rows")?),
-                rows.in_features()
+                "tensor {} should have the shape {expected:?} ({} lists {count} rows), but has the shape {found:?}",
+                quote(&module.name),
+                quote(name)
             )));
         }
-        let mut bytes = vec![0; rows.out_features() * size_of::<i64>()];
+        let rows = plain::open(checkpoint, &module)?;
+        let mut bytes = vec![0; count * size_of::<i64>()];
         checkpoint.read_at(tensor, 0, &mut bytes)?;
         let mut sources = vec![None; out];
         for (source, bytes) in bytes.as_chunks().0.iter().enumerate() {

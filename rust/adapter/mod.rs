@@ -23,6 +23,7 @@ use self::tensors::{Parameters, sort};
 use crate::checkpoint::{Checkpoint, has_weights};
 use crate::error::quote;
 use crate::linear::Linear;
+use crate::model::{Module, Orientation};
 use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
@@ -159,24 +160,43 @@ impl Adapted {
 
     /// Whether the adapter changes the weights of this module of the base.
     pub fn changes(&self, module: &str) -> bool {
-        self.places.contains_key(module)
+        self.runtime_name(module).is_some()
     }
 
-    /// The tensor that stands in the place of a module's own weights, with the checkpoint that holds it:
-    /// that of a module that was trained and saved whole.
-    pub fn replacement(&self, module: &str) -> Option<(&Arc<Checkpoint>, &str)> {
-        let name = self.parameters(module)?.replacement.as_ref()?;
-        Some((&self.adapter.factors.checkpoint, name))
-    }
-
-    fn parameters(&self, module: &str) -> Option<&Parameters> {
-        self.adapter.changes.get(self.places.get(module)?)
-    }
-
-    /// The module with its weights as the adapter changes them, given those of the base, or those of
-    /// [`Adapted::replacement`] where there is one. Weights that the adapter does not change stay as they are.
+    /// What stands in the place of a module's own weights, with the checkpoint that holds it: the weights of a
+    /// module that was trained and saved whole.
     ///
-    /// `open` reads a tensor [out, in] or, where the module is stored the other way round, [in, out].
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if they are of another shape.
+    pub(crate) fn replacement(&self, module: &Module) -> Result<Option<(&Arc<Checkpoint>, Module)>> {
+        let parameters = self.runtime_name(&module.name).map(|name| &self.adapter.changes[name]);
+        let Some(name) = parameters.and_then(|parameters| parameters.replacement.as_ref()) else {
+            return Ok(None);
+        };
+        let other = Module { name: name.clone(), ..module.clone() };
+        let factors = &self.adapter.factors;
+        let (expected, found) = (other.stored_shape(), &factors.tensor(name)?.shape);
+        if *found != expected {
+            return Err(self.adapter.refuse(format!(
+                "tensor {} should have the shape {expected:?}, as in the base, but has the shape {found:?}",
+                quote(name)
+            )));
+        }
+        Ok(Some((&factors.checkpoint, other)))
+    }
+
+    /// What the adapter calls a module of the base.
+    fn runtime_name(&self, module: &str) -> Option<&str> {
+        // Of torch's multi-head attention the adapter names the module, the base a tensor within.
+        let name =
+            self.places.get(module).or_else(|| self.places.get(module.strip_suffix(".in_proj_weight")?))?;
+        Some(name)
+    }
+
+    /// The module with its weights as the adapter changes them, given those of the base, or those that stand in
+    /// their place. Weights that the adapter does not change stay as they are. `orientation` is how the base
+    /// stores the module.
     ///
     /// # Errors
     ///
@@ -184,10 +204,10 @@ impl Adapted {
     pub fn linear(
         &self,
         module: &str,
+        orientation: Orientation,
         base: Box<dyn Linear>,
-        open: impl FnOnce(&Arc<Checkpoint>, &str) -> Result<Box<dyn Linear>>,
     ) -> Result<Box<dyn Linear>> {
-        let Some(runtime) = self.places.get(module) else { return Ok(base) };
+        let Some(runtime) = self.runtime_name(module) else { return Ok(base) };
         let parameters = &self.adapter.changes[runtime];
         if parameters.own.is_empty() {
             return Ok(base);
@@ -198,10 +218,7 @@ impl Adapted {
             Kind::Loha(ranks) => fit.hadamard(ranks)?,
             Kind::Lokr(ranks) => fit.kronecker(ranks)?,
             Kind::Ia3 => fit.scaling()?,
-            Kind::Alps => {
-                let rows = fit.tensor("alps_rows")?;
-                fit.rows(open(&self.adapter.factors.checkpoint, rows)?)?
-            }
+            Kind::Alps => fit.rows(orientation)?,
         };
         Ok(Box::new(Changed::new(base, change, self.adapter.factors.clone())))
     }

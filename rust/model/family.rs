@@ -254,6 +254,7 @@ const FILES: &[(&str, &str)] = embedded![
     "codegen.json",
     "concatenated.json",
     "concatenated_staged.json",
+    "consolidated.json",
     "cross.json",
     "deepseek_v4.json",
     "gate_first.json",
