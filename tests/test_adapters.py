@@ -23,7 +23,9 @@ from models import LAYERS, tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # PEFT asks transformers
-    pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|lora_bias|lm_head|config file):UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
+    # PEFT takes the bias of a B for half a matrix.
+    pytest.mark.filterwarnings("ignore:.*have invalid shape.*lora_B.bias:peft.utils.warning.PeftWarning"),
 ]
 
 # An adapted weight is computed in float64 from a sum in float32, and rounded to float32 once; PEFT computes in
@@ -93,7 +95,10 @@ class Pair:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rsLoRA": {"use_rslora": True, "lora_alpha": 3},
-    "patterns": {"rank_pattern": {r"\w*\.0\..*": 2, ".*": 5}, "alpha_pattern": {"^.*1.*": 3, ".*": 7}},
+    "patterns": {
+        "rank_pattern": {r".*\.0\..*": 2, r".*\.[12]\..*": 5},
+        "alpha_pattern": {r"^.*\.1\..*": 3, "(query|q).*": 7},
+    },
     "DoRA": {"use_dora": True},
     "DoRA and rsLoRA": {"use_dora": True, "use_rslora": True},
     "biases": {"bias": "all"},
@@ -178,7 +183,7 @@ def test_a_base_in_float64_is_not_rounded(tmp_path: Path) -> None:
 KINDS: dict[str, Any] = {
     "IA3": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=targets[:1]),
     "IA3 of rows": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=[]),
-    "LoHa": lambda targets: peft.LoHaConfig(r=3, alpha=5, target_modules=targets, rank_pattern={"k_proj": 2}),
+    "LoHa": lambda targets: peft.LoHaConfig(r=3, alpha=5, target_modules=targets, rank_pattern={targets[-1]: 2}),
     "LoKr": lambda targets: peft.LoKrConfig(r=2, alpha=5, target_modules=targets),
     "LoKr of products": lambda targets: peft.LoKrConfig(
         r=1, alpha=5, target_modules=targets, decompose_both=True, decompose_factor=4
@@ -388,7 +393,7 @@ def test_tensors(pair: Pair, adapted: tuple[Path, Path]) -> None:
 
 
 def test_a_base_of_another_shape(pair: Pair, adapted: tuple[Path, Path], tmp_path: Path) -> None:
-    other = Pair("mistral" if "mistral" in TARGETS else "llama", tmp_path / "other").base
+    other = Pair("llama", tmp_path / "other").base
     config = json.loads((other / "config.json").read_text())
     tensors = load_file(other / "model.safetensors")
     for name, tensor in tensors.items():

@@ -91,7 +91,7 @@ def _over(
     # The files in the folder go first as they do for transformers.
     whole = Source(adapter.folder, adapter.folder, None) if adapter.is_whole else None
     base = given or whole or other or _named_base(source, adapter)
-    if base.path != adapter.folder and _alps.adapter(base.path) is not None:
+    if base is not whole and _alps.adapter(base.path) is not None:
         raise CheckpointError(
             f"{source.name}: the weights that the adapter changes should be those of a checkpoint, but "
             f"{base.name} is an adapter as well; merge that into its base first"

@@ -79,7 +79,7 @@ impl Adapter {
     /// adapter is of a kind that is not read.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = Config::read(&folder.join(CONFIG))?;
-        let checkpoint = Checkpoint::open_file(&folder.join(WEIGHTS))?;
+        let checkpoint = Checkpoint::open_file(folder, WEIGHTS)?;
         let changes = sort(&checkpoint, &config.kind)?;
         Ok(Self { config, factors: Arc::new(Factors::new(checkpoint)), changes })
     }

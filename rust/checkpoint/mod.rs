@@ -92,8 +92,13 @@ impl Checkpoint {
         Ok(Checkpoint { path: path.to_path_buf(), start, files, tensors })
     }
 
-    /// Opens one safetensors file, whatever its name.
-    pub(crate) fn open_file(path: &Path) -> Result<Self> {
+    /// Opens the file of this name in a folder. If there is only a pickle in its place, the refusal says so.
+    pub(crate) fn open_file(folder: &Path, name: &str) -> Result<Self> {
+        let path = &folder.join(name);
+        let pickled = Path::new(name).with_extension("bin");
+        if !path.exists() && folder.join(&pickled).exists() {
+            return Err(pickle::refusal(folder, &pickled.to_string_lossy()));
+        }
         let (files, tensors) = open_file(path)?;
         Ok(Checkpoint { path: path.to_path_buf(), start: path.to_path_buf(), files, tensors })
     }
