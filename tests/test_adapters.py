@@ -97,7 +97,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rsLoRA": {"use_rslora": True, "lora_alpha": 3},
     "patterns": {
         "rank_pattern": {r".*\.0\..*": 2, r".*\.[12]\..*": 5},
-        "alpha_pattern": {r"^.*\.1\..*": 3, "(query|q).*": 7},
+        "alpha_pattern": {r"^.*\.1\..*": 3, r".*\.2\.(\w+\.)+\w+": 7},
     },
     "DoRA": {"use_dora": True},
     "DoRA and rsLoRA": {"use_dora": True, "use_rslora": True},
@@ -163,7 +163,8 @@ def test_other_layouts(model_type: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("model_type", sorted(BIASED))
 def test_a_bias_of_the_product(model_type: str, tmp_path: Path) -> None:
     pair = Pair(model_type, tmp_path)
-    pair.check(peft.LoraConfig(r=4, target_modules=pair.targets, lora_bias=True))
+    transposed = model_type == "gpt2"
+    pair.check(peft.LoraConfig(r=4, target_modules=pair.targets, lora_bias=True, fan_in_fan_out=transposed))
 
 
 def test_a_base_in_float64_is_not_rounded(tmp_path: Path) -> None:
@@ -212,6 +213,34 @@ def test_adapters_of_this_project(model_type: str, tmp_path: Path) -> None:
     found = pair.check(alps.AlpsConfig(heads=heads))
     assert set(heads.pairs()) <= set(zip(*(found["delta_norm"] > 0).nonzero(), strict=True))
     assert (found["delta_norm"][1] == 0).all()
+
+
+# Formats.
+
+OLD_KEYS = """
+    base_model_name_or_path bias fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform
+    lora_alpha lora_dropout modules_to_save peft_type r target_modules task_type
+"""
+"""Those of PEFT 0.4."""
+
+
+def test_an_adapter_of_an_old_peft(pair: Pair, adapted: tuple[Path, Path]) -> None:
+    path = adapted[0] / "adapter_config.json"
+    document = json.loads(path.read_text())
+    old = {key: document[key] for key in OLD_KEYS.split()} | {"enable_lora": None, "merge_weights": False}
+    path.write_text(json.dumps(old))
+    assert_same(alps.scan(pair.base, adapted[0]), alps.scan(pair.base, adapted[1]))
+    path.write_text(json.dumps(old | {"enable_lora": [True, False, True]}))
+    with pytest.raises(alps.CheckpointError, match="`enable_lora`"):
+        alps.scan(pair.base, adapted[0])
+
+
+def test_an_adapter_that_transformers_saves(pair: Pair, adapted: tuple[Path, Path]) -> None:
+    model = load(pair.model, pair.base)
+    model.load_adapter(str(adapted[0]))
+    saved = pair.folder / "saved by transformers"
+    model.save_pretrained(saved)
+    assert_same(alps.scan(pair.base, saved), alps.scan(pair.base, adapted[1]))
 
 
 # Names.
