@@ -44,7 +44,7 @@ def save_adapter(model: Any, config: peft.PeftConfig, folder: Path, seed: int = 
 
 def merge(model: Any, adapter: Path, folder: Path) -> None:
     """Loads an adapter onto the model as PEFT does, merges it, and saves the result as it is computed."""
-    merged: Any = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore[operator]
+    merged: Any = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
 
 

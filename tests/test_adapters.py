@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import alps
 from adapters import edit, load, merge, save_adapter, save_base
 from alps import cli
+from alps.scan import Form
 from models import LAYERS, tiny
 
 pytestmark = [
@@ -52,7 +53,9 @@ def assert_same(found: alps.HeadScores, expected: alps.HeadScores) -> None:
     assert found.geometry == expected.geometry
     assert found.statistics == expected.statistics
     for name in found.statistics:
-        if name == "wasserstein_z":  # a difference, of which only what is subtracted from has a relative error
+        if (
+            name == "wasserstein_z"
+        ):  # a difference, of which only what is subtracted from has a relative error
             np.testing.assert_allclose(found[name], expected[name], atol=1e-3)
         elif name == "changed":
             np.testing.assert_allclose(found[name], expected[name], atol=2e-3)
@@ -81,13 +84,13 @@ class Pair:
         merge(load(self.model, self.base), adapter, merged)
         return adapter, merged
 
-    def check(self, config: peft.PeftConfig, form: alps.scan.Form = "qkv", moves: bool = True) -> alps.HeadScores:
+    def check(self, config: peft.PeftConfig, form: Form = "qkv", moves: bool = True) -> alps.HeadScores:
         adapter, merged = self.adapt(config)
         statistics = [*alps.statistics.resolve(None, form), "sorted_wasserstein"]
         found = alps.scan(self.base, adapter, form=form, statistics=statistics)
         assert_same(found, alps.scan(self.base, merged, form=form, statistics=statistics))
         assert (found["delta_norm"] > 0).any() == moves
-        assert found.provenance["tuned_adapter"] == config.peft_type.value
+        assert found.provenance["tuned_adapter"] == peft.PeftType(config.peft_type).value
         assert found.provenance["tuned_adapter_over"] == str(self.base)
         return found
 
@@ -113,10 +116,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "bert"])
 def test_lora(model_type: str, variant: str, tmp_path: Path) -> None:
     pair = Pair(model_type, tmp_path)
-    arguments = {"r": 4, "lora_alpha": 8, "target_modules": pair.targets, "fan_in_fan_out": model_type == "gpt2"}
+    arguments: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": pair.targets,
+        "fan_in_fan_out": model_type == "gpt2",
+    }
     found = pair.check(peft.LoraConfig(**arguments | VARIANTS[variant]))
-    moved = (found["delta_norm"] > 0).all(axis=1)
-    assert list(moved) == ([False, True, False] if variant == "one layer" else [True] * LAYERS)
+    moved = (found["delta_norm"] > 0).all(axis=1).tolist()
+    assert moved == ([False, True, False] if variant == "one layer" else [True] * LAYERS)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,7 +145,7 @@ def test_any_lora(
     dora: bool,
     targets: list[str],
     saved: list[str] | None,
-    form: alps.scan.Form,
+    form: Form,
     dtype: torch.dtype,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -184,7 +192,9 @@ def test_a_base_in_float64_is_not_rounded(tmp_path: Path) -> None:
 KINDS: dict[str, Any] = {
     "IA3": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=targets[:1]),
     "IA3 of rows": lambda targets: peft.IA3Config(target_modules=targets, feedforward_modules=[]),
-    "LoHa": lambda targets: peft.LoHaConfig(r=3, alpha=5, target_modules=targets, rank_pattern={targets[-1]: 2}),
+    "LoHa": lambda targets: peft.LoHaConfig(
+        r=3, alpha=5, target_modules=targets, rank_pattern={targets[-1]: 2}
+    ),
     "LoKr": lambda targets: peft.LoKrConfig(r=2, alpha=5, target_modules=targets),
     "LoKr of products": lambda targets: peft.LoKrConfig(
         r=1, alpha=5, target_modules=targets, decompose_both=True, decompose_factor=4
@@ -206,7 +216,7 @@ def test_ia3_of_transposed_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert"])
 def test_adapters_of_this_project(model_type: str, tmp_path: Path) -> None:
-    import alps.training  # noqa: F401  (makes the kind known to PEFT)
+    import alps.training  # makes the kind known to PEFT
 
     pair = Pair(model_type, tmp_path)
     heads = alps.HeadSet.from_pairs([(0, 1), (2, 3), (2, 5)], alps.geometry(pair.base))
@@ -251,7 +261,13 @@ def test_an_adapter_of_a_part_of_the_model(tmp_path: Path) -> None:
     pair = Pair("llama", tmp_path)
     adapter, merged = pair.adapt(peft.LoraConfig(r=4, target_modules=["q_proj"]))
     path = adapter / "adapter_model.safetensors"
-    save_file({name.replace("base_model.model.model.", "base_model.model."): it for name, it in load_file(path).items()}, path)
+    save_file(
+        {
+            name.replace("base_model.model.model.", "base_model.model."): it
+            for name, it in load_file(path).items()
+        },
+        path,
+    )
     assert_same(alps.scan(pair.base, adapter), alps.scan(pair.base, merged))
 
 
@@ -271,7 +287,10 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     adapter, _ = pair.adapt(peft.LoraConfig(r=4, target_modules=["q_proj"]))
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
-    for old, new, said in (("q_proj", "query", "has no such module"), ("layers.2", "layers.3", "layers.3.self_attn")):
+    for old, new, said in (
+        ("q_proj", "query", "has no such module"),
+        ("layers.2", "layers.3", "layers.3.self_attn"),
+    ):
         save_file({name.replace(old, new): it for name, it in tensors.items()}, path)
         with pytest.raises(alps.CheckpointError, match=said):
             alps.scan(pair.base, adapter)
@@ -310,14 +329,18 @@ def test_a_base_that_is_not_on_this_machine(pair: Pair, adapted: tuple[Path, Pat
     adapter, merged = adapted
     edit(adapter / "adapter_config.json", {"base_model_name_or_path": "owner/absent", "revision": "v1"})
     for other in (pair.base, adapter):
-        with pytest.raises(alps.CheckpointError, match=r"trained on owner/absent@v1.*adapter_base=") as caught:
+        with pytest.raises(
+            alps.CheckpointError, match=r"trained on owner/absent@v1.*adapter_base="
+        ) as caught:
             alps.scan(adapter, other)
         assert str(adapter) in str(caught.value)
     # Over the other side, which is the base, it is known what is meant.
     scores = alps.scan(pair.base, adapter)
     assert scores.provenance["tuned_adapter_trained_on"] == "owner/absent"
     assert_same(alps.scan(adapter, pair.base, adapter_base=pair.base), alps.scan(merged, pair.base))
-    result = CliRunner().invoke(cli.app, ["scan", str(adapter), str(pair.base), "--adapter-base", str(pair.base)])
+    result = CliRunner().invoke(
+        cli.app, ["scan", str(adapter), str(pair.base), "--adapter-base", str(pair.base)]
+    )
     assert result.exit_code == 0
 
 
@@ -333,7 +356,7 @@ def test_an_adapter_of_an_adapter(pair: Pair, adapted: tuple[Path, Path]) -> Non
 
 
 def test_a_base_for_no_adapter(pair: Pair, adapted: tuple[Path, Path]) -> None:
-    with pytest.raises(alps.ArgumentError, match="neither .* is an adapter"):
+    with pytest.raises(alps.ArgumentError, match=r"neither .* is an adapter"):
         alps.scan(pair.base, adapted[1], adapter_base=pair.base)
 
 
@@ -346,7 +369,7 @@ def test_an_adapter_beside_weights_changes_those(pair: Pair, adapted: tuple[Path
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / file, other.base / file)
     save_file(tensors, other.base / "model.safetensors", metadata={"format": "pt"})
-    loaded = type(pair.model).from_pretrained(other.base)
+    loaded: Any = type(pair.model).from_pretrained(other.base)
     query = "model.layers.0.self_attn.q_proj"
     assert torch.equal(loaded.get_submodule(query).base_layer.weight, tensors[f"{query}.weight"])
     scores = alps.scan(pair.base, other.base)
@@ -382,7 +405,9 @@ def test_a_pickled_adapter(pair: Pair, adapted: tuple[Path, Path]) -> None:
 def test_half_an_adapter(pair: Pair, adapted: tuple[Path, Path], file: str) -> None:
     (adapted[0] / file).unlink()
     with pytest.raises((FileNotFoundError, alps.CheckpointError), match=file):
-        alps.scan(pair.base, adapted[0] / "adapter_model.safetensors" if file.endswith(".json") else adapted[0])
+        alps.scan(
+            pair.base, adapted[0] / "adapter_model.safetensors" if file.endswith(".json") else adapted[0]
+        )
 
 
 CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -410,8 +435,16 @@ def test_tensors(pair: Pair, adapted: tuple[Path, Path]) -> None:
     missing = {name: it for name, it in good.items() if name != f"{query}.lora_B.weight"}
     bad = {
         "missing": (missing, alps.CheckpointError, "no tensor `lora_B.weight`"),
-        "shape": (good | {f"{query}.lora_A.weight": torch.zeros(4, 50)}, alps.CheckpointError, r"\[4, 48\].*\[4, 50\]"),
-        "NaN": (good | {f"{query}.lora_B.weight": torch.full((96, 4), torch.nan)}, alps.WeightsError, "lora_B"),
+        "shape": (
+            good | {f"{query}.lora_A.weight": torch.zeros(4, 50)},
+            alps.CheckpointError,
+            r"\[4, 48\].*\[4, 50\]",
+        ),
+        "NaN": (
+            good | {f"{query}.lora_B.weight": torch.full((96, 4), torch.nan)},
+            alps.WeightsError,
+            "lora_B",
+        ),
     }
     for tensors, error, said in bad.values():
         save_file(tensors, path)

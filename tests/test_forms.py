@@ -57,9 +57,7 @@ def test_consolidated_weights_are_compared_in_their_own_order(tmp_path: Path) ->
             for statistic in ("wasserstein", "kl", "delta_norm"):
                 assert scores[statistic][layer, head] == pytest.approx(expected[statistic], rel=1e-6)
     # What does not depend on the order of rows is as after conversion.
-    usual = [
-        write(tmp_path / f"usual {side}", SHAPE.config(), tensors) for side, tensors in enumerate(sides)
-    ]
+    usual = [write(tmp_path / f"usual {side}", SHAPE.config(), tensors) for side, tensors in enumerate(sides)]
     np.testing.assert_allclose(alps.scan(*usual)["delta_norm"], scores["delta_norm"], rtol=1e-9)
 
 
@@ -68,7 +66,7 @@ def test_consolidated_weights_are_not_compared_with_converted_ones(tmp_path: Pat
     consolidated(tmp_path / "base", tensors)
     tuned = write(tmp_path / "tuned", SHAPE.config(), tensors)
     for pair in ((tmp_path / "base", tuned), (tuned, tmp_path / "base")):
-        with pytest.raises(alps.PairError, match="rows within a head in another order.*convert"):
+        with pytest.raises(alps.PairError, match=r"rows within a head in another order.*convert"):
             alps.scan(*pair)
 
 

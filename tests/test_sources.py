@@ -28,7 +28,10 @@ def cache(tmp_path: Path) -> Path:
         weights = random_weights(SHAPE, seed)
         weight_map = {key: f"model-{int('.1.' in key)}.safetensors" for key in weights}
         for shard in sorted(set(weight_map.values())):
-            save_file({key: weights[key] for key in weights if weight_map[key] == shard}, model / "blobs" / f"{commit}{shard}")
+            save_file(
+                {key: weights[key] for key in weights if weight_map[key] == shard},
+                model / "blobs" / f"{commit}{shard}",
+            )
             (snapshot / shard).symlink_to(f"../../blobs/{commit}{shard}")
         (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         (snapshot / "config.json").write_text(json.dumps(SHAPE.config()))
@@ -86,7 +89,13 @@ def test_an_adapter_in_the_cache_over_its_base_there(cache: Path) -> None:
     refs = cache / "models--owner--adapter" / "refs"
     refs.mkdir()
     (refs / "main").write_text(FIRST)
-    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "owner/model", "revision": "tuned"}
+    config = {
+        "peft_type": "LORA",
+        "r": 1,
+        "lora_alpha": 1,
+        "base_model_name_or_path": "owner/model",
+        "revision": "tuned",
+    }
     (snapshot / "adapter_config.json").write_text(json.dumps(config))
     save_file({}, snapshot / "adapter_model.safetensors")
     result = scan(cache, "owner/adapter", "owner/model@tuned")

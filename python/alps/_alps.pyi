@@ -52,12 +52,12 @@ class Scan:
 def scan(
     base: tuple[str, str | None],
     tuned: tuple[str, str | None],
-    component: str | None,
     form: str,
     temperature: float,
     sorted: bool,  # noqa: A002
     threads: int | None,
     progress: Callable[[int, int], object] | None,
+    component: str | None,
 ) -> Scan:
     """Reads two checkpoints, each with the folder of an adapter that changes it, and scores every head."""
 

@@ -81,12 +81,12 @@ def scan(
     result = _alps.scan(
         (base_source.path, base_source.adapter),
         (tuned_source.path, tuned_source.adapter),
-        component,
         form,
         temperature,
         any(name in statistics_table.ON_REQUEST for name in names),
         threads,
         progress,
+        component,
     )
     provenance = {
         **base_source.provenance("base"),

@@ -63,7 +63,9 @@ def find_pair(base: Name, tuned: Name, adapter_base: Name | None) -> tuple[Sourc
     found = locate(base), locate(tuned)
     adapters = [_alps.adapter(source.path) for source in found]
     if adapter_base is not None and adapters == [None, None]:
-        raise ArgumentError(f"adapter_base is {os.fspath(adapter_base)}, but neither {base} nor {tuned} is an adapter")
+        raise ArgumentError(
+            f"adapter_base is {os.fspath(adapter_base)}, but neither {base} nor {tuned} is an adapter"
+        )
     given = None if adapter_base is None else locate(adapter_base)
     first = _over(found[0], adapters[0], given, None)
     second = _over(found[1], adapters[1], given, found[0] if adapters[0] is None else None)
