@@ -65,8 +65,10 @@ impl Side {
         let attention = Attention::resolve(path, &config, &contents, component)?;
         drop(contents);
         let names = || checkpoint.tensors().map(|(name, _)| name);
-        let adapted =
-            adapter.as_ref().map(|folder| Adapter::open(folder)?.over(path, names())).transpose()?;
+        let adapted = adapter
+            .as_ref()
+            .map(|folder| Adapter::open(folder)?.over(path, names(), Some(&attention)))
+            .transpose()?;
         let linears = (attention.modules().iter())
             .map(|module| linear(&checkpoint, adapted.as_ref(), module))
             .collect::<Result<_>>()?;

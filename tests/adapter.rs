@@ -131,7 +131,7 @@ fn write(config: &Value, tensors: &Tensors, dtype: Dtype) -> TempDir {
 /// Reads all rows of the module, `step` at a time.
 fn read(folder: &Path, base: &Plain, step: usize) -> Result<Vec<f64>> {
     let names = [format!("{MODULE}.weight")];
-    let adapted = Adapter::open(folder)?.over(Path::new("base"), names.iter().map(|name| &**name))?;
+    let adapted = Adapter::open(folder)?.over(Path::new("base"), names.iter().map(|name| &**name), None)?;
     let layer = adapted.linear(MODULE, Orientation::OutIn, Box::new(base.clone()))?;
     assert_eq!((layer.out_features(), layer.in_features()), (base.rows, base.columns));
     let size = layer.dtype().size();
@@ -447,7 +447,11 @@ fn a_module_that_the_base_lacks_is_refused_if_it_may_hold_attention() {
         );
         let folder = write(&lora(2), &tensors, Dtype::F32);
         let base = [format!("{MODULE}.weight")];
-        Adapter::open(folder.path()).unwrap().over(Path::new("the base"), base.iter().map(|name| &**name))
+        Adapter::open(folder.path()).unwrap().over(
+            Path::new("the base"),
+            base.iter().map(|name| &**name),
+            None,
+        )
     };
     match over("model.layers.0.self_attn.query").unwrap_err() {
         Error::Checkpoint { problem, .. } => {

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -44,6 +45,8 @@ TARGETS = {
     "phi3": ["qkv_proj"],
     "t5": ["q", "k", "v"],
     "llava": ["q_proj", "k_proj", "v_proj"],
+    "vit": ["q_proj", "v_proj"],
+    "nomic_bert": ["q_proj", "v_proj"],
 }
 BIASED = {"gpt2", "gpt_neox", "bert"}
 
@@ -173,6 +176,16 @@ def test_a_bias_of_the_product(model_type: str, tmp_path: Path) -> None:
     pair = Pair(model_type, tmp_path)
     transposed = model_type == "gpt2"
     pair.check(peft.LoraConfig(r=4, target_modules=pair.targets, lora_bias=True, fan_in_fan_out=transposed))
+
+
+@pytest.mark.parametrize("model_type", ["vit", "nomic_bert"])
+def test_modules_that_are_other_tensors_on_disk(model_type: str, tmp_path: Path) -> None:
+    """ViT's have other names there, and Nomic BERT's are one."""
+    pair = Pair(model_type, tmp_path)
+    with safe_open(pair.base / "model.safetensors", "torch") as file:
+        assert not any("q_proj" in name for name in file.keys())  # noqa: SIM118 (not a dictionary)
+    pair.check(peft.LoraConfig(r=4, target_modules=pair.targets))
+    pair.check(peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
 
 
 def test_a_base_in_float64_is_not_rounded(tmp_path: Path) -> None:

@@ -3,27 +3,31 @@
 //! An adapter holds changes to some linear layers. No changed matrix is ever formed whole: a layer of the base
 //! is wrapped in a [`Linear`] that changes the rows that are asked for, as PEFT's `merge_and_unload` would.
 
+mod bands;
 mod config;
 mod fit;
 mod matrix;
 mod names;
+mod roles;
 mod rows;
 mod tensors;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use self::bands::{Bands, Part};
 use self::config::{Config, Kind};
 use self::fit::Fit;
 use self::matrix::Factors;
 use self::names::Modules;
-use self::rows::Changed;
+use self::rows::{Change, Changed};
 use self::tensors::{Parameters, sort};
 use crate::checkpoint::{Checkpoint, has_weights};
 use crate::error::quote;
 use crate::linear::Linear;
-use crate::model::{Module, Orientation};
+use crate::model::{Attention, Module, Orientation};
 use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
@@ -94,14 +98,20 @@ impl Adapter {
         self.factors.checkpoint.path()
     }
 
-    /// Finds the changed modules among those of a base, which is at `path` and has tensors of these names.
+    /// Finds the changed modules among those of a base, which is at `path` and has tensors of these names;
+    /// `attention` is where its heads are, for modules that have other names when they run.
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if a module that could hold attention is not there, or could be several.
-    pub fn over<'n>(self, path: &Path, tensors: impl Iterator<Item = &'n str>) -> Result<Adapted> {
+    pub fn over<'n>(
+        self,
+        path: &Path,
+        tensors: impl Iterator<Item = &'n str>,
+        attention: Option<&Attention>,
+    ) -> Result<Adapted> {
         let modules = Modules::new(tensors);
-        let mut places: BTreeMap<String, String> = BTreeMap::new();
+        let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
         for (module, parameters) in &self.changes {
             let found = modules.find(module).map_err(|candidates| {
                 self.refuse(format!(
@@ -111,17 +121,31 @@ impl Adapter {
                     path.display()
                 ))
             })?;
+            let found = match found {
+                Some(name) => Some((name.to_owned(), None)),
+                None if parameters.replacement.is_some() => None,
+                None => attention.and_then(|attention| {
+                    let (found, rows) = roles::find(attention, module)?;
+                    Some((found.name.clone(), (rows.len() < found.out_features).then_some(rows)))
+                }),
+            };
             match found {
-                Some(place) => {
-                    if let Some(other) = places.insert(place.to_owned(), module.clone()) {
+                Some((name, rows)) => {
+                    let others = places.entry(name.clone()).or_default();
+                    let overlaps = |other: &Place| match (&other.rows, &rows) {
+                        (Some(other), Some(rows)) => other.start < rows.end && rows.start < other.end,
+                        _ => true,
+                    };
+                    if let Some(other) = others.iter().find(|other| overlaps(other)) {
                         return Err(self.refuse(format!(
                             "the modules {} and {} would both change {} of {}",
-                            quote(&other),
+                            quote(&other.runtime),
                             quote(module),
-                            quote(place),
+                            quote(&name),
                             path.display()
                         )));
                     }
+                    others.push(Place { runtime: module.clone(), rows });
                 }
                 None if names::may_hold_attention(module) => {
                     return Err(self.refuse(format!(
@@ -136,6 +160,9 @@ impl Adapter {
                 None => {}
             }
         }
+        for places in places.values_mut() {
+            places.sort_unstable_by_key(|place| place.rows.as_ref().map_or(0, |rows| rows.start));
+        }
         Ok(Adapted { adapter: self, places })
     }
 
@@ -144,12 +171,21 @@ impl Adapter {
     }
 }
 
+/// Where a module of an adapter is in its base.
+#[derive(Debug)]
+struct Place {
+    /// What the adapter calls the module.
+    runtime: String,
+    /// Its rows in the base's module, if that has others as well.
+    rows: Option<Range<usize>>,
+}
+
 /// An adapter whose modules have been found in a base.
 #[derive(Debug)]
 pub struct Adapted {
     adapter: Adapter,
-    /// The name in the adapter of each changed module, by its name in the base.
-    places: BTreeMap<String, String>,
+    /// The modules of the adapter, in the order of their rows, by the name of the base's module.
+    places: BTreeMap<String, Vec<Place>>,
 }
 
 impl Adapted {
@@ -160,7 +196,13 @@ impl Adapted {
 
     /// Whether the adapter changes the weights of this module of the base.
     pub fn changes(&self, module: &str) -> bool {
-        self.runtime_name(module).is_some()
+        !self.places(module).is_empty()
+    }
+
+    fn places(&self, module: &str) -> &[Place] {
+        // Of torch's multi-head attention the adapter names the module, the base a tensor within.
+        let whole = || self.places.get(module.strip_suffix(".in_proj_weight")?);
+        self.places.get(module).or_else(whole).map_or(&[], |places| places)
     }
 
     /// What stands in the place of a module's own weights, with the checkpoint that holds it: the weights of a
@@ -170,10 +212,8 @@ impl Adapted {
     ///
     /// [`Error::Checkpoint`] if they are of another shape.
     pub(crate) fn replacement(&self, module: &Module) -> Result<Option<(&Arc<Checkpoint>, Module)>> {
-        let parameters = self.runtime_name(&module.name).map(|name| &self.adapter.changes[name]);
-        let Some(name) = parameters.and_then(|parameters| parameters.replacement.as_ref()) else {
-            return Ok(None);
-        };
+        let [Place { runtime, .. }] = self.places(&module.name) else { return Ok(None) };
+        let Some(name) = &self.adapter.changes[runtime].replacement else { return Ok(None) };
         let other = Module { name: name.clone(), ..module.clone() };
         let factors = &self.adapter.factors;
         let (expected, found) = (other.stored_shape(), &factors.tensor(name)?.shape);
@@ -184,14 +224,6 @@ impl Adapted {
             )));
         }
         Ok(Some((&factors.checkpoint, other)))
-    }
-
-    /// What the adapter calls a module of the base.
-    fn runtime_name(&self, module: &str) -> Option<&str> {
-        // Of torch's multi-head attention the adapter names the module, the base a tensor within.
-        let name =
-            self.places.get(module).or_else(|| self.places.get(module.strip_suffix(".in_proj_weight")?))?;
-        Some(name)
     }
 
     /// The module with its weights as the adapter changes them, given those of the base, or those that stand in
@@ -207,7 +239,38 @@ impl Adapted {
         orientation: Orientation,
         base: Box<dyn Linear>,
     ) -> Result<Box<dyn Linear>> {
-        let Some(runtime) = self.runtime_name(module) else { return Ok(base) };
+        let places = self.places(module);
+        if let [] | [Place { rows: None, .. }] = places {
+            return match places.first() {
+                Some(place) => self.changed(&place.runtime, orientation, base),
+                None => Ok(base),
+            };
+        }
+        let whole: Arc<dyn Linear> = base.into();
+        let part = |rows: Range<usize>| Box::new(Part { whole: whole.clone(), rows });
+        let unchanged = |rows| Changed::new(part(rows), Change::None, self.adapter.factors.clone());
+        let (mut bands, mut end): (Vec<Box<dyn Linear>>, usize) = (Vec::new(), 0);
+        for Place { runtime, rows } in places {
+            let rows = rows.clone().unwrap_or(0..whole.out_features());
+            if end < rows.start {
+                bands.push(Box::new(unchanged(end..rows.start)));
+            }
+            end = rows.end;
+            bands.push(self.changed(runtime, orientation, part(rows))?);
+        }
+        if end < whole.out_features() {
+            bands.push(Box::new(unchanged(end..whole.out_features())));
+        }
+        Ok(Box::new(Bands(bands)))
+    }
+
+    /// A module of the adapter, given its weights in the base.
+    fn changed(
+        &self,
+        runtime: &str,
+        orientation: Orientation,
+        base: Box<dyn Linear>,
+    ) -> Result<Box<dyn Linear>> {
         let parameters = &self.adapter.changes[runtime];
         if parameters.own.is_empty() {
             return Ok(base);

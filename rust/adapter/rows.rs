@@ -20,6 +20,8 @@ pub(super) struct Changed {
 /// What becomes of W.
 #[derive(Debug)]
 pub(super) enum Change {
+    /// W itself, in the number format of what is changed.
+    None,
     /// W + scale * delta; where there is a magnitude for each row, every row of that is brought to it.
     Add { delta: Delta, scale: f64, magnitude: Option<Stored> },
     /// Each row times a number of its own.
@@ -120,6 +122,7 @@ impl Linear for Changed {
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let (factors, columns, first) = (&*self.factors, self.in_features(), rows.start);
         match &self.change {
+            Change::None => self.read_changed(rows, into, scratch, |_, _| Ok(())),
             Change::Add { delta, scale, magnitude } => {
                 let delta = delta.read_rows(factors, rows.clone())?;
                 let lengths =
