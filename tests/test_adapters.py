@@ -301,7 +301,8 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     for old, new, said in (
-        ("q_proj", "query", "has no such module"),
+        ("self_attn", "encoder_attn", "has no such module"),
+        ("q_proj", "q_projection", "has no such module"),
         ("layers.2", "layers.3", "layers.3.self_attn"),
     ):
         save_file({name.replace(old, new): it for name, it in tensors.items()}, path)
@@ -390,6 +391,10 @@ def test_an_adapter_beside_weights_changes_those(pair: Pair, adapted: tuple[Path
     assert scores["delta_norm"].min() > 2 * alps.scan(pair.base, merged)["delta_norm"].max()
     weights_only = alps.scan(other.base / "model.safetensors", other.base / "model.safetensors")
     assert (weights_only["delta_norm"] == 0).all()
+
+
+def test_threads_change_nothing(pair: Pair, adapted: tuple[Path, Path]) -> None:
+    assert alps.scan(pair.base, adapted[0], threads=1) == alps.scan(pair.base, adapted[0], threads=5)
 
 
 def test_the_file_of_an_adapter_is_the_adapter(pair: Pair, adapted: tuple[Path, Path]) -> None:

@@ -145,30 +145,25 @@ impl Matrix {
 /// Every entry is summed in the order of `inner`, so that no result depends on which rows are asked for.
 fn multiply(left: &[f32], right: &[f32], inner: usize, columns: usize, product: &mut [f32]) {
     const WIDTH: usize = 4 * LANES;
+    // A few columns of `right`, side by side: as they lie, at large powers of two from each other, they would
+    // push each other out of the cache.
+    let mut panel = vec![[0.0_f32; WIDTH]; inner];
     Instructions::best().run(
         #[inline(always)]
         || {
-            for (factors, product) in left.chunks_exact(inner).zip(product.chunks_exact_mut(columns)) {
-                for (block, product) in product.chunks_mut(WIDTH).enumerate() {
-                    let from = block * WIDTH;
+            for from in (0..columns).step_by(WIDTH) {
+                let to = columns.min(from + WIDTH);
+                for (line, row) in panel.iter_mut().zip(right.chunks_exact(columns)) {
+                    line[..to - from].copy_from_slice(&row[from..to]);
+                }
+                for (factors, product) in left.chunks_exact(inner).zip(product.chunks_exact_mut(columns)) {
                     let mut sums = [0.0_f32; WIDTH];
-                    if let Ok(whole) = <&mut [f32; WIDTH]>::try_from(&mut *product) {
-                        for (factor, row) in factors.iter().zip(right.chunks_exact(columns)) {
-                            if let Some(row) = row[from..].first_chunk::<WIDTH>() {
-                                for (sum, weight) in sums.iter_mut().zip(row) {
-                                    *sum = factor.mul_add(*weight, *sum);
-                                }
-                            }
+                    for (factor, line) in factors.iter().zip(&panel) {
+                        for (sum, weight) in sums.iter_mut().zip(line) {
+                            *sum = factor.mul_add(*weight, *sum);
                         }
-                        *whole = sums;
-                    } else {
-                        for (factor, row) in factors.iter().zip(right.chunks_exact(columns)) {
-                            for (sum, weight) in sums.iter_mut().zip(&row[from..]) {
-                                *sum = factor.mul_add(*weight, *sum);
-                            }
-                        }
-                        product.copy_from_slice(&sums[..product.len()]);
                     }
+                    product[from..to].copy_from_slice(&sums[..to - from]);
                 }
             }
         },
@@ -176,6 +171,7 @@ fn multiply(left: &[f32], right: &[f32], inner: usize, columns: usize, product: 
 }
 
 /// The numbers in `bytes`, rounded to the width of `N`.
+#[inline(always)]
 pub(super) fn decode<N: Number>(dtype: Dtype, bytes: &[u8], into: &mut [N]) {
     let chunks = bytes.chunks_exact(dtype.size()).zip(into);
     match dtype {
@@ -223,10 +219,31 @@ fn array<const SIZE: usize>(bytes: &[u8]) -> [u8; SIZE] {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn few_whole_matrices_are_kept() {
+        let entries = KEPT / 10; // 40 % of what may be kept
+        let names = ["a", "b", "c", "d"];
+        let zeros = vec![0; entries * 4];
+        let view =
+            || safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![entries], &zeros).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = safetensors::serialize(names.map(|name| (name, view())), None).unwrap();
+        fs::write(folder.path().join("factors.safetensors"), bytes).unwrap();
+        let factors = Factors::new(Checkpoint::open_file(folder.path(), "factors.safetensors").unwrap());
+        for name in names.into_iter().chain(["c"]) {
+            assert_eq!(factors.whole(name).unwrap().len(), entries);
+        }
+        let kept: Vec<String> = factors.kept.lock().unwrap().iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(kept, ["d", "c"]);
+    }
 
     proptest! {
         #[test]

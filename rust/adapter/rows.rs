@@ -8,6 +8,7 @@ use crate::Result;
 use crate::dtype::Dtype;
 use crate::error::quote;
 use crate::linear::Linear;
+use crate::vector::Instructions;
 
 /// A linear layer with what an adapter makes of it.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ impl Changed {
         rows: Range<usize>,
         into: &mut [u8],
         scratch: &mut Vec<u8>,
-        mut change: impl FnMut(usize, &mut [f64]) -> Result<()>,
+        change: impl Fn(usize, &mut [f64]) -> Result<()>,
     ) -> Result<()> {
         let (from, to) = (self.base.dtype(), self.dtype());
         let (stored_length, length) = (self.in_features() * from.size(), self.in_features() * to.size());
@@ -89,9 +90,15 @@ impl Changed {
         let mut weights = vec![0.0; self.in_features()];
         for (place, row) in rows.enumerate() {
             let stored = start + place * stored_length;
-            decode(from, &into[stored..stored + stored_length], &mut weights);
-            change(row, &mut weights)?;
-            encode(to, &weights, &mut into[place * length..(place + 1) * length]);
+            Instructions::best().run(
+                #[inline(always)]
+                || {
+                    decode(from, &into[stored..stored + stored_length], &mut weights);
+                    change(row, &mut weights)?;
+                    encode(to, &weights, &mut into[place * length..(place + 1) * length]);
+                    Ok(())
+                },
+            )?;
         }
         Ok(())
     }
@@ -197,6 +204,7 @@ fn runs(sources: &[Option<usize>]) -> Vec<(usize, Range<usize>)> {
 }
 
 /// Writes numbers as `F32` or `F64`.
+#[inline(always)]
 fn encode(dtype: Dtype, numbers: &[f64], into: &mut [u8]) {
     if dtype == Dtype::F64 {
         for (number, into) in numbers.iter().zip(into.chunks_exact_mut(size_of::<f64>())) {
