@@ -1,6 +1,7 @@
 //! Finds the attention heads that carry a task, by comparing the weights of a base and a tuned
 //! checkpoint (ALPS, arXiv 2505.18799).
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod control;
 pub mod dtype;

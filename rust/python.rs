@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::adapter::{Origin, origin};
 use crate::checkpoint::parse_config;
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
@@ -18,7 +19,7 @@ use crate::linear::Linear;
 use crate::model::{self, Attention, Component, Contents, Family, Layer, Orientation, Size};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, LayerShape, Report, Shape};
-use crate::side::Side;
+use crate::side::{Location, Reading, Side};
 use crate::statistics::STATISTICS;
 
 /// How often a long call looks for signals and reports its progress.
@@ -30,8 +31,8 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Scan, attention, families, geometry, inspect, ranking, report, scan, select_random, select_ranked,
-        select_within_budget,
+        Adapter, Scan, adapter, attention, families, geometry, inspect, ranking, report, scan, select_random,
+        select_ranked, select_within_budget,
     };
 
     #[pymodule_init]
@@ -52,10 +53,28 @@ struct Scan {
     geometry: Py<PyDict>,
     /// Bytes of weights read, from both sides.
     bytes: u64,
-    /// How the weights of the base were quantised, if they were.
-    base_quantisation: Option<String>,
-    /// The same of the tuned checkpoint.
-    tuned_quantisation: Option<String>,
+    /// What the base was read from: `files`, and where there are, `adapter`, `quantisation` and `note`.
+    base: BTreeMap<&'static str, String>,
+    /// What the tuned side was read from, likewise.
+    tuned: BTreeMap<&'static str, String>,
+}
+
+/// A checkpoint, and the folder of an adapter that changes it.
+type Paths = (String, Option<String>);
+
+fn location((checkpoint, adapter): Paths) -> Location {
+    Location { checkpoint: checkpoint.into(), adapter: adapter.map(Into::into) }
+}
+
+fn reading_fields(reading: Reading) -> BTreeMap<&'static str, String> {
+    let optional = [
+        ("adapter", reading.adapter.map(str::to_owned)),
+        ("quantisation", reading.quantisation),
+        ("note", reading.note),
+    ];
+    let mut fields = BTreeMap::from([("files", reading.files)]);
+    fields.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    fields
 }
 
 /// Reads two checkpoints and scores every head.
@@ -63,8 +82,8 @@ struct Scan {
 #[expect(clippy::too_many_arguments, reason = "one for each argument of alps.scan")]
 fn scan(
     py: Python<'_>,
-    base: &str,
-    tuned: &str,
+    base: Paths,
+    tuned: Paths,
     form: &str,
     temperature: f64,
     sorted: bool,
@@ -79,7 +98,7 @@ fn scan(
     };
     let component = component_of_name(component)?;
     let options = Options { form, component, temperature, sorted, threads, ..Options::default() };
-    let (base, tuned) = (Path::new(base), Path::new(tuned));
+    let (base, tuned) = (location(base), location(tuned));
     let scores = long_call(py, progress, |control| scan_checkpoints(base, tuned, &options, control))?;
     let shape = [scores.geometry.layers.len(), scores.geometry.heads()];
     let statistics = PyDict::new(py);
@@ -87,21 +106,44 @@ fn scan(
         statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
     }
     let geometry = geometry_fields(py, &scores.geometry)?;
-    let [base_quantisation, tuned_quantisation] = scores.quantisation;
     Ok(Scan {
         statistics: statistics.unbind(),
         geometry: geometry.unbind(),
         bytes: scores.bytes,
-        base_quantisation,
-        tuned_quantisation,
+        base: reading_fields(scores.base),
+        tuned: reading_fields(scores.tuned),
     })
+}
+
+/// What an adapter says of itself.
+#[pyclass(frozen, get_all, module = "alps._alps")]
+struct Adapter {
+    /// Its folder.
+    folder: String,
+    /// Whether the folder holds the weights of a model as well.
+    is_whole: bool,
+    /// What its base was called where it was trained.
+    base: Option<String>,
+    /// The revision of the base on the hub.
+    revision: Option<String>,
+}
+
+/// Reads the configuration of the adapter at `path`; nothing if there is something else.
+#[pyfunction]
+fn adapter(path: &str) -> PyResult<Option<Adapter>> {
+    Ok(origin(Path::new(path))?.map(|Origin { folder, is_whole, base, revision }| Adapter {
+        folder: folder.to_string_lossy().into_owned(),
+        is_whole,
+        base,
+        revision,
+    }))
 }
 
 /// Reads the geometry of one checkpoint.
 #[pyfunction]
-fn geometry<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
+fn geometry<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
-    let side = py.detach(|| Side::open(Path::new(path), component))?;
+    let side = py.detach(|| Side::open(&location(path), component))?;
     geometry_fields(py, side.geometry())
 }
 
@@ -110,9 +152,9 @@ type ModuleFields = (String, &'static str, usize, usize);
 
 /// What a scan would read of one checkpoint, and what it leaves out and why.
 #[pyfunction]
-fn inspect<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
+fn inspect<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
-    let side = py.detach(|| Side::open(Path::new(path), component))?;
+    let side = py.detach(|| Side::open(&location(path), component))?;
     let module = |(module, linear): (&model::Module, &dyn Linear)| -> ModuleFields {
         (module.name.clone(), linear.dtype().name(), module.out_features, module.in_features)
     };
@@ -123,7 +165,9 @@ fn inspect<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResul
     fields.set_item("modules", modules.map(module).collect::<Vec<_>>())?;
     fields.set_item("left_out", left_out.collect::<Vec<_>>())?;
     fields.set_item("bytes", side.bytes())?;
-    fields.set_item("quantisation", side.quantisation())?;
+    let reading = side.reading();
+    fields.set_item("files", reading.files)?;
+    fields.set_item("quantisation", reading.quantisation)?;
     Ok(fields)
 }
 

@@ -4,16 +4,16 @@
 //! once for all query heads that share them. Threads take groups in the order of the file; each holds the
 //! stored bytes of one head's three matrices from both sides, whatever the size of the model.
 
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::ThreadPoolBuilder;
 
+use crate::checkpoint::CONSOLIDATED;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::model::{Component, Geometry, Layer, Role};
-use crate::side::{Matrix, Side};
+use crate::side::{Location, Matrix, Reading, Side};
 use crate::statistics::{
     MatrixPair, Measured, NotFinite, Part, PartSums, Product, Refused, STATISTICS, Statistic, Stored, measure,
 };
@@ -71,8 +71,10 @@ pub struct Scores {
     pub statistics: Vec<(&'static str, Vec<f64>)>,
     /// Bytes of weights read, from both sides.
     pub bytes: u64,
-    /// How the weights of base and tuned were quantised, if they were.
-    pub quantisation: [Option<String>; 2],
+    /// What the base was read from.
+    pub base: Reading,
+    /// What the tuned side was read from.
+    pub tuned: Reading,
 }
 
 /// Compares two checkpoints of one model.
@@ -82,9 +84,15 @@ pub struct Scores {
 /// As of [`Side::open`]; [`Error::Pair`] if the two are of different models or sizes; [`Error::Model`] if the
 /// form makes no sense for the model; [`Error::Weights`] if a weight is NaN or infinite; [`Error::Argument`] if
 /// an option is out of its domain; [`Error::Interrupted`] if `control` asks to stop.
-pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> Result<Scores> {
+pub fn scan(
+    base: impl Into<Location>,
+    tuned: impl Into<Location>,
+    options: &Options,
+    control: &Control,
+) -> Result<Scores> {
     let threads = checked_threads(options)?;
-    let (base, tuned) = (Side::open(base, options.component)?, Side::open(tuned, options.component)?);
+    let open = |location: Location| Side::open(&location, options.component);
+    let (base, tuned) = (open(base.into())?, open(tuned.into())?);
     check_pair(&base, &tuned)?;
     if options.form == Form::Product {
         check_product(&base)?;
@@ -134,8 +142,8 @@ pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> 
         return Err(error);
     }
     let statistics = walk.tabulate(&lock(&measured))?;
-    let quantisation = [base.quantisation(), tuned.quantisation()];
-    Ok(Scores { geometry: geometry.clone(), statistics, bytes, quantisation })
+    let (of_base, of_tuned) = (base.reading(), tuned.reading());
+    Ok(Scores { geometry: geometry.clone(), statistics, bytes, base: of_base, tuned: of_tuned })
 }
 
 fn checked_threads(options: &Options) -> Result<usize> {
@@ -179,6 +187,13 @@ fn check_pair(base: &Side, tuned: &Side) -> Result<()> {
     .into_iter()
     .flatten()
     .collect();
+    if (type_of_base == CONSOLIDATED) != (type_of_tuned == CONSOLIDATED) {
+        problems.push(
+            "consolidated weights have the rows within a head in another order; compare them with others of that \
+             form, or convert them with transformers first"
+                .into(),
+        );
+    }
     let numbers = |geometry: &Geometry| geometry.layers.iter().map(|layer| layer.number).collect::<Vec<_>>();
     if problems.is_empty() && numbers(of_base) != numbers(of_tuned) {
         problems.push("their layers with attention are not the same".into());

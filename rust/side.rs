@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::adapter::{Adapted, Adapter};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::linear::Linear;
@@ -14,10 +15,26 @@ use crate::model::{
 use crate::plain;
 use crate::quantised::{Quantisation, Scheme};
 
+/// Where the weights of one side are.
+#[derive(Clone, Debug)]
+pub struct Location {
+    /// The checkpoint.
+    pub checkpoint: PathBuf,
+    /// The folder of an adapter that changes the checkpoint's weights.
+    pub adapter: Option<PathBuf>,
+}
+
+impl<P: AsRef<Path>> From<P> for Location {
+    fn from(checkpoint: P) -> Self {
+        Self { checkpoint: checkpoint.as_ref().to_path_buf(), adapter: None }
+    }
+}
+
 /// A checkpoint that was found to hold attention heads.
 #[derive(Debug)]
 pub struct Side {
     checkpoint: Arc<Checkpoint>,
+    adapted: Option<Adapted>,
     attention: Attention,
     /// The weights of the attention's modules, in their order.
     linears: Vec<Box<dyn Linear>>,
@@ -40,10 +57,11 @@ impl Side {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`], [`Error::Checkpoint`] as of [`Checkpoint::open`]; [`Error::Model`] if no layout
-    /// matches the model, if the layout and the tensors contradict each other, or if the weights are not of
-    /// a format that is read.
-    pub fn open(path: &Path, component: Option<Component>) -> Result<Self> {
+    /// [`Error::Io`], [`Error::Checkpoint`] as of [`Checkpoint::open`] and [`Adapter::open`]; [`Error::Model`] if
+    /// no layout matches the model, if the layout and the tensors contradict each other, or if the weights are
+    /// not of a format that is read.
+    pub fn open(location: &Location, component: Option<Component>) -> Result<Self> {
+        let Location { checkpoint: path, adapter } = location;
         let checkpoint = Arc::new(Checkpoint::open(path)?);
         let config = checkpoint.config()?;
         let quantisation = Quantisation::of(&checkpoint, &config)?;
@@ -68,22 +86,57 @@ impl Side {
             Err(error) => return Err(quantised.into_values().find_map(Result::err).unwrap_or(error)),
         };
         drop(contents);
+        let names = || checkpoint.tensors().map(|(name, _)| name);
+        let adapted = adapter
+            .as_ref()
+            .map(|folder| Adapter::open(folder)?.over(path, names(), Some(&attention)))
+            .transpose()?;
         let mut schemes = BTreeSet::new();
-        let mut linear = |module: &Module| match quantised.remove(&*module.name).transpose()? {
+        let mut stored = |module: &Module| match quantised.remove(&*module.name).transpose()? {
             Some(quantised) => {
                 schemes.insert(quantised.scheme);
                 Ok(quantised.weights)
             }
             None => plain::open(&checkpoint, module),
         };
-        let linears = attention.modules().iter().map(&mut linear).collect::<Result<_>>()?;
+        let linears = (attention.modules().iter())
+            .map(|module| {
+                let Some(adapted) = &adapted else { return stored(module) };
+                let base = match adapted.replacement(module)? {
+                    Some((checkpoint, module)) => plain::open(checkpoint, &module)?,
+                    None => stored(module)?,
+                };
+                adapted.linear(&module.name, module.orientation, base)
+            })
+            .collect::<Result<_>>()?;
         drop(quantised);
-        Ok(Self { checkpoint, attention, linears, schemes })
+        Ok(Self { checkpoint, adapted, attention, linears, schemes })
     }
 
-    /// The path that was opened.
+    /// The path that was opened: of an adapter, the file of its weights.
     pub fn path(&self) -> &Path {
-        self.checkpoint.path()
+        self.adapted.as_ref().map_or(self.checkpoint.path(), |adapted| adapted.adapter().path())
+    }
+
+    /// What was opened, for whoever asks where the scores come from.
+    pub fn reading(&self) -> Reading {
+        let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let weights = name(self.checkpoint.start());
+        let Some(adapted) = &self.adapted else {
+            return Reading { files: weights, adapter: None, quantisation: self.quantisation(), note: None };
+        };
+        let moved = self.attention.modules().iter().any(|module| adapted.changes(&module.name));
+        Reading {
+            files: format!("{} over {weights}", name(adapted.adapter().path())),
+            adapter: Some(adapted.adapter().kind()),
+            quantisation: self.quantisation(),
+            note: (!moved).then(|| {
+                format!(
+                    "the adapter changes no query, key or value weights of the {}, but other parts of the model",
+                    self.geometry().component
+                )
+            }),
+        }
     }
 
     /// The sizes of the heads, and of the layers that have them.
@@ -129,6 +182,20 @@ impl Side {
     }
 }
 
+/// What one side was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reading {
+    /// The file of weights, or the index of several; of an adapter its own, and those that it changes.
+    pub files: String,
+    /// The kind of the adapter, as PEFT calls it.
+    pub adapter: Option<&'static str>,
+    /// How the weights are quantised, if they are.
+    pub quantisation: Option<String>,
+    /// What is to be known about the scores.
+    pub note: Option<String>,
+}
+
 impl Matrix<'_> {
     pub(crate) fn rows(&self) -> usize {
         self.rows.len()
@@ -160,14 +227,19 @@ impl Matrix<'_> {
 
     /// The error of an entry that is not finite.
     pub(crate) fn refuse(&self, entry: usize, value: f64, whose: &str) -> Error {
-        let tensor = plain::tensor_name(&self.side.checkpoint, &self.module.name);
+        let Side { checkpoint, adapted, .. } = self.side;
+        let tensor = plain::tensor_name(checkpoint, &self.module.name);
         let (out, input) = (self.rows.start + entry / self.columns(), entry % self.columns());
         let place = match self.module.orientation {
             Orientation::OutIn => format!("[{out}, {input}]"),
             Orientation::InOut => format!("[{input}, {out}]"),
         };
-        let name = tensor.map_or(&*self.module.name, |(name, _)| name);
-        let file = tensor.map_or(self.side.path(), |(_, tensor)| self.side.checkpoint.file_of(tensor));
+        let mut name = tensor.map_or(&*self.module.name, |(name, _)| name).to_owned();
+        let mut file = tensor.map_or(checkpoint.path(), |(_, tensor)| checkpoint.file_of(tensor));
+        if let Some(adapted) = adapted.as_ref().filter(|adapted| adapted.changes(&self.module.name)) {
+            name += ", as the adapter changes it,";
+            file = adapted.adapter().path();
+        }
         let problem = if value.is_finite() {
             format!(
                 "the weight {value:e} of tensor {name} at {place} ({whose}) is too far from that of the other \

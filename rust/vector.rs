@@ -83,4 +83,21 @@ impl Instructions {
             ),
         }
     }
+
+    /// Runs plain loops compiled for this set.
+    #[inline]
+    pub(crate) fn run_loops<Output>(self, loops: impl FnOnce() -> Output) -> Output {
+        self.run(Loops(loops))
+    }
+}
+
+struct Loops<F>(F);
+
+impl<Output, F: FnOnce() -> Output> Kernel for Loops<F> {
+    type Output = Output;
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, _: S) -> Output {
+        (self.0)()
+    }
 }

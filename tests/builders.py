@@ -32,7 +32,15 @@ def small_scores() -> HeadScores:
     return HeadScores(
         {"wasserstein": wasserstein, "kl": -wasserstein, "wasserstein_z": z},
         small_geometry(),
-        {"base": "base", "tuned": "tuned", "form": "qkv", "temperature": "1.0", "alps": "0.1.0"},
+        {
+            "base": "base",
+            "base_files": "model.safetensors",
+            "tuned": "tuned",
+            "tuned_files": "model.safetensors",
+            "form": "qkv",
+            "temperature": "1.0",
+            "alps": "0.1.0",
+        },
     )
 
 

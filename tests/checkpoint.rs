@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alps::Error;
-use alps::checkpoint::{Checkpoint, Tensor};
+use alps::checkpoint::{CONSOLIDATED, Checkpoint, Tensor};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
@@ -259,6 +259,84 @@ fn a_lone_file_of_another_name_is_taken() {
     folder.write("._weights.safetensors", b"what macOS leaves on foreign disks");
     folder.write("optimizer.pt", b"never opened");
     assert_eq!(names(&Checkpoint::open(folder.path()).unwrap()), ["lone"]);
+}
+
+#[test]
+fn a_lone_variant_is_taken_as_one_file_or_as_shards() {
+    let folder = Folder::new();
+    let single = folder.write("model.fp16.safetensors", file_of(&["single"]));
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().start(), single);
+
+    let folder = Folder::new();
+    folder.write("model.fp16-00001-of-00002.safetensors", file_of(&["a"]));
+    folder.write("model.fp16-00002-of-00002.safetensors", file_of(&["b"]));
+    let text = r#"{"weight_map": {"a": "model.fp16-00001-of-00002.safetensors",
+        "b": "model.fp16-00002-of-00002.safetensors"}}"#;
+    let index = folder.write("model.safetensors.index.fp16.json", text);
+    for given in [folder.path(), &index] {
+        let checkpoint = Checkpoint::open(given).unwrap();
+        assert_eq!(checkpoint.start(), index);
+        assert_eq!(names(&checkpoint), ["a", "b"]);
+    }
+
+    // The usual names go before, as they do for transformers.
+    let usual = folder.write("model.safetensors", file_of(&["usual"]));
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().start(), usual);
+}
+
+#[test]
+fn several_variants_are_refused() {
+    let folder = Folder::new();
+    folder.write("model.fp16.safetensors", file_of(&["a"]));
+    folder.write("model.fp16-00001-of-00001.safetensors", file_of(&["a"]));
+    folder.write("model.safetensors.index.bf16.json", r#"{"weight_map": {"a": "model.fp16.safetensors"}}"#);
+    assert_says(
+        &refusal_at(folder.path(), folder.path()),
+        &["found 3 checkpoints: ", "`model.safetensors.index.bf16.json`", "pass the path of the one"],
+    );
+}
+
+#[test]
+fn consolidated_weights_have_a_configuration_of_their_own() {
+    for name in ["consolidated.safetensors", "consolidated.00.safetensors"] {
+        let folder = Folder::new();
+        let path = folder.write(name, file_of(&["layers.0.attention.wq.weight"]));
+        folder.write("config.json", r#"{"model_type": "mistral"}"#);
+        folder.write("params.json", r#"{"dim": 64, "n_layers": 1}"#);
+        for given in [folder.path(), &path] {
+            let checkpoint = Checkpoint::open(given).unwrap();
+            let config = checkpoint.config().unwrap();
+            assert_eq!((&config["model_type"], &config["dim"]), (&CONSOLIDATED.into(), &64.into()));
+        }
+        // Beside weights of the usual form they are passed over, as transformers does.
+        folder.write("model.safetensors", file_of(&["usual"]));
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(names(&checkpoint), ["usual"]);
+        assert_eq!(checkpoint.config().unwrap()["model_type"], "mistral");
+    }
+}
+
+#[test]
+fn consolidated_weights_without_their_configuration_are_refused() {
+    let folder = Folder::new();
+    folder.write("consolidated.safetensors", file_of(&["layers.0.attention.wq.weight"]));
+    folder.write("config.json", r#"{"model_type": "mistral"}"#);
+    match Checkpoint::open(folder.path()).unwrap().config() {
+        Err(Error::Checkpoint { problem, .. }) => assert_says(&problem, &["params.json"]),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn parts_for_several_devices_are_refused() {
+    let folder = Folder::new();
+    for part in 0..2 {
+        folder.write(&format!("consolidated.0{part}.safetensors"), file_of(&["a"]));
+    }
+    assert_says(
+        &refusal_at(folder.path(), folder.path()),
+        &["`consolidated.01.safetensors` is one of the parts", "several devices"],
+    );
 }
 
 #[cfg(unix)]
@@ -511,7 +589,7 @@ fn an_adapter_is_refused() {
     let path = folder.write("adapter_model.safetensors", file_of(&["a.lora_A.weight"]));
     folder.write("optimizer.pt", b"never opened");
     for given in [folder.path(), &path] {
-        assert_says(&refusal_at(given, given), &["`adapter_model.safetensors`", "LoRA", "merge_and_unload"]);
+        assert_says(&refusal_at(given, given), &["`adapter_model.safetensors` is an adapter", "base"]);
     }
 }
 

@@ -79,7 +79,10 @@ def test_scan_shows_table_map_and_summary(scan: FakeScan) -> None:
     assert "llama, 3 layers x 4 heads, 2 key/value groups" in result.stdout
     assert re.search(r"1 +0 +1 +0 +0\.9 +nan +█", result.stdout)
     assert "    0 ░░████··" in result.stdout or "    0 ··████··" in result.stdout
-    assert result.stdout.endswith("3 of 12 heads, 3 of 6 key/value groups, 38.9 % of Q/K/V parameters\n")
+    assert result.stdout.endswith(
+        "3 of 12 heads, 3 of 6 key/value groups, 38.9 % of Q/K/V parameters\n"
+        "base read from model.safetensors, tuned from model.safetensors\n"
+    )
     assert scan.asked[0][:2] == ("base", "tuned")
     assert scan.asked[0][2]["statistics"] == alps.statistics.resolve(None, "qkv")
     assert scan.asked[0][2]["progress"] is None

@@ -537,13 +537,29 @@ def test_a_pickle_is_never_opened(
     assert not (tmp_path / "created").exists()
 
 
-@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_an_adapter(tmp_path: Path, good: Path, bad: Path, file: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("adapter_model.safetensors", "no `peft_type`, so this is no adapter of PEFT"),
+        ("adapter_model.bin", "no `peft_type`"),
+    ],
+)
+def test_an_adapter_of_something_else(tmp_path: Path, good: Path, bad: Path, file: str, said: str) -> None:
+    """As frameworks other than PEFT write them."""
     (bad / WEIGHTS).rename(bad / file)
-    (bad / "adapter_config.json").write_text("{}")
-    refused_alone(
-        tmp_path, alps.CheckpointError, good, bad, [f"{bad}: `{file}` is a LoRA adapter", "merge_and_unload"]
-    )
+    (bad / "adapter_config.json").write_text('{"rank": 8, "fine_tune_type": "lora"}')
+    refused_alone(tmp_path, alps.CheckpointError, good, bad, [f"{bad / 'adapter_config.json'}: ", said])
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("adapter_model.safetensors", "is an adapter"), ("adapter_model.bin", "is a pickle file")],
+)
+def test_an_adapter_without_its_configuration(
+    tmp_path: Path, good: Path, bad: Path, file: str, said: str
+) -> None:
+    (bad / WEIGHTS).rename(bad / file)
+    refused_alone(tmp_path, alps.CheckpointError, good, bad, [f"{bad}: `{file}` {said}"])
 
 
 def test_a_folder_without_weights(tmp_path: Path, good: Path, bad: Path) -> None:

@@ -147,7 +147,12 @@ class FakeScan:
     def __init__(self) -> None:
         self.asked: tuple[Any, ...] = ()
         self.geometry = arguments_of(small_geometry())
-        self.base_quantisation, self.tuned_quantisation = None, "NVFP4"
+        self.base = {"files": "model.safetensors"}
+        self.tuned = {
+            "files": "adapter_model.safetensors over model.safetensors",
+            "adapter": "LORA",
+            "quantisation": "NVFP4",
+        }
 
     def __call__(self, *arguments: Any) -> "FakeScan":
         self.asked = arguments
@@ -171,11 +176,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeScan:
 
 def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path)
-    assert fake.asked == (str(tmp_path), str(tmp_path), "qkv", 1.0, False, None, None, None)
+    assert fake.asked == ((str(tmp_path), None), (str(tmp_path), None), "qkv", 1.0, False, None, None, None)
     assert scores.statistics == alps.statistics.resolve(None, "qkv")
     assert scores.provenance == {
         "base": str(tmp_path),
+        "base_files": "model.safetensors",
         "tuned": str(tmp_path),
+        "tuned_files": "adapter_model.safetensors over model.safetensors",
+        "tuned_adapter": "LORA",
         "tuned_quantisation": "NVFP4",
         "form": "qkv",
         "temperature": "1.0",
@@ -221,19 +229,18 @@ class FakeHub:
     """A cache that holds one model."""
 
     @staticmethod
-    def snapshot_download(name: str, *, revision: str | None, local_files_only: bool) -> str:
-        assert local_files_only
+    def try_to_load_from_cache(name: str, file: str, *, revision: str | None) -> object:
         if name == "bad--/name":
             raise ValueError("the name is\nnot valid")
         if (name, revision) not in {("owner/model", None), ("owner/model", "main")}:
-            raise FileNotFoundError("not in the cache")
-        return "/cache/snapshots/abc123"
+            return None
+        return f"/cache/snapshots/abc123/{file}" if file == "params.json" else object()
 
 
 def test_hub_names_are_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch, fake: FakeScan) -> None:
     monkeypatch.setattr("alps.sources.importlib.import_module", lambda name: FakeHub)
     scores = alps.scan("owner/model", "owner/model@main")
-    assert fake.asked[:2] == ("/cache/snapshots/abc123",) * 2
+    assert fake.asked[:2] == (("/cache/snapshots/abc123", None),) * 2
     assert scores.provenance["tuned"] == "owner/model@main"
     assert scores.provenance["tuned_commit"] == "abc123"
     with pytest.raises(FileNotFoundError, match="hf download owner/other --revision v1"):

@@ -11,8 +11,10 @@ from alps.geometry import Geometry
 __all__ = [
     "DEBUG_BUILD",
     "STATISTICS",
+    "Adapter",
     "Scan",
     "__version__",
+    "adapter",
     "attention",
     "families",
     "geometry",
@@ -47,15 +49,15 @@ class Scan:
     def bytes(self) -> int:
         """Bytes of weights read, from both sides."""
     @property
-    def base_quantisation(self) -> str | None:
-        """How the weights of the base were quantised, if they were."""
+    def base(self) -> dict[str, str]:
+        """What the base was read from: "files", and where there are, "adapter", "quantisation" and "note"."""
     @property
-    def tuned_quantisation(self) -> str | None:
-        """The same of the tuned checkpoint."""
+    def tuned(self) -> dict[str, str]:
+        """What the tuned side was read from, likewise."""
 
 def scan(
-    base: str,
-    tuned: str,
+    base: tuple[str, str | None],
+    tuned: tuple[str, str | None],
     form: str,
     temperature: float,
     sorted: bool,  # noqa: A002
@@ -63,12 +65,32 @@ def scan(
     progress: Callable[[int, int], object] | None,
     component: str | None,
 ) -> Scan:
-    """Reads two checkpoints and scores every head."""
+    """Reads two checkpoints, each with the folder of an adapter that changes it, and scores every head."""
 
-def geometry(path: str, component: str | None) -> dict[str, Any]:
+@final
+class Adapter:
+    """What an adapter says of itself."""
+
+    @property
+    def folder(self) -> str:
+        """Its folder."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether the folder holds the weights of a model as well."""
+    @property
+    def base(self) -> str | None:
+        """What its base was called where it was trained."""
+    @property
+    def revision(self) -> str | None:
+        """The revision of the base on the hub."""
+
+def adapter(path: str) -> Adapter | None:
+    """Reads the configuration of the adapter at `path`; nothing if there is something else."""
+
+def geometry(path: tuple[str, str | None], component: str | None) -> dict[str, Any]:
     """Reads the geometry of one checkpoint."""
 
-def inspect(path: str, component: str | None) -> dict[str, Any]:
+def inspect(path: tuple[str, str | None], component: str | None) -> dict[str, Any]:
     """What a scan would read of one checkpoint, and what it leaves out and why.
 
     The arguments of `Geometry.of_layers`, of every `Module`, pairs of what and why, and a number of bytes.

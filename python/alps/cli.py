@@ -117,12 +117,15 @@ def scan(
     base: Annotated[
         str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
     ],
-    tuned: Annotated[str, typer.Argument(help="The checkpoint after tuning.")],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning.")],
     ratio: Annotated[float, _Ratio] = DEFAULT_RATIO,
     component: _ComponentOption = None,
     form: Annotated[_Form, typer.Option(help="What a head's weight vector is.")] = _Form.qkv,
     statistic: Annotated[str, _Statistic] = statistics.DEFAULT,
     temperature: Annotated[float, typer.Option(help="Of the softmax over a head's weights.")] = 1.0,
+    adapter_base: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What adapters change, if not what they say.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
     ] = None,
@@ -143,6 +146,7 @@ def scan(
         scores = alps.scan(
             base,
             tuned,
+            adapter_base=adapter_base,
             component=None if component is None else component.value,
             form=form.value,
             temperature=temperature,
@@ -160,6 +164,7 @@ def scan(
         _print_json({"scores": _scores_document(scores), "heads": _heads_document(selection)})
         return
     _print_scores(scores, statistic, selection)
+    _print_read(scores.provenance)
     _print_written(scores=output, heads=heads, picture=plot, report=report)
 
 
@@ -418,6 +423,17 @@ def _print_summary(console: Console, heads: HeadSet) -> None:
 def _print_provenance(provenance: dict[str, str]) -> None:
     for name, value in provenance.items():
         typer.echo(f"{name}: {value}")
+
+
+def _print_read(provenance: dict[str, str]) -> None:
+    typer.echo(f"base read from {provenance['base_files']}, tuned from {provenance['tuned_files']}")
+    for side in ("base", "tuned"):
+        if over := provenance.get(f"{side}_adapter_over"):
+            trained_on = provenance.get(f"{side}_adapter_trained_on", over)
+            named = f"; its configuration names {trained_on}" if trained_on != over else ""
+            typer.echo(f"{side} is an adapter ({provenance[f'{side}_adapter']}) over {over}{named}")
+        if note := provenance.get(f"{side}_note"):
+            typer.echo(f"note on {side}: {note}")
 
 
 def _print_written(**files: Path | None) -> None:

@@ -35,6 +35,7 @@ class Inspection:
         modules: The linear layers that hold them, layer by layer.
         left_out: What is in the checkpoint but not scanned, each with the reason.
         bytes: Bytes of weights that a scan reads.
+        files: The file of weights, or the index of several; of an adapter its own, and those that it changes.
         quantisation: How the weights are quantised ("GPTQ int4"); None if they are not. A scan reads what they
             stand for.
     """
@@ -43,6 +44,7 @@ class Inspection:
     modules: tuple[Module, ...]
     left_out: tuple[tuple[str, str], ...]
     bytes: int
+    files: str
     quantisation: str | None
 
 
@@ -65,7 +67,7 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
     """Says what a scan would read of a checkpoint, without reading weights.
 
     Args:
-        path: A folder, a file, or the `owner/name[@revision]` of a model in the hub's local cache.
+        path: A folder, a file, an adapter, or the `owner/name[@revision]` of one in the hub's local cache.
         component: Whose heads, as for `scan`.
 
     Raises:
@@ -74,12 +76,14 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
         ModelError: The model is of no known layout, or contradicts its configuration.
         OSError: A file cannot be read.
     """
-    found = _alps.inspect(sources.find(path).path, component)
+    source = sources.find(path)
+    found = _alps.inspect((source.path, source.adapter), component)
     return Inspection(
         geometry=Geometry.of_layers(**found["geometry"]),
         modules=tuple(Module(*module) for module in found["modules"]),
         left_out=tuple(found["left_out"]),
         bytes=found["bytes"],
+        files=found["files"],
         quantisation=found["quantisation"],
     )
 

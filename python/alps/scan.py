@@ -19,6 +19,7 @@ def scan(
     tuned: str | os.PathLike[str],
     *,
     component: Component | None = None,
+    adapter_base: str | os.PathLike[str] | None = None,
     form: Form = "qkv",
     temperature: float = 1.0,
     statistics: Sequence[str] | None = None,
@@ -50,11 +51,15 @@ def scan(
 
     Args:
         base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of a model
-            that is in the local cache of the Hugging Face hub.
+            that is in the local cache of the Hugging Face hub; or an adapter of PEFT, for which its base
+            with the changes that it holds is read.
         tuned: The checkpoint after tuning, likewise.
         component: Whose heads: those of the self-attention of the text "decoder", of the "encoder", of the
             "vision" or "audio" tower, or of the "cross" attention of the decoder to the encoder. When not
             given, the decoder's where there is one, else the encoder's, else those of the only tower.
+        adapter_base: What the adapters among the two change. When not given, a tuned adapter changes `base`,
+            and any other, or one with weights in its own folder, what its configuration or folder says. The
+            scores' provenance says what was taken.
         form: What a head's weight vector is: "qkv" or "product".
         temperature: Of the softmax.
         statistics: The statistics to return; every one but "sorted_wasserstein" when not given.
@@ -75,10 +80,10 @@ def scan(
     names = statistics_table.resolve(statistics, form)
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads must be 1 or more, found {threads}")
-    base_source, tuned_source = sources.find(base), sources.find(tuned)
+    base_source, tuned_source = sources.find_pair(base, tuned, adapter_base)
     result = _alps.scan(
-        base_source.path,
-        tuned_source.path,
+        (base_source.path, base_source.adapter),
+        (tuned_source.path, tuned_source.adapter),
         form,
         temperature,
         any(name in statistics_table.ON_REQUEST for name in names),
@@ -87,12 +92,10 @@ def scan(
         component,
     )
     provenance = {
-        "base": base_source.name,
-        "base_commit": base_source.commit,
-        "base_quantisation": result.base_quantisation,
-        "tuned": tuned_source.name,
-        "tuned_commit": tuned_source.commit,
-        "tuned_quantisation": result.tuned_quantisation,
+        **base_source.provenance("base"),
+        **{f"base_{name}": value for name, value in result.base.items()},
+        **tuned_source.provenance("tuned"),
+        **{f"tuned_{name}": value for name, value in result.tuned.items()},
         "form": form,
         "temperature": repr(float(temperature)),
         "alps": _alps.__version__,
@@ -100,7 +103,7 @@ def scan(
     return HeadScores(
         {name: result.statistics[name] for name in names},
         Geometry.of_layers(**result.geometry),
-        {name: value for name, value in provenance.items() if value is not None},
+        provenance,
     )
 
 
@@ -108,7 +111,7 @@ def geometry(path: str | os.PathLike[str], *, component: Component | None = None
     """Reads the geometry of a checkpoint, without its weights.
 
     Args:
-        path: A folder, a file, or the `owner/name[@revision]` of a model in the hub's local cache.
+        path: A folder, a file, an adapter, or the `owner/name[@revision]` of one in the hub's local cache.
         component: Whose heads, as for `scan`.
 
     Raises:
@@ -117,4 +120,5 @@ def geometry(path: str | os.PathLike[str], *, component: Component | None = None
         ModelError: The model is of no known layout, or contradicts its configuration.
         OSError: A file cannot be read.
     """
-    return Geometry.of_layers(**_alps.geometry(sources.find(path).path, component))
+    source = sources.find(path)
+    return Geometry.of_layers(**_alps.geometry((source.path, source.adapter), component))

@@ -95,7 +95,7 @@ def inspection(console: Console, found: Inspection) -> Iterator[RenderableType]:
     formats = ", ".join(sorted({module.dtype for module in found.modules}))
     yield Text(
         f"component {geometry.component}, layout {geometry.family}, {formats}, {len(found.modules)} tensors, "
-        f"{found.bytes:,} bytes to read"
+        f"{found.bytes:,} bytes to read from {found.files}"
     )
     if found.quantisation is not None:
         yield Text(f"quantised: {found.quantisation}")

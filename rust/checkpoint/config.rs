@@ -9,17 +9,16 @@ use serde_json::{Map, Value};
 use super::json;
 use crate::{Error, Result};
 
-/// What `config.json` in `folder` says, or `None` if there is no such file.
+/// What the configuration file at `path` says, or `None` if there is no such file.
 ///
 /// Numbers that are not finite, which Python writes as bare words that JSON does not have (`Infinity` in the
 /// `time_step_limit` of hybrid models), become strings.
-pub(super) fn read(folder: &Path) -> Result<Option<Map<String, Value>>> {
-    let path = folder.join("config.json");
-    let text = match json::read_text(&path) {
+pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let text = match json::read_text(path) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    parse(&path, &text).map(Some)
+    parse(path, &text).map(Some)
 }
 
 /// What the configuration `text` says, as `read` does; `path` is what messages are about.

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 const MAX_FILE: u64 = 256 << 20;
 
 /// The whole text of a small file.
-pub(super) fn read_text(path: &Path) -> Result<String> {
+pub(crate) fn read_text(path: &Path) -> Result<String> {
     let file = LocalFile::open(path)?;
     let length = file.length();
     if length > MAX_FILE {
@@ -34,7 +34,7 @@ pub(super) fn read_text(path: &Path) -> Result<String> {
 }
 
 /// The refusal of a file at `path` whose `part` (the file, its header) does not parse.
-pub(super) fn refusal(path: &Path, part: &str, error: &serde_json::Error) -> Error {
+pub(crate) fn refusal(path: &Path, part: &str, error: &serde_json::Error) -> Error {
     Error::checkpoint(path, format!("{part} cannot be read: {}", shorten(&error.to_string(), 500)))
 }
 

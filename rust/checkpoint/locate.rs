@@ -10,12 +10,20 @@ use super::json::quote;
 use super::{config, pickle};
 use crate::{Error, Result};
 
+/// The names that transformers looks for, in this order.
+const USUAL: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
+
 /// The file that says where the tensors are.
 pub(super) enum Start {
     /// One file with all of them.
     File(PathBuf),
     /// The index of several.
     Index(PathBuf),
+}
+
+/// Whether there are the weights of a model in a folder, under the names that transformers looks for.
+pub(crate) fn has_weights(folder: &Path) -> bool {
+    USUAL.iter().any(|name| folder.join(name).exists())
 }
 
 /// Where to start from, given the path of a folder, of a file of weights or of an index.
@@ -33,7 +41,7 @@ fn classify(path: &Path) -> Result<Start> {
         Err(refuse_adapter(path, &name))
     } else if pickle::is_name(&name) {
         Err(pickle::refusal(path, &name))
-    } else if name.contains(".safetensors.index.") && name.ends_with(".json") {
+    } else if is_index(&name) {
         Ok(Start::Index(path.to_path_buf()))
     } else {
         Ok(Start::File(path.to_path_buf()))
@@ -46,7 +54,7 @@ fn locate_in_folder(folder: &Path) -> Result<Start> {
     }
     // A dangling link counts as present: to pass over it would be to read other weights than those meant.
     let names = list(folder)?;
-    for usual in ["model.safetensors", "model.safetensors.index.json"] {
+    for usual in USUAL {
         if names.iter().any(|name| name == usual) {
             return classify(&folder.join(usual));
         }
@@ -58,9 +66,24 @@ fn locate_in_folder(folder: &Path) -> Result<Start> {
         return Err(pickle::refusal(folder, pickled));
     }
     let expected = "expected `model.safetensors` or `model.safetensors.index.json`";
-    let weights: Vec<&String> =
-        names.iter().filter(|name| name.ends_with(".safetensors") && !name.starts_with('.')).collect();
-    match weights[..] {
+    let candidates: Vec<&String> = names.iter().filter(|name| is_candidate(name)).collect();
+    let indexes = candidates.iter().filter(|name| is_index(name)).count();
+    // The shards of a lone index do not compete with it.
+    let competing: Vec<&String> = candidates
+        .into_iter()
+        .filter(|name| indexes != 1 || is_index(name) || shard_count(name).is_none_or(|count| count == 1))
+        .collect();
+    if let Some(first) = competing.iter().find(|name| is_parallel_part(name)) {
+        return Err(Error::checkpoint(
+            folder,
+            format!(
+                "{} is one of the parts into which a model was cut for several devices, which are not put \
+                 together here; expected the whole in `consolidated.safetensors` or `model.safetensors`",
+                quote(first)
+            ),
+        ));
+    }
+    match competing[..] {
         [name] => match shard_count(name) {
             Some(count) if count != 1 => Err(Error::checkpoint(
                 folder,
@@ -75,23 +98,41 @@ fn locate_in_folder(folder: &Path) -> Result<Start> {
         _ => Err(Error::checkpoint(
             folder,
             format!(
-                "{expected}, found {} safetensors files without an index: {}; pass the path of the one \
-                 that is meant",
-                weights.len(),
-                describe(&weights)
+                "{expected}, found {}{}: {}; pass the path of the one that is meant",
+                competing.len(),
+                if indexes == 0 { " safetensors files without an index" } else { " checkpoints" },
+                describe(&competing)
             ),
         )),
     }
 }
 
+/// Whether a file could be what a folder without the usual names is read from.
+fn is_candidate(name: &str) -> bool {
+    !name.starts_with('.') && (name.ends_with(".safetensors") || is_index(name))
+}
+
+/// Whether a file is the index of shards, be it of a variant: `model.safetensors.index.fp16.json`.
+fn is_index(name: &str) -> bool {
+    name.contains(".safetensors.index.") && name.ends_with(".json")
+}
+
+/// Whether a file is one of several parts for tensor parallelism: any but `consolidated.00.safetensors`.
+fn is_parallel_part(name: &str) -> bool {
+    name.strip_prefix("consolidated.")
+        .and_then(|rest| rest.strip_suffix(".safetensors"))
+        .is_some_and(|part| part.parse::<u32>().is_ok_and(|part| part > 0))
+}
+
 /// The file that the configuration names as the one with the weights, which goes before the usual names.
 fn configured_name(folder: &Path) -> Result<Option<String>> {
-    let named = config::read(folder)?.and_then(|mut config| config.remove("transformers_weights"));
+    let path = folder.join("config.json");
+    let named = config::read(&path)?.and_then(|mut config| config.remove("transformers_weights"));
     match named {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(name)) if is_plain_name(&name) => Ok(Some(name)),
         Some(other) => Err(Error::checkpoint(
-            &folder.join("config.json"),
+            &path,
             format!(
                 "`transformers_weights` should be the plain name of a file in the folder, but is {}",
                 quote(&other.to_string())
@@ -125,11 +166,14 @@ fn is_adapter(name: &str) -> bool {
 }
 
 fn refuse_adapter(path: &Path, name: &str) -> Error {
+    if pickle::is_name(name) {
+        return pickle::refusal(path, name);
+    }
     Error::checkpoint(
         path,
         format!(
-            "{} is a LoRA adapter, which is not read yet; merge it into its base model first, with peft's \
-             `model.merge_and_unload()`, and save the result",
+            "{} is an adapter, which holds changes to the weights of a base checkpoint; expected the weights \
+             themselves",
             quote(name)
         ),
     )
@@ -153,6 +197,14 @@ mod tests {
         assert_eq!(shard_count("model.fp16-00001-of-00163.safetensors"), Some(163));
         assert_eq!(shard_count("best-of-2.safetensors"), None);
         assert_eq!(shard_count("model.safetensors"), None);
+    }
+
+    #[test]
+    fn parts_for_several_devices_are_known_by_their_numbers() {
+        assert!(is_parallel_part("consolidated.01.safetensors"));
+        for name in ["consolidated.safetensors", "consolidated.00.safetensors", "model.01.safetensors"] {
+            assert!(!is_parallel_part(name), "{name}");
+        }
     }
 
     #[test]

@@ -19,7 +19,9 @@ use serde_json::{Map, Value};
 
 pub use self::config::parse as parse_config;
 use self::json::quote;
+pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::Start;
+pub(crate) use self::locate::has_weights;
 use self::source::{LocalFile, Source};
 use crate::{Error, Result};
 
@@ -39,13 +41,16 @@ pub struct Tensor {
     pub length: u64,
 }
 
+/// What stands for the type of the model where weights are in the consolidated form.
+pub const CONSOLIDATED: &str = "consolidated";
+
 /// A safetensors checkpoint, its files open and their headers checked.
 ///
 /// It can be read by several threads at once.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    folder: PathBuf,
+    start: PathBuf,
     files: Vec<OpenFile>,
     tensors: BTreeMap<String, Tensor>,
 }
@@ -69,7 +74,9 @@ impl Checkpoint {
     ///
     /// Of a folder the files are those that transformers would load: the one that `transformers_weights` in
     /// `config.json` names, `model.safetensors`, or those of `model.safetensors.index.json`; failing these,
-    /// the only safetensors file there is. Of a shard, only the tensors count that the index says it holds.
+    /// the only one there is: a variant (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`), the
+    /// consolidated form (`consolidated.safetensors`), a file of another name. Of a shard, only the tensors
+    /// count that the index says it holds.
     ///
     /// # Errors
     ///
@@ -82,8 +89,18 @@ impl Checkpoint {
             Start::Index(index) => open_shards(index)?,
         };
         let (Start::File(start) | Start::Index(start)) = start;
-        let folder = start.parent().unwrap_or(Path::new("")).to_path_buf();
-        Ok(Checkpoint { path: path.to_path_buf(), folder, files, tensors })
+        Ok(Checkpoint { path: path.to_path_buf(), start, files, tensors })
+    }
+
+    /// Opens the file of this name in a folder. If there is only a pickle in its place, the refusal says so.
+    pub(crate) fn open_file(folder: &Path, name: &str) -> Result<Self> {
+        let path = &folder.join(name);
+        let pickled = Path::new(name).with_extension("bin");
+        if !path.exists() && folder.join(&pickled).exists() {
+            return Err(pickle::refusal(folder, &pickled.to_string_lossy()));
+        }
+        let (files, tensors) = open_file(path)?;
+        Ok(Checkpoint { path: path.to_path_buf(), start: path.to_path_buf(), files, tensors })
     }
 
     /// The path that was opened.
@@ -91,21 +108,38 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The model's configuration: `config.json` beside the weights.
+    /// The file that says where the tensors are: the only one there is, or the index of several.
+    pub fn start(&self) -> &Path {
+        &self.start
+    }
+
+    /// The model's configuration: `config.json` beside the weights, or `params.json` beside weights in the
+    /// consolidated form, which does not name the type of the model and is given [`CONSOLIDATED`] as such.
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if there is none, or if it is not a JSON object.
     pub fn config(&self) -> Result<Map<String, Value>> {
-        config::read(&self.folder)?.ok_or_else(|| {
-            let path = self.folder.join("config.json");
+        let file = if self.is_consolidated() { "params.json" } else { "config.json" };
+        let path = self.start.with_file_name(file);
+        let mut config = config::read(&path)?.ok_or_else(|| {
             let problem = format!(
-                "the number and the size of the heads are read from the model's config.json, which \
+                "the number and the size of the heads are read from the model's {file}, which \
                  should be beside the weights, but there is no {}",
                 path.display()
             );
             Error::checkpoint(&self.path, problem)
-        })
+        })?;
+        if self.is_consolidated() {
+            config.insert("model_type".to_owned(), CONSOLIDATED.into());
+        }
+        Ok(config)
+    }
+
+    /// Whether the file is of the form in which Meta and Mistral publish weights.
+    fn is_consolidated(&self) -> bool {
+        let name = self.start.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("consolidated.") || name.starts_with("consolidated-")
     }
 
     /// The files that hold the tensors; [`Tensor::file`] counts them from 0.
@@ -204,7 +238,7 @@ fn open_shards(index: &Path) -> Result<Opened> {
                 index,
                 format!(
                     "the shard {} is missing from the folder; the index says that it holds {} tensors, \
-                     among them {}",
+                     among them {}. In the cache of the hub, `hf download` fetches what is missing",
                     quote(&shard),
                     names.len(),
                     quote(&names[0])

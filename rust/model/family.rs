@@ -261,6 +261,7 @@ const FILES: &[(&str, &str)] = embedded![
     "codegen.json",
     "concatenated.json",
     "concatenated_staged.json",
+    "consolidated.json",
     "convbert.json",
     "cross.json",
     "deepseek_v4.json",

@@ -34,6 +34,16 @@ pub struct Module {
     pub in_features: usize,
 }
 
+impl Module {
+    /// The shape of its tensor, if it is stored as such.
+    pub fn stored_shape(&self) -> [usize; 2] {
+        match self.orientation {
+            Orientation::OutIn => [self.out_features, self.in_features],
+            Orientation::InOut => [self.in_features, self.out_features],
+        }
+    }
+}
+
 /// One matrix of one head: rows of a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

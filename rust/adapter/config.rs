@@ -1,0 +1,278 @@
+//! Reads `adapter_config.json` as PEFT writes it.
+
+use std::fmt;
+use std::path::Path;
+
+use regex::Regex;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::names::is_outside_attention;
+use crate::checkpoint::{json_refusal, read_text};
+use crate::error::{quote, shorten};
+use crate::{Error, Result};
+
+/// What an adapter's configuration says of weights.
+#[derive(Debug)]
+pub(super) struct Config {
+    /// The path or the hub's name of the base, as it was called where the adapter was trained.
+    pub(super) base: Option<String>,
+    /// The revision of the base on the hub.
+    pub(super) revision: Option<String>,
+    pub(super) kind: Kind,
+}
+
+/// The kinds of adapter that are read, each with what its tensors leave open.
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// W + s B A; with DoRA, the rows brought to lengths of their own.
+    Lora(Lora),
+    /// W + s (A1 B1) * (A2 B2), multiplied entry by entry.
+    Loha(Ranks),
+    /// W + s (A kron B).
+    Lokr(Ranks),
+    /// Rows or columns of W times numbers.
+    Ia3,
+    /// Rows of W replaced: what `alps.AlpsConfig` trains.
+    Alps,
+}
+
+#[derive(Debug)]
+pub(super) struct Lora {
+    pub(super) ranks: Ranks,
+    pub(super) dora: bool,
+}
+
+impl Kind {
+    /// As PEFT calls it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Kind::Lora(_) => "LORA",
+            Kind::Loha(_) => "LOHA",
+            Kind::Lokr(_) => "LOKR",
+            Kind::Ia3 => "IA3",
+            Kind::Alps => "ALPS",
+        }
+    }
+}
+
+/// The rank of each module's change, and the factor that it is multiplied by.
+#[derive(Debug)]
+pub(super) struct Ranks {
+    rank: f64,
+    alpha: f64,
+    ranks: Patterns,
+    alphas: Patterns,
+    by_root: bool,
+}
+
+impl Ranks {
+    pub(super) fn rank(&self, module: &str) -> f64 {
+        self.ranks.get(module).unwrap_or(self.rank)
+    }
+
+    /// alpha / r, or alpha / sqrt(r) where ranks are stabilised (rsLoRA).
+    pub(super) fn scale(&self, module: &str) -> f64 {
+        let (alpha, rank) = (self.alphas.get(module).unwrap_or(self.alpha), self.rank(module));
+        if self.by_root { alpha / rank.sqrt() } else { alpha / rank }
+    }
+}
+
+/// Numbers for the modules whose names end in a match, the first that does, in the order of the file.
+#[derive(Debug, Default)]
+struct Patterns(Vec<(Regex, f64)>);
+
+impl Patterns {
+    fn get(&self, module: &str) -> Option<f64> {
+        self.0.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, number)| *number)
+    }
+}
+
+impl<'de> Deserialize<'de> for Patterns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(PatternsVisitor)
+    }
+}
+
+struct PatternsVisitor;
+
+impl<'de> Visitor<'de> for PatternsVisitor {
+    type Value = Patterns;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("numbers by patterns of module names")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut patterns = Vec::new();
+        while let Some((pattern, number)) = map.next_entry::<String, f64>()? {
+            // As `get_pattern_key` of PEFT puts it together.
+            let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|_| {
+                serde::de::Error::custom(format_args!("the pattern {} cannot be read", quote(&pattern)))
+            })?;
+            patterns.push((regex, number));
+        }
+        Ok(Patterns(patterns))
+    }
+}
+
+/// What is used of the file, and the rest.
+#[derive(Deserialize)]
+#[serde(expecting = "a JSON object")]
+struct Fields {
+    peft_type: Option<String>,
+    base_model_name_or_path: Option<String>,
+    revision: Option<String>,
+    r: Option<f64>,
+    lora_alpha: Option<f64>,
+    alpha: Option<f64>,
+    rank_pattern: Option<Patterns>,
+    alpha_pattern: Option<Patterns>,
+    use_rslora: Option<bool>,
+    use_dora: Option<bool>,
+    init_lora_weights: Option<Value>,
+    target_parameters: Option<Vec<String>>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// Keys that say nothing about what query, key and value weights become, whatever their values: how the adapter
+/// was made or is to be trained, what it is about, what the tensors tell as well.
+const WITHOUT_EFFECT: [&str; 35] = [
+    "auto_mapping",
+    "bias",
+    "corda_config",
+    "decompose_both",
+    "decompose_factor",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "feedforward_modules",
+    "fingerprint",
+    "heads",
+    "inference_mode",
+    "init_ia3_weights",
+    "init_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_bias",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "module_dropout",
+    "modules_to_save",
+    "peft_version",
+    "qalora_group_size",
+    "rank_dropout",
+    "rank_dropout_scale",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "trainable_token_indices",
+    "use_effective_conv2d",
+    "velora_config",
+];
+
+const ADVICE: &str =
+    "merge the adapter into its base with peft's `model.merge_and_unload()`, and save the result";
+
+impl Config {
+    /// The configuration at `path`.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let text = read_text(path)?;
+        let fields = serde_json::from_str(&text)
+            .map_err(|error| json_refusal(path, "the configuration of the adapter", &error))?;
+        check(fields).map_err(|problem| Error::checkpoint(path, problem))
+    }
+}
+
+fn check(fields: Fields) -> std::result::Result<Config, String> {
+    let Some(kind) = fields.peft_type else {
+        return Err("the configuration has no `peft_type`, so this is no adapter of PEFT".to_owned());
+    };
+    for (key, value) in &fields.rest {
+        if !WITHOUT_EFFECT.contains(&&**key) && !is_unset(value) {
+            return Err(format!(
+                "{} is {}, which may change what the adapter's tensors mean and is not read; {ADVICE}",
+                quote(key),
+                quote(&value.to_string())
+            ));
+        }
+    }
+    let ranks = |alpha: Option<f64>, by_root: bool| {
+        let number = |key: &str, value: Option<f64>| match value {
+            Some(value) if value.is_finite() => Ok(value),
+            Some(value) => Err(format!("`{key}` should be a finite number, but is {value}")),
+            None => Err(format!("the configuration has no `{key}`")),
+        };
+        let key = if kind == "LORA" { "lora_alpha" } else { "alpha" };
+        Ok::<_, String>(Ranks {
+            rank: number("r", fields.r)?,
+            alpha: number(key, alpha)?,
+            ranks: fields.rank_pattern.unwrap_or_default(),
+            alphas: fields.alpha_pattern.unwrap_or_default(),
+            by_root,
+        })
+    };
+    let kind = match &*kind {
+        "LORA" => {
+            check_start(fields.init_lora_weights.as_ref())?;
+            for parameter in fields.target_parameters.iter().flatten() {
+                if !is_outside_attention(parameter) {
+                    return Err(format!(
+                        "`target_parameters` names {}, and changes of single parameters are read outside \
+                         attention only; {ADVICE}",
+                        quote(parameter)
+                    ));
+                }
+            }
+            Kind::Lora(Lora {
+                ranks: ranks(fields.lora_alpha, fields.use_rslora.unwrap_or(false))?,
+                dora: fields.use_dora.unwrap_or(false),
+            })
+        }
+        "LOHA" => Kind::Loha(ranks(fields.alpha, false)?),
+        "LOKR" => Kind::Lokr(ranks(fields.alpha, false)?),
+        "IA3" => Kind::Ia3,
+        "ALPS" => Kind::Alps,
+        other => {
+            return Err(format!(
+                "the adapter is of the kind {}; those that are read are LORA, LOHA, LOKR, IA3 and ALPS; {ADVICE}",
+                quote(other)
+            ));
+        }
+    };
+    Ok(Config { base: fields.base_model_name_or_path, revision: fields.revision, kind })
+}
+
+/// Refuses starts that take from the base what they put into the adapter.
+fn check_start(start: Option<&Value>) -> std::result::Result<(), String> {
+    match start {
+        None | Some(Value::Null | Value::Bool(_)) => Ok(()),
+        Some(Value::String(name))
+            if ["true", "gaussian", "eva", "orthogonal", "mica"].contains(&&*name.to_lowercase()) =>
+        {
+            Ok(())
+        }
+        Some(other) => Err(format!(
+            "`init_lora_weights` is {}, which changes the weights of the base as well; save the adapter as one of \
+             the unchanged base, with `path_initial_model_for_weight_conversion` of peft's `save_pretrained`, or \
+             {ADVICE}",
+            shorten(&other.to_string(), 80)
+        )),
+    }
+}
+
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.is_empty(),
+        _ => false,
+    }
+}

@@ -1,0 +1,56 @@
+"""Adapters that PEFT trains, saves and merges, for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+CHANGE = 0.1
+"""How large the changes are, beside weights with a standard deviation of 0.3."""
+
+
+def save_base(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype) -> Path:
+    """Saves the model in a number format."""
+    model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
+    return folder
+
+
+def load(model: transformers.PreTrainedModel, folder: Path) -> Any:
+    """The saved model again, in float32 or, if it is saved so, float64."""
+    wide = torch.float64 if model.dtype == torch.float64 else torch.float32
+    return type(model).from_pretrained(folder, dtype=wide)
+
+
+def save_adapter(model: Any, config: peft.PeftConfig, folder: Path, seed: int = 0) -> None:
+    """Puts an adapter on the model, gives it weights as if it had been trained, and saves it."""
+    tuned = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                # What starts at 0 makes the whole change 0; other parts keep their size.
+                if not parameter.any():
+                    parameter.add_(noise * CHANGE)
+                else:
+                    parameter.mul_(1 + noise * CHANGE)
+    tuned.save_pretrained(str(folder))
+
+
+def merge(model: Any, adapter: Path, folder: Path) -> None:
+    """Loads an adapter onto the model as PEFT does, merges it, and saves the result as it is computed."""
+    merged: Any = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged.save_pretrained(folder)
+
+
+def edit(path: Path, changes: Mapping[str, Any]) -> None:
+    """Changes keys of a JSON file; a value of None removes the key."""
+    import json
+
+    document = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
