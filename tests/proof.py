@@ -1,0 +1,226 @@
+"""What a scan says of the heads of a model, held against what its weights do when it runs.
+
+Which entries of the file a head is made of is found by `attention.py`, without alps. Here they are changed in the file, and
+every component of the model is scanned: exactly the heads that need the changed entries have to have moved, in one component and
+one layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+import alps
+import attention
+
+COMPONENTS = ("decoder", "encoder", "cross", "vision", "audio")
+_MANY = 64
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a tensor that the heads of one attention take their queries, keys or values from."""
+
+    tensor: str
+    axis: int
+    owners: tuple[frozenset[int], ...]
+    """The heads that need each row."""
+
+    def of(self, head: int) -> list[int]:
+        """The rows that this head needs."""
+        return [row for row, owners in enumerate(self.owners) if head in owners]
+
+    def heads(self, rows: list[int]) -> set[int]:
+        """The heads that need any of these rows."""
+        return set().union(*(self.owners[row] for row in rows))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One softmax attention of a model, as it lies in its file."""
+
+    module: str
+    heads: int
+    rows: Mapping[str, Rows]
+    """By role. A role is missing if the module has no weights of its own for it."""
+    others: tuple[str, ...] = field(default=())
+    """Tensors that take part without being a head's: biases, latents that all heads share."""
+
+    @property
+    def pattern(self) -> str:
+        """The module's name without its numbers."""
+        return attention.layered(self.module)[0]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers in the module's name."""
+        return attention.layered(self.module)[1]
+
+
+def truths(model: Any) -> tuple[list[Truth], list[attention.Run]]:
+    """Every softmax attention of a model that runs, in the order of running, and the runs that show them."""
+    found, runs = attention.traced(model)
+    result = []
+    for module, heads, by_role in found:
+        rows: dict[str, Rows] = {}
+        others: set[str] = set()
+        for role, tensors in by_role.items():
+            candidates = {name: _rows(name, code) for name, code in tensors.items() if code.dim() > 1}
+            ranked = sorted(
+                (rows for rows in candidates.values() if rows is not None),
+                key=lambda rows: (-len(set(rows.owners)), rows.tensor.count("."), rows.tensor),
+            )
+            if ranked:
+                rows[role] = ranked[0]
+            others |= set(tensors)
+        others -= {part.tensor for part in rows.values()}
+        result.append(Truth(module, heads, rows, tuple(sorted(others))))
+    return result, runs
+
+
+def _rows(name: str, code: torch.Tensor) -> Rows | None:
+    """The axis along which the marks of a tensor are whole rows, and whose they are; None if there is no such axis."""
+    for axis in range(code.dim()):
+        flat = code.movedim(axis, 0).flatten(1)
+        union = flat[:, 0].clone()
+        for column in range(1, flat.shape[1]):
+            union |= flat[:, column]
+        if ((flat == union[:, None]) | (flat == 0)).float().mean() > 0.99 and (flat == union[:, None]).float().mean() > 0.9:
+            owners = tuple(frozenset(h for h in range(_MANY - 2) if mask >> h & 1) for mask in union.tolist())
+            if len(set(owners)) > 1 or axis == 0:
+                return Rows(name, axis, owners)
+    return None
+
+
+@dataclass(frozen=True)
+class Change:
+    """The opposite sign in one head's rows of one tensor, and the heads that need these."""
+
+    truth: Truth
+    role: str
+    tensor: str
+    axis: int
+    rows: tuple[int, ...]
+    moved: frozenset[int]
+
+
+def changes(truth: Truth) -> Iterator[Change]:
+    """One change for each role that an attention has weights for, each at another head."""
+    for role, head in zip(attention.ROLES, (truth.heads - 1, 0, truth.heads // 2), strict=True):
+        part = truth.rows.get(role)
+        if part is not None and (rows := part.of(head)):
+            moved = set(part.heads(rows))
+            for other in truth.rows.values():  # one tensor may serve two roles
+                if other.tensor == part.tensor and other.axis == part.axis:
+                    moved |= other.heads(rows)
+            yield Change(truth, role, part.tensor, part.axis, tuple(rows), frozenset(moved))
+
+
+class Checkpoint:
+    """A saved tiny model, and copies of it with some weights changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, torch.Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            self.tensors |= load_file(file)
+
+    def changed(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+        """Writes a copy in which these tensors are others."""
+        copy.mkdir(parents=True)
+        for file in self.folder.glob("*.json"):
+            if not file.name.endswith(".index.json"):
+                (copy / file.name).write_bytes(file.read_bytes())
+        save_file({**self.tensors, **tensors}, copy / "model.safetensors", metadata={"format": "pt"})
+        return copy
+
+    def flipped(self, change: Change) -> dict[str, torch.Tensor]:
+        """The tensor of a change with the opposite sign in its rows.
+
+        Other than noise, that leaves norms over all heads (OLMo 2) as they are.
+        """
+        tensor = self.tensors[change.tensor].clone()
+        index = torch.tensor(change.rows)
+        tensor.index_copy_(change.axis, index, -tensor.index_select(change.axis, index))
+        return {change.tensor: tensor}
+
+    def bystanders(self, truths: list[Truth]) -> dict[str, torch.Tensor]:
+        """All that takes part in these attentions without being a head's, with the opposite sign."""
+        result: dict[str, torch.Tensor] = {}
+        owned: dict[tuple[str, int], set[int]] = {}
+        for truth in truths:
+            for part in truth.rows.values():
+                rows = {row for row, owners in enumerate(part.owners) if owners}
+                owned.setdefault((part.tensor, part.axis), set()).update(rows)
+        for (name, axis), rows in owned.items():
+            tensor = self.tensors[name].clone()
+            rest = torch.tensor(sorted(set(range(tensor.shape[axis])) - rows), dtype=torch.int64)
+            if len(rest):
+                tensor.index_copy_(axis, rest, -tensor.index_select(axis, rest))
+                result[name] = tensor
+        names = {name for name, _ in owned}
+        for truth in truths:
+            for name in truth.others:
+                if name not in names and self.tensors[name].is_floating_point():
+                    result[name] = -self.tensors[name]
+        return result
+
+    def theta(self, truth: Truth, head: int, changed: Mapping[str, torch.Tensor] | None = None) -> NDArray[np.float64]:
+        """A head's rows of queries, keys and values, one after the other: float64 [entries]."""
+        parts = []
+        for role in attention.ROLES:
+            if role in truth.rows:
+                part = truth.rows[role]
+                tensor = {**self.tensors, **(changed or {})}[part.tensor].movedim(part.axis, 0)
+                parts.append(tensor[part.of(head)].reshape(-1).to(torch.float64).numpy())
+        return np.concatenate(parts)
+
+
+@dataclass
+class Scans:
+    """A pair of checkpoints, scanned in every component that alps finds in them."""
+
+    scores: dict[str, alps.HeadScores]
+    refusals: dict[str, str]
+
+    @classmethod
+    def of(cls, base: Path, tuned: Path) -> Scans:
+        """Scans everything; a refusal is kept as its message."""
+        scores, refusals = {}, {}
+        for component in COMPONENTS:
+            try:
+                scores[component] = alps.scan(base, tuned, component=component)
+            except alps.AlpsError as error:
+                refusals[component] = str(error)
+        return cls(scores, refusals)
+
+    def moved(self) -> dict[str, dict[int, set[int]]]:
+        """The heads that are said to have moved: by component and row."""
+        result: dict[str, dict[int, set[int]]] = {}
+        for component, scores in self.scores.items():
+            delta = np.nan_to_num(scores["delta_norm"])
+            for row in np.flatnonzero(delta.any(axis=1)):
+                result.setdefault(component, {})[int(row)] = {int(head) for head in np.flatnonzero(delta[row])}
+        return result
+
+
+def default_component(base: Path) -> str | None:
+    """The component that is scanned when none is named; None if that is refused."""
+    try:
+        return alps.geometry(base).component
+    except alps.AlpsError:
+        return None
+
+
+def config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's configuration."""
+    values: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return values

@@ -1,0 +1,413 @@
+"""Tiny random models of every model type of transformers: the shapes of the real ones, a thousandth of their size."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+HEADS = 6
+GROUPS = 2
+HEAD_SIZE = 16
+"""The size of a head where the configuration states it; not `HIDDEN_SIZE / HEADS`."""
+HIDDEN_SIZE = 48
+VOCABULARY = 96
+LARGEST = 64_000_000
+"""Parameters of a model that still counts as tiny."""
+
+_LAYER_KEYS = (
+    "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth layers num_decoder_layers "
+    "num_encoder_layers encoder_num_hidden_layers decoder_num_hidden_layers max_window_layers l_layers x_layers "
+    "r_layers decoder_num_layers speech_encoder_layers t2u_encoder_layers t2u_decoder_layers num_layers_per_stack "
+    "n_layer_per_stack num_blocks num_spatial_layers num_temporal_layers num_global_layers conf_num_hidden_layers "
+    "memory_attention_num_layers perceiver_resampler_num_layers mit_num_hidden_layers resampler_depth "
+    "folding_trunk_num_hidden_layers query_dec_layers text_encoder_num_layers num_attention_layers "
+    "pred_num_hidden_layers speech_decoder_prenet_layers"
+).split()
+_HEAD_KEYS = (
+    "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads "
+    "num_encoder_attention_heads num_decoder_attention_heads encoder_num_attention_heads decoder_num_heads "
+    "decoder_num_attention_heads swa_num_attention_heads num_sliding_attention_heads t2u_encoder_attention_heads "
+    "t2u_decoder_attention_heads speech_encoder_attention_heads conf_num_attention_heads mit_num_attention_heads "
+    "pred_num_attention_heads decoder_self_attention_heads decoder_cross_attention_heads"
+).split()
+_GROUP_KEYS = (
+    "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads encoder_num_key_value_heads "
+    "decoder_num_key_value_heads num_key_value_attention_heads multi_query_group_num num_query_groups "
+    "num_global_key_value_heads num_attention_groups n_head_kv"
+).split()
+_HEAD_SIZE_KEYS = "head_dim d_kv attention_head_dim swa_head_dim global_head_dim kv_channels d_head dim_head".split()
+_WIDTH_KEYS = (
+    "hidden_size n_embd d_model embed_dim dim embedding_size emb_dim hidden_dim encoder_hidden_size "
+    "decoder_hidden_size input_embedding_size word_embed_proj_dim dim_model cross_attention_hidden_size "
+    "encoder_hidden_dim decoder_hidden_dim text_hidden_size hidden_size_global projection_dim out_hidden_size "
+    "output_hidden_size vision_hidden_size audio_hidden_size vision_output_dim projector_output_dim "
+    "projector_input_dim pooler_hidden_size encoder_embed_dim decoder_embed_dim proj_codevector_dim codevector_dim "
+    "shared_embedding_dim lru_width projector_hidden_size adapter_out_dim speech_encoder_hidden_size "
+    "hidden_size_per_layer_input descriptor_dim output_dim vit_dim mm_embed_dim output_proj_dims ple_embed_dim "
+    "memory_attention_hidden_size encoder_output_dim backbone_hidden_size fpn_hidden_size mask_feature_size "
+    "feature_size conv_dim_ class_embed_dim text_projection_in_dim text_projection_out_dim task_encoder_hidden_dim "
+    "adapter_input_size adapter_in_dim d_latents text_encoder_width mask_dim projection_size pooler_output_size"
+).split()
+_INNER_KEYS = (
+    "intermediate_size moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
+    "intermediate_size_mlp prefix_dense_intermediate_size ffn_dim output_embedding_size encoder_ffn_dim "
+    "decoder_ffn_dim d_ff mlp_dim ffn_hidden_size dim_ff n_inner d_inner feed_forward_size "
+    "moe_shared_expert_intermediate_size dense_intermediate_size share_expert_dim expert_ffn_hidden_size "
+    "ffn_intermediate_size t2u_encoder_ffn_dim t2u_decoder_ffn_dim speech_encoder_intermediate_size "
+    "encoder_feedforward_dim dim_feedforward encoder_dim_feedforward decoder_dim_feedforward "
+    "hidden_dim_ projection_intermediate_dim projection_hidden_dim resampler_hidden_dim block_ff_dim block_dim "
+    "adapter_hidden_size projection_hidden_size multi_modal_projector_hidden_size downsample_hidden_size "
+    "moe_latent_size memory_fuser_intermediate_dim dense_ffn_hidden_size block_multiple_of decoder_intermediate_size "
+    "encoder_intermediate_size mlp_hidden_size sparse_intermediate_size local_intermediate_size"
+).split()
+_LAYER_INDICES = (
+    "vision_feature_layer vision_feature_layers feature_layer deepstack_visual_indexes global_attn_indexes "
+    "fullatt_block_indexes vit_layers intermediate_layers_indices window_block_indexes"
+).split()
+_VOCABULARY_KEYS = (
+    "vocab_size text_vocab_size codebook_vocab_size audio_vocab_size embd_vocab_size decoder_vocab_size "
+    "src_vocab_size tgt_vocab_size input_vocab_size output_vocab_size vocab_size_per_layer_input "
+    "t2u_vocab_size char_vocab_size unit_hifi_gan_vocab_size n_words entity_vocab_size"
+).split()
+_POSITION_KEYS = "max_position_embeddings n_positions max_2d_position_embeddings max_source_positions " \
+    "max_target_positions n_ctx seq_length max_sequence_length num_position_embeddings max_seq_len".split()
+_SIZES: dict[str, Any] = {
+    **dict.fromkeys(_HEAD_KEYS, HEADS),
+    **dict.fromkeys(_GROUP_KEYS, GROUPS),
+    **dict.fromkeys(_HEAD_SIZE_KEYS, HEAD_SIZE),
+    **dict.fromkeys(_WIDTH_KEYS, HIDDEN_SIZE),
+    **dict.fromkeys(_INNER_KEYS, 32),
+    **dict.fromkeys(_VOCABULARY_KEYS, VOCABULARY),
+    **dict.fromkeys(_POSITION_KEYS, 64),
+    **dict.fromkeys(
+        "num_experts num_local_experts n_routed_experts moe_num_experts moe_num_experts_".split(), 4
+    ),
+    **dict.fromkeys("num_experts_per_tok moe_k moe_topk moe_top_k top_k_experts".split(), 2),
+    **dict.fromkeys("n_group topk_group".split(), 1),
+    **dict.fromkeys("n_shared_experts num_shared_experts moe_num_shared_experts".split(), 1),
+    "kv_lora_rank": 24,
+    "q_lora_rank": 20,
+    "o_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "qk_head_dim": 20,
+    "v_head_dim": 10,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 4,
+    "swa_v_head_dim": 10,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "mamba_d_state": 8,
+    "ssm_state_size": 8,
+    "conv_kernel_size_": 3,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 16,
+    "context_size": 16,
+    "num_filters": 8,
+    "base_channels": 32,
+    "upsample_initial_channel": 64,
+    "upsample_groups": 48,
+    "encoder_hash_byte_group_vocab": 100,
+    "num_queries": 6,
+    "rotary_dim": 4,
+    "hc_mult": 2,
+    "num_denoising": 4,
+    "codebook_size": 32,
+    "num_codebooks": 2,
+    "num_mel_bins": 16,
+    "n_mels": 16,
+}
+_TOWER_SIZES: dict[str, Any] = {
+    **dict.fromkeys(_HEAD_KEYS, 4),
+    **dict.fromkeys(_GROUP_KEYS, 4),
+    **dict.fromkeys(_HEAD_SIZE_KEYS, 8),
+    **dict.fromkeys(
+        ("hidden_size", "embed_dim", "d_model", "dim", "vision_output_dim", "projector_output_dim", "hidden_dim"), 32
+    ),
+}
+_IMAGE_SIZES: dict[str, Any] = {"image_size": 28, "patch_size": 14, "pretrain_image_size": 28}
+
+_FILLED = {
+    *_HEAD_KEYS, *_GROUP_KEYS, *_HEAD_SIZE_KEYS, *_INNER_KEYS, *_VOCABULARY_KEYS, "n_routed_experts", "num_experts",
+    "num_local_experts", "n_shared_experts", "num_shared_experts", "num_experts_per_tok",
+}
+"""Keys that some configurations leave empty but their models need."""
+
+_SPECIAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "context_length": 16}),
+    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "dbrx": {"attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10000.0, "clip_qkv": 8}},
+    "pix2struct_text_model": {"initializer_range": 0.02},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
+    "perceiver": {"num_latents": 8, "qk_channels": 48, "v_channels": 48, "num_self_attention_heads": 6,
+                  "num_cross_attention_heads": 6, "num_self_attends_per_block": 3, "max_position_embeddings": 64},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "ernie4_5_vl_moe_text": {
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [3, 3, 2]},
+    },
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "num_hidden_layers": 4,
+        "num_dense_layers": 2,
+    },
+    "moonshine_streaming": {"num_key_value_heads": HEADS},
+    **dict.fromkeys(("qwen4_exp_text",), {"compress_ratio": 2, "token_budget": 8}),
+    **dict.fromkeys(("bamba", "granitemoehybrid"), {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 1}),
+    **dict.fromkeys(("esmc",), {"num_key_value_heads": HEADS}),
+    **dict.fromkeys(("t5gemma2_encoder", "t5gemma2_decoder", "t5gemma2_text"), {"dropout_rate": 0.0}),
+    "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
+    "glm5_next_text": {"index_kpool": 2},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": HIDDEN_SIZE // 4}},
+    "cohere_compass_text": {
+        "rope_parameters": dict.fromkeys(
+            ("sliding_attention", "full_attention"), {"rope_type": "default", "rope_theta": 10000.0}
+        )
+    },
+    "emu3": {"vocabulary_map": {"<image>": 3}},
+    "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
+    "vitmatte": {"fusion_hidden_sizes": [16, 8, 8, 4], "convstream_hidden_sizes": [8, 8, 8]},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], "spatial_target_layers": [0, 1]},
+    "helium": {"head_dim": HIDDEN_SIZE // HEADS},  # its output projection takes no other
+}
+"""What a type needs beyond the general rules."""
+
+
+def _kinds_prefix(kinds: list[str]) -> list[str]:
+    """The shortest start of a list of layer kinds that holds each kind, and the commonest kind of each twice."""
+    seen: dict[str, int] = {}
+    for index, kind in enumerate(kinds):
+        seen[kind] = seen.get(kind, 0) + 1
+        if len(seen) == len(set(kinds)) and index >= 2:
+            return kinds[: index + 1]
+    return kinds
+
+
+def _layers(config: transformers.PretrainedConfig) -> tuple[int, list[str] | None]:
+    """How many layers a small copy needs to have one of each kind, and the kinds if they have to be stated."""
+    kinds = list(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or [])
+    if not kinds or not all(isinstance(kind, str) for kind in kinds):
+        return 3, None
+    start = _kinds_prefix(kinds)
+    if len(start) <= 8:
+        return len(start), start
+    short = list(dict.fromkeys(kinds))
+    short = [*short, *short] if len(short) < 3 else short
+    return len(short), short
+
+
+def _listed(value: Any, old: int, new: int) -> Any:
+    """A list with an entry for each layer, cut to the new number of layers."""
+    if isinstance(value, (list, tuple)) and len(value) == old and new < old:
+        return list(value[:new])
+    return value
+
+
+def _scalar_defaults(config: transformers.PretrainedConfig) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in vars(config).items()
+        if not key.startswith("_") and not isinstance(value, transformers.PretrainedConfig)
+    }
+
+
+def small_values(config: transformers.PretrainedConfig, level: int, tower: bool, fill: bool) -> dict[str, Any]:
+    """The keyword arguments that make a configuration of this kind small.
+
+    `level` 0 gives odd shapes that tell everything apart, higher levels give up on more of that.
+    """
+    known = _scalar_defaults(config)
+    names = {config.attribute_map.get(key, key) for key in config.attribute_map} | set(known)
+    values: dict[str, Any] = {}
+    sizes = {**_SIZES, **(_TOWER_SIZES if tower and level == 0 else {})}
+    if level >= 2:  # heads fill the hidden size exactly, no groups
+        sizes |= {
+            **dict.fromkeys(_HEAD_SIZE_KEYS, 8),
+            **dict.fromkeys(_GROUP_KEYS, HEADS),
+            "v_head_dim": 8, "qk_nope_head_dim": 8,
+        }
+    if level >= 3:  # powers of two
+        sizes |= {
+            **dict.fromkeys(_HEAD_KEYS, 4), **dict.fromkeys(_GROUP_KEYS, 4), **dict.fromkeys(_HEAD_SIZE_KEYS, 16),
+            **dict.fromkeys(_WIDTH_KEYS, 64), **dict.fromkeys(_INNER_KEYS, 64),
+        }
+    if level >= 4:  # only fewer layers
+        sizes = {key: sizes[key] for key in (*_VOCABULARY_KEYS,)}
+    number, kinds = _layers(config)
+    if known.get("num_kv_shared_layers"):
+        kinds = list(dict.fromkeys(config.layer_types)) * 3
+        number = len(kinds)
+        sizes = {**sizes, "num_kv_shared_layers": len(kinds) // 3}
+    if "depths" in known:
+        number = 1000
+    if "kv_lora_rank" in known and level < 4:
+        sizes = {**sizes, **dict.fromkeys(_GROUP_KEYS, sizes["num_attention_heads"])}
+        if known.get("head_dim") == known.get("qk_rope_head_dim"):
+            sizes["head_dim"] = sizes["qk_rope_head_dim"]
+    old = next((known[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(known.get(key), int)), 0)
+    for key, value in known.items():
+        if key in _LAYER_KEYS and isinstance(value, int) and not isinstance(value, bool):
+            values[key] = min(value, number)
+        elif key in sizes and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            values[key] = min(sizes[key], value) if not (tower and level == 0) else sizes[key]
+        elif key in ("image_size", "patch_size", "pretrain_image_size") and isinstance(value, int) and level < 4:
+            values[key] = min(value, _IMAGE_SIZES[key])
+        elif key in _LAYER_INDICES and isinstance(value, (list, tuple)) and all(isinstance(v, int) for v in value):
+            values[key] = sorted({min(v, number - 1) for v in value})
+        elif key in _LAYER_INDICES and isinstance(value, int) and not isinstance(value, bool) and value >= number:
+            values[key] = number - 1
+        elif key == "depths" and isinstance(value, (list, tuple)):
+            values[key] = [min(2, part) for part in value]
+        elif key in ("layer_types", "layers_block_type") and kinds is not None:
+            values[key] = kinds
+        elif key.endswith("token_id") and isinstance(value, int) and value >= VOCABULARY:
+            values[key] = 1
+        elif key.endswith("token_index") and isinstance(value, int) and value >= VOCABULARY:
+            values[key] = 4
+        elif key in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
+            values[key] = _rope(value, sizes, known, level)
+        elif fill and value is None and key in _FILLED and key in sizes:
+            values[key] = sizes[key]
+        elif old > number and isinstance(value, (list, tuple)) and len(value) == old:
+            values[key] = list(value[:number])
+    values = {key: value for key, value in values.items() if key in names}
+    return values | _SPECIAL.get(config.model_type, {})
+
+
+def _rope(value: dict[str, Any], sizes: dict[str, Any], known: dict[str, Any], level: int) -> dict[str, Any]:
+    """The rotary parameters with their sections scaled to the smaller head."""
+    value = copy.deepcopy(value)
+    if level >= 4:
+        return value
+    half = (sizes["head_dim"] if isinstance(known.get("head_dim"), int) else sizes["hidden_size"] // sizes["num_attention_heads"]) // 2
+    half = int(half * value.get("partial_rotary_factor", 1))
+    section = value.get("mrope_section")
+    if section:
+        parts = [max(1, round(part * half / sum(section))) for part in section]
+        parts[-1] += half - sum(parts)
+        value["mrope_section"] = parts
+    return value
+
+
+def _is_text(name: str) -> bool:
+    return any(word in name for word in ("text", "decoder", "llm", "language", "thinker", "talker", "generator", "adaptor", "projector"))
+
+
+def small_config(model_type: str, level: int, fill: bool = False) -> transformers.PretrainedConfig:
+    """A small configuration of this type, of all its parts too."""
+    return _small(CONFIG_MAPPING[model_type], CONFIG_MAPPING[model_type](), level, tower=False, fill=fill)
+
+
+def _small(
+    kind: type[transformers.PretrainedConfig], default: transformers.PretrainedConfig, level: int, tower: bool, fill: bool
+) -> Any:
+    values = small_values(default, level, tower, fill)
+    parts = {
+        name: part for name, part in vars(default).items() if isinstance(part, transformers.PretrainedConfig)
+    }
+    if any(_is_text(name) for name in parts):
+        tower_of = {name: not _is_text(name) for name in parts}
+    else:
+        tower_of = dict.fromkeys(parts, bool(parts) and not tower)
+    for name, part in parts.items():
+        small = _small(type(part), part, level, tower_of[name], fill)
+        values[name.removeprefix("_")] = {**small.to_dict(), "model_type": small.model_type}
+    for name, special in _SPECIAL.get(default.model_type, {}).items():
+        values[name] = {**values[name], **special} if name in parts else special
+    return kind(**values)
+
+
+_AUTO_ORDER = (
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
+    "MODEL_FOR_MASKED_LM_MAPPING",
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING",
+    "MODEL_FOR_PRETRAINING_MAPPING",
+    "MODEL_MAPPING",
+)
+
+
+def model_classes(config: transformers.PretrainedConfig) -> Iterator[type[transformers.PreTrainedModel]]:
+    """The classes that take this configuration, the one with the most in it first."""
+    kind = type(config)
+    seen: list[Any] = []
+    others = [name for name in vars(modeling_auto) if name.startswith("MODEL_") and name.endswith("_MAPPING")]
+    for name in (*_AUTO_ORDER, *others):
+        mapping = getattr(modeling_auto, name)
+        if kind in mapping:
+            found = mapping[kind]
+            for model in found if isinstance(found, (list, tuple)) else (found,):
+                if model not in seen:
+                    seen.append(model)
+                    yield model
+    module = kind.__module__.replace(".configuration_", ".modeling_")
+    try:
+        __import__(module)
+    except ImportError:
+        return
+    for _, model in inspect.getmembers(sys.modules[module], inspect.isclass):
+        if issubclass(model, transformers.PreTrainedModel) and model not in seen:
+            if getattr(model, "config_class", None) is kind and not model.__name__.endswith("PreTrainedModel"):
+                seen.append(model)
+                yield model
+
+
+ATTEMPTS = tuple((level, fill) for level in range(5) for fill in (False, True))
+
+
+def build(model_type: str, attempts: tuple[tuple[int, bool], ...] = ATTEMPTS) -> tuple[Any, int]:
+    """A tiny model of this type with random weights, and the level of smallness at which it could be built.
+
+    Raises `ValueError` with what went wrong at each level if there is none.
+    """
+    errors: list[str] = []
+    for level, fill in attempts:
+        try:
+            config = small_config(model_type, level, fill)
+        except Exception as error:  # whatever a configuration class thinks of our sizes
+            errors.append(f"level {level}, configuration: {type(error).__name__}: {str(error)[-300:]}")
+            continue
+        found = False
+        for model_class in model_classes(config):
+            found = True
+            try:
+                with torch.device("meta"):
+                    count = sum(p.numel() for p in model_class._from_config(copy.deepcopy(config)).parameters())
+            except ImportError as error:
+                raise ValueError(str(error).strip()[:200]) from None
+            except Exception as error:
+                errors.append(f"level {level}, {model_class.__name__} on meta: {type(error).__name__}: {str(error)[-300:]}")
+                count = LARGEST + 1 if level >= 4 else 0
+            if count > LARGEST:
+                errors.append(f"level {level}, {model_class.__name__}: {count:,} parameters")
+                break
+            try:
+                torch.manual_seed(0)
+                try:
+                    model = model_class._from_config(copy.deepcopy(config), attn_implementation="eager")
+                except ValueError:
+                    model = model_class._from_config(copy.deepcopy(config))
+            except Exception as error:
+                errors.append(f"level {level}, {model_class.__name__}: {type(error).__name__}: {str(error)[-300:]}")
+                continue
+            return model.eval(), level
+        if not found:
+            raise ValueError("no model class takes this configuration")
+    raise ValueError(" | ".join(errors))
