@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod error;
 pub mod linear;
 pub mod model;
+mod plain;
 #[cfg(feature = "python")]
 mod python;
 pub mod scan;

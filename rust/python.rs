@@ -14,9 +14,9 @@ use pyo3::types::PyDict;
 use crate::checkpoint::parse_config;
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
-use crate::model::{self, Attention, Orientation, Role};
+use crate::model::{self, Attention, Component, Contents, Layer, Orientation, Role, Size};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
-use crate::select::{self, Report, Shape};
+use crate::select::{self, LayerShape, Report, Shape};
 use crate::side::Side;
 use crate::statistics::STATISTICS;
 
@@ -58,6 +58,7 @@ fn scan(
     py: Python<'_>,
     base: &str,
     tuned: &str,
+    component: Option<&str>,
     form: &str,
     temperature: f64,
     sorted: bool,
@@ -69,10 +70,11 @@ fn scan(
         "product" => Form::Product,
         _ => return Err(Error::Argument(format!("no form {form:?}; expected \"qkv\" or \"product\"")).into()),
     };
-    let options = Options { form, temperature, sorted, threads, ..Options::default() };
+    let component = component_of_name(component)?;
+    let options = Options { form, component, temperature, sorted, threads, ..Options::default() };
     let (base, tuned) = (Path::new(base), Path::new(tuned));
     let scores = long_call(py, progress, |control| scan_checkpoints(base, tuned, &options, control))?;
-    let shape = [scores.geometry.layers.len(), scores.geometry.query_heads];
+    let shape = [scores.geometry.layers.len(), scores.geometry.heads()];
     let statistics = PyDict::new(py);
     for (name, values) in scores.statistics {
         statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
@@ -83,8 +85,9 @@ fn scan(
 
 /// Reads the geometry of one checkpoint.
 #[pyfunction]
-fn geometry<'py>(py: Python<'py>, path: &str) -> PyResult<Bound<'py, PyDict>> {
-    let side = py.detach(|| Side::open(Path::new(path)))?;
+fn geometry<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
+    let component = component_of_name(component)?;
+    let side = py.detach(|| Side::open(Path::new(path), component))?;
     geometry_fields(py, side.geometry())
 }
 
@@ -100,28 +103,34 @@ fn attention<'py>(
     name: &str,
     config: &str,
     tensors: BTreeMap<String, Vec<usize>>,
+    component: Option<&str>,
 ) -> PyResult<(Bound<'py, PyDict>, Vec<SliceFields>)> {
     let path = Path::new(name);
-    let shapes = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
-    let attention = Attention::resolve(path, &parse_config(path, config)?, &shapes)?;
+    let contents = Contents {
+        tensors: tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect(),
+        ..Contents::default()
+    };
+    let component = component_of_name(component)?;
+    let attention = Attention::resolve(path, &parse_config(path, config)?, &contents, component)?;
     let geometry = attention.geometry();
     let mut slices = Vec::new();
-    for row in 0..geometry.layers.len() {
+    for (row, layer) in geometry.layers.iter().enumerate() {
         for role in Role::ALL {
-            for index in 0..geometry.count(role) {
-                let slice = attention.slice(role, row, index);
-                let axis = match slice.orientation {
+            for index in 0..layer.count(role) {
+                let Some(slice) = attention.slice(role, row, index) else { continue };
+                let axis = match slice.module.orientation {
                     Orientation::OutIn => 0,
                     Orientation::InOut => 1,
                 };
+                let name = contents.tensor(&slice.module.name).map_or(&*slice.module.name, |(name, _)| name);
                 slices.push((
                     row,
                     role.name(),
                     index,
-                    slice.tensor.to_owned(),
+                    name.to_owned(),
                     axis,
-                    slice.first,
-                    slice.rows,
+                    slice.rows.start,
+                    slice.rows.len(),
                 ));
             }
         }
@@ -129,26 +138,31 @@ fn attention<'py>(
     Ok((geometry_fields(py, geometry)?, slices))
 }
 
+fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
+    let Some(name) = name else { return Ok(None) };
+    match Component::of_name(name) {
+        Some(component) => Ok(Some(component)),
+        None => {
+            let known = Component::ALL.map(Component::name).join(", ");
+            Err(Error::Argument(format!("there is no component {name:?}; the components are {known}")))
+        }
+    }
+}
+
+/// The arguments of `alps.Geometry.of_layers`.
 fn geometry_fields<'py>(py: Python<'py>, geometry: &model::Geometry) -> PyResult<Bound<'py, PyDict>> {
-    let model::Geometry {
-        model_type,
-        family,
-        layers,
-        query_heads,
-        key_value_heads,
-        head_size,
-        value_size,
-        hidden_size,
-    } = geometry;
+    let size = |size: Option<Size>| size.map_or((0, 0), |Size { rows, columns }| (rows, columns));
+    let sizes = |layer: &Layer| {
+        let (query, key) = (size(Some(layer.query)), size(layer.key));
+        let value = size(layer.value.filter(|_| !layer.keys_are_values));
+        (layer.query_heads, layer.key_value_heads, query.0, key.0, value.0, query.1, key.1, value.1)
+    };
     let fields = PyDict::new(py);
-    fields.set_item("model_type", model_type)?;
-    fields.set_item("family", family)?;
-    fields.set_item("layers", layers)?;
-    fields.set_item("query_heads", query_heads)?;
-    fields.set_item("key_value_heads", key_value_heads)?;
-    fields.set_item("head_size", head_size)?;
-    fields.set_item("value_size", value_size)?;
-    fields.set_item("hidden_size", hidden_size)?;
+    fields.set_item("model_type", &geometry.model_type)?;
+    fields.set_item("family", &geometry.family)?;
+    fields.set_item("component", geometry.component.name())?;
+    fields.set_item("layers", geometry.layers.iter().map(|layer| layer.number).collect::<Vec<_>>())?;
+    fields.set_item("sizes", geometry.layers.iter().map(sizes).collect::<Vec<_>>())?;
     Ok(fields)
 }
 
@@ -230,32 +244,33 @@ fn report<'py>(
     Ok(fields)
 }
 
-/// The sizes that an `alps.Geometry` holds.
+/// The sizes that an `alps.Geometry` holds: those of each layer in the order of `LayerSizes`.
 #[derive(FromPyObject)]
 struct Geometry {
-    layers: Vec<usize>,
     query_heads: usize,
-    key_value_heads: usize,
-    head_size: usize,
-    value_size: usize,
-    hidden_size: usize,
+    sizes: Vec<(usize, usize, u64, u64, u64, u64, u64, u64)>,
 }
 
 impl Geometry {
     fn shape(&self) -> Shape {
-        Shape {
-            layers: self.layers.len(),
-            query_heads: self.query_heads,
-            key_value_heads: self.key_value_heads,
-            head_size: self.head_size,
-            value_size: self.value_size,
-            hidden_size: self.hidden_size,
-        }
+        let layers = self.sizes.iter().map(|sizes| {
+            let (query_heads, key_value_heads, query, key, value, query_width, key_width, value_width) =
+                *sizes;
+            // What is too large for a number of weights is too large for a model, which the rules refuse.
+            let keys = key.saturating_mul(key_width);
+            LayerShape {
+                query_heads,
+                key_value_heads,
+                head_parameters: query.saturating_mul(query_width),
+                group_parameters: keys.saturating_add(value.saturating_mul(value_width)),
+            }
+        });
+        Shape { layers: layers.collect() }
     }
 
     /// The entries of a matrix with one entry for each head.
     fn row_major<T: Element + Copy>(&self, matrix: &PyReadonlyArray2<'_, T>) -> Result<Vec<T>> {
-        let (expected, found) = ([self.layers.len(), self.query_heads], matrix.as_array().dim());
+        let (expected, found) = ([self.sizes.len(), self.query_heads], matrix.as_array().dim());
         if found != expected.into() {
             return Err(Error::Argument(format!(
                 "expected an array [layers, heads] of {expected:?}, found {found:?}"
@@ -265,7 +280,7 @@ impl Geometry {
     }
 
     fn selection<'py>(&self, py: Python<'py>, flags: Vec<bool>) -> PyResult<Bound<'py, PyArray2<bool>>> {
-        flags.into_pyarray(py).reshape([self.layers.len(), self.query_heads])
+        flags.into_pyarray(py).reshape([self.sizes.len(), self.query_heads])
     }
 }
 

@@ -12,7 +12,7 @@ use rayon::ThreadPoolBuilder;
 
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::model::{Geometry, Role};
+use crate::model::{Component, Geometry, Layer, Role};
 use crate::side::{Matrix, Side};
 use crate::statistics::{
     MatrixPair, Measured, Middle, NotFinite, Part, PartSums, Product, Refused, STATISTICS, Statistic, Stored,
@@ -34,6 +34,8 @@ pub enum Form {
 pub struct Options {
     /// What the weight vector of a head is.
     pub form: Form,
+    /// Whose heads; without one, the text decoder's, else the encoder's, else those of the only tower there is.
+    pub component: Option<Component>,
     /// The temperature of the softmax.
     pub temperature: f64,
     /// Whether to compute the statistic that needs a sort.
@@ -50,6 +52,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             form: Form::Qkv,
+            component: None,
             temperature: 1.0,
             sorted: false,
             threads: None,
@@ -64,7 +67,8 @@ impl Default for Options {
 pub struct Scores {
     /// The sizes of the heads, and of the layers that have them.
     pub geometry: Geometry,
-    /// Each statistic with its values, [layers, query heads] in row-major order.
+    /// Each statistic with its values, [layers, heads of the layer that has most] in row-major order; NaN where a
+    /// layer has no such head.
     pub statistics: Vec<(&'static str, Vec<f64>)>,
     /// Bytes of weights read, from both sides.
     pub bytes: u64,
@@ -74,38 +78,43 @@ pub struct Scores {
 ///
 /// # Errors
 ///
-/// As of [`Side::open`]; [`Error::Pair`] if the two are of different families or sizes; [`Error::Weights`]
-/// if a weight is NaN or infinite; [`Error::Argument`] if an option is out of its domain;
-/// [`Error::Interrupted`] if `control` asks to stop.
+/// As of [`Side::open`]; [`Error::Pair`] if the two are of different models or sizes; [`Error::Model`] if the
+/// form makes no sense for the model; [`Error::Weights`] if a weight is NaN or infinite; [`Error::Argument`] if
+/// an option is out of its domain; [`Error::Interrupted`] if `control` asks to stop.
 pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> Result<Scores> {
     let threads = checked_threads(options)?;
-    let (base, tuned) = (Side::open(base)?, Side::open(tuned)?);
+    let (base, tuned) = (Side::open(base, options.component)?, Side::open(tuned, options.component)?);
     check_pair(&base, &tuned)?;
+    if options.form == Form::Product {
+        check_product(&base)?;
+    }
     let geometry = base.geometry();
     let walk = Walk { base: &base, tuned: &tuned, options, control };
-    let bytes = walk.total_bytes()?;
+    let bytes = walk.total_bytes();
     control.total.store(bytes, Ordering::Relaxed);
 
     let pool = ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .map_err(|error| Error::Argument(format!("{threads} threads cannot be started: {error}")))?;
-    let groups = geometry.layers.len() * geometry.key_value_heads;
+    let groups: Vec<(usize, usize)> = (geometry.layers.iter().enumerate())
+        .flat_map(|(layer, sizes)| (0..sizes.key_value_heads).map(move |group| (layer, group)))
+        .collect();
     let next = AtomicUsize::new(0);
-    let measured = Mutex::new(vec![None; geometry.layers.len() * geometry.query_heads]);
+    let measured = Mutex::new(vec![None; geometry.layers.len() * geometry.heads()]);
     // Of several failures that of the first group counts, whichever thread meets its own first.
     let failure: Mutex<Option<(usize, Error)>> = Mutex::new(None);
     pool.broadcast(|_| {
         let mut workspace = Workspace::new(options);
         loop {
             let job = next.fetch_add(1, Ordering::Relaxed);
-            if job >= groups || matches!(&*lock(&failure), Some((failed, _)) if *failed < job) {
+            let Some((layer, group)) = groups.get(job).copied() else { return };
+            if matches!(&*lock(&failure), Some((failed, _)) if *failed < job) {
                 return;
             }
-            let (layer, group) = (job / geometry.key_value_heads, job % geometry.key_value_heads);
             match walk.measure_group(layer, group, &mut workspace) {
                 Ok(heads) => {
-                    let first = layer * geometry.query_heads + geometry.heads_of(group).start;
+                    let first = layer * geometry.heads() + geometry.layers[layer].heads_of(group).start;
                     let mut measured = lock(&measured);
                     for (head, of_head) in heads.into_iter().enumerate() {
                         measured[first + head] = Some(of_head);
@@ -123,8 +132,8 @@ pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> 
     if let Some((_, error)) = lock(&failure).take() {
         return Err(error);
     }
-    let measured: Vec<Measured> = lock(&measured).iter().flatten().copied().collect();
-    Ok(Scores { geometry: geometry.clone(), statistics: walk.tabulate(&measured)?, bytes })
+    let statistics = walk.tabulate(&lock(&measured))?;
+    Ok(Scores { geometry: geometry.clone(), statistics, bytes })
 }
 
 fn checked_threads(options: &Options) -> Result<usize> {
@@ -144,34 +153,78 @@ fn checked_threads(options: &Options) -> Result<usize> {
 fn check_pair(base: &Side, tuned: &Side) -> Result<()> {
     let (of_base, of_tuned) = (base.geometry(), tuned.geometry());
     let differs = |what: &str, base: String, tuned: String| {
-        format!("{what} is {base} in the one, {tuned} in the other")
+        (base != tuned).then(|| format!("{what} is {base} in the one, {tuned} in the other"))
     };
-    let sizes = [
-        ("the number of query heads", of_base.query_heads, of_tuned.query_heads),
-        ("the number of key/value heads", of_base.key_value_heads, of_tuned.key_value_heads),
-        ("the size of a head", of_base.head_size, of_tuned.head_size),
-        ("the size of a value head", of_base.value_size, of_tuned.value_size),
-        ("the hidden size", of_base.hidden_size, of_tuned.hidden_size),
-        ("the number of layers with attention", of_base.layers.len(), of_tuned.layers.len()),
-    ];
-    let mut problems = Vec::new();
-    if of_base.family != of_tuned.family {
-        let name = |geometry: &Geometry| format!("{} (model type {})", geometry.family, geometry.model_type);
-        problems.push(differs("the layout family", name(of_base), name(of_tuned)));
-    }
-    for (what, base, tuned) in sizes {
-        if base != tuned {
-            problems.push(differs(what, base.to_string(), tuned.to_string()));
-        }
-    }
-    if problems.is_empty() && of_base.layers != of_tuned.layers {
+    // A model's heads may be stored fused here and apart there, in two families.
+    let (type_of_base, type_of_tuned) = (base.attention().owner_type(), tuned.attention().owner_type());
+    let family = if type_of_base == type_of_tuned {
+        None
+    } else {
+        let name = |geometry: &Geometry, of: &str| format!("{} (model type {of})", geometry.family);
+        (of_base.family != of_tuned.family)
+            .then(|| differs("the layout family", name(of_base, type_of_base), name(of_tuned, type_of_tuned)))
+            .flatten()
+    };
+    let mut problems: Vec<String> = [
+        family,
+        differs("the component", of_base.component.to_string(), of_tuned.component.to_string()),
+        differs(
+            "the number of layers with attention",
+            of_base.layers.len().to_string(),
+            of_tuned.layers.len().to_string(),
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let numbers = |geometry: &Geometry| geometry.layers.iter().map(|layer| layer.number).collect::<Vec<_>>();
+    if problems.is_empty() && numbers(of_base) != numbers(of_tuned) {
         problems.push("their layers with attention are not the same".into());
+    }
+    let sizes: [(&str, fn(&Layer) -> usize); 8] = [
+        ("the number of query heads", |layer| layer.query_heads),
+        ("the number of key/value heads", |layer| layer.key_value_heads),
+        ("the size of a head", |layer| layer.query.rows),
+        ("the size of a key head", |layer| layer.key.map_or(0, |key| key.rows)),
+        ("the size of a value head", |layer| layer.value.map_or(0, |value| value.rows)),
+        ("the hidden size", |layer| layer.query.columns),
+        ("the number of inputs of a key", |layer| layer.key.map_or(0, |key| key.columns)),
+        ("the number of inputs of a value", |layer| layer.value.map_or(0, |value| value.columns)),
+    ];
+    let pairs = of_base.layers.iter().zip(&of_tuned.layers).filter(|_| problems.is_empty());
+    if let Some((base, tuned)) = pairs.into_iter().find(|(base, tuned)| base != tuned) {
+        let found = sizes.iter().filter_map(|(what, of)| {
+            let problem = differs(what, of(base).to_string(), of(tuned).to_string())?;
+            Some(format!("{problem} (layer {})", base.number))
+        });
+        problems.extend(found);
     }
     if problems.is_empty() {
         return Ok(());
     }
     let (base, tuned) = (base.path().to_path_buf(), tuned.path().to_path_buf());
     Err(Error::Pair { base, tuned, problem: problems.join("; ") })
+}
+
+/// Refuses a model whose weights Q^T (K V^T) is not defined for.
+fn check_product(side: &Side) -> Result<()> {
+    let problem = |layer: &Layer| match (layer.query, layer.key, layer.value) {
+        (_, None, _) | (_, _, None) => Some("has no keys and values of its own".to_owned()),
+        (query, Some(key), _) if query.rows != key.rows => {
+            Some(format!("has queries of size {} and keys of size {}", query.rows, key.rows))
+        }
+        (_, Some(key), Some(value)) if key.columns != value.columns => {
+            Some(format!("has keys of {} and values of {} inputs", key.columns, value.columns))
+        }
+        _ => None,
+    };
+    match side.geometry().layers.iter().find_map(|layer| Some((layer.number, problem(layer)?))) {
+        None => Ok(()),
+        Some((number, problem)) => Err(Error::model(
+            side.path(),
+            format!("the form product is not defined for layer {number}, which {problem}; use the form qkv"),
+        )),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -195,7 +248,7 @@ struct Workspace {
     product: Product,
     product_sums: PartSums,
     middle: Middle,
-    strip: Vec<u8>,
+    scratch: Vec<u8>,
 }
 
 /// The bytes of one matrix from both sides, and their sums.
@@ -221,7 +274,7 @@ impl Workspace {
             product: Product::default(),
             product_sums: sums(),
             middle: Middle::default(),
-            strip: Vec::new(),
+            scratch: Vec::new(),
         }
     }
 }
@@ -235,8 +288,8 @@ struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    fn bytes(&self) -> usize {
-        self.base.bytes() + self.tuned.bytes()
+    fn stored_bytes(&self) -> u64 {
+        self.base.stored_bytes() + self.tuned.stored_bytes()
     }
 
     fn part<'b>(&self, bytes: &'b Bytes) -> Part<'b> {
@@ -246,79 +299,103 @@ impl Pair<'_> {
 
     fn matrices<'b>(&self, Bytes { base, tuned }: &'b Bytes) -> MatrixPair<'b> {
         MatrixPair {
-            base: Stored { dtype: self.base.dtype, bytes: base },
-            tuned: Stored { dtype: self.tuned.dtype, bytes: tuned },
+            base: Stored { dtype: self.base.linear.dtype(), bytes: base },
+            tuned: Stored { dtype: self.tuned.linear.dtype(), bytes: tuned },
             columns: self.base.columns(),
         }
     }
 
     fn refuse(&self, bytes: &Bytes, NotFinite { entry, tuned }: NotFinite) -> Error {
         let matrices = self.matrices(bytes);
-        let (matrix, stored) = if tuned { (self.tuned, matrices.tuned) } else { (self.base, matrices.base) };
+        let (matrix, stored) =
+            if tuned { (&self.tuned, matrices.tuned) } else { (&self.base, matrices.base) };
         matrix.refuse(entry, stored.entry(entry), &self.whose)
     }
 }
 
 impl<'a> Walk<'a> {
-    fn pair(&self, role: Role, layer: usize, index: usize) -> Result<Pair<'a>> {
+    /// The matrices of a role; nothing if the layer has none of its own.
+    fn pair(&self, role: Role, layer: usize, index: usize) -> Option<Pair<'a>> {
         let what = match role {
             Role::Query => "query head",
             Role::Key => "key head",
             Role::Value => "value head",
         };
-        Ok(Pair {
+        Some(Pair {
             base: self.base.matrix(role, layer, index)?,
             tuned: self.tuned.matrix(role, layer, index)?,
-            whose: format!("{what} {index} of layer {}", self.base.geometry().layers[layer]),
+            whose: format!("{what} {index} of layer {}", self.base.geometry().layers[layer].number),
         })
     }
 
-    /// What the whole scan reads. Also finds every matrix once, so that a bad one is refused at once.
-    fn total_bytes(&self) -> Result<u64> {
-        let geometry = self.base.geometry();
-        let mut bytes = 0;
-        for layer in 0..geometry.layers.len() {
-            bytes += self.pair(Role::Query, layer, 0)?.bytes() as u64 * geometry.query_heads as u64;
-            for role in [Role::Key, Role::Value] {
-                bytes += self.pair(role, layer, 0)?.bytes() as u64 * geometry.key_value_heads as u64;
-            }
-        }
-        Ok(bytes)
+    /// The roles whose matrices are read: not the values, if they are the keys.
+    fn roles(&self, layer: usize) -> &'static [Role] {
+        if self.base.geometry().layers[layer].keys_are_values { &Role::ALL[..2] } else { &Role::ALL }
+    }
+
+    /// What the whole scan reads.
+    fn total_bytes(&self) -> u64 {
+        let of_layer = |(layer, sizes): (usize, &Layer)| -> u64 {
+            let of_role = |role: &Role| {
+                let pair = self.pair(*role, layer, 0);
+                pair.map_or(0, |pair| pair.stored_bytes() * sizes.count(*role) as u64)
+            };
+            self.roles(layer).iter().map(of_role).sum()
+        };
+        self.base.geometry().layers.iter().enumerate().map(of_layer).sum()
     }
 
     fn measure_group(&self, layer: usize, group: usize, workspace: &mut Workspace) -> Result<Vec<Measured>> {
-        let heads = self.base.geometry().heads_of(group);
-        let key = self.pair(Role::Key, layer, group)?;
-        let value = self.pair(Role::Value, layer, group)?;
-        let Workspace { strip, .. } = workspace;
-        self.read(&key, &mut workspace.key, strip)?;
-        self.read(&value, &mut workspace.value, strip)?;
-        if self.options.form == Form::Product {
-            let (keys, values) = (&workspace.key.bytes, &workspace.value.bytes);
+        let sizes = &self.base.geometry().layers[layer];
+        let key = self.pair(Role::Key, layer, group);
+        let value = self.pair(Role::Value, layer, group).filter(|_| !sizes.keys_are_values);
+        let Workspace { scratch, .. } = workspace;
+        if let Some(key) = &key {
+            self.read(key, &mut workspace.key, scratch)?;
+        }
+        if let Some(value) = &value {
+            self.read(value, &mut workspace.value, scratch)?;
+        }
+        let value_or_key = value.as_ref().or(key.as_ref());
+        if let (Form::Product, Some(key), Some(value)) = (self.options.form, &key, value_or_key) {
+            let keys = &workspace.key.bytes;
+            let values = if sizes.keys_are_values { keys } else { &workspace.value.bytes };
             let loaded = workspace.middle.load(&key.matrices(keys), &value.matrices(values));
             loaded.map_err(|refused| match refused {
                 Refused::Key(entry) => key.refuse(keys, entry),
                 Refused::Value(entry) => value.refuse(values, entry),
             })?;
         }
-        heads
-            .map(|head| {
-                let query = self.pair(Role::Query, layer, head)?;
-                self.read(&query, &mut workspace.query, &mut workspace.strip)?;
-                match self.options.form {
-                    Form::Qkv => self.measure_qkv([&query, &key, &value], workspace),
-                    Form::Product => self.measure_product(&query, workspace),
+        let mut measured = Vec::new();
+        for head in sizes.heads_of(group) {
+            let Some(query) = self.pair(Role::Query, layer, head) else { continue };
+            self.read(&query, &mut workspace.query, &mut workspace.scratch)?;
+            measured.push(match self.options.form {
+                Form::Qkv => {
+                    let Workspace { query: of_query, key: of_key, value: of_value, .. } = &*workspace;
+                    let mut parts = vec![(&query, of_query)];
+                    parts.extend(key.as_ref().map(|key| (key, of_key)));
+                    match (&value, &key) {
+                        (Some(value), _) => parts.push((value, of_value)),
+                        (None, Some(key)) => parts.push((key, of_key)),
+                        (None, None) => {}
+                    }
+                    self.measure_qkv(&parts)?
                 }
-            })
-            .collect()
+                Form::Product => self.measure_product(&query, workspace)?,
+            });
+        }
+        Ok(measured)
     }
 
-    fn measure_qkv(&self, pairs: [&Pair; 3], workspace: &Workspace) -> Result<Measured> {
-        let Workspace { query, key, value, .. } = workspace;
-        let parts = [(pairs[0], query), (pairs[1], key), (pairs[2], value)]
-            .map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums));
+    fn measure_qkv(&self, pairs: &[(&Pair<'_>, &Loaded)]) -> Result<Measured> {
+        let parts: Vec<_> =
+            pairs.iter().map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums)).collect();
         // Every entry was found finite while it was read.
-        measure(&parts, self.options.sorted).map_err(|entry| pairs[0].refuse(&query.bytes, entry))
+        measure(&parts, self.options.sorted).map_err(|entry| {
+            let (pair, loaded) = pairs[0];
+            pair.refuse(&loaded.bytes, entry)
+        })
     }
 
     fn measure_product(&self, pair: &Pair, workspace: &mut Workspace) -> Result<Measured> {
@@ -339,54 +416,54 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.
-    fn read(&self, pair: &Pair, loaded: &mut Loaded, strip: &mut Vec<u8>) -> Result<()> {
+    fn read(&self, pair: &Pair, loaded: &mut Loaded, scratch: &mut Vec<u8>) -> Result<()> {
         let Pair { base, tuned, .. } = pair;
         let Loaded { bytes, sums } = loaded;
-        let entries = base.entries();
         bytes.base.resize(base.bytes(), 0);
         bytes.tuned.resize(tuned.bytes(), 0);
         sums.clear();
-        let sizes = (base.dtype.size(), tuned.dtype.size());
-        let contiguous = base.is_contiguous() && tuned.is_contiguous();
-        let step = if contiguous { (self.options.buffer / sizes.0.max(sizes.1)).max(1) } else { entries };
-        for start in (0..entries).step_by(step) {
+        let step = (self.options.buffer / base.row_bytes().max(tuned.row_bytes())).max(1);
+        let mut stored = 0;
+        for start in (0..base.rows()).step_by(step) {
             self.control.check()?;
-            let end = entries.min(start + step);
+            let end = base.rows().min(start + step);
             for (matrix, into) in [(base, &mut bytes.base), (tuned, &mut bytes.tuned)] {
-                let size = matrix.dtype.size();
-                let into = &mut into[start * size..end * size];
-                if matrix.is_contiguous() {
-                    matrix.read(start, into)?;
-                } else {
-                    matrix.read_transposed(into, strip)?;
-                }
+                let size = matrix.row_bytes();
+                matrix.read(start, &mut into[start * size..end * size], scratch)?;
             }
             if self.options.form == Form::Qkv {
-                sums.add_up_to(end, &pair.part(bytes)).map_err(|entry| pair.refuse(bytes, entry))?;
+                let entries = end * base.columns();
+                sums.add_up_to(entries, &pair.part(bytes)).map_err(|entry| pair.refuse(bytes, entry))?;
             }
-            self.control.done.fetch_add(((end - start) * (sizes.0 + sizes.1)) as u64, Ordering::Relaxed);
+            let so_far = pair.stored_bytes() * end as u64 / base.rows() as u64;
+            self.control.done.fetch_add(so_far - stored, Ordering::Relaxed);
+            stored = so_far;
         }
         Ok(())
     }
 
-    fn tabulate(&self, measured: &[Measured]) -> Result<Vec<(&'static str, Vec<f64>)>> {
+    fn tabulate(&self, measured: &[Option<Measured>]) -> Result<Vec<(&'static str, Vec<f64>)>> {
         let computed = |statistic: &&Statistic| {
             !(statistic.of_stored_entries && self.options.form == Form::Product)
                 && (!statistic.on_request || self.options.sorted)
         };
+        let geometry = self.base.geometry();
         let mut table = Vec::new();
         for statistic in STATISTICS.iter().filter(computed) {
-            let values: Vec<f64> = measured.iter().map(statistic.value).collect();
-            if let Some(head) = values.iter().position(|value| !statistic.allows(*value)) {
-                let geometry = self.base.geometry();
-                let (layer, head) = (head / geometry.query_heads, head % geometry.query_heads);
-                return Err(Error::weights(
-                    self.tuned.path(),
-                    format!(
-                        "the {} of head {head} of layer {} overflows: its weights are too large",
-                        statistic.name, geometry.layers[layer]
-                    ),
-                ));
+            let mut values = Vec::with_capacity(measured.len());
+            for (head, measured) in measured.iter().enumerate() {
+                let value = measured.as_ref().map(statistic.value);
+                if value.is_some_and(|value| !statistic.allows(value)) {
+                    let (layer, head) = (head / geometry.heads(), head % geometry.heads());
+                    return Err(Error::weights(
+                        self.tuned.path(),
+                        format!(
+                            "the {} of head {head} of layer {} overflows: its weights are too large",
+                            statistic.name, geometry.layers[layer].number
+                        ),
+                    ));
+                }
+                values.push(value.unwrap_or(f64::NAN));
             }
             table.push((statistic.name, values));
         }

@@ -1,10 +1,12 @@
 //! The rules that choose heads from their scores.
 //!
-//! A score matrix is row-major, `layers` rows of `query_heads` numbers; a selection is one `bool` per
-//! head in the same order. Higher scores go first, ties go to the lower (layer, head), and NaN ranks
+//! A score matrix is row-major, one row for each layer, as long as the layer with most heads needs; what
+//! stands beyond the heads of a layer is never selected. A selection is one `bool` for each score. Higher scores go first, ties go to the lower (layer, head), and NaN ranks
 //! below every number.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -15,87 +17,93 @@ use crate::error::{Error, Result};
 const INTEGER_TOLERANCE: f64 = 1e-9;
 
 /// The sizes of a model's attention: what a selection is counted in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// Layers that have attention.
-    pub layers: usize,
-    /// Query heads of a layer.
+    /// The sizes of each layer that has attention.
+    pub layers: Vec<LayerShape>,
+}
+
+/// The sizes of one layer's attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerShape {
+    /// Query heads.
     pub query_heads: usize,
-    /// Key/value groups of a layer; divides `query_heads`.
+    /// Key/value groups; divides `query_heads`.
     pub key_value_heads: usize,
-    /// Rows of a query head, and of a group's keys.
-    pub head_size: usize,
-    /// Rows of a group's values.
-    pub value_size: usize,
-    /// Entries of a row.
-    pub hidden_size: usize,
+    /// Entries of a query head's matrix.
+    pub head_parameters: u64,
+    /// Entries of a group's key and value matrices.
+    pub group_parameters: u64,
 }
 
 impl Shape {
+    /// Heads of the layer that has most: the length of a row of scores.
+    pub fn width(&self) -> usize {
+        self.layers.iter().map(|layer| layer.query_heads).max().unwrap_or(0)
+    }
+
     /// Heads in all layers.
     pub fn heads(&self) -> usize {
-        self.layers * self.query_heads
+        self.layers.iter().map(|layer| layer.query_heads).sum()
     }
 
-    /// Key/value groups in all layers.
-    pub fn groups(&self) -> usize {
-        self.layers * self.key_value_heads
+    /// The places of a score matrix at which there is a head, in order.
+    fn places(&self) -> Vec<usize> {
+        let width = self.width();
+        let of_layer = |(row, layer): (usize, &LayerShape)| row * width..row * width + layer.query_heads;
+        self.layers.iter().enumerate().flat_map(of_layer).collect()
     }
 
-    /// The group, counted through all layers, that `head`, counted likewise, reads.
-    ///
-    /// Within a layer, head h reads group floor(h * G / H).
-    pub fn group_of(&self, head: usize) -> usize {
-        head / self.heads_per_group()
+    /// The key/value groups, each by its parameters and the places of its heads.
+    fn groups(&self) -> Vec<(u64, Range<usize>)> {
+        let width = self.width();
+        let of_layer = |(row, layer): (usize, &LayerShape)| {
+            let LayerShape { query_heads, key_value_heads, group_parameters, .. } = *layer;
+            let size = query_heads / key_value_heads;
+            let first = row * width;
+            (0..key_value_heads)
+                .map(move |group| (group_parameters, first + group * size..first + (group + 1) * size))
+        };
+        self.layers.iter().enumerate().flat_map(of_layer).collect()
     }
 
-    /// Query heads that share a group.
-    pub fn heads_per_group(&self) -> usize {
-        self.query_heads / self.key_value_heads
-    }
-
-    fn head_parameters(&self) -> u64 {
-        self.head_size as u64 * self.hidden_size as u64
-    }
-
-    fn group_parameters(&self) -> u64 {
-        (self.head_size as u64 + self.value_size as u64) * self.hidden_size as u64
+    fn layer_of(&self, place: usize) -> &LayerShape {
+        &self.layers[place / self.width()]
     }
 
     /// Once this has passed, no count and no number of parameters overflows.
     fn check(&self) -> Result<()> {
-        let sizes =
-            [self.query_heads, self.key_value_heads, self.head_size, self.value_size, self.hidden_size];
-        if sizes.contains(&0) {
-            return Err(Error::Argument(format!("a size of the model is 0: {self:?}")));
+        let mut total = Some(0_u64);
+        for layer in &self.layers {
+            let LayerShape { query_heads, key_value_heads, head_parameters, group_parameters } = *layer;
+            if query_heads == 0 || key_value_heads == 0 || head_parameters == 0 {
+                return Err(Error::Argument(format!("a size of the model is 0: {layer:?}")));
+            }
+            if !query_heads.is_multiple_of(key_value_heads) {
+                return Err(Error::Argument(format!(
+                    "{query_heads} query heads cannot share {key_value_heads} key/value heads evenly"
+                )));
+            }
+            let parameters = || {
+                let queries = head_parameters.checked_mul(query_heads as u64)?;
+                queries.checked_add(group_parameters.checked_mul(key_value_heads as u64)?)
+            };
+            total = total.and_then(|total| total.checked_add(parameters()?));
         }
-        if !self.query_heads.is_multiple_of(self.key_value_heads) {
-            return Err(Error::Argument(format!(
-                "{} query heads cannot share {} key/value heads evenly",
-                self.query_heads, self.key_value_heads
-            )));
+        match total.and_then(|_| self.layers.len().checked_mul(self.width())) {
+            Some(_) => Ok(()),
+            None => Err(Error::Argument("the model has more parameters than 64 bits count".to_owned())),
         }
-        self.checked_parameters().map(drop).ok_or_else(|| {
-            Error::Argument(format!("the model has more parameters than 64 bits count: {self:?}"))
-        })
-    }
-
-    fn checked_parameters(&self) -> Option<u64> {
-        let hidden = self.hidden_size as u64;
-        let query = (self.query_heads as u64).checked_mul(self.head_size as u64)?;
-        let sizes = (self.head_size as u64).checked_add(self.value_size as u64)?;
-        let key_value = (self.key_value_heads as u64).checked_mul(sizes)?;
-        query.checked_add(key_value)?.checked_mul(hidden)?.checked_mul(self.layers as u64)
     }
 
     fn check_length(&self, what: &str, length: usize) -> Result<()> {
         self.check()?;
-        if length != self.heads() {
+        let expected = self.layers.len() * self.width();
+        if length != expected {
             return Err(Error::Argument(format!(
-                "expected {} {what}, one for each of {} heads in {} layers; found {length}",
-                self.heads(),
-                self.query_heads,
-                self.layers
+                "expected {expected} {what}, {} for each of {} layers; found {length}",
+                self.width(),
+                self.layers.len()
             )));
         }
         Ok(())
@@ -144,19 +152,31 @@ fn descending(left: f64, right: f64) -> Ordering {
     right.partial_cmp(&left).unwrap_or_else(|| left.is_nan().cmp(&right.is_nan()))
 }
 
+/// The places of the heads there are, best first.
+fn ranked(scores: &[f64], shape: &Shape) -> Vec<usize> {
+    let places = shape.places();
+    let of_heads: Vec<f64> = places.iter().map(|place| scores[*place]).collect();
+    ranking(&of_heads).into_iter().map(|head| places[head]).collect()
+}
+
 /// The best ceil(ratio * heads) heads of the whole model.
 pub fn global(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
-    let count = count(ratio, scores.len())?;
-    Ok(mark(scores.len(), ranking(scores).into_iter().take(count)))
+    let count = count(ratio, shape.heads())?;
+    Ok(mark(scores.len(), ranked(scores, shape).into_iter().take(count)))
 }
 
 /// The best ceil(ratio * heads of a layer) heads of every layer.
 pub fn per_layer(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
-    let count = count(ratio, shape.query_heads)?;
-    let of_layer = |layer: &[f64]| mark(layer.len(), ranking(layer).into_iter().take(count));
-    Ok(scores.chunks(shape.query_heads).flat_map(of_layer).collect())
+    let mut chosen = Vec::new();
+    for (row, layer) in shape.layers.iter().enumerate() {
+        let first = row * shape.width();
+        let count = count(ratio, layer.query_heads)?;
+        let of_layer = ranking(&scores[first..first + layer.query_heads]);
+        chosen.extend(of_layer.into_iter().take(count).map(|head| first + head));
+    }
+    Ok(mark(scores.len(), chosen))
 }
 
 /// The best ceil(ratio * groups) key/value groups of the whole model, each with all its heads.
@@ -164,11 +184,12 @@ pub fn per_layer(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>>
 /// A group scores the mean of its heads, so a group with a NaN ranks last.
 pub fn key_value_groups(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
-    let size = shape.heads_per_group();
-    let means: Vec<f64> =
-        scores.chunks(size).map(|group| group.iter().map(|score| score / size as f64).sum()).collect();
+    let groups = shape.groups();
+    let mean =
+        |heads: &Range<usize>| scores[heads.clone()].iter().map(|score| score / heads.len() as f64).sum();
+    let means: Vec<f64> = groups.iter().map(|(_, heads)| mean(heads)).collect();
     let count = count(ratio, means.len())?;
-    let heads = ranking(&means).into_iter().take(count).flat_map(|group| group * size..(group + 1) * size);
+    let heads = ranking(&means).into_iter().take(count).flat_map(|group| groups[group].1.clone());
     Ok(mark(scores.len(), heads))
 }
 
@@ -176,17 +197,21 @@ pub fn key_value_groups(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec
 /// `budget`; a key/value group is paid for once, by the first of its heads.
 pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
-    let mut touched = vec![false; shape.groups()];
+    let mut group_of = vec![0; scores.len()];
+    for (group, (_, heads)) in shape.groups().into_iter().enumerate() {
+        group_of[heads].fill(group);
+    }
+    let mut touched = BTreeSet::new();
     let mut left = budget;
-    let affordable = |head: &usize| {
-        let group = shape.group_of(*head);
-        let first = !std::mem::replace(&mut touched[group], true);
-        let cost = shape.head_parameters() + if first { shape.group_parameters() } else { 0 };
+    let affordable = |place: &usize| {
+        let LayerShape { head_parameters, group_parameters, .. } = *shape.layer_of(*place);
+        let first = touched.insert(group_of[*place]);
+        let cost = head_parameters + if first { group_parameters } else { 0 };
         let paid = left.checked_sub(cost);
         left = paid.unwrap_or(0);
         paid.is_some()
     };
-    Ok(mark(scores.len(), ranking(scores).into_iter().take_while(affordable)))
+    Ok(mark(scores.len(), ranked(scores, shape).into_iter().take_while(affordable)))
 }
 
 /// ceil(ratio * heads) heads of the whole model, drawn uniformly without replacement.
@@ -195,36 +220,51 @@ pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<b
 /// subset of what a larger one draws.
 pub fn random(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     shape.check()?;
-    let total = shape.heads();
-    Ok(mark(total, draw(total, count(ratio, total)?, seed, 0)))
+    let places = shape.places();
+    let drawn = draw(places.len(), count(ratio, places.len())?, seed, 0);
+    Ok(mark(shape.layers.len() * shape.width(), drawn.into_iter().map(|head| places[head])))
 }
 
 /// ceil(ratio * heads of a layer) heads of every layer, drawn as [`random`] draws them.
 pub fn layer_consistent(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     shape.check()?;
-    let count = count(ratio, shape.query_heads)?;
-    let of_layer = |layer| mark(shape.query_heads, draw(shape.query_heads, count, seed, layer as u64));
-    Ok((0..shape.layers).flat_map(of_layer).collect())
+    let mut chosen = Vec::new();
+    for (row, layer) in shape.layers.iter().enumerate() {
+        let count = count(ratio, layer.query_heads)?;
+        let drawn = draw(layer.query_heads, count, seed, row as u64);
+        chosen.extend(drawn.into_iter().map(|head| row * shape.width() + head));
+    }
+    Ok(mark(shape.layers.len() * shape.width(), chosen))
 }
 
 /// What `selection` amounts to.
 pub fn report(selection: &[bool], shape: &Shape) -> Result<Report> {
     shape.check_length("flags", selection.len())?;
-    let count = |flags: &[bool]| flags.iter().filter(|&&flag| flag).count();
-    let heads = count(selection);
-    let touched: Vec<bool> =
-        selection.chunks(shape.heads_per_group()).map(|group| group.contains(&true)).collect();
-    let groups = count(&touched);
-    let parameters =
-        |heads, groups| heads as u64 * shape.head_parameters() + groups as u64 * shape.group_parameters();
-    Ok(Report {
-        heads,
+    let mut report = Report {
+        heads: 0,
         total_heads: shape.heads(),
-        key_value_groups: groups,
-        total_key_value_groups: shape.groups(),
-        trainable_parameters: parameters(heads, groups),
-        total_parameters: parameters(shape.heads(), shape.groups()),
-    })
+        key_value_groups: 0,
+        total_key_value_groups: 0,
+        trainable_parameters: 0,
+        total_parameters: 0,
+    };
+    for place in shape.places() {
+        let parameters = shape.layer_of(place).head_parameters;
+        report.total_parameters += parameters;
+        if selection[place] {
+            report.heads += 1;
+            report.trainable_parameters += parameters;
+        }
+    }
+    for (parameters, heads) in shape.groups() {
+        report.total_key_value_groups += 1;
+        report.total_parameters += parameters;
+        if selection[heads].contains(&true) {
+            report.key_value_groups += 1;
+            report.trainable_parameters += parameters;
+        }
+    }
+    Ok(report)
 }
 
 fn mark(length: usize, chosen: impl IntoIterator<Item = usize>) -> Vec<bool> {

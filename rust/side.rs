@@ -1,43 +1,54 @@
 //! One side of the comparison: a checkpoint, with where its heads are.
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::dtype::Dtype;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::model::{Attention, Geometry, Orientation, Role, Slice};
+use crate::linear::Linear;
+use crate::model::{Attention, Component, Contents, Geometry, Module, Orientation, Role};
+use crate::plain;
 
 /// A checkpoint that was found to hold attention heads.
 #[derive(Debug)]
 pub struct Side {
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     attention: Attention,
+    /// The weights of the attention's modules, in their order.
+    linears: Vec<Box<dyn Linear>>,
 }
 
-/// One matrix of one head: which part of which stored tensor.
-#[derive(Clone, Copy, Debug)]
+/// One matrix of one head: which rows of which weights.
+#[derive(Clone, Debug)]
 pub(crate) struct Matrix<'a> {
     side: &'a Side,
-    slice: Slice<'a>,
-    tensor: &'a Tensor,
-    pub(crate) dtype: Dtype,
+    module: &'a Module,
+    rows: Range<usize>,
+    pub(crate) linear: &'a dyn Linear,
 }
 
 impl Side {
-    /// Opens the checkpoint and finds its heads; of the weights nothing is read.
+    /// Opens the checkpoint and finds its heads; of the weights nothing is read. Without a component it is the
+    /// text decoder's heads, else the encoder's, else those of the only tower there is.
     ///
     /// # Errors
     ///
     /// [`Error::Io`], [`Error::Checkpoint`] as of [`Checkpoint::open`]; [`Error::Model`] if no layout
-    /// matches the model, or if the layout and the tensors contradict each other.
-    pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+    /// matches the model, if the layout and the tensors contradict each other, or if the weights are not of
+    /// a format that is read.
+    pub fn open(path: &Path, component: Option<Component>) -> Result<Self> {
+        let checkpoint = Arc::new(Checkpoint::open(path)?);
         let config = checkpoint.config()?;
-        let shapes: BTreeMap<&str, &[usize]> =
-            checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)).collect();
-        let attention = Attention::resolve(path, &config, &shapes)?;
-        Ok(Self { checkpoint, attention })
+        let contents = Contents {
+            tensors: checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)).collect(),
+            ..Contents::default()
+        };
+        let attention = Attention::resolve(path, &config, &contents, component)?;
+        drop(contents);
+        let linears =
+            attention.modules().iter().map(|module| linear(&checkpoint, module)).collect::<Result<_>>()?;
+        Ok(Self { checkpoint, attention, linears })
     }
 
     /// The path that was opened.
@@ -50,84 +61,76 @@ impl Side {
         self.attention.geometry()
     }
 
-    /// The matrix of a query head, or the key or value matrix of a key/value group.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Model`] if its numbers are not of a floating-point format.
-    pub(crate) fn matrix(&self, role: Role, layer: usize, index: usize) -> Result<Matrix<'_>> {
-        let slice = self.attention.slice(role, layer, index);
-        let missing = || Error::model(self.path(), format!("tensor {} is missing", slice.tensor));
-        let tensor = self.checkpoint.tensor(slice.tensor).ok_or_else(missing)?;
-        let Some(dtype) = Dtype::from_stored(tensor.dtype) else {
-            return Err(Error::model(
-                self.path(),
-                format!(
-                    "tensor {} is stored as {}; expected F16, BF16, F32 or F64. Quantised weights have to be \
-                     dequantised first",
-                    slice.tensor, tensor.dtype
-                ),
-            ));
-        };
-        Ok(Matrix { side: self, slice, tensor, dtype })
+    /// Where the heads are.
+    pub fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// The weights of the attention's modules, in their order.
+    pub fn linears(&self) -> impl ExactSizeIterator<Item = &dyn Linear> {
+        self.linears.iter().map(|linear| &**linear)
+    }
+
+    /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.
+    pub(crate) fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<Matrix<'_>> {
+        let slice = self.attention.slice(role, layer, index)?;
+        let linear = &*self.linears[slice.index];
+        Some(Matrix { side: self, module: slice.module, rows: slice.rows, linear })
     }
 }
 
+/// The weights of a module, in whatever form the checkpoint has them.
+fn linear(checkpoint: &Arc<Checkpoint>, module: &Module) -> Result<Box<dyn Linear>> {
+    plain::open(checkpoint, module)
+}
+
 impl Matrix<'_> {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
     pub(crate) fn columns(&self) -> usize {
-        self.slice.columns
+        self.linear.in_features()
     }
 
-    pub(crate) fn entries(&self) -> usize {
-        self.slice.rows * self.slice.columns
-    }
-
+    /// How many bytes the weights take once they are read.
     pub(crate) fn bytes(&self) -> usize {
-        self.entries() * self.dtype.size()
+        self.rows() * self.row_bytes()
     }
 
-    /// Whether the rows follow each other in the file.
-    pub(crate) fn is_contiguous(&self) -> bool {
-        matches!(self.slice.orientation, Orientation::OutIn)
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.columns() * self.linear.dtype().size()
     }
 
-    /// Reads the entries from `first` on, where they follow each other in the file.
-    pub(crate) fn read(&self, first: usize, into: &mut [u8]) -> Result<()> {
-        let start = self.slice.first as u64 * self.slice.columns as u64 + first as u64;
-        self.side.checkpoint.read_at(self.tensor, start * self.dtype.size() as u64, into)
+    /// How many bytes have to be read for the weights.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.linear.stored_bytes(self.rows.clone())
     }
 
-    /// Reads the whole matrix where its rows are columns of the stored tensor, and turns it around.
-    pub(crate) fn read_transposed(&self, into: &mut [u8], strip: &mut Vec<u8>) -> Result<()> {
-        let Slice { first, rows, columns, stride, .. } = self.slice;
-        let size = self.dtype.size();
-        strip.resize(rows * size, 0);
-        for column in 0..columns {
-            let start = (column as u64 * stride as u64 + first as u64) * size as u64;
-            self.side.checkpoint.read_at(self.tensor, start, strip)?;
-            for (row, weight) in strip.chunks_exact(size).enumerate() {
-                let place = (row * columns + column) * size;
-                into[place..place + size].copy_from_slice(weight);
-            }
-        }
-        Ok(())
+    /// Reads the rows from `first` on, as many as fit into `into`.
+    pub(crate) fn read(&self, first: usize, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let start = self.rows.start + first;
+        self.linear.read_rows(start..start + into.len() / self.row_bytes(), into, scratch)
     }
 
     /// The error of an entry that is not finite.
     pub(crate) fn refuse(&self, entry: usize, value: f64, whose: &str) -> Error {
-        let Slice { first, columns, tensor, .. } = self.slice;
-        let (out, input) = (first + entry / columns, entry % columns);
-        let place = match self.slice.orientation {
+        let tensor = plain::tensor_name(&self.side.checkpoint, &self.module.name);
+        let (out, input) = (self.rows.start + entry / self.columns(), entry % self.columns());
+        let place = match self.module.orientation {
             Orientation::OutIn => format!("[{out}, {input}]"),
             Orientation::InOut => format!("[{input}, {out}]"),
         };
+        let name = tensor.map_or(&*self.module.name, |(name, _)| name);
+        let file = tensor.map_or(self.side.path(), |(_, tensor)| self.side.checkpoint.file_of(tensor));
         let problem = if value.is_finite() {
             format!(
-                "the weight {value:e} of tensor {tensor} at {place} ({whose}) is too far from that of the other checkpoint"
+                "the weight {value:e} of tensor {name} at {place} ({whose}) is too far from that of the other \
+                 checkpoint"
             )
         } else {
-            format!("tensor {tensor} holds {value} at {place} ({whose}); every weight has to be finite")
+            format!("tensor {name} holds {value} at {place} ({whose}); every weight has to be finite")
         };
-        Error::weights(self.side.checkpoint.file_of(self.tensor), problem)
+        Error::weights(file, problem)
     }
 }

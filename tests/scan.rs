@@ -352,7 +352,7 @@ fn the_storage_of_a_head_changes_no_bit_of_its_score() {
             let [fused, separate] =
                 [&fused, &separate].map(|[base, tuned]| score(base, tuned, &options(form)));
             assert_eq!(bits(&fused), bits(&separate), "{dtype} {form:?}");
-            assert_eq!((&*fused.geometry.family, &*separate.geometry.family), ("gpt2", "separate"));
+            assert_eq!((&*fused.geometry.family, &*separate.geometry.family), ("transposed", "separate"));
             assert_eq!(fused.bytes, separate.bytes);
         }
     }

@@ -1,12 +1,13 @@
 //! The selection rules against examples worked out by hand, and against their own definitions.
 #![allow(clippy::expect_used)] // a test may panic
 
-use alps::select::{self, Shape};
+use alps::select::{self, LayerShape, Shape};
 use alps::{Error, Result};
 use proptest::prelude::*;
 
-const fn shape(layers: usize, query_heads: usize, key_value_heads: usize) -> Shape {
-    Shape { layers, query_heads, key_value_heads, head_size: 2, value_size: 3, hidden_size: 10 }
+fn shape(layers: usize, query_heads: usize, key_value_heads: usize) -> Shape {
+    let layer = LayerShape { query_heads, key_value_heads, head_parameters: 20, group_parameters: 50 };
+    Shape { layers: vec![layer; layers] }
 }
 
 fn chosen(selection: Result<Vec<bool>>) -> Vec<usize> {
@@ -115,18 +116,31 @@ fn a_report_counts_each_group_once() {
 
 #[test]
 fn impossible_shapes_and_lengths_are_refused() {
-    let huge = Shape { hidden_size: usize::MAX, ..shape(1, 4, 2) };
+    let mut huge = shape(1, 4, 2);
+    huge.layers[0].head_parameters = u64::MAX;
     for shape in [shape(2, 4, 3), shape(1, 0, 1), shape(1, 4, 0), huge, shape(2, 4, 2)] {
         let refusal = select::global(&[0.0; 4], &shape, 0.5);
         assert!(matches!(refusal, Err(Error::Argument(_))), "{shape:?}");
     }
 }
 
+/// Layers of sizes of their own, and a score for every place of a row.
 fn problem() -> impl Strategy<Value = (Vec<f64>, Shape)> {
-    (0_usize..5, 1_usize..4, 1_usize..4).prop_flat_map(|(layers, groups, size)| {
+    let layer = (1_usize..4, 1_usize..4).prop_map(|(groups, size)| shape(1, groups * size, groups).layers[0]);
+    proptest::collection::vec(layer, 0..5).prop_flat_map(|layers| {
+        let shape = Shape { layers };
         let score = prop_oneof![8 => (0_u8..6).prop_map(f64::from), 1 => any::<f64>()];
-        (proptest::collection::vec(score, layers * groups * size), Just(shape(layers, groups * size, groups)))
+        (proptest::collection::vec(score, shape.layers.len() * shape.width()), Just(shape))
     })
+}
+
+/// The places at which there is a head.
+fn places(shape: &Shape) -> Vec<usize> {
+    let of_layer = |(row, layer): (usize, &LayerShape)| {
+        let first = row * shape.width();
+        first..first + layer.query_heads
+    };
+    shape.layers.iter().enumerate().flat_map(of_layer).collect()
 }
 
 fn subset(small: &[bool], large: &[bool]) -> bool {
@@ -140,13 +154,15 @@ proptest! {
     ) {
         let (less, more) = if ratio < other { (ratio, other) } else { (other, ratio) };
         let in_all = select::count(more, shape.heads())?;
-        let in_layers = select::count(more, shape.query_heads)? * shape.layers;
-        let in_groups = select::count(more, shape.groups())? * shape.heads_per_group();
+        let of_layers: Result<Vec<usize>> =
+            shape.layers.iter().map(|layer| select::count(more, layer.query_heads)).collect();
+        let in_layers: usize = of_layers?.iter().sum();
+        let groups: usize = shape.layers.iter().map(|layer| layer.key_value_heads).sum();
+        let in_groups = select::count(more, groups)?;
         type Rule<'a> = &'a dyn Fn(f64) -> Result<Vec<bool>>;
-        let rules: [(Rule, usize); 5] = [
+        let rules: [(Rule, usize); 4] = [
             (&|ratio| select::global(&scores, &shape, ratio), in_all),
             (&|ratio| select::per_layer(&scores, &shape, ratio), in_layers),
-            (&|ratio| select::key_value_groups(&scores, &shape, ratio), in_groups),
             (&|ratio| select::random(&shape, ratio, seed), in_all),
             (&|ratio| select::layer_consistent(&shape, ratio, seed), in_layers),
         ];
@@ -154,7 +170,12 @@ proptest! {
             let large = rule(more)?;
             prop_assert_eq!(large.iter().filter(|&&flag| flag).count(), expected);
             prop_assert!(subset(&rule(less)?, &large));
+            let places = places(&shape);
+            prop_assert!((0..large.len()).all(|place| !large[place] || places.contains(&place)));
         }
+        let by_group = select::key_value_groups(&scores, &shape, more)?;
+        prop_assert_eq!(select::report(&by_group, &shape)?.key_value_groups, in_groups);
+        prop_assert!(subset(&select::key_value_groups(&scores, &shape, less)?, &by_group));
     }
 
     #[test]
@@ -162,7 +183,9 @@ proptest! {
         let selection = select::within_budget(&scores, &shape, budget)?;
         let report = select::report(&selection, &shape)?;
         prop_assert!(report.trainable_parameters <= budget);
-        let ranking = select::ranking(&scores);
+        let places = places(&shape);
+        let of_heads: Vec<f64> = places.iter().map(|&place| scores[place]).collect();
+        let ranking: Vec<usize> = select::ranking(&of_heads).into_iter().map(|head| places[head]).collect();
         prop_assert!(ranking[..report.heads].iter().all(|&head| selection[head]));
         if let Some(&next) = ranking.get(report.heads) {
             let mut more = selection;

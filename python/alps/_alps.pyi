@@ -36,7 +36,7 @@ class Scan:
         """A float64 array [layers, heads] for each statistic."""
     @property
     def geometry(self) -> dict[str, Any]:
-        """The fields of the model's geometry."""
+        """The arguments of `Geometry.of_layers`."""
     @property
     def bytes(self) -> int:
         """Bytes of weights read, from both sides."""
@@ -44,6 +44,7 @@ class Scan:
 def scan(
     base: str,
     tuned: str,
+    component: str | None,
     form: str,
     temperature: float,
     sorted: bool,  # noqa: A002
@@ -52,15 +53,15 @@ def scan(
 ) -> Scan:
     """Reads two checkpoints and scores every head."""
 
-def geometry(path: str) -> dict[str, Any]:
+def geometry(path: str, component: str | None) -> dict[str, Any]:
     """Reads the geometry of one checkpoint."""
 
 def attention(
-    name: str, config: str, tensors: dict[str, list[int]]
+    name: str, config: str, tensors: dict[str, list[int]], component: str | None
 ) -> tuple[dict[str, Any], list[tuple[int, str, int, str, int, int, int]]]:
     """Finds every head in a live model, given its configuration as JSON and the shapes of its tensors by name.
 
-    `name` is what messages call the model. Returns the fields of its geometry, and for each matrix
+    `name` is what messages call the model. Returns the arguments of `Geometry.of_layers`, and for each matrix
     (row of the layer, role, index, tensor, axis of the tensor, first, count).
     """
 

@@ -1,13 +1,40 @@
 """The sizes of a model's attention."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from alps.errors import ArgumentError
 
 _LARGEST_SIZE = 2**32 - 1
+
+
+class LayerSizes(NamedTuple):
+    """The sizes of one layer's attention.
+
+    Attributes:
+        query_heads: H, the query heads.
+        key_value_heads: G, the key/value groups; divides H.
+        query_size: Rows of a query head.
+        key_size: Rows of the keys of a group; 0 if the layer reuses those of an earlier one.
+        value_size: Rows of the values of a group; 0 if the layer reuses those of an earlier one, or its keys.
+        query_width: Entries of a row of a query head.
+        key_width: Entries of a row of the keys.
+        value_width: Entries of a row of the values.
+    """
+
+    query_heads: int
+    key_value_heads: int
+    query_size: int
+    key_size: int
+    value_size: int
+    query_width: int
+    key_width: int
+    value_width: int
+
+
+_MAY_BE_ZERO = {"key_size", "value_size", "key_width", "value_width"}
 
 
 @dataclass(frozen=True)
@@ -23,9 +50,14 @@ class Geometry:
         head_size: Rows of a query head, and of the keys of a group.
         value_size: Rows of the values of a group.
         hidden_size: Entries of such a row: the width of the model.
+        component: Which of the model's attention stacks it is: "decoder", "encoder", "cross", "vision" or
+            "audio".
+        per_layer: The sizes of each layer, where these are not all that the other attributes say, which are
+            then the largest that a layer has.
 
     Raises:
-        ArgumentError: A size is not positive, G does not divide H, or the layers do not ascend.
+        ArgumentError: A size is not positive, G does not divide H, the layers do not ascend, or the sizes of
+            the layers contradict the largest ones.
     """
 
     model_type: str
@@ -36,49 +68,124 @@ class Geometry:
     head_size: int
     value_size: int
     hidden_size: int
+    component: str = "decoder"
+    per_layer: tuple[LayerSizes, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("model_type", "family"):
+        for name in ("model_type", "family", "component"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentError(f"{name}: expected a string, found {getattr(self, name)!r}")
         for name in ("query_heads", "key_value_heads", "head_size", "value_size", "hidden_size"):
-            size = getattr(self, name)
-            if not _is_whole(size) or not 1 <= size <= _LARGEST_SIZE:
-                raise ArgumentError(f"{name}: expected a positive whole number, found {size!r}")
-        if self.query_heads % self.key_value_heads:
-            raise ArgumentError(
-                f"key_value_heads: {self.query_heads} query heads cannot share {self.key_value_heads} evenly"
-            )
+            _check_size(name, getattr(self, name), least=0 if name == "value_size" and self.per_layer else 1)
+        _check_groups("key_value_heads", self.query_heads, self.key_value_heads, bool(self.per_layer))
         object.__setattr__(self, "layers", tuple(self.layers))
         for layer in self.layers:
             if not _is_whole(layer) or not 0 <= layer <= _LARGEST_SIZE:
                 raise ArgumentError(f"layers: expected layer numbers, found {layer!r}")
         if any(lower >= upper for lower, upper in pairwise(self.layers)):
             raise ArgumentError(f"layers: expected ascending layer numbers, found {list(self.layers)}")
+        object.__setattr__(self, "per_layer", tuple(LayerSizes(*sizes) for sizes in self.per_layer))
+        self._check_per_layer()
+
+    def _check_per_layer(self) -> None:
+        if not self.per_layer:
+            return
+        if len(self.per_layer) != len(self.layers):
+            raise ArgumentError(
+                f"per_layer: expected sizes of {len(self.layers)} layers, found {len(self.per_layer)}"
+            )
+        for sizes in self.per_layer:
+            for name, size in sizes._asdict().items():
+                _check_size(f"per_layer.{name}", size, least=0 if name in _MAY_BE_ZERO else 1)
+            _check_groups("per_layer.key_value_heads", sizes.query_heads, sizes.key_value_heads, False)
+        for name, largest in _largest(self.per_layer).items():
+            if getattr(self, name) != largest:
+                raise ArgumentError(
+                    f"{name}: expected {largest}, the largest of the layers, found {getattr(self, name)}"
+                )
+
+    @classmethod
+    def of_layers(
+        cls,
+        model_type: str,
+        family: str,
+        component: str,
+        layers: Iterable[int],
+        sizes: Iterable[tuple[int, int, int, int, int, int, int, int]],
+    ) -> "Geometry":
+        """The geometry of layers of these sizes, each in the order of `LayerSizes`.
+
+        Raises:
+            ArgumentError: There is no layer, or a size is out of its domain.
+        """
+        per_layer = tuple(LayerSizes(*of_layer) for of_layer in sizes)
+        if not per_layer:
+            raise ArgumentError("layers: expected at least one layer")
+        largest = _largest(per_layer)
+        uniform = _uniform(**largest)
+        return cls(
+            model_type=model_type,
+            family=family,
+            layers=tuple(layers),
+            component=component,
+            per_layer=() if all(of_layer == uniform for of_layer in per_layer) else per_layer,
+            **largest,
+        )
+
+    @property
+    def sizes(self) -> tuple[LayerSizes, ...]:
+        """The sizes of each layer."""
+        if self.per_layer:
+            return self.per_layer
+        uniform = _uniform(
+            self.query_heads, self.key_value_heads, self.head_size, self.value_size, self.hidden_size
+        )
+        return (uniform,) * len(self.layers)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape [layers, heads] of a score matrix."""
+        """The shape [layers, heads] of a score matrix; where a layer has fewer heads, its row is padded."""
         return len(self.layers), self.query_heads
 
     @property
     def heads(self) -> int:
         """The number of heads in all layers."""
-        return len(self.layers) * self.query_heads
+        return sum(sizes.query_heads for sizes in self.sizes)
 
     @property
     def heads_per_group(self) -> int:
-        """The number of query heads that share a key/value group."""
-        return self.query_heads // self.key_value_heads
+        """The number of query heads that share a key/value group; where layers differ, the largest."""
+        return max(
+            (sizes.query_heads // sizes.key_value_heads for sizes in self.per_layer),
+            default=self.query_heads // self.key_value_heads,
+        )
 
-    def group_of(self, head: int) -> int:
-        """The key/value group that query head `head` of a layer reads: floor(head * G / H).
+    def heads_of(self, layer: int) -> int:
+        """The number of heads of the layer number `layer`.
 
         Raises:
-            ArgumentError: There is no such head.
+            ArgumentError: There is no such layer, or it has no attention.
         """
-        if not 0 <= head < self.query_heads:
-            raise ArgumentError(f"there is no head {head}: a layer has heads 0 to {self.query_heads - 1}")
+        return self.sizes[self.row_of(layer)].query_heads
+
+    def group_of(self, head: int, layer: int | None = None) -> int:
+        """The key/value group that query head `head` of a layer reads: floor(head * G / H).
+
+        Args:
+            head: The number of the head.
+            layer: The number of the layer; the first that has so many heads when not given.
+
+        Raises:
+            ArgumentError: There is no such layer or head.
+        """
+        of_layer = self.sizes if layer is None else (self.sizes[self.row_of(layer)],)
+        most = max((sizes.query_heads for sizes in of_layer), default=self.query_heads)
+        if not 0 <= head < most:
+            where = "a layer" if layer is None else f"layer {layer}"
+            raise ArgumentError(f"there is no head {head}: {where} has heads 0 to {most - 1}")
+        for sizes in of_layer:
+            if head < sizes.query_heads:
+                return head // (sizes.query_heads // sizes.key_value_heads)
         return head // self.heads_per_group
 
     def row_of(self, layer: int) -> int:
@@ -96,41 +203,95 @@ class Geometry:
 
     def __str__(self) -> str:
         layers, heads = self.shape
-        return f"{self.model_type}, {layers} layers x {heads} heads, {self.key_value_heads} key/value groups"
+        most = "up to " if any(sizes.query_heads != heads for sizes in self.per_layer) else ""
+        return (
+            f"{self.model_type}{'' if self.component == 'decoder' else ' ' + self.component}, {layers} layers x "
+            f"{most}{heads} heads, {self.key_value_heads} key/value groups"
+        )
 
     def to_fields(self) -> dict[str, Any]:
-        """The fields by name, of types that JSON has."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "layers": list(self.layers)
-        }
+        """The fields by name, of types that JSON has; "per_layer" only where layers have sizes of their own."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["per_layer"]
+        if self.per_layer:
+            columns = zip(LayerSizes._fields, zip(*self.per_layer, strict=True), strict=True)
+            values["per_layer"] = {
+                name: sizes[0] if len(set(sizes)) == 1 else list(sizes) for name, sizes in columns
+            }
+        return values | {"layers": list(self.layers)}
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> "Geometry":
-        """The geometry of `values`, which name every field and nothing else.
+        """The geometry of `values`, which name every field and nothing else, as `to_fields` gives them.
 
         Raises:
             ArgumentError: A field is missing, unknown or out of its domain.
         """
-        expected = {field.name for field in fields(cls)}
-        for name in sorted(expected ^ set(values)):
+        expected = {field.name for field in fields(cls)} - {"per_layer"}
+        for name in sorted(expected ^ (set(values) - {"per_layer"})):
             raise ArgumentError(f"{name}: {'missing' if name in expected else 'unknown'} field")
         if not isinstance(values["layers"], list | tuple):
             raise ArgumentError(f"layers: expected layer numbers, found {values['layers']!r}")
-        return cls(**values)
+        per_layer = _parse_per_layer(values["per_layer"], len(values["layers"])) if "per_layer" in values else ()
+        return cls(**{**values, "per_layer": per_layer})
 
     def difference(self, other: "Geometry") -> str:
         """What differs between two geometries, in words; empty when nothing does."""
 
-        def text(value: object) -> str:
-            return _ranges(value) if isinstance(value, tuple) else str(value)
+        def text(name: str, value: Any) -> str:
+            if name == "per_layer":
+                return f"of {len(set(value))} kinds" if value else "all alike"
+            return _ranges(value) if name == "layers" else str(value)
 
         return ", ".join(
-            f"{name} {text(mine)} and {text(theirs)}"
+            f"{name} {text(name, mine)} and {text(name, theirs)}"
             for name, mine, theirs in (
                 (field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)
             )
             if mine != theirs
         )
+
+
+def _uniform(
+    query_heads: int, key_value_heads: int, head_size: int, value_size: int, hidden_size: int
+) -> LayerSizes:
+    widths = (hidden_size,) * 3
+    return LayerSizes(query_heads, key_value_heads, head_size, head_size, value_size, *widths)
+
+
+def _largest(per_layer: Sequence[LayerSizes]) -> dict[str, int]:
+    return {
+        "query_heads": max(sizes.query_heads for sizes in per_layer),
+        "key_value_heads": max(sizes.key_value_heads for sizes in per_layer),
+        "head_size": max(sizes.query_size for sizes in per_layer),
+        "value_size": max(sizes.value_size for sizes in per_layer),
+        "hidden_size": max(sizes.query_width for sizes in per_layer),
+    }
+
+
+def _parse_per_layer(columns: Any, layers: int) -> tuple[LayerSizes, ...]:
+    if not isinstance(columns, dict) or set(columns) != set(LayerSizes._fields):
+        raise ArgumentError(
+            f"per_layer: expected an object of {', '.join(LayerSizes._fields)}, found {columns!r}"
+        )
+    lists = []
+    for name in LayerSizes._fields:
+        column = columns[name] if isinstance(columns[name], list) else [columns[name]] * layers
+        if len(column) != layers:
+            raise ArgumentError(f"per_layer.{name}: expected {layers} sizes, found {len(column)}")
+        lists.append(column)
+    return tuple(LayerSizes(*sizes) for sizes in zip(*lists, strict=True))
+
+
+def _check_size(name: str, size: object, least: int) -> None:
+    if not _is_whole(size) or not least <= size <= _LARGEST_SIZE:  # type: ignore[operator]
+        positive = "a positive whole number" if least else "a whole number"
+        raise ArgumentError(f"{name}: expected {positive}, found {size!r}")
+
+
+def _check_groups(name: str, query_heads: int, key_value_heads: int, largest: bool) -> None:
+    if not largest and query_heads % key_value_heads:
+        raise ArgumentError(f"{name}: {query_heads} query heads cannot share {key_value_heads} evenly")
 
 
 def _is_whole(value: object) -> bool:

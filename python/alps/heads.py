@@ -90,6 +90,11 @@ class HeadSet:
             raise ArgumentError(
                 f"expected a mask [layers, heads] of {geometry.shape} for {geometry}; found {flags.shape}"
             )
+        for row, sizes in enumerate(geometry.sizes):
+            if flags[row, sizes.query_heads :].any():
+                raise ArgumentError(
+                    f"layer {geometry.layers[row]} has heads 0 to {sizes.query_heads - 1}; the mask has others"
+                )
         flags.flags.writeable = False
         self._mask = flags
         self._geometry = geometry
@@ -125,7 +130,7 @@ class HeadSet:
                 layer, head = map(operator.index, pair)
             except (TypeError, ValueError):
                 raise ArgumentError(f"expected (layer, head), found {pair!r}") from None
-            geometry.group_of(head)  # refuses a head that is out of range
+            geometry.group_of(head, layer)  # refuses a layer or a head that is out of range
             mask[geometry.row_of(layer), head] = True
         return cls(mask, geometry)
 
@@ -148,8 +153,11 @@ class HeadSet:
     def key_value_groups(self) -> NDArray[np.bool_]:
         """Booleans [layers, groups]: the key/value groups that a head of the set reads."""
         geometry = self._geometry
-        groups = self._mask.reshape(len(geometry.layers), geometry.key_value_heads, geometry.heads_per_group)
-        return np.asarray(groups.any(axis=2), dtype=np.bool_)
+        groups = np.zeros((len(geometry.layers), geometry.key_value_heads), dtype=np.bool_)
+        for row, sizes in enumerate(geometry.sizes):
+            of_layer = self._mask[row, : sizes.query_heads].reshape(sizes.key_value_heads, -1)
+            groups[row, : sizes.key_value_heads] = of_layer.any(axis=1)
+        return groups
 
     @property
     def report(self) -> Report:
@@ -316,9 +324,10 @@ def _parse(document: Mapping[str, Any]) -> HeadSet:
         if not isinstance(numbers, list):
             raise ArgumentError(f"heads.{layer}: expected a list of heads, found {numbers!r}")
         for head in numbers:
-            if type(head) is not int or not 0 <= head < geometry.query_heads:
+            heads_of_layer = geometry.sizes[row].query_heads
+            if type(head) is not int or not 0 <= head < heads_of_layer:
                 raise ArgumentError(
-                    f"heads.{layer}: expected heads 0 to {geometry.query_heads - 1}, found {head!r}"
+                    f"heads.{layer}: expected heads 0 to {heads_of_layer - 1}, found {head!r}"
                 )
             if mask[row, head]:
                 raise ArgumentError(f"heads.{layer}: head {head} stands twice")

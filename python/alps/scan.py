@@ -11,12 +11,14 @@ from alps.geometry import Geometry
 from alps.scores import HeadScores
 
 Form = Literal["qkv", "product"]
+Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
 
 
 def scan(
     base: str | os.PathLike[str],
     tuned: str | os.PathLike[str],
     *,
+    component: Component | None = None,
     form: Form = "qkv",
     temperature: float = 1.0,
     statistics: Sequence[str] | None = None,
@@ -47,6 +49,9 @@ def scan(
         base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of a model
             that is in the local cache of the Hugging Face hub.
         tuned: The checkpoint after tuning, likewise.
+        component: Whose heads: those of the self-attention of the text "decoder", of the "encoder", of the
+            "vision" or "audio" tower, or of the "cross" attention of the decoder to the encoder. When not
+            given, the decoder's where there is one, else the encoder's, else those of the only tower.
         form: What a head's weight vector is: "qkv" or "product".
         temperature: Of the softmax.
         statistics: The statistics to return; every one but "sorted_wasserstein" when not given.
@@ -71,6 +76,7 @@ def scan(
     result = _alps.scan(
         base_source.path,
         tuned_source.path,
+        component,
         form,
         temperature,
         any(name in statistics_table.ON_REQUEST for name in names),
@@ -88,20 +94,22 @@ def scan(
     }
     return HeadScores(
         {name: result.statistics[name] for name in names},
-        Geometry.from_fields(result.geometry),
+        Geometry.of_layers(**result.geometry),
         {name: value for name, value in provenance.items() if value is not None},
     )
 
 
-def geometry(path: str | os.PathLike[str]) -> Geometry:
+def geometry(path: str | os.PathLike[str], *, component: Component | None = None) -> Geometry:
     """Reads the geometry of a checkpoint, without its weights.
 
     Args:
         path: A folder, a file, or the `owner/name[@revision]` of a model in the hub's local cache.
+        component: Whose heads, as for `scan`.
 
     Raises:
+        ArgumentError: There is no such component.
         CheckpointError: A file is truncated, malformed or of another format.
         ModelError: The model is of no known layout, or contradicts its configuration.
         OSError: A file cannot be read.
     """
-    return Geometry.from_fields(_alps.geometry(sources.find(path).path))
+    return Geometry.of_layers(**_alps.geometry(sources.find(path).path, component))

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -33,8 +34,8 @@ _LARGEST = 2**64 - 1
 class HeadScores(Mapping[str, NDArray[np.float64]]):
     """A score for every attention head, by one or more statistics.
 
-    A mapping from the name of a statistic to a read-only float64 array [layers, heads]. Two are equal
-    when they hold the same numbers for the same geometry, not-a-number being equal to itself.
+    A mapping from the name of a statistic to a read-only float64 array [layers, heads], not-a-number where a
+    layer has fewer heads than another. Two are equal when they hold the same numbers for the same geometry, not-a-number being equal to itself.
     """
 
     __slots__ = ("_arrays", "_geometry", "_provenance")
@@ -66,6 +67,12 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
                     f"{name}: expected [layers, heads] of {geometry.shape} for {geometry}; "
                     f"found {array.shape}"
                 )
+            for row, sizes in enumerate(geometry.sizes):
+                if not np.isnan(array[row, sizes.query_heads :]).all():
+                    raise ArgumentError(
+                        f"{name}: layer {geometry.layers[row]} has {sizes.query_heads} heads; expected "
+                        "not-a-number beyond them"
+                    )
             array.flags.writeable = False
             self._arrays[name] = array
         self._geometry = geometry
@@ -147,10 +154,10 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         if n < 0:
             raise ArgumentError(f"expected a number of heads, found {n}")
         scores = self[self.ranking_statistic(statistic)]
-        rows_and_heads = (
-            divmod(int(index), self._geometry.query_heads) for index in _alps.ranking(scores)[:n]
-        )
-        return [(self.layers[row], head, float(scores[row, head])) for row, head in rows_and_heads]
+        rows_and_heads = (divmod(int(index), self._geometry.query_heads) for index in _alps.ranking(scores))
+        sizes = self._geometry.sizes
+        there = ((row, head) for row, head in rows_and_heads if head < sizes[row].query_heads)
+        return [(self.layers[row], head, float(scores[row, head])) for row, head in islice(there, n)]
 
     def select(
         self,

@@ -64,7 +64,7 @@ def top_table(
         table.add_column(style=_SELECTED_STYLE)
     for rank, (layer, head, _) in enumerate(scores.top(count, statistic), start=1):
         row = scores.geometry.row_of(layer)
-        group = scores.geometry.group_of(head)
+        group = scores.geometry.group_of(head, layer)
         numbers = (f"{scores[name][row, head]:.4g}" for name in names)
         mark = () if heads is None else (selected if (layer, head) in heads else "",)
         table.add_row(str(rank), str(layer), str(head), str(group), *numbers, *mark)

@@ -123,6 +123,11 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
+    /// The tensor of that name, with the name as long as the checkpoint lives.
+    pub(crate) fn named_tensor(&self, name: &str) -> Option<(&str, &Tensor)> {
+        self.tensors.get_key_value(name).map(|(name, tensor)| (&**name, tensor))
+    }
+
     /// The file that holds a tensor of this checkpoint.
     ///
     /// # Panics

@@ -1,17 +1,18 @@
 //! The families of storage, read from the data files in `layouts/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
 
+use super::component::Component;
+use super::sizes::Sizes;
 use crate::error::quote;
 use crate::{Error, Result};
 
 /// Which of a head's matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// What the head looks for; one per query head.
     Query,
@@ -25,7 +26,7 @@ impl Role {
     /// Every role, in the order in which a head's weights are written one after the other.
     pub const ALL: [Role; 3] = [Role::Query, Role::Key, Role::Value];
 
-    /// The name of the role, as the data files write it.
+    /// The name of the role.
     pub fn name(self) -> &'static str {
         match self {
             Role::Query => "query",
@@ -36,10 +37,11 @@ impl Role {
 }
 
 /// How a matrix from `in` features to `out` features is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Orientation {
     /// `[out, in]`, as torch's `Linear` does: a head owns rows.
+    #[default]
     OutIn,
     /// `[in, out]`, as GPT-2's `Conv1D` does: a head owns columns.
     InOut,
@@ -51,40 +53,88 @@ pub enum Orientation {
 pub struct Family {
     pub(super) name: String,
     pub(super) description: String,
-    pub(super) model_types: Vec<String>,
-    /// All that may stand before `attention` in a name. Since nothing else may, the layers of other towers,
-    /// which often end in the same parts, are not taken for those of the text model.
-    pub(super) prefixes: Vec<String>,
-    /// What stands between the prefix and a tensor's own name, with `{layer}` for the number of the layer.
-    pub(super) attention: String,
+    /// The model types that store the attention of a component in this way.
+    pub(super) model_types: BTreeMap<Component, Vec<String>>,
+    /// Those of them in which a layer may have something else in the place of attention.
+    #[serde(default)]
+    pub(super) hybrids: Vec<String>,
+    /// What may stand between the number of the layer and a tensor's own name; `#` is one more number.
+    pub(super) attention: Vec<String>,
     pub(super) tensors: Vec<StoredTensor>,
-    pub(super) config: ConfigKeys,
+    /// The tensors' own names, in their order: each list is one way to spell them.
+    pub(super) names: Vec<Vec<String>>,
+    /// Where the sizes are to be found, if not where most configurations have them.
+    #[serde(default)]
+    pub(super) sizes: Sizes,
+    /// The key that says how many of the last layers have no keys and values of their own.
+    #[serde(default)]
+    pub(super) layers_without_keys: Option<String>,
+    #[serde(default)]
+    pub(super) keys_as_values: KeysAsValues,
 }
 
-/// A tensor that every layer of a family has.
+/// One of the tensors that a layer's attention is stored in.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StoredTensor {
-    pub(super) name: String,
+    #[serde(default)]
     pub(super) orientation: Orientation,
-    /// What lies one after the other along the `out` axis; within each, head after head.
-    pub(super) holds: Vec<Role>,
+    /// Into how many equal blocks the `out` axis falls.
+    #[serde(default)]
+    pub(super) blocks: Blocks,
+    /// Whether it need not take inputs of the hidden size.
+    #[serde(default)]
+    pub(super) any_inputs: bool,
+    /// What lies one after the other within a block; of each, an equal share of the heads, head after head.
+    pub(super) holds: Vec<Held>,
 }
 
-/// Under which keys the configuration says how large the attention is.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ConfigKeys {
-    pub(super) layers: String,
-    pub(super) query_heads: String,
-    /// If there is no such key, or the configuration leaves it out: as many as query heads.
-    pub(super) key_value_heads: Option<String>,
-    /// If there is no such key, or the configuration leaves it out: the hidden size divided by the query heads.
-    pub(super) head_size: Option<String>,
-    pub(super) hidden_size: String,
+/// How many blocks a tensor falls into.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum Blocks {
+    #[default]
+    One,
+    /// One for each query head.
+    QueryHeads,
+    /// One for each key/value group.
+    KeyValueHeads,
+    /// So many, whatever the model.
+    Number(usize),
 }
 
-const LAYER: &str = "{layer}";
+/// What a block holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Held {
+    Query,
+    Key,
+    Value,
+    /// What a head's output is multiplied by: as many rows as a value, for every query head.
+    Gate,
+}
+
+impl Held {
+    pub(super) fn role(self) -> Option<Role> {
+        match self {
+            Held::Query => Some(Role::Query),
+            Held::Key => Some(Role::Key),
+            Held::Value => Some(Role::Value),
+            Held::Gate => None,
+        }
+    }
+}
+
+/// Whether a layer that stores no values takes its keys for them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum KeysAsValues {
+    #[default]
+    Never,
+    Always,
+    /// If the configuration says so under this key.
+    When(String),
+}
 
 impl Family {
     /// The name of the family.
@@ -97,18 +147,26 @@ impl Family {
         &self.description
     }
 
-    /// The values of `model_type` that are read in this way.
-    pub fn model_types(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.model_types.iter().map(|model_type| &**model_type)
+    /// The values of `model_type` whose attention of a component is read in this way.
+    pub fn model_types(&self) -> impl Iterator<Item = (Component, &str)> {
+        self.model_types
+            .iter()
+            .flat_map(|(component, types)| types.iter().map(|model_type| (*component, &**model_type)))
     }
 
-    pub(super) fn has(&self, model_type: &str) -> bool {
-        self.model_types.iter().any(|known| known == model_type)
+    pub(super) fn has(&self, component: Component, model_type: &str) -> bool {
+        self.model_types.get(&component).is_some_and(|types| types.iter().any(|known| known == model_type))
     }
 
-    /// What stands before and after the number of the layer.
-    pub(super) fn around_layer(&self) -> (&str, &str) {
-        self.attention.split_once(LAYER).unwrap_or((&self.attention, ""))
+    pub(super) fn is_hybrid(&self, model_type: &str) -> bool {
+        self.hybrids.iter().any(|known| known == model_type)
+    }
+
+    /// Whether some layers may do without this tensor.
+    pub(super) fn may_lack(&self, tensor: &StoredTensor) -> bool {
+        let held = &tensor.holds;
+        let no_values = matches!(self.keys_as_values, KeysAsValues::When(_)) && *held == [Held::Value];
+        no_values || self.layers_without_keys.is_some() && !held.contains(&Held::Query)
     }
 
     fn parse(text: &str) -> std::result::Result<Self, String> {
@@ -118,56 +176,96 @@ impl Family {
     }
 
     fn check(&self) -> std::result::Result<(), String> {
-        let (before, after) = self.around_layer();
-        if !before.ends_with('.') || !after.starts_with('.') || !after.ends_with('.') || after.contains(LAYER)
+        if self.model_types.values().all(Vec::is_empty) {
+            return Err("there is no model type".to_owned());
+        }
+        for types in self.model_types.values() {
+            refuse_repetition("model type", types)?;
+        }
+        refuse_repetition("attention", &self.attention)?;
+        refuse_repetition("hybrid", &self.hybrids)?;
+        let known =
+            |model_type: &String| self.model_types.values().flatten().any(|known| known == model_type);
+        if let Some(stranger) = self.hybrids.iter().find(|hybrid| !known(hybrid)) {
+            return Err(format!("the hybrid {} is none of the model types", quote(stranger)));
+        }
+        if self.attention.is_empty() {
+            return Err("there is no `attention`".to_owned());
+        }
+        if let Some(path) =
+            self.attention.iter().find(|path| !path.is_empty() && path.split('.').any(str::is_empty))
         {
-            return Err(format!(
-                "`attention` should be parts of a name, each followed by a dot, one of them {LAYER}, but is {}",
-                quote(&self.attention)
-            ));
+            return Err(format!("{} in `attention` has an empty part", quote(path)));
         }
-        if let Some(prefix) = self.prefixes.iter().find(|prefix| !prefix.is_empty() && !prefix.ends_with('.'))
-        {
-            return Err(format!("the prefix {} does not end in a dot", quote(prefix)));
+        self.check_tensors()?;
+        self.sizes.check()
+    }
+
+    fn check_tensors(&self) -> std::result::Result<(), String> {
+        if self.tensors.iter().any(|tensor| tensor.holds.is_empty()) {
+            return Err("a tensor holds nothing".to_owned());
         }
-        for (what, list) in [("model type", &self.model_types), ("prefix", &self.prefixes)] {
-            if list.is_empty() {
-                return Err(format!("there is no {what}"));
-            }
-            if let Some(repeated) = first_repeated(list) {
-                return Err(format!("the {what} {} appears twice", quote(repeated)));
-            }
-        }
-        if let Some(repeated) = first_repeated(self.tensors.iter().map(|tensor| &tensor.name)) {
-            return Err(format!("the tensor {} appears twice", quote(repeated)));
+        if self.tensors.iter().any(|tensor| matches!(tensor.blocks, Blocks::Number(0))) {
+            return Err("a tensor falls into 0 blocks".to_owned());
         }
         for role in Role::ALL {
-            let count =
-                self.tensors.iter().flat_map(|tensor| &tensor.holds).filter(|held| **held == role).count();
-            if count != 1 {
+            let held = self.tensors.iter().flat_map(|tensor| &tensor.holds);
+            let count = held.filter(|held| held.role() == Some(role)).count();
+            let expected = match (role, &self.keys_as_values) {
+                (Role::Value, KeysAsValues::Always) => 0,
+                _ => 1,
+            };
+            if count != expected {
                 return Err(format!(
-                    "the tensors hold the role {} {count} times instead of once",
+                    "the tensors hold the role {} {count} times instead of {expected}",
                     role.name()
                 ));
             }
         }
-        match self.tensors.iter().find(|tensor| tensor.holds.is_empty()) {
-            Some(tensor) => Err(format!("the tensor {} holds nothing", quote(&tensor.name))),
-            None => Ok(()),
+        if self.names.is_empty() {
+            return Err("there are no `names`".to_owned());
         }
+        for names in &self.names {
+            refuse_repetition("tensor", names)?;
+            if names.len() != self.tensors.len() {
+                return Err(format!("{} names are given for {} tensors", names.len(), self.tensors.len()));
+            }
+        }
+        Ok(())
     }
 }
 
-fn first_repeated<'a>(list: impl IntoIterator<Item = &'a String>) -> Option<&'a String> {
-    let mut seen = std::collections::BTreeSet::new();
-    list.into_iter().find(|item| !seen.insert(*item))
+fn refuse_repetition(what: &str, list: &[String]) -> std::result::Result<(), String> {
+    let mut seen = BTreeSet::new();
+    match list.iter().find(|item| !seen.insert(*item)) {
+        Some(repeated) => Err(format!("the {what} {} appears twice", quote(repeated))),
+        None => Ok(()),
+    }
+}
+
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("layouts/", $name)))),*]
+    };
 }
 
 /// The data files, embedded at build.
-const FILES: [(&str, &str); 3] = [
-    ("bert.json", include_str!("layouts/bert.json")),
-    ("gpt2.json", include_str!("layouts/gpt2.json")),
-    ("separate.json", include_str!("layouts/separate.json")),
+const FILES: &[(&str, &str)] = embedded![
+    "codegen.json",
+    "concatenated.json",
+    "concatenated_staged.json",
+    "cross.json",
+    "deepseek_v4.json",
+    "gate_first.json",
+    "gated.json",
+    "interleaved.json",
+    "latent.json",
+    "query_apart.json",
+    "separate.json",
+    "separate_staged.json",
+    "shared.json",
+    "transposed.json",
+    "xlnet.json",
 ];
 
 /// Every known family, in order of name.
@@ -177,7 +275,7 @@ const FILES: [(&str, &str); 3] = [
 /// [`Error::Model`] if one of the data files that this library was built with is not well-formed.
 pub fn families() -> Result<&'static [Family]> {
     static FAMILIES: OnceLock<std::result::Result<Vec<Family>, (&str, String)>> = OnceLock::new();
-    match FAMILIES.get_or_init(|| parse_all(&FILES)) {
+    match FAMILIES.get_or_init(|| parse_all(FILES)) {
         Ok(families) => Ok(families),
         Err((file, problem)) => Err(Error::model(&Path::new("rust/model/layouts").join(file), problem)),
     }
@@ -185,108 +283,12 @@ pub fn families() -> Result<&'static [Family]> {
 
 fn parse_all<'a>(files: &[(&'a str, &str)]) -> std::result::Result<Vec<Family>, (&'a str, String)> {
     let mut families: Vec<Family> = Vec::new();
-    let mut owners = BTreeMap::new();
     for (file, text) in files {
         let family = Family::parse(text).map_err(|problem| (*file, problem))?;
         if *file != format!("{}.json", family.name) {
             return Err((file, format!("the family's name is {}, not the file's", quote(&family.name))));
         }
-        for model_type in &family.model_types {
-            if let Some(owner) = owners.insert(model_type.clone(), *file) {
-                return Err((file, format!("the model type {} is also in {owner}", quote(model_type))));
-            }
-        }
         families.push(family);
     }
     Ok(families)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    fn valid() -> Value {
-        json!({
-            "name": "a",
-            "description": "An example.",
-            "model_types": ["a"],
-            "prefixes": ["", "model."],
-            "attention": "layers.{layer}.attention.",
-            "tensors": [
-                {"name": "query.weight", "orientation": "out_in", "holds": ["query"]},
-                {"name": "both.weight", "orientation": "in_out", "holds": ["key", "value"]},
-            ],
-            "config": {"layers": "layers", "query_heads": "heads", "hidden_size": "width"},
-        })
-    }
-
-    /// Why the valid family is refused after this change of it.
-    #[track_caller]
-    fn refusal(at: &str, value: Value) -> String {
-        let mut family = valid();
-        let (parent, key) = at.rsplit_once('/').unwrap();
-        family.pointer_mut(parent).unwrap()[key] = value;
-        Family::parse(&family.to_string()).unwrap_err()
-    }
-
-    #[test]
-    fn every_embedded_family_is_well_formed_and_in_order_of_name() {
-        let names: Vec<&str> = families().unwrap().iter().map(Family::name).collect();
-        assert_eq!(names, ["bert", "gpt2", "separate"]);
-        Family::parse(&valid().to_string()).unwrap();
-    }
-
-    #[test]
-    fn every_data_file_is_embedded() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("rust/model/layouts");
-        let mut found: Vec<String> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        found.sort();
-        assert_eq!(found, FILES.map(|(file, _)| file));
-    }
-
-    #[test]
-    fn unknown_keys_are_refused_at_every_depth() {
-        for at in ["/extra", "/tensors/0/extra", "/config/extra"] {
-            assert!(refusal(at, json!("x")).starts_with("unknown field `extra`"), "{at}");
-        }
-        assert!(refusal("/tensors/0/holds", json!(["gate"])).starts_with("unknown variant `gate`"));
-        assert!(refusal("/tensors/0/orientation", json!("rows")).starts_with("unknown variant `rows`"));
-    }
-
-    #[test]
-    fn what_does_not_make_sense_is_refused() {
-        let repeated = json!(["x.", "x."]);
-        assert_eq!(refusal("/prefixes", repeated), "the prefix `x.` appears twice");
-        assert_eq!(refusal("/prefixes", json!(["x"])), "the prefix `x` does not end in a dot");
-        assert_eq!(refusal("/prefixes", json!([])), "there is no prefix");
-        assert_eq!(refusal("/model_types", json!([])), "there is no model type");
-        assert_eq!(refusal("/model_types", json!(["b", "b"])), "the model type `b` appears twice");
-        assert_eq!(
-            refusal("/tensors/0/name", json!("both.weight")),
-            "the tensor `both.weight` appears twice"
-        );
-        let missing = "the tensors hold the role query 0 times instead of once";
-        assert_eq!(refusal("/tensors/0/holds", json!([])), missing);
-        let twice = "the tensors hold the role key 2 times instead of once";
-        assert_eq!(refusal("/tensors/0/holds", json!(["query", "key"])), twice);
-        for attention in ["layers.", "layers.{layer}", "{layer}.a.", "x{layer}.a.", "a.{layer}.{layer}."] {
-            let problem = refusal("/attention", json!(attention));
-            assert!(problem.starts_with("`attention` should be"), "{problem}");
-        }
-    }
-
-    #[test]
-    fn a_model_type_belongs_to_one_family() {
-        let first = valid().to_string();
-        let second = first.replace(r#""name":"a""#, r#""name":"b""#);
-        let problem = parse_all(&[("a.json", &first), ("b.json", &second)]).unwrap_err();
-        assert_eq!(problem, ("b.json", "the model type `a` is also in a.json".to_owned()));
-        let problem = parse_all(&[("c.json", &first)]).unwrap_err();
-        assert_eq!(problem, ("c.json", "the family's name is `a`, not the file's".to_owned()));
-    }
 }

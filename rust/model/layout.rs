@@ -1,36 +1,60 @@
 //! Finds the attention of a model among its tensors, and every head's rows in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::family::{Family, Orientation, Role, StoredTensor, families};
-use super::geometry::{Geometry, Section, show};
-use super::names;
+use super::component::Component;
+use super::family::{Blocks, Family, Held, KeysAsValues, Orientation, Role, StoredTensor, families};
+use super::geometry::{Geometry, Layer, Size};
+use super::parts::{Model, parts};
+use super::section::Section;
+use super::sizes::{LayerSizes, Position, Reader, Stored};
+use super::stack::{Block, Contents, Pattern, Stack, stacks};
+use super::{marks, names};
 use crate::error::quote;
 use crate::{Error, Result};
 
-/// One matrix of one head: `rows` x `columns` weights (out x in features), a piece of a stored tensor.
-///
-/// The weight in row r and column c is element `(first + r) * stride + c` of a tensor stored [`Orientation::OutIn`],
-/// and element `c * stride + first + r` of one stored [`Orientation::InOut`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How deep a configuration within a configuration is looked for.
+const DEPTH: usize = 4;
+
+/// A matrix that holds attention weights of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Module {
+    /// The name of its tensor, without `.weight`.
+    pub name: String,
+    /// How the tensor is stored, if it is stored as such.
+    pub orientation: Orientation,
+    /// How many rows the matrix has.
+    pub out_features: usize,
+    /// How long a row is.
+    pub in_features: usize,
+}
+
+/// One matrix of one head: rows of a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Slice<'a> {
-    /// The full name of the tensor.
-    pub tensor: &'a str,
-    /// Whether the matrix is rows or columns of the tensor.
-    pub orientation: Orientation,
-    /// The first of these rows or columns.
-    pub first: usize,
-    /// How many of them there are: the size of the query, key or value.
-    pub rows: usize,
-    /// How long each of them is: the hidden size.
-    pub columns: usize,
-    /// The number of elements in one stored row of the tensor.
-    pub stride: usize,
+    /// The place of the module in [`Attention::modules`].
+    pub index: usize,
+    /// The module.
+    pub module: &'a Module,
+    /// The head's rows.
+    pub rows: Range<usize>,
+}
+
+/// Why a layer, or what looks like one, is not among those of the geometry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeftOut {
+    /// What it is.
+    pub what: String,
+    /// Why it is left out.
+    pub why: String,
 }
 
 /// A model's attention: its geometry, and where in the tensors every head is.
@@ -39,26 +63,44 @@ pub struct Slice<'a> {
 #[derive(Debug)]
 pub struct Attention {
     geometry: Geometry,
-    family: &'static Family,
-    /// The names of the tensors, as many for each layer as the family has.
-    names: Vec<String>,
+    owner_type: String,
+    modules: Vec<Module>,
+    /// For each layer where its queries, keys and values are.
+    places: Vec<[Option<Place>; 3]>,
+    left_out: Vec<LeftOut>,
+}
+
+/// Where the matrices of a role are within a module.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    module: usize,
+    /// How many rows a block has.
+    block: usize,
+    /// How many of these stand before the first matrix.
+    before: usize,
+    /// How many matrices a block has.
+    share: usize,
+    /// How many rows a matrix has.
+    rows: usize,
 }
 
 impl Attention {
-    /// Reads the geometry from `config`, the content of `config.json`, and finds all it promises in `tensors`,
-    /// the names and shapes of all tensors. `path` is what messages are about.
+    /// Reads the geometry from `config`, the content of `config.json`, and finds all it promises in `contents`.
+    /// `path` is what messages are about. Without a component it is the text decoder's attention that is found,
+    /// else the encoder's, else that of the only tower there is.
     ///
     /// # Errors
     ///
-    /// [`Error::Model`] if the type of the model is in no family, if the configuration lacks a key or
-    /// contradicts itself or a tensor's shape, or if a tensor is missing.
+    /// [`Error::Model`] if the type of the model is in no family, if it has no such component, if the
+    /// configuration lacks a key or contradicts itself or a tensor's shape, or if a tensor is missing.
     pub fn resolve(
         path: &Path,
         config: &Map<String, Value>,
-        tensors: &BTreeMap<&str, &[usize]>,
+        contents: &Contents<'_>,
+        component: Option<Component>,
     ) -> Result<Self> {
         let families = families()?;
-        resolve(families, config, tensors).map_err(|problem| Error::model(path, problem))
+        resolve(families, config, contents, component).map_err(|problem| Error::model(path, problem))
     }
 
     /// How many heads of what size there are.
@@ -66,37 +108,33 @@ impl Attention {
         &self.geometry
     }
 
-    /// The names of the tensors that hold the attention, layer by layer.
-    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.names.iter().map(|name| &**name)
+    /// The type of the model whose attention it is: that of the model itself, or of one within.
+    pub fn owner_type(&self) -> &str {
+        &self.owner_type
+    }
+
+    /// The modules that hold the attention, layer by layer.
+    pub fn modules(&self) -> &[Module] {
+        &self.modules
+    }
+
+    /// What is not scanned although it is in the model, and why.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
     }
 
     /// The weights of query head `index`, or of the keys or values of key/value group `index`, in the layer
-    /// whose number is `geometry().layers[layer_index]`.
+    /// `geometry().layers[layer]`; nothing if the layer has no weights of that role.
     ///
     /// # Panics
     ///
     /// If there is no such layer, head or group.
-    pub fn slice(&self, role: Role, layer_index: usize, index: usize) -> Slice<'_> {
-        let geometry = &self.geometry;
-        assert!(layer_index < geometry.layers.len(), "there is no layer of index {layer_index}");
-        assert!(index < geometry.count(role), "there is no {} matrix {index}", role.name());
-        let stored = &self.family.tensors;
-        let place = stored.iter().position(|tensor| tensor.holds.contains(&role)).unwrap_or_default();
-        let StoredTensor { orientation, holds, .. } = &stored[place];
-        let size = |role: Role| geometry.count(role) * geometry.rows(role);
-        let before: usize = holds.iter().take_while(|held| **held != role).map(|held| size(*held)).sum();
-        Slice {
-            tensor: &self.names[layer_index * stored.len() + place],
-            orientation: *orientation,
-            first: before + index * geometry.rows(role),
-            rows: geometry.rows(role),
-            columns: geometry.hidden_size,
-            stride: match orientation {
-                Orientation::OutIn => geometry.hidden_size,
-                Orientation::InOut => holds.iter().map(|held| size(*held)).sum(),
-            },
-        }
+    pub fn slice(&self, role: Role, layer: usize, index: usize) -> Option<Slice<'_>> {
+        let sizes = &self.geometry.layers[layer];
+        assert!(index < sizes.count(role), "there is no {} matrix {index}", role.name());
+        let Place { module, block, before, share, rows } = self.places[layer][role as usize]?;
+        let first = index / share * block + before + index % share * rows;
+        Some(Slice { index: module, module: &self.modules[module], rows: first..first + rows })
     }
 }
 
@@ -105,130 +143,536 @@ type Problem<T> = std::result::Result<T, String>;
 fn resolve(
     families: &'static [Family],
     config: &Map<String, Value>,
-    tensors: &BTreeMap<&str, &[usize]>,
+    contents: &Contents<'_>,
+    component: Option<Component>,
 ) -> Problem<Attention> {
-    let found = || names::describe_attention(tensors.keys().copied());
-    let (family, model_type) = match config.get("model_type") {
-        Some(Value::String(model_type)) => match families.iter().find(|family| family.has(model_type)) {
-            Some(family) => (family, model_type),
-            None => {
-                let problem = format!("the model type {} is in no known family", quote(model_type));
-                return Err(format!("{problem}; {}; {}", found(), advice(families)));
-            }
-        },
-        other => {
-            let problem = match other {
-                None | Some(Value::Null) => "the configuration has no `model_type`".to_owned(),
-                Some(other) => format!("`model_type` should be a text, but is {}", show(other)),
-            };
-            return Err(format!("{problem}; {}; {}", found(), advice(families)));
-        }
-    };
-    let section = Section::of(config)?;
-    // A model around a text model can be made with one of any type.
-    if let Some(text_type) = section.model_type()?.filter(|text_type| !family.has(text_type)) {
-        return Err(format!(
-            "the model type {} is in the family {}, but its text model is of the type {}, which is not; {}; {}",
-            quote(model_type),
-            quote(&family.name),
-            quote(text_type),
-            found(),
-            advice(families)
-        ));
-    }
-    let (mut geometry, layers) = section.read(family, model_type)?;
-    let prefix = match *names::prefixes(family, tensors.keys().copied()) {
-        [prefix] => prefix,
-        [] => {
-            let expected: Vec<String> = family
-                .tensors
-                .iter()
-                .map(|tensor| quote(&format!("{}{}", family.attention, tensor.name)))
-                .collect();
+    let model = read_model(families, config, contents)?;
+    let modules = contents.modules();
+    let candidates = candidates(families, &model, &modules)?;
+    let chosen = choose(&model, &candidates, component).map_err(|problem| {
+        format!("{problem}; {}", names::describe_attention(contents.tensors.keys().copied()))
+    })?;
+    let first = *chosen.first().ok_or("there is no candidate")?;
+    let (owner, component, family) = (first.owner, first.component, first.family);
+    let mut stack: BTreeMap<Vec<usize>, &Block<'_>> = BTreeMap::new();
+    for candidate in &chosen {
+        if candidate.pattern.prefix != first.pattern.prefix
+            || candidate.stack.keys().any(|numbers| stack.contains_key(numbers))
+        {
+            let prefixes: Vec<String> = chosen.iter().map(|candidate| candidate.place()).collect();
             return Err(format!(
-                "a model of type {} should have the tensors {} after one of the prefixes {}, but has none; {}",
-                quote(model_type),
-                expected.join(", "),
-                list(&family.prefixes),
-                found()
+                "there are {} attention stacks that could be the {component}'s: {}; {}",
+                chosen.len(),
+                list(&prefixes),
+                names::describe_attention(contents.tensors.keys().copied())
             ));
         }
-        ref several => {
-            return Err(format!(
-                "there are {} attention stacks that could be meant, under the prefixes {}; {}",
-                several.len(),
-                list(several),
-                found()
-            ));
-        }
-    };
-    let shapes: Vec<Vec<usize>> =
-        family.tensors.iter().map(|tensor| shape(&geometry, tensor)).collect::<Problem<_>>()?;
-    let mut names = Vec::new();
-    // As many turns as there are tensors at most, whatever the configuration says.
-    for layer in 0..layers {
-        for (tensor, expected) in family.tensors.iter().zip(&shapes) {
-            let name = names::tensor_name(family, prefix, layer, &tensor.name);
-            let Some(found_shape) = tensors.get(&*name) else {
-                return Err(format!(
-                    "tensor {} is missing, although {} says that there are {layers} layers (`{}`), all of which \
-                     have attention in a model of type {}; {}",
-                    quote(&name),
-                    section.place,
-                    family.config.layers,
-                    quote(model_type),
-                    found()
-                ));
-            };
-            if found_shape != expected {
-                return Err(format!(
-                    "tensor {} should have the shape {expected:?} by {} ({}), but has the shape {found_shape:?}",
-                    quote(&name),
-                    section.place,
-                    reason(&geometry, tensor)
-                ));
-            }
-            names.push(name);
-        }
+        stack.extend(candidate.stack.iter().map(|(numbers, block)| (numbers.clone(), block)));
     }
-    geometry.layers = (0..layers).collect();
-    Ok(Attention { geometry, family, names })
+    let mut builder =
+        Builder { contents, owner, component, family, modules: Vec::new(), left_out: Vec::new() };
+    let (layers, places) = builder.layers(&first.pattern, &stack)?;
+    let Builder { modules, mut left_out, .. } = builder;
+    left_out.extend(candidates.iter().filter(|other| !chosen.iter().any(|one| one.is(other))).map(|other| {
+        LeftOut {
+            what: format!("{} ({} layers)", other.place(), other.stack.len()),
+            why: format!("it is the attention of the {}", other.component),
+        }
+    }));
+    let geometry =
+        Geometry { model_type: model.model_type.to_owned(), family: family.name.clone(), component, layers };
+    Ok(Attention { geometry, owner_type: owner.model_type.to_owned(), modules, places, left_out })
 }
 
-/// The shape that a tensor must have.
-fn shape(geometry: &Geometry, tensor: &StoredTensor) -> Problem<Vec<usize>> {
-    let out = tensor.holds.iter().try_fold(0_usize, |sum, role| {
-        sum.checked_add(geometry.count(*role).checked_mul(geometry.rows(*role))?)
-    });
-    let whole = out.and_then(|out| out.checked_mul(geometry.hidden_size).map(|_| out));
-    match (whole, tensor.orientation) {
-        (Some(out), Orientation::OutIn) => Ok(vec![out, geometry.hidden_size]),
-        (Some(out), Orientation::InOut) => Ok(vec![geometry.hidden_size, out]),
-        (None, _) => Err(format!(
-            "no tensor is as large as `{}` would have to be ({})",
-            tensor.name,
-            reason(geometry, tensor)
-        )),
+/// The configuration as models, all of known types.
+fn read_model<'a>(
+    families: &[Family],
+    config: &'a Map<String, Value>,
+    contents: &Contents<'_>,
+) -> Problem<Model<'a>> {
+    let found = || names::describe_attention(contents.tensors.keys().copied());
+    let section = Section::whole(config);
+    let Some(model_type) = section.model_type()? else {
+        return Err(format!("the configuration has no `model_type`; {}; {}", found(), advice(families)));
+    };
+    let model = Model::read(families, section, model_type, DEPTH)?;
+    let wraps =
+        |model: &Model<'_>| Ok::<_, String>(parts()?.model_types().any(|known| known == model.model_type));
+    if model.components.is_empty() && !wraps(&model)? {
+        let problem = format!("the model type {} is in no known family", quote(model_type));
+        return Err(format!("{problem}; {}; {}", found(), advice(families)));
+    }
+    Ok(model)
+}
+
+/// Layers that may be what is looked for.
+struct Candidate<'m, 'a> {
+    owner: &'m Model<'m>,
+    component: Component,
+    family: &'static Family,
+    pattern: Pattern,
+    stack: Stack<'a>,
+}
+
+impl Candidate<'_, '_> {
+    /// How the names of its modules begin.
+    fn place(&self) -> String {
+        let attention = &self.family.attention[self.pattern.path];
+        let dot = if attention.is_empty() { "" } else { "." };
+        format!("{}{dot}{attention}", self.pattern.prefix)
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.component == other.component
+            && self.pattern.prefix == other.pattern.prefix
+            && self.place() == other.place()
+    }
+}
+
+fn candidates<'m, 'a>(
+    families: &'static [Family],
+    model: &'m Model<'m>,
+    modules: &BTreeSet<&'a str>,
+) -> Problem<Vec<Candidate<'m, 'a>>> {
+    let mut candidates = Vec::new();
+    for family in families {
+        let has = |model: &&Model<'_>| {
+            model.components.iter().any(|component| family.has(*component, model.model_type))
+        };
+        if !model.all().iter().any(has) {
+            continue;
+        }
+        for (pattern, stack) in stacks(family, modules.iter().copied()) {
+            let parts: Vec<&str> = pattern.prefix.split('.').collect();
+            let Some((owner, components)) = model.owner(&parts)? else { continue };
+            let component = components.into_iter().find(|component| family.has(*component, owner.model_type));
+            if let Some(component) = component {
+                candidates.push(Candidate { owner, component, family, pattern, stack });
+            }
+        }
+    }
+    // A layer whose tensors one family knows all is not that of another family, which knows but some of them.
+    let whole = |candidate: &Candidate<'_, '_>| {
+        let spelled = |block: &Block<'_>| spelling(candidate.family, block).is_some();
+        candidate.stack.values().any(spelled)
+    };
+    let (complete, partial): (Vec<_>, Vec<_>) = candidates.into_iter().partition(whole);
+    let mut candidates = complete;
+    for candidate in partial {
+        if !candidates.iter().any(|other| other.component == candidate.component) {
+            candidates.push(candidate);
+        }
+    }
+    Ok(candidates)
+}
+
+/// The candidates of the component that is asked for, or of the first that there is.
+fn choose<'c, 'm, 'a>(
+    model: &'m Model<'m>,
+    candidates: &'c [Candidate<'m, 'a>],
+    component: Option<Component>,
+) -> Problem<Vec<&'c Candidate<'m, 'a>>> {
+    let of = |component: Component| -> Vec<&Candidate<'m, 'a>> {
+        candidates.iter().filter(|candidate| candidate.component == component).collect()
+    };
+    let promised =
+        |component: &Component| model.all().iter().any(|model| model.components.contains(component));
+    let there: Vec<&str> = Component::ALL
+        .into_iter()
+        .filter(|component| !of(*component).is_empty())
+        .map(Component::name)
+        .collect();
+    let wanted = match component {
+        Some(component) => component,
+        None => match Component::ALL.into_iter().find(promised) {
+            Some(component) => component,
+            None => {
+                let inner: Vec<&str> = model.all().iter().skip(1).map(|inner| inner.model_type).collect();
+                return Err(format!(
+                    "a model of type {} has only the attention of the models within, and of their types none is \
+                     in a known family: {}",
+                    quote(model.model_type),
+                    if inner.is_empty() { "there are none".to_owned() } else { list(&inner) }
+                ));
+            }
+        },
+    };
+    let chosen = of(wanted);
+    if !chosen.is_empty() {
+        return Ok(chosen);
+    }
+    let there = if there.is_empty() { "nothing else".to_owned() } else { there.join(", ") };
+    let mut expected = Vec::new();
+    for family in families().map_err(|error| error.to_string())? {
+        if model.all().iter().any(|model| family.has(wanted, model.model_type)) {
+            let names = family.names[0].iter().map(|own| format!("{}.{own}", family.attention[0]));
+            expected.push(format!("{} (family {})", list(&names.collect::<Vec<_>>()), quote(&family.name)));
+        }
+    }
+    if expected.is_empty() {
+        return Err(format!(
+            "a model of type {} has no attention stack {}; there is {there}",
+            quote(model.model_type),
+            quote(wanted.name())
+        ));
+    }
+    Err(format!(
+        "a model of type {} should have an attention stack {}, with tensors such as {}, but there is {there}",
+        quote(model.model_type),
+        quote(wanted.name()),
+        expected.join(" or ")
+    ))
+}
+
+/// The names of the family's tensors, if all that a layer needs are in the block.
+fn spelling<'f>(family: &'f Family, block: &Block<'_>) -> Option<&'f [String]> {
+    let needed = |names: &&Vec<String>| {
+        let mut tensors = family.tensors.iter().zip(names.iter());
+        tensors.all(|(tensor, name)| family.may_lack(tensor) || block.modules.contains_key(&**name))
+    };
+    family.names.iter().find(needed).map(|names| &**names)
+}
+
+/// Makes the geometry, layer by layer.
+struct Builder<'m, 'c> {
+    contents: &'c Contents<'c>,
+    owner: &'m Model<'m>,
+    component: Component,
+    family: &'static Family,
+    modules: Vec<Module>,
+    left_out: Vec<LeftOut>,
+}
+
+type Places = [Option<Place>; 3];
+
+impl<'c> Builder<'_, 'c> {
+    fn layers(
+        &mut self,
+        pattern: &Pattern,
+        stack: &BTreeMap<Vec<usize>, &Block<'c>>,
+    ) -> Problem<(Vec<Layer>, Vec<Places>)> {
+        let owner = self.owner;
+        let reader = Reader::new(&self.family.sizes, &owner.section, self.component)?;
+        let staged = stack.keys().any(|numbers| numbers.len() > 1);
+        let expected = reader.layers(staged)?;
+        let stages = stack.keys().map(|numbers| numbers[0] + 1).max().unwrap_or(0);
+        let hybrid = self.family.is_hybrid(owner.model_type);
+        let marks = marks::linear_attention(self.contents.tensors.keys().copied());
+        let (mut layers, mut places): (Vec<Layer>, Vec<Places>) = (Vec::new(), Vec::new());
+        let count = expected.as_ref().map_or(stack.len(), |(count, _)| *count);
+        let last = stack.keys().next_back().map_or(0, |numbers| numbers[numbers.len() - 1] + 1);
+        let numbered: Vec<(usize, Option<(&Vec<usize>, &&Block<'c>)>)> = if staged {
+            stack
+                .iter()
+                .map(Some)
+                .chain(std::iter::repeat(None))
+                .take(count.min(stack.len() + 1))
+                .enumerate()
+                .collect()
+        } else {
+            // As many turns as there are layers at most, whatever the configuration says.
+            (0..count.min(last + 1)).map(|number| (number, stack.get_key_value(&vec![number]))).collect()
+        };
+        for (number, block) in numbered {
+            let Some((numbers, block)) = block else {
+                if hybrid && number < count {
+                    self.without_attention(pattern, number);
+                    continue;
+                }
+                return Err(self.missing(pattern, number, &self.family.names[0][0], &expected));
+            };
+            if let Some(mark) = marks.get(block.path) {
+                let why = format!("{} beside it says that this is linear attention", quote(mark));
+                self.left_out.push(LeftOut { what: format!("layer {number}"), why });
+                continue;
+            }
+            let position = Position { layer: number, layers: count, stage: numbers[0], stages };
+            let (layer, place) = self.layer(&reader, position, pattern, block, &expected)?;
+            layers.push(layer);
+            places.push(place);
+        }
+        let beyond =
+            stack.len().saturating_sub(if staged { count } else { stack.range(..vec![count]).count() });
+        if beyond > 0 {
+            let key = expected.map(|(_, key)| key).unwrap_or_default();
+            self.left_out.push(LeftOut {
+                what: format!("{beyond} layers from number {count} on"),
+                why: format!("the configuration says that there are {count} layers (`{key}`)"),
+            });
+        }
+        if layers.is_empty() {
+            return Err(format!("none of the {count} layers has softmax attention"));
+        }
+        Ok((layers, places))
+    }
+
+    fn without_attention(&mut self, pattern: &Pattern, number: usize) {
+        let prefix = pattern.prefix.replacen('#', &number.to_string(), 1);
+        let parts = names::children(self.contents.tensors.keys().copied(), &prefix);
+        let why = format!("it has no attention; its parts are {}", parts.join(", "));
+        self.left_out.push(LeftOut { what: format!("layer {number}"), why });
+    }
+
+    fn missing(
+        &self,
+        pattern: &Pattern,
+        number: usize,
+        own: &str,
+        expected: &Option<(usize, String)>,
+    ) -> String {
+        let prefix = pattern.prefix.replacen('#', &number.to_string(), 1);
+        let attention = &self.family.attention[pattern.path];
+        let dot = if attention.is_empty() { "" } else { "." };
+        let (count, key) = expected.clone().unwrap_or_default();
+        format!(
+            "tensor {} is missing, although {} says that there are {count} layers (`{key}`), all of which have \
+             attention in a model of type {}; {}",
+            quote(&format!("{prefix}{dot}{attention}.{own}.weight")),
+            self.owner.section.place,
+            quote(self.owner.model_type),
+            names::describe_attention(self.contents.tensors.keys().copied())
+        )
+    }
+
+    fn layer(
+        &mut self,
+        reader: &Reader<'_>,
+        position: Position,
+        pattern: &Pattern,
+        block: &Block<'c>,
+        expected: &Option<(usize, String)>,
+    ) -> Problem<(Layer, Places)> {
+        let (family, section) = (self.family, &self.owner.section);
+        let Some(names) = spelling(family, block) else {
+            let names = &family.names;
+            let closest = names
+                .iter()
+                .max_by_key(|names| names.iter().filter(|name| block.modules.contains_key(&***name)).count());
+            let absent =
+                closest.and_then(|names| names.iter().find(|name| !block.modules.contains_key(&***name)));
+            let own = absent.unwrap_or(&names[0][0]);
+            return Err(self.missing(pattern, position.layer, own, expected));
+        };
+        let without_keys = match &family.layers_without_keys {
+            Some(key) => match section.given(key) {
+                Some(value) => position.layer >= position.layers.saturating_sub(section.count(key, value)?),
+                None => false,
+            },
+            None => false,
+        };
+        let mut held: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
+        for (index, (tensor, name)) in family.tensors.iter().zip(names).enumerate() {
+            if without_keys && !tensor.holds.contains(&Held::Query) {
+                continue;
+            }
+            if let Some(module) = block.modules.get(&**name) {
+                held.insert(index, (self.modules.len() + held.len(), module));
+            }
+        }
+        let has = |role: Role| {
+            family.tensors.iter().enumerate().any(|(index, tensor)| {
+                held.contains_key(&index) && tensor.holds.iter().any(|held| held.role() == Some(role))
+            })
+        };
+        let keys_are_values = !has(Role::Value)
+            && has(Role::Key)
+            && match &family.keys_as_values {
+                KeysAsValues::Never => false,
+                KeysAsValues::Always => true,
+                KeysAsValues::When(key) => section.flag(key)?,
+            };
+        let complete = without_keys || has(Role::Key) && (has(Role::Value) || keys_are_values);
+        if !complete {
+            let absent =
+                family.tensors.iter().zip(names).enumerate().find(|(index, _)| !held.contains_key(index));
+            let own = absent.map_or(&names[0], |(_, (_, name))| name);
+            return Err(self.missing(pattern, position.layer, own, expected));
+        }
+        let view = View { contents: self.contents, family, block, held: &held };
+        let sizes = reader
+            .of_layer(position, &view)
+            .map_err(|problem| format!("{problem} (layer {}, {})", position.layer, quote(block.path)))?;
+        let mut places: Places = [None; 3];
+        let mut columns = [0; 3];
+        for (index, (module_index, name)) in &held {
+            let tensor = &family.tensors[*index];
+            let features = self.check(reader, tensor, name, &sizes)?;
+            self.modules.push(Module {
+                name: (*name).to_owned(),
+                orientation: tensor.orientation,
+                out_features: features[0],
+                in_features: features[1],
+            });
+            let blocks = blocks(tensor, &sizes);
+            let mut before = 0;
+            for held in &tensor.holds {
+                let (count, rows) = size(*held, &sizes);
+                if let Some(role) = held.role() {
+                    let (module, block) = (*module_index, features[0] / blocks);
+                    places[role as usize] =
+                        Some(Place { module, block, before, share: count / blocks, rows });
+                    columns[role as usize] = features[1];
+                }
+                before += count / blocks * rows;
+            }
+        }
+        if keys_are_values {
+            places[Role::Value as usize] = places[Role::Key as usize];
+            columns[Role::Value as usize] = columns[Role::Key as usize];
+        }
+        let size = |role: Role| {
+            places[role as usize].map(|place| Size { rows: place.rows, columns: columns[role as usize] })
+        };
+        let layer = Layer {
+            number: position.layer,
+            query_heads: sizes.query_heads,
+            key_value_heads: sizes.key_value_heads,
+            query: size(Role::Query).ok_or("a layer has no queries")?,
+            key: size(Role::Key),
+            value: size(Role::Value),
+            keys_are_values,
+        };
+        Ok((layer, places))
+    }
+
+    /// The out and in features of a module, which are as its sizes demand.
+    fn check(
+        &self,
+        reader: &Reader<'_>,
+        tensor: &StoredTensor,
+        module: &str,
+        sizes: &LayerSizes,
+    ) -> Problem<[usize; 2]> {
+        let too_large = || {
+            format!("no tensor is as large as {} would have to be ({})", quote(module), reason(tensor, sizes))
+        };
+        let out = tensor.holds.iter().try_fold(0_usize, |sum, held| {
+            let (count, rows) = size(*held, sizes);
+            sum.checked_add(count.checked_mul(rows)?)
+        });
+        let out = out.ok_or_else(too_large)?;
+        let blocks = blocks(tensor, sizes);
+        if tensor.holds.iter().any(|held| !size(*held, sizes).0.is_multiple_of(blocks)) {
+            return Err(format!(
+                "{} should fall into {blocks} equal blocks, which {} cannot",
+                quote(module),
+                reason(tensor, sizes)
+            ));
+        }
+        let (name, found, stored) = match self.contents.tensor(module) {
+            Some((name, shape)) => (name, features(tensor.orientation, shape), Some(shape)),
+            None => (module, self.contents.computed.get(module).copied(), None),
+        };
+        let hidden = if tensor.any_inputs {
+            None
+        } else {
+            Some(sizes.hidden_size.ok_or_else(|| reader.lacks_hidden_size())?)
+        };
+        let columns = hidden.or(found.map(|[_, columns]| columns)).unwrap_or(0);
+        out.checked_mul(columns).ok_or_else(too_large)?;
+        if found == Some([out, columns]) && columns > 0 {
+            return Ok([out, columns]);
+        }
+        let columns = hidden.map_or("any".to_owned(), |columns| columns.to_string());
+        let expected = match tensor.orientation {
+            Orientation::InOut if stored.is_some() => format!("[{columns}, {out}]"),
+            _ => format!("[{out}, {columns}]"),
+        };
+        let found = match (stored, found) {
+            (Some(shape), _) => format!("{shape:?}"),
+            (None, found) => format!("{:?}", found.unwrap_or_default()),
+        };
+        Err(format!(
+            "tensor {} should have the shape {expected} by {} ({}), but has the shape {found}",
+            quote(name),
+            self.owner.section.place,
+            reason(tensor, sizes)
+        ))
+    }
+}
+
+/// The out and in features of a tensor of this shape, if it is a matrix.
+fn features(orientation: Orientation, shape: &[usize]) -> Option<[usize; 2]> {
+    match (orientation, shape) {
+        (Orientation::OutIn, [out, columns, rest @ ..]) if rest.iter().all(|size| *size == 1) => {
+            Some([*out, *columns])
+        }
+        (Orientation::InOut, [columns, out @ ..]) if !out.is_empty() => out
+            .iter()
+            .try_fold(1_usize, |product, size| product.checked_mul(*size))
+            .map(|out| [out, *columns]),
+        _ => None,
+    }
+}
+
+/// What one layer's tensors say about its sizes.
+struct View<'v, 'c> {
+    contents: &'c Contents<'c>,
+    family: &'static Family,
+    block: &'v Block<'c>,
+    held: &'v BTreeMap<usize, (usize, &'c str)>,
+}
+
+impl Stored for View<'_, '_> {
+    fn features(&self, role: Role) -> Option<usize> {
+        let (index, (_, module)) = self.held.iter().find(
+            |(index, _)| matches!(&*self.family.tensors[**index].holds, [held] if held.role() == Some(role)),
+        )?;
+        let found = match self.contents.tensor(module) {
+            Some((_, shape)) => features(self.family.tensors[*index].orientation, shape),
+            None => self.contents.computed.get(module).copied(),
+        };
+        found.map(|[out, _]| out)
+    }
+
+    fn length_of(&self, name: &str) -> Option<usize> {
+        let name = format!("{}.{name}", self.block.path);
+        match self.contents.tensors.get(&*name)? {
+            [length] => Some(*length),
+            _ => None,
+        }
+    }
+}
+
+/// How many matrices of this kind a layer has, and how many rows each.
+fn size(held: Held, sizes: &LayerSizes) -> (usize, usize) {
+    match held {
+        Held::Query => (sizes.query_heads, sizes.query_size),
+        Held::Key => (sizes.key_value_heads, sizes.key_size),
+        Held::Value => (sizes.key_value_heads, sizes.value_size),
+        Held::Gate => (sizes.query_heads, sizes.value_size),
+    }
+}
+
+fn blocks(tensor: &StoredTensor, sizes: &LayerSizes) -> usize {
+    match tensor.blocks {
+        Blocks::One => 1,
+        Blocks::QueryHeads => sizes.query_heads,
+        Blocks::KeyValueHeads => sizes.key_value_heads,
+        Blocks::Number(number) => number,
     }
 }
 
 /// Where the shape comes from, in words.
-fn reason(geometry: &Geometry, tensor: &StoredTensor) -> String {
+fn reason(tensor: &StoredTensor, sizes: &LayerSizes) -> String {
     let mut text = String::new();
-    for role in &tensor.holds {
-        let kind = match role {
-            Role::Query => "query",
-            Role::Key | Role::Value if tensor.holds.len() == 1 => "key/value",
-            Role::Key => "key",
-            Role::Value => "value",
+    for held in &tensor.holds {
+        let kind = match held {
+            Held::Query => "query",
+            Held::Key | Held::Value if tensor.holds.len() == 1 => "key/value",
+            Held::Key => "key",
+            Held::Value => "value",
+            Held::Gate => "gate",
         };
-        let (count, rows) = (geometry.count(*role), geometry.rows(*role));
+        let (count, rows) = size(*held, sizes);
         let heads = if count == 1 { "head" } else { "heads" };
         // Writing to a text cannot fail.
         let _ = write!(text, "{count} {kind} {heads} of size {rows}, ");
     }
-    let _ = write!(text, "hidden size {}", geometry.hidden_size);
-    text
+    match sizes.hidden_size.filter(|_| !tensor.any_inputs) {
+        Some(hidden) => text + &format!("hidden size {hidden}"),
+        None => text.trim_end_matches(", ").to_owned(),
+    }
 }
 
 fn list(items: &[impl AsRef<str>]) -> String {

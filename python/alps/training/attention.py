@@ -94,12 +94,15 @@ class Attention:
         }
 
 
-def find(model: nn.Module, shapes: dict[str, list[int]] | None = None) -> Attention:
+def find(
+    model: nn.Module, shapes: dict[str, list[int]] | None = None, component: str | None = None
+) -> Attention:
     """Finds the heads of a model by its configuration and the names and shapes of its tensors.
 
     Args:
         model: A model of transformers.
         shapes: The names and shapes, where they are not those of the model's parameters.
+        component: Whose heads, as for `alps.scan`.
 
     Raises:
         ArgumentError: The model has no configuration.
@@ -118,9 +121,9 @@ def find(model: nn.Module, shapes: dict[str, list[int]] | None = None) -> Attent
             "load the model without quantisation"
         )
     fields, matrices = _alps.attention(
-        name, json.dumps(config.to_dict(), default=str), parameter_shapes(model) if shapes is None else shapes
+        name, json.dumps(config.to_dict(), default=str), parameter_shapes(model) if shapes is None else shapes, component
     )
-    return Attention(Geometry.from_fields(fields), tuple(Matrix(*matrix) for matrix in matrices))
+    return Attention(Geometry.of_layers(**fields), tuple(Matrix(*matrix) for matrix in matrices))
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
