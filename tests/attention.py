@@ -499,40 +499,20 @@ def in_file(model: Any, by_role: dict[str, dict[str, torch.Tensor]], heads: int)
     return result
 
 
-def ranges(code: torch.Tensor) -> dict[str, Any] | None:
-    """Marks as runs of rows of one axis: `{"axis": 0, "rows": [[first, end, [heads]], ...]}`; None if it is not that simple."""
-    code = code.round().long()
-    best = None
-    for axis in range(code.dim()):
-        flat = code.movedim(axis, 0).reshape(code.shape[axis], -1)
-        union = flat[:, 0].clone()
-        for column in range(1, flat.shape[1]):
-            union |= flat[:, column]
-        exact = float(((flat == union[:, None])).float().mean())
-        runs: list[list[Any]] = []
-        for row, mask in enumerate(union.tolist()):
-            heads = [h for h in range(62) if mask >> h & 1]
-            if runs and runs[-1][2] == heads:
-                runs[-1][1] = row + 1
-            else:
-                runs.append([row, row + 1, heads])
-        if best is None or (exact > best["exact"] + 0.02) or (abs(exact - best["exact"]) <= 0.02 and len(runs) < len(best["rows"]) and best["exact"] < 0.98):
-            best = {"axis": axis, "exact": round(exact, 3), "rows": runs}
-    return best
-
-
 def layered(name: str) -> tuple[str, list[int]]:
     """A module's or tensor's name with its numbers taken out: `model.layers.{}.self_attn`, [3]."""
     numbers = [int(n) for n in re.findall(r"(?<=\.)\d+(?=\.|$)", name)]
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "{}", name), numbers
 
 
-def traced(model: Any, ends: int = 1000) -> tuple[list[tuple[str, int, dict[str, dict[str, torch.Tensor]]]], list[Run]]:
+def traced(model: Any, ends: int = 1000) -> tuple[
+    list[tuple[str, int, dict[str, dict[str, torch.Tensor]]]], list[Run], dict[str, str]
+]:
     """Every attention that runs: its module, its heads, and by role the marks of its heads on the tensors of the file.
 
     Of attentions of one kind in many layers, the first and the last `ends`.
     """
-    first, runs, _ = observe(model)
+    first, runs, failures = observe(model)
     result: list[tuple[str, int, dict[str, dict[str, torch.Tensor]]]] = []
     with without_norms(model, {attention.module for attention in first}):
         again: dict[tuple[str, int], Attention] = {}
@@ -546,61 +526,7 @@ def traced(model: Any, ends: int = 1000) -> tuple[list[tuple[str, int, dict[str,
             by_role = entries(model, attention)
             heads = min(62, max([attention.heads, *(part.heads for part in attention.parts.values())]))
             result.append((attention.module, attention.heads, in_file(model, by_role, heads)))
-    return result, runs
-
-
-def stacks(model: Any, ends: int = 2) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """All attention of a model as it lies in its file, and what could not be run.
-
-    Of attentions of one kind in many layers, the first and the last few. Each entry has its module, its heads, and for each role the tensors of the file with the runs of
-    rows that belong to each head.
-    """
-    first, runs, failures = observe(model)
-    result: list[dict[str, Any]] = []
-    with without_norms(model, {attention.module for attention in first}):
-        again: dict[tuple[str, int], Attention] = {}
-        for name, arguments in runs:
-            _run(model, name, arguments, again)
-        found = list(again.values())
-        alike: dict[str, list[Attention]] = {}
-        for attention in found:
-            shapes = [part.tensor.shape for part in attention.parts.values()]
-            alike.setdefault(f"{layered(attention.module)[0]} {shapes}", []).append(attention)
-        chosen = [a for group in alike.values() for i, a in enumerate(group) if not ends <= i < len(group) - ends]
-        for attention in chosen:
-            by_role = entries(model, attention)
-            heads = min(62, max([attention.heads, *(part.heads for part in attention.parts.values())]))
-            saved = in_file(model, by_role, heads)
-            result.append(
-                {
-                    "module": attention.module,
-                    "heads": attention.heads,
-                    "shapes": {
-                        role: list(part.tensor.shape)
-                        for role, part in {**attention.parts, "output": attention.output}.items()
-                    },
-                    **{
-                        role: {name: {"shape": list(code.shape), **(ranges(code) or {})} for name, code in saved[role].items()}
-                        for role in ROLES
-                    },
-                }
-            )
-    return result, failures
-
-
-def stacks(model: Any) -> list[dict[str, Any]]:
-    """All attention of a model as it lies in its file, in a form for JSON: of many layers alike, the first and last two."""
-    return [
-        {
-            "module": module,
-            "heads": heads,
-            **{
-                role: {name: {"shape": list(code.shape), **(ranges(code) or {})} for name, code in tensors.items()}
-                for role, tensors in by_role.items()
-            },
-        }
-        for module, heads, by_role in traced(model, ends=2)[0]
-    ]
+    return result, runs, failures
 
 
 _SIGNS = ("softmax(", "attention_interface(", "scaled_dot_product_attention(", "eager_attention_forward(", "multi_head_attention")

@@ -65,10 +65,10 @@ class Truth:
         return attention.layered(self.module)[1]
 
 
-def truths(model: Any) -> tuple[list[Truth], list[attention.Run]]:
+def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]]:
     """Every softmax attention of a model that runs, in the order of running, and the runs that show them."""
-    found, runs = attention.traced(model)
-    result = []
+    found, runs, failures = attention.traced(model)
+    result: list[Truth] = []
     for module, heads, by_role in found:
         rows: dict[str, Rows] = {}
         others: set[str] = set()
@@ -82,8 +82,10 @@ def truths(model: Any) -> tuple[list[Truth], list[attention.Run]]:
                 rows[role] = ranked[0]
             others |= set(tensors)
         others -= {part.tensor for part in rows.values()}
-        result.append(Truth(module, heads, rows, tuple(sorted(others))))
-    return result, runs
+        truth = Truth(module, heads, rows, tuple(sorted(others)))
+        if not any(truth.rows == other.rows for other in result):  # one set of weights may serve many layers
+            result.append(truth)
+    return result, runs, failures
 
 
 def _rows(name: str, code: torch.Tensor) -> Rows | None:
@@ -210,6 +212,100 @@ class Scans:
             for row in np.flatnonzero(delta.any(axis=1)):
                 result.setdefault(component, {})[int(row)] = {int(head) for head in np.flatnonzero(delta[row])}
         return result
+
+
+def wasserstein(base: NDArray[np.float64], tuned: NDArray[np.float64]) -> float:
+    """The paper's score of two weight vectors from its definition, in long double."""
+    masses = []
+    for theta in (base, tuned):
+        powers = np.exp(theta.astype(np.longdouble) - np.longdouble(theta.max()))
+        masses.append(powers / powers.sum())
+    return float(np.abs(np.cumsum(masses[1] - masses[0])[:-1]).sum() / (len(base) - 1))
+
+
+@dataclass
+class Verdict:
+    """What came of one kind of attention: where it was found, or what is wrong."""
+
+    component: str | None = None
+    problem: str | None = None
+    layers: int = 0
+
+
+@dataclass
+class Proof:
+    """What a scan makes of a model, held against the truth."""
+
+    default: str | None
+    refusals: dict[str, str]
+    verdicts: dict[str, Verdict]
+    """By the module's name without numbers."""
+    components: dict[str, int]
+    """How many layers alps reads in each component."""
+
+
+def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
+    """Changes every head's weights in turn, and sees what scans say of it."""
+    checkpoint = Checkpoint(base)
+    idle = Scans.of(base, base)
+    verdicts: dict[str, Verdict] = {}
+    places: dict[str, list[tuple[list[int], int]]] = {}
+    for number, truth in enumerate(known):
+        verdict = verdicts.setdefault(truth.pattern, Verdict())
+        found = set()
+        for change in changes(truth):
+            tensors = checkpoint.flipped(change)
+            scans = Scans.of(base, checkpoint.changed(scratch / f"{number}-{change.role}", tensors))
+            problem, place = _check(checkpoint, scans, change, tensors)
+            verdict.problem = verdict.problem or problem
+            found.add(place)
+        if len(found) > 1 and not verdict.problem:
+            verdict.problem = f"{truth.module}: its roles are found in different places: {sorted(map(str, found))}"
+        place = next(iter(found), None)
+        if place is not None:
+            verdict.component = place[0]
+            verdict.layers += 1
+            places.setdefault(place[0], []).append((truth.numbers, place[1]))
+            if any(row == place[1] and numbers != truth.numbers for numbers, row in places[place[0]][:-1]):
+                verdict.problem = verdict.problem or f"{truth.module}: {place} is another attention, too"
+    for rows in places.values():
+        if len({len(numbers) for numbers, _ in rows}) == 1 and [row for _, row in sorted(rows)] != sorted(row for _, row in rows):
+            next(iter(verdicts.values())).problem = f"the layers are out of order: {rows}"
+    others = checkpoint.bystanders(known)
+    if others and verdicts:
+        moved = Scans.of(base, checkpoint.changed(scratch / "bystanders", others)).moved()
+        if moved:
+            verdict = next(iter(verdicts.values()))
+            verdict.problem = verdict.problem or f"weights that are no head's move heads: {moved}; of {sorted(others)}"
+    return Proof(
+        default_component(base),
+        idle.refusals,
+        verdicts,
+        {component: len(scores.geometry.layers) for component, scores in idle.scores.items()},
+    )
+
+
+def _check(
+    checkpoint: Checkpoint, scans: Scans, change: Change, tensors: Mapping[str, torch.Tensor]
+) -> tuple[str | None, tuple[str, int] | None]:
+    """What is wrong with what scans say of a change, and the component and row that moved."""
+    moved = scans.moved()
+    said = f"{change.truth.module}: {change.role} of {change.tensor}"
+    if not moved:
+        return None, None
+    if len(moved) > 1 or any(len(rows) > 1 for rows in moved.values()):
+        return f"{said}: expected heads {sorted(change.moved)} of one layer to move, found {moved}", None
+    ((component, rows),) = moved.items()
+    ((row, heads),) = rows.items()
+    place = component, row
+    if heads != change.moved:
+        return f"{said}: expected heads {sorted(change.moved)} to move, found {sorted(heads)}", place
+    head = min(heads)
+    before, after = checkpoint.theta(change.truth, head), checkpoint.theta(change.truth, head, tensors)
+    expected, found = wasserstein(before, after), float(scans.scores[component]["wasserstein"][row, head])
+    if not np.isclose(found, expected, rtol=1e-5, atol=0):
+        return f"{said}: expected the score {expected} of head {head}, found {found}; theta has {len(before)} entries", place
+    return None, place
 
 
 def default_component(base: Path) -> str | None:

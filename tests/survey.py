@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import os
@@ -21,56 +22,68 @@ def one(model_type: str, out: Path) -> dict:
     import torch
 
     import attention
+    import proof
     import shrink
 
-    best: dict | None = None
-    for levels in (shrink.ATTEMPTS, ((0, True),), ((2, False),), ((2, True),), ((3, True),)):
+    best: dict[str, Any] | None = None
+    for attempts in (shrink.ATTEMPTS, ((0, True),), ((2, False),), ((2, True),), ((3, True),)):
         try:
-            model, level = shrink.build(model_type, levels)
+            model, level = shrink.build(model_type, attempts)
         except ValueError as error:
             return best or {"built": False, "why": str(error)[:3000]}
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.1)
         looks = attention.looks_like_attention(model)
-        found, failures = (attention.stacks(model), {}) if looks else ([], {})
-        ran = {entry["module"] for entry in found}
-        missing = sorted({attention.layered(name)[0] for name in attention.not_run(model, ran)})
-        answer = {
+        known, runs, failures = proof.truths(model) if looks else ([], [], {})
+        missing = sorted({attention.layered(n)[0] for n in attention.not_run(model, {truth.module for truth in known})})
+        answer: dict[str, Any] = {
             "built": True,
             "level": level,
             "class": type(model).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "main_input": str(getattr(model, "main_input_name", "")),
-            "attention_ran": sorted({attention.layered(entry["module"])[0] for entry in found}),
+            "attention_ran": sorted({truth.pattern for truth in known}),
             "attention_not_run": missing,
             "failures": failures,
         }
         if best is None or len(missing) < len(best["attention_not_run"]):
             best = answer
-            write(model, found, out / model_type)
+            with tempfile.TemporaryDirectory() as scratch:
+                model.save_pretrained(Path(scratch) / "base")
+                write(Path(scratch) / "base", known, out / model_type)
+                result = proof.prove(Path(scratch) / "base", known, Path(scratch))
+            best["proof"] = dataclasses.asdict(result)
         if not missing or answer["parameters"] > 5_000_000:
             break
     assert best is not None
     return best
 
 
-def write(model: Any, found: list[dict[str, Any]], folder: Path) -> None:
+def write(base: Path, known: list[Any], folder: Path) -> None:
     from safetensors import safe_open
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch)
-        for file in sorted(Path(scratch).glob("*.safetensors")):
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():
-                    part = opened.get_slice(name)
-                    tensors[name] = [part.get_dtype(), part.get_shape()]
-        (folder / "config.json").write_bytes((Path(scratch) / "config.json").read_bytes())
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():
+                part = opened.get_slice(name)
+                tensors[name] = [part.get_dtype(), part.get_shape()]
+    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
     (folder / "tensors.json").write_text(json.dumps(tensors, indent=0, sort_keys=True))
-    lines = ",\n".join(json.dumps(entry) for entry in found)
-    (folder / "stacks.json").write_text(f"[{lines}]\n")
+    lines = []
+    for truth in known:
+        entry = {"module": truth.module, "heads": truth.heads, "others": truth.others}
+        for role, part in truth.rows.items():
+            runs: list[list[Any]] = []
+            for row, owners in enumerate(part.owners):
+                if runs and runs[-1][2] == sorted(owners):
+                    runs[-1][1] = row + 1
+                else:
+                    runs.append([row, row + 1, sorted(owners)])
+            entry[role] = {part.tensor: {"axis": part.axis, "rows": runs}}
+        lines.append(json.dumps(entry))
+    (folder / "stacks.json").write_text("[" + ",\n".join(lines) + "]\n")
 
 
 def worker(out: Path) -> None:
@@ -132,10 +145,8 @@ def main() -> None:
     wanted = sys.argv[2:] or list(CONFIG_MAPPING_NAMES)
     facts = json.loads((out / "facts.json").read_text()) if (out / "facts.json").exists() else {}
     types: Queue = Queue()
-    wanted.sort(key=lambda model_type: ("attention_ran" in facts.get(model_type, {}), "no answer" in facts.get(model_type, {}).get("why", "")))
     for model_type in wanted:
-        if sys.argv[2:] or facts.get(model_type, {}).get("attention_not_run", True):
-            types.put(model_type)
+        types.put(model_type)
     lock = threading.Lock()
     threads = [threading.Thread(target=drive, args=(out, types, facts, lock, 180.0)) for _ in range(2)]
     for thread in threads:
