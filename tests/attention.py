@@ -331,7 +331,7 @@ Run = tuple[str, dict[str, Any]]
 """A part of a model and arguments that it runs with."""
 
 
-def observe(model: torch.nn.Module, seconds: float = 20) -> tuple[list[Attention], list[Run], dict[str, str]]:
+def observe(model: torch.nn.Module, seconds: float = 6) -> tuple[list[Attention], list[Run], dict[str, str]]:
     """Every attention that could be made to run, once for each module that computes it.
 
     A model is run with whatever arguments work, then those of its parts that did not take part, and last the single attention
@@ -343,12 +343,12 @@ def observe(model: torch.nn.Module, seconds: float = 20) -> tuple[list[Attention
     found: dict[tuple[str, int], Attention] = {}
     runs: list[Run] = []
     failures: dict[str, str] = {}
-    end = time.monotonic() + seconds
+    end = time.process_time() + seconds
 
     def attempt(name: str, tries: Iterator[dict[str, Any]]) -> None:
         errors = []
         for arguments in tries:
-            if time.monotonic() > end:
+            if time.process_time() > end:
                 errors.append("out of time")
                 break
             fresh, error = _run(model, name, arguments, found)
@@ -364,8 +364,12 @@ def observe(model: torch.nn.Module, seconds: float = 20) -> tuple[list[Attention
         if isinstance(module, transformers.PreTrainedModel):
             if not name or not any(owner.startswith(f"{name}.") for owner, _ in found):
                 attempt(name, candidates(module))
+    given_up: set[str] = set()
     for name in not_run(model, {owner for owner, _ in found}):
-        attempt(name, alone(model.get_submodule(name)))
+        if layered(name)[0] not in given_up:
+            attempt(name, alone(model.get_submodule(name)))
+            if name in failures:
+                given_up.add(layered(name)[0])
     return list(found.values()), runs, failures
 
 
@@ -530,7 +534,7 @@ def traced(model: Any, ends: int = 1000) -> tuple[
 
 
 _SIGNS = ("softmax(", "attention_interface(", "scaled_dot_product_attention(", "eager_attention_forward(", "multi_head_attention")
-_NOT_ATTENTION = re.compile(r"rout|gate|expert|moe|quantiz|pooler|head$", re.IGNORECASE)
+_NOT_ATTENTION = re.compile(r"^(?!.*(attention|attn)).*(rout|gate|expert|moe|quantiz|pooler|head$|hyperconnection)", re.IGNORECASE)
 
 
 def looks_like_attention(model: torch.nn.Module) -> list[str]:
@@ -544,10 +548,10 @@ def looks_like_attention(model: torch.nn.Module) -> list[str]:
         if isinstance(module, transformers.PreTrainedModel) or kind.__module__.startswith("torch.") or _NOT_ATTENTION.search(kind.__name__):
             continue
         try:
-            source = inspect.getsource(kind.forward)
+            source = inspect.getsource(kind)
         except (OSError, TypeError):
             continue
-        if any(sign in source for sign in _SIGNS) and any(True for _ in module.parameters()):
+        if any(sign in source.lower() for sign in _SIGNS) and any(True for _ in module.parameters()):
             found.append(name)
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 

@@ -7,8 +7,10 @@ one layer.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from safetensors.torch import load_file, save_file
 
 import alps
 import attention
+from alps.scan import Component
 
-COMPONENTS = ("decoder", "encoder", "cross", "vision", "audio")
+COMPONENTS: tuple[Component, ...] = ("decoder", "encoder", "cross", "vision", "audio")
 _MANY = 64
 
 
@@ -63,6 +66,31 @@ class Truth:
     def numbers(self) -> list[int]:
         """The numbers in the module's name."""
         return attention.layered(self.module)[1]
+
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, in a form for JSON: the rows of each role as runs of (first, end, heads)."""
+        roles = {}
+        for role, part in self.rows.items():
+            runs: list[tuple[int, int, list[int]]] = []
+            for owners, group in itertools.groupby(enumerate(part.owners), key=lambda pair: sorted(pair[1])):
+                rows = [row for row, _ in group]
+                runs.append((rows[0], rows[-1] + 1, owners))
+            roles[role] = {"tensor": part.tensor, "axis": part.axis, "rows": runs}
+        return {"module": self.module, "heads": self.heads, "rows": roles, "others": self.others}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Truth:
+        """The reverse of `to_json`."""
+        rows = {
+            role: Rows(
+                part["tensor"],
+                part["axis"],
+                tuple(frozenset(heads) for first, end, heads in part["rows"] for _ in range(first, end)),
+            )
+            for role, part in values["rows"].items()
+        }
+        return cls(values["module"], values["heads"], rows, tuple(values["others"]))
 
 
 def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]]:
@@ -131,17 +159,18 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tensors: dict[str, torch.Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            self.tensors |= load_file(file)
+        self.tensors = load_file(folder / "model.safetensors")
 
     def changed(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-        """Writes a copy in which these tensors are others."""
+        """Writes a checkpoint in which these tensors are others: a shard of its own beside the file of the base."""
         copy.mkdir(parents=True)
         for file in self.folder.glob("*.json"):
-            if not file.name.endswith(".index.json"):
-                (copy / file.name).write_bytes(file.read_bytes())
-        save_file({**self.tensors, **tensors}, copy / "model.safetensors", metadata={"format": "pt"})
+            (copy / file.name).write_bytes(file.read_bytes())
+        (copy / "same.safetensors").symlink_to(self.folder / "model.safetensors")
+        save_file(dict(tensors), copy / "changed.safetensors", metadata={"format": "pt"})
+        places = {name: "changed.safetensors" if name in tensors else "same.safetensors" for name in self.tensors}
+        index = {"metadata": {}, "weight_map": places}
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
         return copy
 
     def flipped(self, change: Change) -> dict[str, torch.Tensor]:
@@ -181,7 +210,7 @@ class Checkpoint:
         for role in attention.ROLES:
             if role in truth.rows:
                 part = truth.rows[role]
-                tensor = {**self.tensors, **(changed or {})}[part.tensor].movedim(part.axis, 0)
+                tensor = (changed or self.tensors).get(part.tensor, self.tensors[part.tensor]).movedim(part.axis, 0)
                 parts.append(tensor[part.of(head)].reshape(-1).to(torch.float64).numpy())
         return np.concatenate(parts)
 
@@ -190,19 +219,16 @@ class Checkpoint:
 class Scans:
     """A pair of checkpoints, scanned in every component that alps finds in them."""
 
-    scores: dict[str, alps.HeadScores]
-    refusals: dict[str, str]
+    scores: dict[Component, alps.HeadScores]
 
     @classmethod
-    def of(cls, base: Path, tuned: Path) -> Scans:
-        """Scans everything; a refusal is kept as its message."""
-        scores, refusals = {}, {}
-        for component in COMPONENTS:
-            try:
-                scores[component] = alps.scan(base, tuned, component=component)
-            except alps.AlpsError as error:
-                refusals[component] = str(error)
-        return cls(scores, refusals)
+    def of(cls, base: Path, tuned: Path, components: Iterable[Component] = COMPONENTS) -> Scans:
+        """Scans all of these components that are not refused."""
+        scores: dict[Component, alps.HeadScores] = {}
+        for component in components:
+            with contextlib.suppress(alps.AlpsError):
+                scores[component] = alps.scan(base, tuned, component=component, threads=1)
+        return cls(scores)
 
     def moved(self) -> dict[str, dict[int, set[int]]]:
         """The heads that are said to have moved: by component and row."""
@@ -237,11 +263,13 @@ class Proof:
     """What a scan makes of a model, held against the truth."""
 
     default: str | None
-    refusals: dict[str, str]
+    """The component that is scanned when none is named."""
+    refusal: str
+    """Why there is no default component."""
     verdicts: dict[str, Verdict]
     """By the module's name without numbers."""
-    components: dict[str, int]
-    """How many layers alps reads in each component."""
+    components: dict[str, str]
+    """The family of every component that alps reads."""
 
 
 def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
@@ -255,7 +283,7 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
         found = set()
         for change in changes(truth):
             tensors = checkpoint.flipped(change)
-            scans = Scans.of(base, checkpoint.changed(scratch / f"{number}-{change.role}", tensors))
+            scans = Scans.of(base, checkpoint.changed(scratch / f"{number}-{change.role}", tensors), idle.scores)
             problem, place = _check(checkpoint, scans, change, tensors)
             verdict.problem = verdict.problem or problem
             found.add(place)
@@ -273,15 +301,20 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
             next(iter(verdicts.values())).problem = f"the layers are out of order: {rows}"
     others = checkpoint.bystanders(known)
     if others and verdicts:
-        moved = Scans.of(base, checkpoint.changed(scratch / "bystanders", others)).moved()
+        moved = Scans.of(base, checkpoint.changed(scratch / "bystanders", others), idle.scores).moved()
         if moved:
             verdict = next(iter(verdicts.values()))
             verdict.problem = verdict.problem or f"weights that are no head's move heads: {moved}; of {sorted(others)}"
+    default, refusal = None, ""
+    try:
+        default = alps.geometry(base).component
+    except alps.AlpsError as error:
+        refusal = str(error).removeprefix(f"{base}: ")
     return Proof(
-        default_component(base),
-        idle.refusals,
+        default,
+        refusal,
         verdicts,
-        {component: len(scores.geometry.layers) for component, scores in idle.scores.items()},
+        {component: scores.geometry.family for component, scores in idle.scores.items()},
     )
 
 
@@ -306,17 +339,3 @@ def _check(
     if not np.isclose(found, expected, rtol=1e-5, atol=0):
         return f"{said}: expected the score {expected} of head {head}, found {found}; theta has {len(before)} entries", place
     return None, place
-
-
-def default_component(base: Path) -> str | None:
-    """The component that is scanned when none is named; None if that is refused."""
-    try:
-        return alps.geometry(base).component
-    except alps.AlpsError:
-        return None
-
-
-def config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's configuration."""
-    values: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return values

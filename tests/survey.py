@@ -6,7 +6,9 @@ import dataclasses
 import gc
 import json
 import os
+import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,72 +20,73 @@ from queue import Queue
 from typing import Any
 
 
-def one(model_type: str, out: Path) -> dict:
-    import torch
-
+def find(model_type: str, out: Path) -> dict[str, Any]:
+    """Builds a model, finds its attention, and leaves its checkpoint and what was found in `out`."""
     import attention
+    import models
     import proof
-    import shrink
 
     best: dict[str, Any] | None = None
-    for attempts in (shrink.ATTEMPTS, ((0, True),), ((2, False),), ((2, True),), ((3, True),)):
+    folder = out / model_type
+    start = time.process_time()
+    for attempts in (models.ATTEMPTS, ((0, True),), ((2, True),), ((3, True),)):
         try:
-            model, level = shrink.build(model_type, attempts)
+            model = models.build(model_type, attempts)
         except ValueError as error:
-            return best or {"built": False, "why": str(error)[:3000]}
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.1)
+            if best is None:
+                best = {"built": False, "why": str(error)[:3000]}
+            break
         looks = attention.looks_like_attention(model)
-        known, runs, failures = proof.truths(model) if looks else ([], [], {})
+        known, _, failures = proof.truths(model) if looks else ([], [], {})
         missing = sorted({attention.layered(n)[0] for n in attention.not_run(model, {truth.module for truth in known})})
-        answer: dict[str, Any] = {
-            "built": True,
-            "level": level,
-            "class": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "attention_ran": sorted({truth.pattern for truth in known}),
-            "attention_not_run": missing,
-            "failures": failures,
-        }
         if best is None or len(missing) < len(best["attention_not_run"]):
-            best = answer
-            with tempfile.TemporaryDirectory() as scratch:
-                model.save_pretrained(Path(scratch) / "base")
-                write(Path(scratch) / "base", known, out / model_type)
-                result = proof.prove(Path(scratch) / "base", known, Path(scratch))
-            best["proof"] = dataclasses.asdict(result)
-        if not missing or answer["parameters"] > 5_000_000:
+            best = {
+                "built": True,
+                "class": type(model).__name__,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "attention_ran": sorted({truth.pattern for truth in known}),
+                "attention_not_run": missing,
+                "failures": failures,
+            }
+            shutil.rmtree(folder, ignore_errors=True)
+            model.save_pretrained(folder / "base")
+            describe(folder, known)
+        if not missing or time.process_time() - start > 5:
             break
     assert best is not None
     return best
 
 
-def write(base: Path, known: list[Any], folder: Path) -> None:
+def describe(folder: Path, known: list[Any]) -> None:
     from safetensors import safe_open
 
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for file in sorted(base.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():
-                part = opened.get_slice(name)
-                tensors[name] = [part.get_dtype(), part.get_shape()]
-    (folder / "config.json").write_bytes((base / "config.json").read_bytes())
+    with safe_open(folder / "base" / "model.safetensors", "pt") as opened:
+        for name in opened.keys():
+            part = opened.get_slice(name)
+            tensors[name] = [part.get_dtype(), part.get_shape()]
+    (folder / "config.json").write_bytes((folder / "base" / "config.json").read_bytes())
     (folder / "tensors.json").write_text(json.dumps(tensors, indent=0, sort_keys=True))
-    lines = []
-    for truth in known:
-        entry = {"module": truth.module, "heads": truth.heads, "others": truth.others}
-        for role, part in truth.rows.items():
-            runs: list[list[Any]] = []
-            for row, owners in enumerate(part.owners):
-                if runs and runs[-1][2] == sorted(owners):
-                    runs[-1][1] = row + 1
-                else:
-                    runs.append([row, row + 1, sorted(owners)])
-            entry[role] = {part.tensor: {"axis": part.axis, "rows": runs}}
-        lines.append(json.dumps(entry))
-    (folder / "stacks.json").write_text("[" + ",\n".join(lines) + "]\n")
+    lines = ",\n".join(json.dumps(truth.to_json()) for truth in known)
+    (folder / "stacks.json").write_text(f"[{lines}]\n")
+
+
+def check(model_type: str, out: Path) -> dict[str, Any]:
+    """Holds scans of a model that `find` has left against what was found."""
+    import proof
+
+    folder = out / model_type
+    known = [proof.Truth.from_json(values) for values in json.loads((folder / "stacks.json").read_text())]
+    with tempfile.TemporaryDirectory() as scratch:
+        return dataclasses.asdict(proof.prove(folder / "base", known, Path(scratch)))
+
+
+def one(model_type: str, out: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Whatever of both is not known yet."""
+    answer = known or find(model_type, out)
+    if answer["built"]:
+        answer["proof"] = check(model_type, out)
+    return answer
 
 
 def worker(out: Path) -> None:
@@ -99,14 +102,16 @@ def worker(out: Path) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        start = time.time()
+        start, cpu = time.time(), time.process_time()
         print(line, file=sys.stderr, flush=True)
         try:
-            answer = one(line.strip(), out)
+            model_type, known = json.loads(line)
+            answer = one(model_type, out, known)
         except Exception as error:
             answer = {"built": False, "why": f"{type(error).__name__}: {error}"[:2000]}
         gc.collect()
         answer["seconds"] = round(time.time() - start, 2)
+        answer["cpu"] = round(time.process_time() - cpu, 2)
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -118,7 +123,8 @@ def drive(out: Path, types: Queue, facts: dict, lock: threading.Lock, limit: flo
     process.stdout.readline()
     while not types.empty():
         model_type = types.get()
-        process.stdin.write(model_type + "\n")
+        known = {k: v for k, v in facts.get(model_type, {}).items() if k != "proof"}
+        process.stdin.write(json.dumps([model_type, known]) + "\n")
         process.stdin.flush()
         timer = threading.Timer(limit, process.kill)
         timer.start()
@@ -145,10 +151,11 @@ def main() -> None:
     wanted = sys.argv[2:] or list(CONFIG_MAPPING_NAMES)
     facts = json.loads((out / "facts.json").read_text()) if (out / "facts.json").exists() else {}
     types: Queue = Queue()
+    random.Random(0).shuffle(wanted)
     for model_type in wanted:
         types.put(model_type)
     lock = threading.Lock()
-    threads = [threading.Thread(target=drive, args=(out, types, facts, lock, 180.0)) for _ in range(2)]
+    threads = [threading.Thread(target=drive, args=(out, types, facts, lock, 180.0)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
