@@ -58,12 +58,12 @@ fn scan(
     py: Python<'_>,
     base: &str,
     tuned: &str,
-    component: Option<&str>,
     form: &str,
     temperature: f64,
     sorted: bool,
     threads: Option<usize>,
     progress: Option<Py<PyAny>>,
+    component: Option<&str>,
 ) -> PyResult<Scan> {
     let form = match form {
         "qkv" => Form::Qkv,

@@ -408,8 +408,8 @@ fn a_model_type_of_no_family() {
         &[
             "the model type `jetmoe\\n` is in no known family",
             "its attention tensors seem to be `model.layers.{layer}.self_attn.k_proj.weight`, `model.layers",
-            "the known families are `codegen` (",
-            "`separate` (Llama, BERT and most others",
+            "the known families are `albert`, `codegen`",
+            "`alps layouts` lists their model types",
             "CONTRIBUTING.md says how to add a family",
         ],
     );

@@ -29,7 +29,7 @@ BERT = """
 GPT2 = "gpt2 imagegpt openai-gpt"
 FAMILY = {
     model_type: family
-    for family, model_types in (("separate", SEPARATE), ("bert", BERT), ("gpt2", GPT2))
+    for family, model_types in (("separate", SEPARATE), ("separate", BERT), ("transposed", GPT2))
     for model_type in model_types.split()
 }
 

@@ -104,7 +104,7 @@ def document(**changes: Any) -> dict[str, str]:
         (document(version=9), "version"),
         (document(statistics=["js"]), "statistics: .*kl.*js"),
         (document(statistics=[3]), "statistics"),
-        (document(geometry={}), "geometry.family: missing"),
+        (document(geometry={}), "geometry.component: missing"),
         (document(geometry=small_geometry(layers=(0,)).to_fields()), r"\(1, 4\)"),
         (document(provenance={"base": 1}), "provenance.base"),
     ],
@@ -134,12 +134,19 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         HeadScores.load(tmp_path)
 
 
+def arguments_of(geometry: alps.Geometry) -> dict[str, Any]:
+    """What the extension gives to `Geometry.of_layers`."""
+    fields = geometry.to_fields()
+    names = ("model_type", "family", "component", "layers")
+    return {name: fields[name] for name in names} | {"sizes": geometry.sizes}
+
+
 class FakeScan:
     """What `_alps.scan` was asked, and an answer of the right shape."""
 
     def __init__(self) -> None:
         self.asked: tuple[Any, ...] = ()
-        self.geometry = small_geometry().to_fields()
+        self.geometry = arguments_of(small_geometry())
 
     def __call__(self, *arguments: Any) -> "FakeScan":
         self.asked = arguments
@@ -157,13 +164,13 @@ class FakeScan:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeScan:
     fake = FakeScan()
     monkeypatch.setattr(_alps, "scan", fake)
-    monkeypatch.setattr(_alps, "geometry", lambda path: small_geometry().to_fields())
+    monkeypatch.setattr(_alps, "geometry", lambda path, component: arguments_of(small_geometry()))
     return fake
 
 
 def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path)
-    assert fake.asked == (str(tmp_path), str(tmp_path), "qkv", 1.0, False, None, None)
+    assert fake.asked == (str(tmp_path), str(tmp_path), "qkv", 1.0, False, None, None, None)
     assert scores.statistics == alps.statistics.resolve(None, "qkv")
     assert scores.provenance == {
         "base": str(tmp_path),
@@ -178,7 +185,7 @@ def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -
 def test_scan_returns_the_statistics_named(fake: FakeScan, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path, statistics=["sorted_wasserstein", "kl"], temperature=2, threads=3)
     assert scores.statistics == ("sorted_wasserstein", "kl")
-    assert fake.asked[2:] == ("qkv", 2, True, 3, None)
+    assert fake.asked[2:] == ("qkv", 2, True, 3, None, None)
     assert scores.provenance["temperature"] == "2.0"
     assert alps.geometry(tmp_path) == small_geometry()
 

@@ -53,7 +53,7 @@ def known_types() -> set[str]:
 def main() -> None:
     """Writes the file."""
     transformers.logging.set_verbosity_error()
-    part_keys = json.loads((MODEL / "parts.json").read_text())["parts"]
+    part_keys = [part["key"] for part in json.loads((MODEL / "parts.json").read_text())["parts"]]
     keys, known = keys_asked_for(), known_types()
     parts: dict[str, dict[str, str]] = {}
     for model_type in sorted(CONFIG_MAPPING):

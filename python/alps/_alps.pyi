@@ -44,12 +44,12 @@ class Scan:
 def scan(
     base: str,
     tuned: str,
-    component: str | None,
     form: str,
     temperature: float,
     sorted: bool,  # noqa: A002
     threads: int | None,
     progress: Callable[[int, int], object] | None,
+    component: str | None,
 ) -> Scan:
     """Reads two checkpoints and scores every head."""
 

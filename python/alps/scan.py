@@ -76,12 +76,12 @@ def scan(
     result = _alps.scan(
         base_source.path,
         tuned_source.path,
-        component,
         form,
         temperature,
         any(name in statistics_table.ON_REQUEST for name in names),
         threads,
         progress,
+        component,
     )
     provenance = {
         "base": base_source.name,

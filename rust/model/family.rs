@@ -60,6 +60,9 @@ pub struct Family {
     pub(super) hybrids: Vec<String>,
     /// What may stand between the number of the layer and a tensor's own name; `#` is one more number.
     pub(super) attention: Vec<String>,
+    /// Parts of a name that count as the numbers 0, 1 and so on: stacks that follow each other.
+    #[serde(default)]
+    pub(super) counted: Vec<String>,
     pub(super) tensors: Vec<StoredTensor>,
     /// The tensors' own names, in their order: each list is one way to spell them.
     pub(super) names: Vec<Vec<String>>,
@@ -132,7 +135,9 @@ pub(super) enum KeysAsValues {
     #[default]
     Never,
     Always,
-    /// If the configuration says so under this key.
+    /// In every layer that has no tensor of values.
+    WhereAbsent,
+    /// In these, if the configuration says so under this key.
     When(String),
 }
 
@@ -165,7 +170,8 @@ impl Family {
     /// Whether some layers may do without this tensor.
     pub(super) fn may_lack(&self, tensor: &StoredTensor) -> bool {
         let held = &tensor.holds;
-        let no_values = matches!(self.keys_as_values, KeysAsValues::When(_)) && *held == [Held::Value];
+        let optional = matches!(self.keys_as_values, KeysAsValues::When(_) | KeysAsValues::WhereAbsent);
+        let no_values = optional && *held == [Held::Value];
         no_values || self.layers_without_keys.is_some() && !held.contains(&Held::Query)
     }
 
@@ -251,21 +257,33 @@ macro_rules! embedded {
 
 /// The data files, embedded at build.
 const FILES: &[(&str, &str)] = embedded![
+    "albert.json",
     "codegen.json",
     "concatenated.json",
     "concatenated_staged.json",
+    "convbert.json",
     "cross.json",
     "deepseek_v4.json",
     "gate_first.json",
     "gated.json",
+    "inkling.json",
     "interleaved.json",
+    "keys_for_values.json",
     "latent.json",
+    "latent_gated.json",
+    "longcat.json",
+    "lxmert.json",
+    "mimo.json",
+    "mobilevit.json",
     "query_apart.json",
     "separate.json",
-    "separate_staged.json",
+    "separate_by_shape.json",
     "shared.json",
     "transposed.json",
+    "videoprism.json",
+    "xlm.json",
     "xlnet.json",
+    "zamba.json",
 ];
 
 /// Every known family, in order of name.

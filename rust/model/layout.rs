@@ -12,7 +12,7 @@ use super::family::{Blocks, Family, Held, KeysAsValues, Orientation, Role, Store
 use super::geometry::{Geometry, Layer, Size};
 use super::parts::{Model, parts};
 use super::section::Section;
-use super::sizes::{LayerSizes, Position, Reader, Stored};
+use super::sizes::{Expected, LayerSizes, Position, Reader, Stored};
 use super::stack::{Block, Contents, Pattern, Stack, stacks};
 use super::{marks, names};
 use crate::error::quote;
@@ -199,6 +199,12 @@ fn read_model<'a>(
     let wraps =
         |model: &Model<'_>| Ok::<_, String>(parts()?.model_types().any(|known| known == model.model_type));
     if model.components.is_empty() && !wraps(&model)? {
+        if let Some(reason) = parts()?.without_heads(model_type) {
+            return Err(format!(
+                "a model of type {} has no heads that could be scanned: {reason}",
+                quote(model_type)
+            ));
+        }
         let problem = format!("the model type {} is in no known family", quote(model_type));
         return Err(format!("{problem}; {}; {}", found(), advice(families)));
     }
@@ -236,16 +242,15 @@ fn candidates<'m, 'a>(
 ) -> Problem<Vec<Candidate<'m, 'a>>> {
     let mut candidates = Vec::new();
     for family in families {
-        let has = |model: &&Model<'_>| {
-            model.components.iter().any(|component| family.has(*component, model.model_type))
-        };
+        let has =
+            |model: &&Model<'_>| model.components.iter().any(|component| model.is_in(family, *component));
         if !model.all().iter().any(has) {
             continue;
         }
         for (pattern, stack) in stacks(family, modules.iter().copied()) {
             let parts: Vec<&str> = pattern.prefix.split('.').collect();
             let Some((owner, components)) = model.owner(&parts)? else { continue };
-            let component = components.into_iter().find(|component| family.has(*component, owner.model_type));
+            let component = components.into_iter().find(|component| owner.is_in(family, *component));
             if let Some(component) = component {
                 candidates.push(Candidate { owner, component, family, pattern, stack });
             }
@@ -272,8 +277,13 @@ fn choose<'c, 'm, 'a>(
     candidates: &'c [Candidate<'m, 'a>],
     component: Option<Component>,
 ) -> Problem<Vec<&'c Candidate<'m, 'a>>> {
+    // Of several models within that have the component, it is that of the most important one.
     let of = |component: Component| -> Vec<&Candidate<'m, 'a>> {
-        candidates.iter().filter(|candidate| candidate.component == component).collect()
+        let of_model = |model: &Model<'_>| -> Vec<&Candidate<'m, 'a>> {
+            let own = |one: &&Candidate<'_, '_>| one.component == component && std::ptr::eq(one.owner, model);
+            candidates.iter().filter(own).collect()
+        };
+        model.all().into_iter().map(of_model).find(|found| !found.is_empty()).unwrap_or_default()
     };
     let promised =
         |component: &Component| model.all().iter().any(|model| model.components.contains(component));
@@ -304,7 +314,7 @@ fn choose<'c, 'm, 'a>(
     let there = if there.is_empty() { "nothing else".to_owned() } else { there.join(", ") };
     let mut expected = Vec::new();
     for family in families().map_err(|error| error.to_string())? {
-        if model.all().iter().any(|model| family.has(wanted, model.model_type)) {
+        if model.all().iter().any(|model| model.is_in(family, wanted)) {
             let names = family.names[0].iter().map(|own| format!("{}.{own}", family.attention[0]));
             expected.push(format!("{} (family {})", list(&names.collect::<Vec<_>>()), quote(&family.name)));
         }
@@ -359,7 +369,7 @@ impl<'c> Builder<'_, 'c> {
         let hybrid = self.family.is_hybrid(owner.model_type);
         let marks = marks::linear_attention(self.contents.tensors.keys().copied());
         let (mut layers, mut places): (Vec<Layer>, Vec<Places>) = (Vec::new(), Vec::new());
-        let count = expected.as_ref().map_or(stack.len(), |(count, _)| *count);
+        let count = expected.as_ref().map_or(stack.len(), |expected| expected.count);
         let last = stack.keys().next_back().map_or(0, |numbers| numbers[numbers.len() - 1] + 1);
         let numbered: Vec<(usize, Option<(&Vec<usize>, &&Block<'c>)>)> = if staged {
             stack
@@ -386,7 +396,11 @@ impl<'c> Builder<'_, 'c> {
                 self.left_out.push(LeftOut { what: format!("layer {number}"), why });
                 continue;
             }
-            let position = Position { layer: number, layers: count, stage: numbers[0], stages };
+            let stage = expected.as_ref().and_then(|expected| expected.stage_of(number));
+            let position = match stage {
+                Some((stage, stages)) if !staged => Position { layer: number, layers: count, stage, stages },
+                _ => Position { layer: number, layers: count, stage: numbers[0], stages },
+            };
             let (layer, place) = self.layer(&reader, position, pattern, block, &expected)?;
             layers.push(layer);
             places.push(place);
@@ -394,7 +408,7 @@ impl<'c> Builder<'_, 'c> {
         let beyond =
             stack.len().saturating_sub(if staged { count } else { stack.range(..vec![count]).count() });
         if beyond > 0 {
-            let key = expected.map(|(_, key)| key).unwrap_or_default();
+            let key = expected.map(|expected| expected.key).unwrap_or_default();
             self.left_out.push(LeftOut {
                 what: format!("{beyond} layers from number {count} on"),
                 why: format!("the configuration says that there are {count} layers (`{key}`)"),
@@ -413,17 +427,11 @@ impl<'c> Builder<'_, 'c> {
         self.left_out.push(LeftOut { what: format!("layer {number}"), why });
     }
 
-    fn missing(
-        &self,
-        pattern: &Pattern,
-        number: usize,
-        own: &str,
-        expected: &Option<(usize, String)>,
-    ) -> String {
+    fn missing(&self, pattern: &Pattern, number: usize, own: &str, expected: &Option<Expected>) -> String {
         let prefix = pattern.prefix.replacen('#', &number.to_string(), 1);
         let attention = &self.family.attention[pattern.path];
         let dot = if attention.is_empty() { "" } else { "." };
-        let (count, key) = expected.clone().unwrap_or_default();
+        let Expected { count, key, .. } = expected.clone().unwrap_or_default();
         format!(
             "tensor {} is missing, although {} says that there are {count} layers (`{key}`), all of which have \
              attention in a model of type {}; {}",
@@ -440,7 +448,7 @@ impl<'c> Builder<'_, 'c> {
         position: Position,
         pattern: &Pattern,
         block: &Block<'c>,
-        expected: &Option<(usize, String)>,
+        expected: &Option<Expected>,
     ) -> Problem<(Layer, Places)> {
         let (family, section) = (self.family, &self.owner.section);
         let Some(names) = spelling(family, block) else {
@@ -478,7 +486,7 @@ impl<'c> Builder<'_, 'c> {
             && has(Role::Key)
             && match &family.keys_as_values {
                 KeysAsValues::Never => false,
-                KeysAsValues::Always => true,
+                KeysAsValues::Always | KeysAsValues::WhereAbsent => true,
                 KeysAsValues::When(key) => section.flag(key)?,
             };
         let complete = without_keys || has(Role::Key) && (has(Role::Value) || keys_are_values);
@@ -614,15 +622,16 @@ struct View<'v, 'c> {
 }
 
 impl Stored for View<'_, '_> {
-    fn features(&self, role: Role) -> Option<usize> {
-        let (index, (_, module)) = self.held.iter().find(
-            |(index, _)| matches!(&*self.family.tensors[**index].holds, [held] if held.role() == Some(role)),
-        )?;
+    fn holding(&self, role: Role) -> Option<(usize, &[Held])> {
+        let holds = |index: usize| &*self.family.tensors[index].holds;
+        let mut held = self.held.iter();
+        let (index, (_, module)) =
+            held.find(|(index, _)| holds(**index).iter().any(|held| held.role() == Some(role)))?;
         let found = match self.contents.tensor(module) {
             Some((_, shape)) => features(self.family.tensors[*index].orientation, shape),
             None => self.contents.computed.get(module).copied(),
         };
-        found.map(|[out, _]| out)
+        found.map(|[out, _]| (out, holds(*index)))
     }
 
     fn length_of(&self, name: &str) -> Option<usize> {
@@ -682,10 +691,10 @@ fn list(items: &[impl AsRef<str>]) -> String {
 
 /// What to do about a model that is in no family.
 fn advice(families: &[Family]) -> String {
-    let known: Vec<String> =
-        families.iter().map(|family| format!("{} ({})", quote(&family.name), family.description)).collect();
+    let known: Vec<&str> = families.iter().map(Family::name).collect();
     format!(
-        "the known families are {}; CONTRIBUTING.md says how to add a family, or a model type to one of them",
-        known.join(", ")
+        "the known families are {}; `alps layouts` lists their model types, and CONTRIBUTING.md says how to add a \
+         family, or a model type to one of them",
+        list(&known)
     )
 }

@@ -18,11 +18,27 @@ pub(super) struct Parts {
     towers: BTreeMap<Component, Vec<String>>,
     /// Parts of a name by which tensors are known that no component has.
     elsewhere: Vec<String>,
-    /// The keys under which a configuration has those of the models within, and the parts of a name by which
-    /// their tensors are known; those of a key without any are known by no name.
-    parts: BTreeMap<String, Vec<String>>,
+    /// The models within, the most important first: what is scanned of several that have a component.
+    parts: Vec<Part>,
+    /// Other names of the models within, by the type of the model around them and by key.
+    names: BTreeMap<String, BTreeMap<String, Vec<String>>>,
     /// The types of the models that have no attention but that of the models within.
     model_types: Vec<String>,
+    /// The types of the models that have no softmax attention, or none whose rows are heads, and why.
+    without_heads: BTreeMap<String, Vec<String>>,
+}
+
+/// A model within a model.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Part {
+    /// The key under which the configuration of the outer model has that of the inner one.
+    key: String,
+    /// The parts of a name by which its tensors are known; if there are none, what no other part is known by.
+    names: Vec<String>,
+    /// Whether it decodes, whatever its type does elsewhere.
+    #[serde(default)]
+    decodes: bool,
 }
 
 /// What older configurations leave out.
@@ -54,6 +70,13 @@ fn defaults() -> Result<&'static BTreeMap<String, Defaults>, String> {
 }
 
 impl Parts {
+    /// Why models of this type have no heads, if they have none.
+    pub(super) fn without_heads(&self, model_type: &str) -> Option<&str> {
+        let mut reasons = self.without_heads.iter();
+        let has = |types: &[String]| types.iter().any(|known| known == model_type);
+        reasons.find(|(_, types)| has(types)).map(|(reason, _)| &**reason)
+    }
+
     pub(super) fn model_types(&self) -> impl Iterator<Item = &str> {
         self.model_types.iter().map(|model_type| &**model_type)
     }
@@ -88,7 +111,9 @@ pub(super) struct Model<'a> {
     pub(super) model_type: &'a str,
     /// The components that it has besides those of the models within.
     pub(super) components: Vec<Component>,
-    inner: Vec<(&'static str, &'static [String], Model<'a>)>,
+    /// Whether its decoder is what its type has as an encoder elsewhere.
+    decodes: bool,
+    inner: Vec<(&'static [String], Model<'a>)>,
 }
 
 impl<'a> Model<'a> {
@@ -99,27 +124,42 @@ impl<'a> Model<'a> {
         model_type: &'a str,
         depth: usize,
     ) -> Result<Self, String> {
-        let parts = parts()?;
-        let default = defaults()?.get(model_type);
+        let (parts, defaults) = (parts()?, defaults()?);
+        let default = defaults.get(model_type);
         let mut inner = Vec::new();
-        for (key, words) in parts.parts.iter().filter(|_| depth > 0) {
+        for Part { key, names, decodes } in parts.parts.iter().filter(|_| depth > 0) {
             let Some(part) = section.inner(key)? else { continue };
             let by_default = default.and_then(|default| default.parts.get(key)).map(|name| &**name);
             if let Some(part_type) = part.model_type()?.or(by_default) {
-                let values = defaults()?.get(part_type).map(|default| &default.values);
-                let model = Model::read(families, part.with_defaults(values), part_type, depth - 1)?;
-                inner.push((&**key, &**words, model));
+                let part = part.with_defaults(defaults.get(part_type).map(|default| &default.values));
+                let mut model = Model::read(families, part, part_type, depth - 1)?;
+                if *decodes && !model.components.contains(&Component::Decoder) {
+                    model.decodes = true;
+                    let encoder = model.components.iter_mut().find(|it| **it == Component::Encoder);
+                    encoder.into_iter().for_each(|component| *component = Component::Decoder);
+                }
+                let special = parts.names.get(model_type).and_then(|names| names.get(key));
+                inner.push((&**special.unwrap_or(names), model));
             }
         }
         let has = |component: &Component| families.iter().any(|family| family.has(*component, model_type));
         let components = Component::ALL.into_iter().filter(has).collect();
-        Ok(Model { section, model_type, components, inner })
+        Ok(Model { section, model_type, components, decodes: false, inner })
     }
 
-    /// This model and all within, from the outermost.
+    /// This model and all within: the outermost first, then the most important.
     pub(super) fn all(&self) -> Vec<&Model<'a>> {
-        let inner = self.inner.iter().flat_map(|(_, _, model)| model.all());
+        let inner = self.inner.iter().flat_map(|(_, model)| model.all());
         [self].into_iter().chain(inner).collect()
+    }
+
+    /// Whether a family stores this component of the model.
+    pub(super) fn is_in(&self, family: &Family, component: Component) -> bool {
+        let of_type = match component {
+            Component::Decoder if self.decodes => Component::Encoder,
+            component => component,
+        };
+        self.components.contains(&component) && family.has(of_type, self.model_type)
     }
 
     /// Whose attention is under a name, given what stands in it before the number of the layer.
@@ -130,13 +170,13 @@ impl<'a> Model<'a> {
         }
         let named = name.iter().enumerate().find_map(|(place, part)| {
             let mut inner = self.inner.iter();
-            let (_, _, model) = inner.find(|(_, words, _)| words.iter().any(|word| matches(word, part)))?;
+            let (_, model) = inner.find(|(words, _)| words.iter().any(|word| matches(word, part)))?;
             Some((place, model))
         });
         if let Some((place, model)) = named {
             return model.owner(&name[place + 1..]);
         }
-        if let Some((_, _, model)) = self.inner.iter().find(|(_, words, _)| words.is_empty()) {
+        if let Some((_, model)) = self.inner.iter().find(|(words, _)| words.is_empty()) {
             if self.components.is_empty() {
                 return model.owner(name);
             }

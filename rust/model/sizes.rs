@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::component::Component;
-use super::family::Role;
+use super::family::{Held, Role};
 use super::section::{Section, show};
 use crate::error::quote;
 
@@ -37,6 +37,8 @@ enum Source {
     Sum(Vec<String>),
     /// The product of these.
     Product(Vec<String>),
+    /// The first of these divided by the second, rounded down.
+    Quotient(String, String),
     /// This number.
     Number(usize),
     /// The length of this tensor beside those of the attention.
@@ -45,6 +47,8 @@ enum Source {
     Stored,
     /// One if these flags of the configuration are so, else what is under the keys.
     OneIf { flags: BTreeMap<String, bool>, keys: Vec<String> },
+    /// Under the key for what `layer_types` says that the layer is.
+    ByKind(BTreeMap<String, String>),
 }
 
 /// The keys that configurations commonly have.
@@ -86,10 +90,32 @@ pub(super) struct Position {
     pub(super) stages: usize,
 }
 
+/// How many layers there should be.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Expected {
+    pub(super) count: usize,
+    /// The key that says so.
+    pub(super) key: String,
+    /// The layers of each stage, if the configuration counts by stage.
+    stages: Vec<usize>,
+}
+
+impl Expected {
+    /// The stage of a layer and the number of stages.
+    pub(super) fn stage_of(&self, layer: usize) -> Option<(usize, usize)> {
+        let mut before = 0;
+        let stage = self.stages.iter().position(|layers| {
+            before += layers;
+            layer < before
+        });
+        stage.map(|stage| (stage, self.stages.len()))
+    }
+}
+
 /// What the tensors of a layer say about its sizes.
 pub(super) trait Stored {
-    /// The out features of the tensor that holds this role and nothing else.
-    fn features(&self, role: Role) -> Option<usize>;
+    /// The out features of the tensor that holds this role, and all that it holds.
+    fn holding(&self, role: Role) -> Option<(usize, &[Held])>;
     /// The length of a tensor of one dimension beside those of the attention.
     fn length_of(&self, name: &str) -> Option<usize>;
 }
@@ -135,37 +161,34 @@ impl<'a> Reader<'a> {
         Ok(Reader { sizes, section, component, usual: usual_keys()? })
     }
 
-    /// The number of layers and the key that says it; nothing if only the tensors can tell.
-    pub(super) fn layers(&self, staged: bool) -> Problem<Option<(usize, String)>> {
+    /// The number of layers; nothing if only the tensors can tell.
+    pub(super) fn layers(&self, staged: bool) -> Problem<Option<Expected>> {
         let section = self.section;
-        match &self.sizes.layers {
-            Some(Source::Stored) => return Ok(None),
-            Some(Source::Number(number)) => return Ok(Some((*number, number.to_string()))),
-            Some(Source::Product(keys)) => {
-                let product = self.combine(keys, |left, right| left.checked_mul(right), None)?;
-                return Ok(Some((product, keys.join("` x `"))));
-            }
-            Some(Source::Sum(keys)) => {
-                let sum = self.combine(keys, |left, right| left.checked_add(right), None)?;
-                return Ok(Some((sum, keys.join("` + `"))));
-            }
-            _ => {}
-        }
         let field: Field = if staged { |keys| &keys.stages } else { |keys| &keys.layers };
         let keys: Vec<&String> = match &self.sizes.layers {
+            Some(Source::Stored) => return Ok(None),
             Some(Source::Keys(keys)) => keys.iter().collect(),
-            _ => self.usual(field).collect(),
+            None => self.usual(field).collect(),
+            source => {
+                let (key, count) = self.optional(source, field, None)?.unwrap_or_default();
+                return Ok(Some(Expected { count, key, stages: Vec::new() }));
+            }
         };
         let Some((key, value)) = keys.iter().find_map(|key| Some((*key, section.given(key)?))) else {
             return Err(self.lacks("the number of layers", &keys));
         };
-        let number = match value {
-            Value::Array(stages) if staged => stages.iter().try_fold(0_usize, |sum, stage| {
-                Ok::<_, String>(sum.saturating_add(section.size(key, stage)?))
-            })?,
-            other => section.size(key, other)?,
+        let key = key.clone();
+        let Value::Array(list) = value else {
+            return Ok(Some(Expected { count: section.size(&key, value)?, key, stages: Vec::new() }));
         };
-        Ok(Some((number, key.clone())))
+        // A list has the kind of every layer, or the number of layers of every stage.
+        if list.iter().all(Value::is_string) {
+            return Ok(Some(Expected { count: list.len(), key, stages: Vec::new() }));
+        }
+        let stages: Vec<usize> =
+            list.iter().map(|stage| section.size(&key, stage)).collect::<Problem<_>>()?;
+        let count = stages.iter().fold(0_usize, |sum, stage| sum.saturating_add(*stage));
+        Ok(Some(Expected { count, key, stages }))
     }
 
     /// The sizes of one layer.
@@ -182,19 +205,22 @@ impl<'a> Reader<'a> {
             Some(count @ 1..) if features.is_multiple_of(by) => Ok(count),
             _ => Err(format!("{features} {what} features are not a multiple of {by}")),
         };
-        let features = |role: Role| {
-            stored
-                .features(role)
-                .ok_or_else(|| format!("no tensor holds nothing but the {} weights", role.name()))
+        let alone = |role: Role| match stored.holding(role) {
+            Some((features, [_])) => Ok(features),
+            _ => Err(format!("no tensor holds nothing but the {} weights", role.name())),
         };
 
         let (query_heads, query_size) = if by_shape(&sizes.query_heads) {
             let size = self.explicit_size(stored, at)?.ok_or_else(|| self.lacks_size(""))?;
-            (divided("query", features(Role::Query)?, size)?, size)
+            (divided("query", alone(Role::Query)?, size)?, size)
         } else {
             let heads = read_heads()?;
             let size = if by_shape(&sizes.head_size) {
-                divided("query", features(Role::Query)?, heads)?
+                // Where a tensor holds more than queries, there are as many keys and values.
+                match stored.holding(Role::Query) {
+                    Some((features, held)) => divided("query", features, heads.saturating_mul(held.len()))?,
+                    None => return Err("there is no tensor of queries".to_owned()),
+                }
             } else {
                 match (self.explicit_size(stored, at)?, hidden) {
                     (Some(size), _) => size,
@@ -215,8 +241,8 @@ impl<'a> Reader<'a> {
         };
         let (key_size, value_size) = (own_size(&sizes.key_size)?, own_size(&sizes.value_size)?);
         let key_value_heads = match &sizes.key_value_heads {
-            Some(Source::Stored) => match stored.features(Role::Key) {
-                Some(features) => divided("key", features, key_size)?,
+            Some(Source::Stored) => match stored.holding(Role::Key) {
+                Some(_) => divided("key", alone(Role::Key)?, key_size)?,
                 None => query_heads,
             },
             source => self
@@ -310,7 +336,14 @@ impl<'a> Reader<'a> {
                 let product = self.combine(keys, |left, right| left.checked_mul(right), at)?;
                 return Ok(Some((keys.join("` x `"), product)));
             }
+            Some(Source::Quotient(dividend, divisor)) => {
+                let keys = [dividend.clone(), divisor.clone()];
+                let quotient =
+                    self.combine(&keys, |left, right| left.checked_div(right).filter(|it| *it > 0), at)?;
+                return Ok(Some((keys.join("` / `"), quotient)));
+            }
             Some(Source::Number(number)) => return Ok(Some((number.to_string(), *number))),
+            Some(Source::ByKind(kinds)) => vec![self.key_of_kind(kinds, at)?],
             Some(Source::Stored | Source::LengthOf(_)) | None => self.usual(field).collect(),
         };
         for key in keys {
@@ -319,6 +352,24 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// The key for a layer of its kind.
+    fn key_of_kind<'k>(
+        &self,
+        kinds: &'k BTreeMap<String, String>,
+        at: Option<Position>,
+    ) -> Problem<&'k String> {
+        let types = self.section.given("layer_types").and_then(Value::as_array);
+        let kind = at.and_then(|at| types?.get(at.layer)?.as_str());
+        kind.and_then(|kind| kinds.get(kind)).ok_or_else(|| {
+            let known: Vec<&str> = kinds.keys().map(|kind| &**kind).collect();
+            format!(
+                "`layer_types` in {} should say of every layer that it is one of {}",
+                self.section.place,
+                known.join(", ")
+            )
+        })
     }
 
     /// The value of a key, in which a layer may differ from the rest of the model.
@@ -361,15 +412,20 @@ impl<'a> Reader<'a> {
             let value = self
                 .value(key, at)
                 .ok_or_else(|| format!("{} has no `{key}`, which is needed", self.section.place))?;
-            let size = self.at_layer(key, value, at)?;
+            // Of a sum, a part may be 0.
+            let size = match value {
+                Value::Array(_) => self.at_layer(key, value, at)?,
+                _ => self.section.count(key, value)?,
+            };
             total = match total {
                 None => Some(size),
                 Some(total) => with(total, size),
             };
             if total.is_none() {
-                return Err(format!("`{}` in {} are too large", keys.join("`, `"), self.section.place));
+                return Err(format!("`{}` in {} make no size", keys.join("`, `"), self.section.place));
             }
         }
-        total.ok_or_else(|| "a size is made of no key".to_owned())
+        let known = total.filter(|total| *total > 0);
+        known.ok_or_else(|| format!("`{}` in {} make no size", keys.join("`, `"), self.section.place))
     }
 }

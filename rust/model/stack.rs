@@ -73,7 +73,7 @@ pub(super) fn stacks<'a>(
             };
             for (index, attention) in family.attention.iter().enumerate() {
                 let Some((layer, mut inner)) = strip_path(path, attention) else { continue };
-                let Some((prefix, mut numbers)) = template(layer) else { continue };
+                let Some((prefix, mut numbers)) = template(layer, &family.counted) else { continue };
                 numbers.append(&mut inner);
                 let stack = stacks.entry(Pattern { prefix, path: index }).or_default();
                 let block = stack.entry(numbers).or_insert_with(|| Block { modules: BTreeMap::new(), path });
@@ -104,11 +104,12 @@ fn strip_path<'a>(path: &'a str, attention: &str) -> Option<(&'a str, Vec<usize>
     Some((rest, numbers))
 }
 
-/// The text with `#` for its numbers, if it ends in a number.
-fn template(layer: &str) -> Option<(String, Vec<usize>)> {
+/// The text with `#` for its numbers and all that counts as one, if it ends in a number.
+fn template(layer: &str, counted: &[String]) -> Option<(String, Vec<usize>)> {
     number(last_part(layer))?;
     let mut numbers = Vec::new();
-    let parts = layer.split('.').map(|part| match number(part) {
+    let counts = |part: &str| number(part).or_else(|| counted.iter().position(|name| name == part));
+    let parts = layer.split('.').map(|part| match counts(part) {
         Some(number) => {
             numbers.push(number);
             "#"
