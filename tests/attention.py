@@ -373,6 +373,18 @@ def observe(model: torch.nn.Module, seconds: float = 6) -> tuple[list[Attention]
     return list(found.values()), runs, failures
 
 
+def output_of(model: torch.nn.Module, runs: list[Run], module: str) -> Part:
+    """What the heads of one attention put out in the first of these runs that has it."""
+    for name, arguments in runs:
+        part = model.get_submodule(name)
+        with Watch(part) as watch, contextlib.suppress(Exception):
+            part(**arguments)
+        for attention in watch.found:
+            if ".".join(filter(None, (name, attention.module))) == module:
+                return attention.output
+    raise ValueError(f"{module} did not run")
+
+
 def _run(
     model: torch.nn.Module, name: str, arguments: dict[str, Any], found: dict[tuple[str, int], Attention]
 ) -> tuple[bool, str | None]:

@@ -28,7 +28,7 @@ COMPONENTS: tuple[Component, ...] = ("decoder", "encoder", "cross", "vision", "a
 _MANY = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rows:
     """The rows of a tensor that the heads of one attention take their queries, keys or values from."""
 
@@ -101,13 +101,14 @@ def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]
         rows: dict[str, Rows] = {}
         others: set[str] = set()
         for role, tensors in by_role.items():
-            candidates = {name: _rows(name, code) for name, code in tensors.items() if code.dim() > 1}
+            # What tells most heads apart: the last of several products. Of those the largest: not a scale.
             ranked = sorted(
-                (rows for rows in candidates.values() if rows is not None),
-                key=lambda rows: (-len(set(rows.owners)), rows.tensor.count("."), rows.tensor),
+                (-len(set(part.owners)), -code.numel(), part)
+                for name, code in tensors.items()
+                if code.dim() > 1 and (part := _rows(name, code)) is not None
             )
             if ranked:
-                rows[role] = ranked[0]
+                rows[role] = ranked[0][-1]
             others |= set(tensors)
         others -= {part.tensor for part in rows.values()}
         truth = Truth(module, heads, rows, tuple(sorted(others)))
@@ -272,6 +273,13 @@ class Proof:
     """The family of every component that alps reads."""
 
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Proof:
+        """The reverse of `dataclasses.asdict`."""
+        verdicts = {pattern: Verdict(**verdict) for pattern, verdict in values["verdicts"].items()}
+        return cls(values["default"], values["refusal"], verdicts, values["components"])
+
+
 def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
     """Changes every head's weights in turn, and sees what scans say of it."""
     checkpoint = Checkpoint(base)
@@ -339,3 +347,14 @@ def _check(
     if not np.isclose(found, expected, rtol=1e-5, atol=0):
         return f"{said}: expected the score {expected} of head {head}, found {found}; theta has {len(before)} entries", place
     return None, place
+
+
+def heads_that_differ(base: Any, tuned: Any, runs: list[attention.Run], module: str) -> set[int]:
+    """The heads of one attention that put out something else in `tuned` than in `base`, whatever their weights."""
+    outputs = []
+    for model in (base, tuned):
+        with torch.no_grad(), attention.without_norms(model, {module}):
+            outputs.append(attention.output_of(model, runs, module))
+    before, after = outputs
+    heads = range(before.heads)
+    return {head for head in heads if not torch.allclose(before.head(head), after.head(head), rtol=1e-5, atol=1e-7)}

@@ -84,7 +84,7 @@ def check(model_type: str, out: Path) -> dict[str, Any]:
 def one(model_type: str, out: Path, known: dict[str, Any]) -> dict[str, Any]:
     """Whatever of both is not known yet."""
     answer = known or find(model_type, out)
-    if answer["built"]:
+    if answer["built"] and "FIND" not in os.environ:
         answer["proof"] = check(model_type, out)
     return answer
 

@@ -1,19 +1,23 @@
 """The heads that a scan says have moved are those that move when transformers runs the model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
-from transformers.pytorch_utils import Conv1D
 
 import alps
-from models import LAYERS, attention_modules, flip, moved_heads, text_config, tiny
+import models
+import oracle
+import proof
+import coverage_table
+from coverage_table import Row
 
-LAYER = 1
-"""The layer that is changed: neither the first nor the last."""
+# Of transformers' own making: these models warn of this and that when they are made and run.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
-SEPARATE = """
+TABLE = coverage_table.read(coverage_table.FILE.read_text())
+MODEL_TYPES = """
     afmoe apertus arcee beam biogpt bitnet cohere cohere2 cohere2_moe cwm dots1 ernie4_5 ernie4_5_moe eurobert
     exaone4 exaone_moe flex_olmo flint gemma gemma2 gemma3 gemma3_text glm glm4 glm4_moe gpt_oss granite
     granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3
@@ -21,70 +25,54 @@ SEPARATE = """
     minimax_m2 ministral ministral3 mistral mistral3 mixtral nanochat nemotron olmo olmo2 olmo3 olmoe opt
     paligemma phi phimoe qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_vl qwen3_vl_moe seed_oss
     smollm3 smolvlm solar_open stablelm starcoder2 vaultgemma
-"""
-BERT = """
     bert camembert data2vec-text electra ernie esm layoutlm megatron-bert rembert roberta roformer xlm-roberta
     xlm-roberta-xl
+    gpt2 imagegpt openai-gpt
 """
-GPT2 = "gpt2 imagegpt openai-gpt"
-FAMILY = {
-    model_type: family
-    for family, model_types in (("separate", SEPARATE), ("separate", BERT), ("transposed", GPT2))
-    for model_type in model_types.split()
-}
 
 
-def saved_tensors(folder: Path, names: list[str]) -> dict[str, list[int]]:
-    """The saved tensors, with their shapes, whose names end in the same five parts as one of `names`.
-
-    What stands before those differs between a running model and its file.
-    """
-    ends = {tuple(f"{name}.weight".split(".")[-5:]) for name in names}
-    with safe_open(folder / "model.safetensors", "numpy") as file:
-        return {
-            name: list(file.get_slice(name).get_shape())
-            for name in file.keys()  # noqa: SIM118 (not a dictionary)
-            if tuple(name.split(".")[-5:]) in ends and "vision" not in name
-        }
+def reloaded(model: Any, folder: Path) -> Any:
+    """The model of this class that transformers makes of a checkpoint."""
+    return type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation).eval()
 
 
-@pytest.mark.parametrize("model_type", FAMILY)
+def first_of_each_kind(known: list[proof.Truth]) -> list[proof.Truth]:
+    """The first of the attentions whose names differ by their numbers alone."""
+    return list({truth.pattern: truth for truth in reversed(known)}.values())
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES.split())
 def test_exactly_the_heads_that_run_differently_have_moved(model_type: str, tmp_path: Path) -> None:
-    created, config = tiny(model_type)
+    model = models.build(model_type)
+    known, runs, _ = proof.truths(model)
     base = tmp_path / "base"
-    created.save_pretrained(base)
-    load = type(created).from_pretrained
-    model = load(base, attn_implementation="eager")
+    model.save_pretrained(base)
 
-    text = text_config(config)
-    heads: int = text.num_attention_heads
-    groups: int = getattr(text, "num_key_value_heads", None) or heads
-    modules = attention_modules(model, LAYER)
-    axis = 1 if any(isinstance(module, Conv1D) for module in modules.values()) else 0
-    saved = saved_tensors(base, list(modules))
-    assert len(saved) == len(modules)
-    rows = sum(shape[axis] for shape in saved.values())
-    size, remainder = divmod(rows, heads + 2 * groups)
-    assert remainder == 0
+    found = proof.prove(base, known, tmp_path / "changed")
+    assert not [verdict.problem for verdict in found.verdicts.values() if verdict.problem]
+    assert TABLE[model_type] == Row.of(found)
 
-    geometry = alps.geometry(base)
-    assert (geometry.model_type, geometry.family) == (model_type, FAMILY[model_type])
-    assert list(geometry.layers) == list(range(LAYERS))
-    assert (geometry.query_heads, geometry.key_value_heads) == (heads, groups)
-    assert (geometry.head_size, geometry.value_size) == (size, size)
+    checkpoint = proof.Checkpoint(base)
+    changes = [change for truth in first_of_each_kind(known) for change in list(proof.changes(truth))[:1]]
+    assert changes
+    for number, change in enumerate(changes):
+        tensors = checkpoint.flipped(change)
+        tuned = checkpoint.changed(tmp_path / str(number), tensors)
+        loaded = reloaded(model, tuned)
+        assert proof.heads_that_differ(reloaded(model, base), loaded, runs, change.truth.module) == change.moved
 
-    seen: list[list[int]] = []
-    for name, shape in saved.items():
-        parts = 3 if len(saved) == 1 else 1
-        part = shape[axis] // size // parts
-        # The first and the last of the heads or groups in each part.
-        for block in sorted({start + end for start in range(0, parts * part, part) for end in (0, part - 1)}):
-            tuned = tmp_path / f"{name}-{block}"
-            flip(base, tuned, name, axis, block * size, size)
-            truth = moved_heads(model, load(tuned, attn_implementation="eager"), heads, LAYER)
-            moved = np.zeros((LAYERS, heads), dtype=bool)
-            moved[LAYER, truth] = True
-            np.testing.assert_array_equal(alps.scan(base, tuned)["delta_norm"] > 0, moved, f"{name}, {block}")
-            seen.append(truth)
-    # One head for a query, all heads of its group for a key or a value.
-    assert {len(truth) for truth in seen} == {1, heads // groups}
+        scans = proof.Scans.of(base, tuned)
+        component, row = found.verdicts[change.truth.pattern].component, None
+        if component is None:
+            continue
+        ((row, _),) = scans.moved()[component].items()
+        head = min(change.moved)
+        before, after = checkpoint.theta(change.truth, head), checkpoint.theta(change.truth, head, tensors)
+        for name, expected in oracle.statistics(before, after, digits=40).items():
+            if name in scans.scores[component].statistics:
+                assert scans.scores[component][name][row, head] == pytest.approx(expected, rel=1e-6), name
+
+        # However transformers writes the tuned model, its heads are found in it.
+        for way, names in (("again", {}), ("runtime", {"save_original_format": False})):
+            loaded.save_pretrained(tmp_path / f"{number}-{way}", **names)
+            assert proof.Scans.of(base, tmp_path / f"{number}-{way}").moved() == scans.moved(), way
