@@ -26,6 +26,16 @@ impl Dtype {
         }
     }
 
+    /// The name of the format, as safetensors has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F16 => "F16",
+            Dtype::BF16 => "BF16",
+            Dtype::F32 => "F32",
+            Dtype::F64 => "F64",
+        }
+    }
+
     /// Bytes of one weight.
     pub const fn size(self) -> usize {
         match self {

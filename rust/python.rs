@@ -14,7 +14,8 @@ use pyo3::types::PyDict;
 use crate::checkpoint::parse_config;
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
-use crate::model::{self, Attention, Component, Contents, Layer, Orientation, Role, Size};
+use crate::linear::Linear;
+use crate::model::{self, Attention, Component, Contents, Family, Layer, Orientation, Role, Size};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, LayerShape, Report, Shape};
 use crate::side::Side;
@@ -29,7 +30,8 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Scan, attention, geometry, ranking, report, scan, select_random, select_ranked, select_within_budget,
+        Scan, attention, families, geometry, inspect, ranking, report, scan, select_random, select_ranked,
+        select_within_budget,
     };
 
     #[pymodule_init]
@@ -91,6 +93,40 @@ fn geometry<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResu
     geometry_fields(py, side.geometry())
 }
 
+/// A tensor that is read: (name, number format, out features, in features).
+type ModuleFields = (String, &'static str, usize, usize);
+
+/// What a scan would read of one checkpoint, and what it leaves out and why.
+#[pyfunction]
+fn inspect<'py>(py: Python<'py>, path: &str, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
+    let component = component_of_name(component)?;
+    let side = py.detach(|| Side::open(Path::new(path), component))?;
+    let module = |(module, linear): (&model::Module, &dyn Linear)| -> ModuleFields {
+        (module.name.clone(), linear.dtype().name(), module.out_features, module.in_features)
+    };
+    let left_out = side.attention().left_out().iter().map(|it| (it.what.clone(), it.why.clone()));
+    let fields = PyDict::new(py);
+    fields.set_item("geometry", geometry_fields(py, side.geometry())?)?;
+    let modules = side.attention().modules().iter().zip(side.linears());
+    fields.set_item("modules", modules.map(module).collect::<Vec<_>>())?;
+    fields.set_item("left_out", left_out.collect::<Vec<_>>())?;
+    fields.set_item("bytes", side.bytes())?;
+    Ok(fields)
+}
+
+/// A family of storage: (name, description, (component, model type) of all that are stored so).
+type FamilyFields = (&'static str, &'static str, Vec<(&'static str, &'static str)>);
+
+/// The families of storage that are known.
+#[pyfunction]
+fn families() -> Result<Vec<FamilyFields>> {
+    let fields = |family: &'static Family| {
+        let types = family.model_types().map(|(component, model_type)| (component.name(), model_type));
+        (family.name(), family.description(), types.collect())
+    };
+    Ok(model::families()?.iter().map(fields).collect())
+}
+
 /// One matrix of one head: (row of the layer, role, index, tensor, axis of the tensor, first, count).
 type SliceFields = (usize, &'static str, usize, String, usize, usize, usize);
 
@@ -115,7 +151,7 @@ fn attention<'py>(
     let geometry = attention.geometry();
     let mut slices = Vec::new();
     for (row, layer) in geometry.layers.iter().enumerate() {
-        for role in Role::ALL {
+        for role in layer.own_roles().iter().copied() {
             for index in 0..layer.count(role) {
                 let Some(slice) = attention.slice(role, row, index) else { continue };
                 let axis = match slice.module.orientation {
@@ -244,11 +280,14 @@ fn report<'py>(
     Ok(fields)
 }
 
-/// The sizes that an `alps.Geometry` holds: those of each layer in the order of `LayerSizes`.
+/// The fields of an `alps.geometry.LayerSizes`.
+type LayerSizes = (usize, usize, u64, u64, u64, u64, u64, u64);
+
+/// The sizes that an `alps.Geometry` holds.
 #[derive(FromPyObject)]
 struct Geometry {
     query_heads: usize,
-    sizes: Vec<(usize, usize, u64, u64, u64, u64, u64, u64)>,
+    sizes: Vec<LayerSizes>,
 }
 
 impl Geometry {

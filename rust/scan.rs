@@ -90,7 +90,7 @@ pub fn scan(base: &Path, tuned: &Path, options: &Options, control: &Control) -> 
     }
     let geometry = base.geometry();
     let walk = Walk { base: &base, tuned: &tuned, options, control };
-    let bytes = walk.total_bytes();
+    let bytes = base.bytes() + tuned.bytes();
     control.total.store(bytes, Ordering::Relaxed);
 
     let pool = ThreadPoolBuilder::new()
@@ -181,7 +181,8 @@ fn check_pair(base: &Side, tuned: &Side) -> Result<()> {
     if problems.is_empty() && numbers(of_base) != numbers(of_tuned) {
         problems.push("their layers with attention are not the same".into());
     }
-    let sizes: [(&str, fn(&Layer) -> usize); 8] = [
+    type OfLayer = fn(&Layer) -> usize;
+    let sizes: [(&str, OfLayer); 8] = [
         ("the number of query heads", |layer| layer.query_heads),
         ("the number of key/value heads", |layer| layer.key_value_heads),
         ("the size of a head", |layer| layer.query.rows),
@@ -326,23 +327,6 @@ impl<'a> Walk<'a> {
             tuned: self.tuned.matrix(role, layer, index)?,
             whose: format!("{what} {index} of layer {}", self.base.geometry().layers[layer].number),
         })
-    }
-
-    /// The roles whose matrices are read: not the values, if they are the keys.
-    fn roles(&self, layer: usize) -> &'static [Role] {
-        if self.base.geometry().layers[layer].keys_are_values { &Role::ALL[..2] } else { &Role::ALL }
-    }
-
-    /// What the whole scan reads.
-    fn total_bytes(&self) -> u64 {
-        let of_layer = |(layer, sizes): (usize, &Layer)| -> u64 {
-            let of_role = |role: &Role| {
-                let pair = self.pair(*role, layer, 0);
-                pair.map_or(0, |pair| pair.stored_bytes() * sizes.count(*role) as u64)
-            };
-            self.roles(layer).iter().map(of_role).sum()
-        };
-        self.base.geometry().layers.iter().enumerate().map(of_layer).sum()
     }
 
     fn measure_group(&self, layer: usize, group: usize, workspace: &mut Workspace) -> Result<Vec<Measured>> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::model::{Attention, Component, Contents, Geometry, Module, Orientation, Role};
+use crate::model::{Attention, Component, Contents, Geometry, Layer, Module, Orientation, Role};
 use crate::plain;
 
 /// A checkpoint that was found to hold attention heads.
@@ -69,6 +69,19 @@ impl Side {
     /// The weights of the attention's modules, in their order.
     pub fn linears(&self) -> impl ExactSizeIterator<Item = &dyn Linear> {
         self.linears.iter().map(|linear| &**linear)
+    }
+
+    /// How many bytes of weights a scan reads from this side.
+    pub fn bytes(&self) -> u64 {
+        let layers = &self.geometry().layers;
+        let of_layer = |(row, layer): (usize, &Layer)| -> u64 {
+            let of_role = |role: &Role| {
+                let matrix = self.matrix(*role, row, 0);
+                matrix.map_or(0, |matrix| matrix.stored_bytes() * layer.count(*role) as u64)
+            };
+            layer.own_roles().iter().map(of_role).sum()
+        };
+        layers.iter().enumerate().map(of_layer).sum()
     }
 
     /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.

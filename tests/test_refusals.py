@@ -360,7 +360,9 @@ def test_models_of_different_families(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", shape)
     config = {"model_type": "gpt2", "n_layer": 1, "n_head": 4, "n_embd": 24}
     other = write(tmp_path / "other", config, {"h.0.attn.c_attn.weight": torch.zeros(24, 72)})
-    said = ["layout family is separate (model type llama) in the one, transposed (model type gpt2) in the other"]
+    said = [
+        "layout family is separate (model type llama) in the one, transposed (model type gpt2) in the other"
+    ]
     refused(tmp_path, alps.PairError, (base, other), [f"{base} and {other}", *said])
 
 

@@ -38,7 +38,9 @@ def keys_asked_for() -> set[str]:
     keys = set(strings(json.loads((MODEL / "config_keys.json").read_text())))
     for file in (MODEL / "layouts").glob("*.json"):
         family = json.loads(file.read_text())
-        keys.update(strings([family.get("sizes"), family.get("layers_without_keys"), family.get("keys_as_values")]))
+        keys.update(
+            strings([family.get("sizes"), family.get("layers_without_keys"), family.get("keys_as_values")])
+        )
     return keys
 
 

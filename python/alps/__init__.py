@@ -14,8 +14,9 @@ from alps.errors import (
     PairError,
     WeightsError,
 )
-from alps.geometry import Geometry
+from alps.geometry import Geometry, LayerSizes
 from alps.heads import HeadSet, Report
+from alps.inspection import Family, Inspection, inspect, layouts
 from alps.scan import geometry, scan
 from alps.scores import HeadScores
 from alps.statistics import STATISTICS
@@ -29,9 +30,12 @@ __all__ = [
     "AlpsError",
     "ArgumentError",
     "CheckpointError",
+    "Family",
     "Geometry",
     "HeadScores",
     "HeadSet",
+    "Inspection",
+    "LayerSizes",
     "ModelError",
     "PairError",
     "Report",
@@ -39,6 +43,8 @@ __all__ = [
     "WeightsError",
     "__version__",
     "geometry",
+    "inspect",
+    "layouts",
     "release",
     "restrict",
     "scan",

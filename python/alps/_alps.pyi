@@ -13,7 +13,9 @@ __all__ = [
     "Scan",
     "__version__",
     "attention",
+    "families",
     "geometry",
+    "inspect",
     "ranking",
     "report",
     "scan",
@@ -55,6 +57,15 @@ def scan(
 
 def geometry(path: str, component: str | None) -> dict[str, Any]:
     """Reads the geometry of one checkpoint."""
+
+def inspect(path: str, component: str | None) -> dict[str, Any]:
+    """What a scan would read of one checkpoint, and what it leaves out and why.
+
+    The arguments of `Geometry.of_layers`, of every `Module`, pairs of what and why, and a number of bytes.
+    """
+
+def families() -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """The families of storage that are known: name, description, (component, model type) of all stored so."""
 
 def attention(
     name: str, config: str, tensors: dict[str, list[int]], component: str | None

@@ -28,6 +28,14 @@ class _Form(str, Enum):
     product = "product"
 
 
+class _Component(str, Enum):
+    decoder = "decoder"
+    encoder = "encoder"
+    cross = "cross"
+    vision = "vision"
+    audio = "audio"
+
+
 class _Rule(str, Enum):
     global_ = "global"
     per_layer = "per_layer"
@@ -80,6 +88,9 @@ app = typer.Typer(
 _Ratio = typer.Option(min=0, max=1, callback=_number, help="Share of the heads to select.")
 _Statistic = typer.Option(metavar="NAME", help="What ranks the heads.")
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+_ComponentOption = Annotated[
+    _Component | None, typer.Option(help="Whose heads: the decoder's, else the encoder's, when not given.")
+]
 _HeadsFile = typer.Option(metavar="FILE", help="Write the selected heads here (JSON).")
 
 
@@ -99,6 +110,7 @@ def scan(
     ],
     tuned: Annotated[str, typer.Argument(help="The checkpoint after tuning.")],
     ratio: Annotated[float, _Ratio] = DEFAULT_RATIO,
+    component: _ComponentOption = None,
     form: Annotated[_Form, typer.Option(help="What a head's weight vector is.")] = _Form.qkv,
     statistic: Annotated[str, _Statistic] = statistics.DEFAULT,
     temperature: Annotated[float, typer.Option(help="Of the softmax over a head's weights.")] = 1.0,
@@ -119,6 +131,7 @@ def scan(
         scores = alps.scan(
             base,
             tuned,
+            component=None if component is None else component.value,
             form=form.value,
             temperature=temperature,
             statistics=tuple(wanted),
@@ -183,6 +196,41 @@ def show(
     else:
         _print_provenance(content.provenance)
         _print_heads(content)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A checkpoint: folder, file or cached hub name.")],
+    component: _ComponentOption = None,
+    as_json: _Json = False,
+) -> None:
+    """Say what a scan would read of a checkpoint, and what it leaves out and why."""
+    found = alps.inspect(path, component=None if component is None else component.value)
+    if as_json:
+        _print_json(
+            {
+                "geometry": found.geometry.to_fields(),
+                "modules": [asdict(module) for module in found.modules],
+                "left_out": [{"what": what, "why": why} for what, why in found.left_out],
+                "bytes": found.bytes,
+            }
+        )
+        return
+    console = _console()
+    for part in terminal.inspection(console, found):
+        console.print(part)
+
+
+@app.command()
+def layouts(as_json: _Json = False) -> None:
+    """List the layouts that are known, and the model types that have them."""
+    families = alps.layouts()
+    if as_json:
+        _print_json({"families": [asdict(family) for family in families]})
+        return
+    console = _console()
+    for part in terminal.layouts(families):
+        console.print(part)
 
 
 def _load(path: Path) -> HeadScores | HeadSet:

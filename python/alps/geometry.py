@@ -198,7 +198,7 @@ class Geometry:
             return self.layers.index(layer)
         except ValueError:
             raise ArgumentError(
-                f"there is no attention in layer {layer}: the layers are {_ranges(self.layers)}"
+                f"there is no attention in layer {layer}: the layers are {ranges(self.layers)}"
             ) from None
 
     def __str__(self) -> str:
@@ -232,7 +232,9 @@ class Geometry:
             raise ArgumentError(f"{name}: {'missing' if name in expected else 'unknown'} field")
         if not isinstance(values["layers"], list | tuple):
             raise ArgumentError(f"layers: expected layer numbers, found {values['layers']!r}")
-        per_layer = _parse_per_layer(values["per_layer"], len(values["layers"])) if "per_layer" in values else ()
+        per_layer = (
+            _parse_per_layer(values["per_layer"], len(values["layers"])) if "per_layer" in values else ()
+        )
         return cls(**{**values, "per_layer": per_layer})
 
     def difference(self, other: "Geometry") -> str:
@@ -241,7 +243,7 @@ class Geometry:
         def text(name: str, value: Any) -> str:
             if name == "per_layer":
                 return f"of {len(set(value))} kinds" if value else "all alike"
-            return _ranges(value) if name == "layers" else str(value)
+            return ranges(value) if name == "layers" else str(value)
 
         return ", ".join(
             f"{name} {text(name, mine)} and {text(name, theirs)}"
@@ -298,7 +300,7 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _ranges(numbers: Iterable[int]) -> str:
+def ranges(numbers: Iterable[int]) -> str:
     """Ascending numbers as a person writes them: "0-3, 7"."""
     runs: list[tuple[int, int]] = []
     for number in numbers:

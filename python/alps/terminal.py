@@ -1,6 +1,6 @@
 """What the command draws: tables, maps of layers x heads, progress."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -8,13 +8,15 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from alps.geometry import Geometry
+from alps.geometry import Geometry, LayerSizes, ranges
 from alps.heads import HeadSet, Report
+from alps.inspection import Family, Inspection
 from alps.scores import HeadScores
 
 COMPANIONS = ("relative_delta", "wasserstein_z")
@@ -87,6 +89,7 @@ def head_map(
     text = Text(no_wrap=True, overflow="ignore")
     text.append("layer".rjust(margin - 1) + " " + _ruler(columns, width).rstrip() + "\n", style="dim")
     levels = _levels(scores, len(palette.shades))
+    sizes = geometry.sizes
     for row, layer in enumerate(geometry.layers):
         text.append(f"{layer:>{margin - 1}} ", style="dim")
         for column in columns:
@@ -95,9 +98,11 @@ def head_map(
                 text.append(palette.selected * width, style=_SELECTED_STYLE)
             else:
                 level = levels[row, cell].max()
-                text.append((palette.shades[level] if level >= 0 else palette.unknown) * width)
+                shade = palette.shades[level] if level >= 0 else palette.unknown
+                text.append((shade if column < sizes[row].query_heads else " ") * width)
         text.append("\n")
-    text.append_text(_legend(palette, scores, levels, heads, merged))
+    unknown = any((levels[row, : of_row.query_heads] < 0).any() for row, of_row in enumerate(sizes))
+    text.append_text(_legend(palette, scores[levels >= 0], unknown, heads, merged))
     return text
 
 
@@ -144,19 +149,62 @@ def _levels(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 def _legend(
     palette: _Palette,
-    scores: NDArray[np.float64],
-    levels: NDArray[np.int64],
+    finite: NDArray[np.float64],
+    unknown: bool,
     heads: HeadSet | None,
     merged: int,
 ) -> Text:
     parts = []
-    finite = scores[levels >= 0]
     if finite.size and finite.min() < finite.max():
         parts.append(f"{palette.shades} score from {finite.min():.3g} to {finite.max():.3g}")
-    if (levels < 0).any():
+    if unknown:
         parts.append(f"{palette.unknown} not a number")
     if heads is not None:
         parts.append(f"{palette.selected} selected")
     if merged > 1:
         parts.append(f"a cell is {merged} heads")
     return Text("   ".join(parts), style="dim")
+
+
+def inspection(console: Console, found: Inspection) -> Iterator[RenderableType]:
+    """What a scan would read, layer by layer, and what it leaves out."""
+    geometry = found.geometry
+    yield Text(str(geometry))
+    formats = ", ".join(sorted({module.dtype for module in found.modules}))
+    yield Text(
+        f"component {geometry.component}, layout {geometry.family}, {formats}, {len(found.modules)} tensors, "
+        f"{found.bytes:,} bytes to read"
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("layers", "heads", "groups", "query", "key", "value"):
+        table.add_column(column, justify="right")
+    for sizes, layers in _runs(geometry):
+        matrices = (
+            f"{rows} x {width}" if rows else "-"
+            for rows, width in (
+                (sizes.query_size, sizes.query_width),
+                (sizes.key_size, sizes.key_width),
+                (sizes.value_size, sizes.value_width),
+            )
+        )
+        table.add_row(layers, str(sizes.query_heads), str(sizes.key_value_heads), *matrices)
+    yield table
+    for what, why in found.left_out:
+        yield Text(f"left out: {what}: {why}")
+
+
+def _runs(geometry: Geometry) -> Iterator[tuple[LayerSizes, str]]:
+    """The sizes that there are, each with its layers as a person writes them."""
+    layers: dict[LayerSizes, list[int]] = {}
+    for layer, sizes in zip(geometry.layers, geometry.sizes, strict=True):
+        layers.setdefault(sizes, []).append(layer)
+    for sizes, numbers in layers.items():
+        yield sizes, ranges(numbers)
+
+
+def layouts(families: Iterable[Family]) -> Iterator[RenderableType]:
+    """The families of storage with their model types."""
+    for family in families:
+        yield Text.assemble((family.name, "bold"), f": {family.description}")
+        for component, types in family.model_types.items():
+            yield Padding(Text(f"{component}: {', '.join(types)}"), (0, 0, 0, 4))

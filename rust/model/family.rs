@@ -310,3 +310,91 @@ fn parse_all<'a>(files: &[(&'a str, &str)]) -> std::result::Result<Vec<Family>, 
     }
     Ok(families)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn valid() -> Value {
+        json!({
+            "name": "a",
+            "description": "An example.",
+            "model_types": {"decoder": ["a", "b"], "encoder": ["a"]},
+            "hybrids": ["b"],
+            "attention": ["attention", "self_attn.#"],
+            "tensors": [
+                {"blocks": "query_heads", "holds": ["query", "gate"]},
+                {"orientation": "in_out", "any_inputs": true, "holds": ["key", "value"]},
+            ],
+            "names": [["query", "both"], ["q", "kv"]],
+            "sizes": {"head_size": "stored"},
+        })
+    }
+
+    /// Why the valid family is refused after this change of it.
+    #[track_caller]
+    fn refusal(at: &str, value: Value) -> String {
+        let mut family = valid();
+        let (parent, key) = at.rsplit_once('/').unwrap();
+        family.pointer_mut(parent).unwrap()[key] = value;
+        Family::parse(&family.to_string()).unwrap_err()
+    }
+
+    #[test]
+    fn every_embedded_family_is_well_formed_and_in_order_of_name() {
+        let names: Vec<&str> = families().unwrap().iter().map(Family::name).collect();
+        assert!(names.is_sorted() && names.contains(&"separate"));
+        Family::parse(&valid().to_string()).unwrap();
+    }
+
+    #[test]
+    fn every_data_file_is_embedded() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("rust/model/layouts");
+        let mut found: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        found.sort();
+        assert_eq!(found, FILES.iter().map(|(file, _)| *file).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_at_every_depth() {
+        for at in ["/extra", "/sizes/extra"] {
+            assert!(refusal(at, json!("x")).starts_with("unknown field `extra`"), "{at}");
+        }
+        let tensors = json!([{"holds": ["query"], "extra": 1}]);
+        assert!(refusal("/tensors", tensors).starts_with("unknown field `extra`"));
+        let tensors = json!([{"holds": ["queries"]}]);
+        assert!(refusal("/tensors", tensors).starts_with("unknown variant `queries`"));
+        assert!(refusal("/sizes/head_size", json!({"key": []})).starts_with("unknown variant `key`"));
+        assert!(refusal("/model_types", json!({"tower": ["a"]})).starts_with("unknown variant `tower`"));
+    }
+
+    #[test]
+    fn what_does_not_make_sense_is_refused() {
+        assert_eq!(refusal("/model_types", json!({"decoder": []})), "there is no model type");
+        let repeated = json!({"decoder": ["b", "b"]});
+        assert_eq!(refusal("/model_types", repeated), "the model type `b` appears twice");
+        assert_eq!(refusal("/hybrids", json!(["c"])), "the hybrid `c` is none of the model types");
+        assert_eq!(refusal("/attention", json!([])), "there is no `attention`");
+        assert_eq!(refusal("/attention", json!(["a..b"])), "`a..b` in `attention` has an empty part");
+        assert_eq!(refusal("/names", json!([])), "there are no `names`");
+        assert_eq!(refusal("/names", json!([["a"]])), "1 names are given for 2 tensors");
+        assert_eq!(refusal("/names", json!([["a", "a"]])), "the tensor `a` appears twice");
+        let nothing = json!([{"holds": []}, {"holds": ["query", "key", "value"]}]);
+        assert_eq!(refusal("/tensors", nothing), "a tensor holds nothing");
+        let no_blocks = json!([{"blocks": {"number": 0}, "holds": ["query", "key"]}, {"holds": ["value"]}]);
+        assert_eq!(refusal("/tensors", no_blocks), "a tensor falls into 0 blocks");
+        let twice = json!([{"holds": ["query", "key"]}, {"holds": ["key", "value"]}]);
+        assert_eq!(refusal("/tensors", twice), "the tensors hold the role key 2 times instead of 1");
+        assert_eq!(
+            refusal("/keys_as_values", json!("always")),
+            "the tensors hold the role value 1 times instead of 0"
+        );
+        let problem = refusal("/sizes/query_heads", json!("stored"));
+        assert_eq!(problem, "shapes cannot say both the number of heads and their size");
+    }
+}

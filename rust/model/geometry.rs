@@ -77,6 +77,11 @@ impl Layer {
         self.query_heads / self.key_value_heads
     }
 
+    /// The roles that have matrices of their own: not the values, if the keys are these, too.
+    pub fn own_roles(&self) -> &'static [Role] {
+        if self.keys_are_values { &Role::ALL[..2] } else { &Role::ALL }
+    }
+
     /// How many matrices of this role there are.
     pub fn count(&self, role: Role) -> usize {
         match role {

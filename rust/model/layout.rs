@@ -154,7 +154,7 @@ fn resolve(
     })?;
     let first = *chosen.first().ok_or("there is no candidate")?;
     let (owner, component, family) = (first.owner, first.component, first.family);
-    let mut stack: BTreeMap<Vec<usize>, &Block<'_>> = BTreeMap::new();
+    let mut stack = Layers::new();
     for candidate in &chosen {
         if candidate.pattern.prefix != first.pattern.prefix
             || candidate.stack.keys().any(|numbers| stack.contains_key(numbers))
@@ -355,60 +355,49 @@ struct Builder<'m, 'c> {
 
 type Places = [Option<Place>; 3];
 
+/// The blocks of all layers by their numbers.
+type Layers<'b, 'c> = BTreeMap<Vec<usize>, &'b Block<'c>>;
+
 impl<'c> Builder<'_, 'c> {
-    fn layers(
-        &mut self,
-        pattern: &Pattern,
-        stack: &BTreeMap<Vec<usize>, &Block<'c>>,
-    ) -> Problem<(Vec<Layer>, Vec<Places>)> {
+    fn layers(&mut self, pattern: &Pattern, stack: &Layers<'_, 'c>) -> Problem<(Vec<Layer>, Vec<Places>)> {
         let owner = self.owner;
         let reader = Reader::new(&self.family.sizes, &owner.section, self.component)?;
         let staged = stack.keys().any(|numbers| numbers.len() > 1);
         let expected = reader.layers(staged)?;
-        let stages = stack.keys().map(|numbers| numbers[0] + 1).max().unwrap_or(0);
-        let hybrid = self.family.is_hybrid(owner.model_type);
-        let marks = marks::linear_attention(self.contents.tensors.keys().copied());
-        let (mut layers, mut places): (Vec<Layer>, Vec<Places>) = (Vec::new(), Vec::new());
         let count = expected.as_ref().map_or(stack.len(), |expected| expected.count);
+        let stages = stack.keys().map(|numbers| numbers[0] + 1).max().unwrap_or(0);
+        let is_hybrid = self.family.is_hybrid(owner.model_type);
+        let marks = marks::linear_attention(self.contents.tensors.keys().copied());
+        let (mut layers, mut places) = (Vec::new(), Vec::new());
+        let mut found = 0;
+        // As many turns as there are layers at most, whatever the configuration says: the first one that
+        // is missing ends it, unless layers with numbers above it show that it is there in another form.
         let last = stack.keys().next_back().map_or(0, |numbers| numbers[numbers.len() - 1] + 1);
-        let numbered: Vec<(usize, Option<(&Vec<usize>, &&Block<'c>)>)> = if staged {
-            stack
-                .iter()
-                .map(Some)
-                .chain(std::iter::repeat(None))
-                .take(count.min(stack.len() + 1))
-                .enumerate()
-                .collect()
-        } else {
-            // As many turns as there are layers at most, whatever the configuration says.
-            (0..count.min(last + 1)).map(|number| (number, stack.get_key_value(&vec![number]))).collect()
-        };
-        for (number, block) in numbered {
+        let turns = if staged { stack.len() + 1 } else { last + 1 };
+        for number in 0..count.min(turns) {
+            // Layers that come in stages are counted through all of these.
+            let block = if staged { stack.iter().nth(number) } else { stack.get_key_value(&vec![number]) };
             let Some((numbers, block)) = block else {
-                if hybrid && number < count {
-                    self.without_attention(pattern, number);
+                if is_hybrid {
+                    self.leave_out(pattern, number);
                     continue;
                 }
                 return Err(self.missing(pattern, number, &self.family.names[0][0], &expected));
             };
+            found += 1;
             if let Some(mark) = marks.get(block.path) {
                 let why = format!("{} beside it says that this is linear attention", quote(mark));
                 self.left_out.push(LeftOut { what: format!("layer {number}"), why });
                 continue;
             }
-            let stage = expected.as_ref().and_then(|expected| expected.stage_of(number));
-            let position = match stage {
-                Some((stage, stages)) if !staged => Position { layer: number, layers: count, stage, stages },
-                _ => Position { layer: number, layers: count, stage: numbers[0], stages },
-            };
+            let of_list = expected.as_ref().and_then(|expected| expected.stage_of(number));
+            let (stage, stages) = of_list.filter(|_| !staged).unwrap_or((numbers[0], stages));
+            let position = Position { layer: number, layers: count, stage, stages };
             let (layer, place) = self.layer(&reader, position, pattern, block, &expected)?;
             layers.push(layer);
             places.push(place);
         }
-        let beyond =
-            stack.len().saturating_sub(if staged { count } else { stack.range(..vec![count]).count() });
-        if beyond > 0 {
-            let key = expected.map(|expected| expected.key).unwrap_or_default();
+        if let (beyond @ 1.., Some(Expected { key, .. })) = (stack.len() - found, expected) {
             self.left_out.push(LeftOut {
                 what: format!("{beyond} layers from number {count} on"),
                 why: format!("the configuration says that there are {count} layers (`{key}`)"),
@@ -420,7 +409,8 @@ impl<'c> Builder<'_, 'c> {
         Ok((layers, places))
     }
 
-    fn without_attention(&mut self, pattern: &Pattern, number: usize) {
+    /// Notes a layer that has something else in the place of attention.
+    fn leave_out(&mut self, pattern: &Pattern, number: usize) {
         let prefix = pattern.prefix.replacen('#', &number.to_string(), 1);
         let parts = names::children(self.contents.tensors.keys().copied(), &prefix);
         let why = format!("it has no attention; its parts are {}", parts.join(", "));

@@ -176,10 +176,9 @@ impl<'a> Model<'a> {
         if let Some((place, model)) = named {
             return model.owner(&name[place + 1..]);
         }
-        if let Some((_, model)) = self.inner.iter().find(|(words, _)| words.is_empty()) {
-            if self.components.is_empty() {
-                return model.owner(name);
-            }
+        let unnamed = self.inner.iter().find(|(words, _)| words.is_empty());
+        if let Some((_, model)) = unnamed.filter(|_| self.components.is_empty()) {
+            return model.owner(name);
         }
         let tower = name.iter().find_map(|part| parts.tower(part));
         if tower.is_some_and(|tower| !self.components.contains(&tower)) {

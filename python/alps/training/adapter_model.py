@@ -43,7 +43,7 @@ class AlpsModel(BaseTuner):
         if any(isinstance(module, AlpsLayer) and module.merged for module in modules):
             raise ArgumentError("expected a model without merged adapters, found some; unmerge them first")
         shapes = {name.replace(_BASE, ""): shape for name, shape in attention.parameter_shapes(model).items()}
-        found = attention.find(model, shapes)
+        found = attention.find(model, shapes, attention.component_of(peft_config.head_set))
         rows = found.rows(peft_config.head_set)
         axes = found.modules
         projections: dict[str, Projection] = {}

@@ -66,14 +66,17 @@ class Attention:
         """The names of the modules that project to queries, keys and values, with the axis of the outputs."""
         return {matrix.module: matrix.axis for matrix in self.matrices}
 
+    def width(self, matrix: Matrix) -> int:
+        """The entries of a row of the matrix."""
+        width: int = getattr(self.geometry.sizes[matrix.row], f"{matrix.role}_width")
+        return width
+
     def chosen(self, heads: HeadSet) -> list[Matrix]:
         """The matrices of the heads in the set, and of their key/value groups.
 
         Raises:
             ArgumentError: The set is of another model.
         """
-        if not isinstance(heads, HeadSet):
-            raise ArgumentError(f"heads: expected an alps.HeadSet, found {type(heads).__name__}")
         if difference := heads.geometry.difference(self.geometry):
             raise ArgumentError(f"the heads are not those of this model (heads and model): {difference}")
         masks = {"query": heads.mask, "key": heads.key_value_groups, "value": heads.key_value_groups}
@@ -94,6 +97,17 @@ class Attention:
         }
 
 
+def component_of(heads: HeadSet) -> str:
+    """The component whose heads are in the set.
+
+    Raises:
+        ArgumentError: `heads` is something else.
+    """
+    if not isinstance(heads, HeadSet):
+        raise ArgumentError(f"heads: expected an alps.HeadSet, found {type(heads).__name__}")
+    return heads.geometry.component
+
+
 def find(
     model: nn.Module, shapes: dict[str, list[int]] | None = None, component: str | None = None
 ) -> Attention:
@@ -105,7 +119,7 @@ def find(
         component: Whose heads, as for `alps.scan`.
 
     Raises:
-        ArgumentError: The model has no configuration.
+        ArgumentError: The model has no configuration, or there is no such component.
         ModelError: The model is of no known layout, contradicts its configuration, or is quantised.
     """
     config = getattr(model, "config", None)
@@ -121,8 +135,17 @@ def find(
             "load the model without quantisation"
         )
     fields, matrices = _alps.attention(
-        name, json.dumps(config.to_dict(), default=str), parameter_shapes(model) if shapes is None else shapes, component
+        name,
+        json.dumps(config.to_dict(), default=str),
+        parameter_shapes(model) if shapes is None else shapes,
+        component,
     )
+    for matrix in matrices:
+        if not (tensor := matrix[3]).endswith(_WEIGHT):
+            raise ModelError(
+                f"{name}.{tensor}: expected the weight of a Linear or Conv1D, found a parameter of another module, "
+                "whose rows cannot train apart"
+            )
     return Attention(Geometry.of_layers(**fields), tuple(Matrix(*matrix) for matrix in matrices))
 
 

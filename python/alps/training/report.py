@@ -57,7 +57,7 @@ def report(model: nn.Module, attention: Attention, heads: HeadSet) -> Restrictio
     chosen = set(attention.chosen(heads))
     for matrix in attention.matrices:
         counts = trainable if matrix in chosen else frozen
-        counts[matrix.role] += matrix.count * attention.geometry.hidden_size
+        counts[matrix.role] += matrix.count * attention.width(matrix)
     projections = [module for module in model.modules() if isinstance(module, RestrictedProjection)]
     for projection in projections:
         if projection.bias is not None:

@@ -57,7 +57,7 @@ def restrict(model: nn.Module, heads: HeadSet, *, others: Others = "train") -> R
         raise ArgumentError(f'others: expected "train" or "freeze", found {others!r}')
     if isinstance(model, nn.Module) and any(_restricted(model)):
         raise ArgumentError("the model is restricted already; alps.release(model) ends that")
-    found = attention.find(model)
+    found = attention.find(model, component=attention.component_of(heads))
     rows = found.rows(heads)
     replacements: dict[str, RestrictedProjection] = {}
     names: dict[torch.Tensor, str] = {}

@@ -1,0 +1,91 @@
+"""What a scan would read of a checkpoint, and the families of storage that are known."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alps import _alps, sources
+from alps.geometry import Geometry
+from alps.scan import Component
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer that holds weights of attention heads.
+
+    Attributes:
+        name: The name of its tensor, without ".weight".
+        dtype: The number format that its weights are read in ("BF16").
+        out_features: Rows of its weight.
+        in_features: Entries of a row.
+    """
+
+    name: str
+    dtype: str
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a scan would read of a checkpoint.
+
+    Attributes:
+        geometry: The heads.
+        modules: The linear layers that hold them, layer by layer.
+        left_out: What is in the checkpoint but not scanned, each with the reason.
+        bytes: Bytes of weights that a scan reads.
+    """
+
+    geometry: Geometry
+    modules: tuple[Module, ...]
+    left_out: tuple[tuple[str, str], ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Family:
+    """A way in which models store their attention.
+
+    Attributes:
+        name: Its name ("separate").
+        description: One line about it.
+        model_types: The model types that store the attention of a component so, by component.
+    """
+
+    name: str
+    description: str
+    model_types: Mapping[str, tuple[str, ...]]
+
+
+def inspect(path: str | os.PathLike[str], *, component: Component | None = None) -> Inspection:
+    """Says what a scan would read of a checkpoint, without reading weights.
+
+    Args:
+        path: A folder, a file, or the `owner/name[@revision]` of a model in the hub's local cache.
+        component: Whose heads, as for `scan`.
+
+    Raises:
+        ArgumentError: There is no such component.
+        CheckpointError: A file is truncated, malformed or of another format.
+        ModelError: The model is of no known layout, or contradicts its configuration.
+        OSError: A file cannot be read.
+    """
+    found = _alps.inspect(sources.find(path).path, component)
+    return Inspection(
+        geometry=Geometry.of_layers(**found["geometry"]),
+        modules=tuple(Module(*module) for module in found["modules"]),
+        left_out=tuple(found["left_out"]),
+        bytes=found["bytes"],
+    )
+
+
+def layouts() -> tuple[Family, ...]:
+    """The families of storage that are known, in order of name."""
+    families = []
+    for name, description, types in _alps.families():
+        by_component: dict[str, list[str]] = {}
+        for component, model_type in types:
+            by_component.setdefault(component, []).append(model_type)
+        families.append(Family(name, description, {of: tuple(names) for of, names in by_component.items()}))
+    return tuple(families)
