@@ -9,6 +9,7 @@ carries these to the names and the order of the file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
 import tempfile
@@ -27,7 +28,18 @@ from transformers.pytorch_utils import Conv1D
 
 _PRODUCTS = {"matmul", "bmm", "__matmul__", "__rmatmul__", "baddbmm", "einsum"}
 _SOFTMAX = {"softmax", "_softmax"}
-_ENDS = {"linear", "conv1d", "conv2d", "conv3d", "embedding", "layer_norm", "rms_norm", "group_norm", "batch_norm", "addmm"}
+_ENDS = {
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "embedding",
+    "layer_norm",
+    "rms_norm",
+    "group_norm",
+    "batch_norm",
+    "addmm",
+}
 _LARGEST_SCOPE = 4_000_000
 """Parameters of a module that still counts as one attention."""
 ROLES = ("query", "key", "value")
@@ -90,11 +102,11 @@ class Watch(TorchFunctionMode):
         for name, module in self._model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -120,7 +132,9 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "scaled_dot_product_attention":
             out = func(*args, **kwargs)
-            query, key, value = (*args[:3],) if len(args) >= 3 else (kwargs["query"], kwargs["key"], kwargs["value"])
+            query, key, value = (
+                (*args[:3],) if len(args) >= 3 else (kwargs["query"], kwargs["key"], kwargs["value"])
+            )
             self._record(Part(query, -3), Part(key, -3), Part(value, -3), Part(out, -3))
             return out
         if name == "multi_head_attention_forward":
@@ -131,7 +145,12 @@ class Watch(TorchFunctionMode):
         if name in _PRODUCTS and isinstance(out, torch.Tensor):
             return self._product(name, args, kwargs, out)
         tag = next(
-            (t._attention for t in _tensors((*args, *kwargs.values())) if getattr(t, "_attention", None) is not None), None
+            (
+                t._attention
+                for t in _tensors((*args, *kwargs.values()))
+                if getattr(t, "_attention", None) is not None
+            ),
+            None,
         )
         if tag is not None:
             kind, parts = tag
@@ -139,7 +158,7 @@ class Watch(TorchFunctionMode):
                 tag = ("weights", parts)
             for t in _tensors((out,)):
                 if t.dim() >= 3:
-                    t._attention = tag
+                    t._attention = tag  # type: ignore[attr-defined]
         return out
 
     def _product(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
@@ -184,10 +203,11 @@ class Watch(TorchFunctionMode):
             inputs = a[role]
             projected = functional.linear(inputs, weight, bias)  # [positions, batch, width]
             parts.append(projected.reshape(*projected.shape[:-1], heads, width // heads).movedim(-2, 0))
-        query, key, value = (part.flatten(2, -2) if part.dim() > 3 else part for part in parts)
-        weights = torch.softmax(torch.einsum("htbd,hsbd->hbts", *(p if p.dim() == 4 else p[:, :, None] for p in parts[:2])), -1)
-        out = torch.einsum("hbts,hsbd->htbd", weights, parts[2] if parts[2].dim() == 4 else parts[2][:, :, None])
-        self._record(*(Part(p, 0) for p in parts), Part(out, 0))
+        queries, keys, values = (part if part.dim() == 4 else part[:, :, None] for part in parts)
+        shares = torch.softmax(torch.einsum("htbd,hsbd->hbts", queries, keys), -1)
+        out = torch.einsum("hbts,hsbd->htbd", shares, values)
+        query, key, value = (Part(part, 0) for part in parts)
+        self._record(query, key, value, Part(out, 0))
         return func(*args, **kwargs)
 
 
@@ -204,7 +224,9 @@ def without_norms(model: torch.nn.Module, attention: set[str]) -> Iterator[None]
     """Turns off the norms inside attention modules, some of which mix the heads (OLMo 2)."""
     changed = []
     for name, module in model.named_modules():
-        if "norm" in type(module).__name__.lower() and any(name.startswith(f"{owner}.") for owner in attention):
+        if "norm" in type(module).__name__.lower() and any(
+            name.startswith(f"{owner}.") for owner in attention
+        ):
             if not list(module.children()):
                 module.forward = _same  # type: ignore[method-assign]
                 changed.append(module)
@@ -238,7 +260,9 @@ def candidates(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     parameters = inspect.signature(module.forward).parameters
     required = {
-        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        n
+        for n, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
     names = set(parameters)
     text = getattr(config, "text_config", config)
@@ -276,11 +300,19 @@ def candidates(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
     for name in ("pixel_values", "pixel_values_videos", "images", "x", "hidden_states", "image"):
         if name not in names:
             continue
-        grids = [n for n in ("grid_thw", "image_grid_thw", "grid_hw", "grid_thws", "image_grid_hws", "target_sizes") if n in names]
+        grids = [
+            n
+            for n in ("grid_thw", "image_grid_thw", "grid_hw", "grid_thws", "image_grid_hws", "target_sizes")
+            if n in names
+        ]
         flat = torch.randn(64, channels * temporal * patch * patch)
         single = torch.randn(64, channels * patch * patch)
         for grid in grids:
-            value = torch.tensor([[1, 8, 8]]) if grid not in ("grid_hw", "image_grid_hws", "target_sizes") else torch.tensor([[8, 8]])
+            value = (
+                torch.tensor([[1, 8, 8]])
+                if grid not in ("grid_hw", "image_grid_hws", "target_sizes")
+                else torch.tensor([[8, 8]])
+            )
             for pixels in (flat, single, torch.randn(64, channels, patch, patch), single[None]):
                 yield {name: pixels, grid: value, **extra()}
         both = {"input_ids": tokens} if "input_ids" in required else {}
@@ -289,30 +321,74 @@ def candidates(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
         for n in (16, 4, 2, 1):
             yield {name: image[:, None].expand(-1, n, -1, -1, -1), **both, **extra()}
         if "spatial_shapes" in names:
-            yield {name: torch.randn(1, 16, channels * patch * patch), "spatial_shapes": torch.tensor([[4, 4]]),
-                   "pixel_attention_mask": torch.ones(1, 16), "attention_mask": torch.ones(1, 16)} if "pixel_attention_mask" in names else {
-                   name: torch.randn(1, 16, channels * patch * patch), "spatial_shapes": torch.tensor([[4, 4]]), **({"attention_mask": torch.ones(1, 16)} if "attention_mask" in names else {})}
+            yield (
+                {
+                    name: torch.randn(1, 16, channels * patch * patch),
+                    "spatial_shapes": torch.tensor([[4, 4]]),
+                    "pixel_attention_mask": torch.ones(1, 16),
+                    "attention_mask": torch.ones(1, 16),
+                }
+                if "pixel_attention_mask" in names
+                else {
+                    name: torch.randn(1, 16, channels * patch * patch),
+                    "spatial_shapes": torch.tensor([[4, 4]]),
+                    **({"attention_mask": torch.ones(1, 16)} if "attention_mask" in names else {}),
+                }
+            )
         for side in (224, 64):
             yield {name: torch.randn(1, channels, side, side), **both, **extra()}
-    mel = _size(config, "num_mel_bins", "n_mels", "feature_size", "input_feat_per_channel", "feature_dim", "input_dim", "input_channels", default=16)
+    mel = _size(
+        config,
+        "num_mel_bins",
+        "n_mels",
+        "feature_size",
+        "input_feat_per_channel",
+        "feature_dim",
+        "input_dim",
+        "input_channels",
+        default=16,
+    )
     positions = _size(config, "max_source_positions", default=32)
     for name in ("input_features", "audio_mel", "hidden_states", "input_values", "spectrogram"):
         if name not in names:
             continue
-        for shape in ((1, mel, 2 * positions), (1, 64, mel), (1, mel, 200), (mel, 200), (1, mel, 3000), (1, 1, mel, 200), (1, 1, 1001, 64)):
+        for shape in (
+            (1, mel, 2 * positions),
+            (1, 64, mel),
+            (1, mel, 200),
+            (mel, 200),
+            (1, mel, 3000),
+            (1, 1, mel, 200),
+            (1, 1, 1001, 64),
+        ):
             more = {}
             if "feature_lens" in names:
                 more["feature_lens"] = torch.tensor([shape[-1]])
             if "aftercnn_lens" in names:
                 more["aftercnn_lens"] = torch.tensor([shape[-1] // 2])
             if "attention_mask" in required or "input_features_mask" in names or "audio_mel_mask" in names:
-                mask = "attention_mask" if "attention_mask" in required else "input_features_mask" if "input_features_mask" in names else "audio_mel_mask"
+                mask = (
+                    "attention_mask"
+                    if "attention_mask" in required
+                    else "input_features_mask"
+                    if "input_features_mask" in names
+                    else "audio_mel_mask"
+                )
                 frames = max(shape[1:]) if len(shape) == 3 else shape[-1]
                 more[mask] = torch.ones(1, frames, dtype=torch.bool)
             yield {name: torch.randn(*shape), **extra(), **more}
         yield {name: torch.randn(1, 4000), **extra()}
         yield {name: torch.randn(1, 1, 4000), **extra()}
-    for name in ("past_values", "x", "inputs", "inputs_embeds", "hidden_states", "sequence", "query_embeds", "states"):
+    for name in (
+        "past_values",
+        "x",
+        "inputs",
+        "inputs_embeds",
+        "hidden_states",
+        "sequence",
+        "query_embeds",
+        "states",
+    ):
         if name not in names:
             continue
         context = _size(config, "context_length", default=32)
@@ -324,7 +400,10 @@ def candidates(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
         if "position_ids" in names or "position_embeddings" in names:
             pass
     if "query_embeds" in names:
-        yield {"query_embeds": torch.randn(1, 6, hidden), "encoder_hidden_states": torch.randn(1, 9, encoder_hidden)}
+        yield {
+            "query_embeds": torch.randn(1, 6, hidden),
+            "encoder_hidden_states": torch.randn(1, 9, encoder_hidden),
+        }
 
 
 Run = tuple[str, dict[str, Any]]
@@ -395,7 +474,9 @@ def _run(
         try:
             module(**arguments)
         except Exception as raised:  # whatever a model makes of our arguments
-            shapes = {key: tuple(value.shape) for key, value in arguments.items() if isinstance(value, torch.Tensor)}
+            shapes = {
+                key: tuple(value.shape) for key, value in arguments.items() if isinstance(value, torch.Tensor)
+            }
             error = f"{shapes}: {type(raised).__name__}: {str(raised)[:150]}"
     fresh = False
     counted: dict[str, int] = {}
@@ -404,7 +485,9 @@ def _run(
             continue
         owner = ".".join(part for part in (name, attention.module) if part)
         index = counted[owner] = counted.get(owner, -1) + 1
-        if index < 2 and (owner, index) not in found:  # a second time: a shared module, or two attentions in one
+        if (
+            index < 2 and (owner, index) not in found
+        ):  # a second time: a shared module, or two attentions in one
             found[owner, index] = replace(attention, module=owner)
             fresh = True
     if error is None and not watch.found:
@@ -420,19 +503,43 @@ def alone(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
     widths = [child.in_features for child in module.modules() if isinstance(child, torch.nn.Linear)]
-    widths += [child.embed_dim for child in module.modules() if isinstance(child, torch.nn.MultiheadAttention)]
+    widths += [
+        child.embed_dim for child in module.modules() if isinstance(child, torch.nn.MultiheadAttention)
+    ]
     widths += [child.nx for child in module.modules() if isinstance(child, Conv1D)]
     widths += [child.in_channels for child in module.modules() if isinstance(child, torch.nn.Conv2d)]
     if not widths or not names:
         return
-    size = next((getattr(module, n) for n in ("head_dim", "attention_head_size", "qk_rope_head_dim") if isinstance(getattr(module, n, None), int)), 8)
+    size = next(
+        (
+            getattr(module, n)
+            for n in ("head_dim", "attention_head_size", "qk_rope_head_dim")
+            if isinstance(getattr(module, n, None), int)
+        ),
+        8,
+    )
     for width in dict.fromkeys(widths):
         states = torch.randn(1, 16, width)
         more = {
             name: torch.randn(1, 9, width)
             for name in names[1:]
-            if name in {"encoder_hidden_states", "key_value_states", "key", "value", "k", "v", "key_states", "context",
-                        "value_states", "cross_attention_states", "encoder_states", "kv", "latents", "cross_hidden_states"}
+            if name
+            in {
+                "encoder_hidden_states",
+                "key_value_states",
+                "key",
+                "value",
+                "k",
+                "v",
+                "key_states",
+                "context",
+                "value_states",
+                "cross_attention_states",
+                "encoder_states",
+                "kv",
+                "latents",
+                "cross_hidden_states",
+            }
         }
         for half in (size, size // 2, width // 4):
             rotary: dict[str, Any] = {}
@@ -442,12 +549,24 @@ def alone(module: torch.nn.Module) -> Iterator[dict[str, Any]]:
             for extra in (more, {}):
                 yield {names[0]: states, **extra, **rotary, **masks}
             yield {names[0]: torch.randn(1, 4, 4, width), **rotary, **masks}
-            yield {names[0]: torch.randn(16, width), **rotary, **masks,
-                   **({"cu_seqlens": torch.tensor([0, 16], dtype=torch.int32)} if "cu_seqlens" in names else {})}
+            yield {
+                names[0]: torch.randn(16, width),
+                **rotary,
+                **masks,
+                **({"cu_seqlens": torch.tensor([0, 16], dtype=torch.int32)} if "cu_seqlens" in names else {}),
+            }
             if "position_embeddings" in names:
                 flat = (torch.randn(16, half), torch.randn(16, half))
-                yield {names[0]: torch.randn(16, width), "position_embeddings": flat, **masks,
-                       **({"cu_seqlens": torch.tensor([0, 16], dtype=torch.int32)} if "cu_seqlens" in names else {})}
+                yield {
+                    names[0]: torch.randn(16, width),
+                    "position_embeddings": flat,
+                    **masks,
+                    **(
+                        {"cu_seqlens": torch.tensor([0, 16], dtype=torch.int32)}
+                        if "cu_seqlens" in names
+                        else {}
+                    ),
+                }
                 yield {names[0]: states, **more, "position_embeddings": torch.randn(16, half), **masks}
                 yield {names[0]: states, **more, "position_embeddings": torch.randn(1, 16, width), **masks}
             if not rotary:
@@ -492,27 +611,59 @@ def _marks(named: dict[str, torch.nn.Parameter], part: Part) -> dict[str, torch.
     return result
 
 
-def in_file(model: Any, by_role: dict[str, dict[str, torch.Tensor]], heads: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Carries marks on parameters to the tensors of the file that `save_pretrained` writes: by role and tensor."""
-    roles = list(by_role) if heads * len(by_role) <= 52 else None
-    result: dict[str, dict[str, torch.Tensor]] = {role: {} for role in by_role}
-    for batch in [roles] if roles else [[role] for role in by_role]:
-        exact = torch.float32 if heads * len(batch) <= 24 else torch.float64
-        state = {name: torch.zeros_like(value, dtype=exact) for name, value in model.state_dict().items()}
-        for shift, role in enumerate(batch):
-            for name, code in by_role[role].items():
-                state[name] += (code << (shift * heads)).to(exact)
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder, state_dict=state)
-            for file in Path(folder).glob("*.safetensors"):
-                for name, value in load_file(file).items():
-                    if value.any():
-                        code = value.round().long()
-                        for shift, role in enumerate(batch):
-                            part = (code >> (shift * heads)) & ((1 << heads) - 1)
-                            if part.any():
-                                result[role][name] = part
+Marks = dict[str, dict[str, torch.Tensor]]
+"""By role and tensor: an integer for every entry, whose bit h says that head h needs it."""
+
+
+def in_file(model: Any, attentions: list[Marks]) -> list[Marks]:
+    """Carries marks on parameters to the tensors of the file that `save_pretrained` writes.
+
+    One save carries the marks of all attentions that have no parameter in common, another one says which of them a tensor of the
+    file comes from.
+    """
+    groups: list[list[int]] = []
+    for number, marks in enumerate(attentions):
+        names = {name for by_name in marks.values() for name in by_name}
+        for group in groups:
+            if not any(names & set(by_name) for other in group for by_name in attentions[other].values()):
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    result: list[Marks] = [{role: {} for role in ROLES} for _ in attentions]
+    for group in groups:
+        everything = {
+            name: code
+            for number in group
+            for by_name in attentions[number].values()
+            for name, code in by_name.items()
+        }
+        owner = {
+            name: torch.full(everything[name].shape, number + 1)
+            for number in group
+            for by_name in attentions[number].values()
+            for name in by_name
+        }
+        owners = _saved(model, owner)
+        for role in ROLES:
+            marks = {name: c for number in group for name, c in attentions[number].get(role, {}).items()}
+            for name, code in _saved(model, marks).items() if marks else ():
+                for number in owners[name].unique().tolist():
+                    if number and (mine := torch.where(owners[name] == number, code, 0)).any():
+                        result[number - 1][role][name] = mine
     return result
+
+
+def _saved(model: Any, marks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The integers that arrive in the file if they are saved instead of parameters, where there are any."""
+    state = {
+        name: marks[name].double() if name in marks else torch.zeros_like(value, dtype=torch.float64)
+        for name, value in model.state_dict().items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=state)
+        tensors = load_file(Path(folder) / "model.safetensors")
+    return {name: value.round().long() for name, value in tensors.items() if value.any()}
 
 
 def layered(name: str) -> tuple[str, list[int]]:
@@ -521,15 +672,14 @@ def layered(name: str) -> tuple[str, list[int]]:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "{}", name), numbers
 
 
-def traced(model: Any, ends: int = 1000) -> tuple[
-    list[tuple[str, int, dict[str, dict[str, torch.Tensor]]]], list[Run], dict[str, str]
-]:
+def traced(
+    model: Any, ends: int = 1000
+) -> tuple[list[tuple[str, int, dict[str, dict[str, torch.Tensor]]]], list[Run], dict[str, str]]:
     """Every attention that runs: its module, its heads, and by role the marks of its heads on the tensors of the file.
 
     Of attentions of one kind in many layers, the first and the last `ends`.
     """
     first, runs, failures = observe(model)
-    result: list[tuple[str, int, dict[str, dict[str, torch.Tensor]]]] = []
     with without_norms(model, {attention.module for attention in first}):
         again: dict[tuple[str, int], Attention] = {}
         for name, arguments in runs:
@@ -538,33 +688,49 @@ def traced(model: Any, ends: int = 1000) -> tuple[
         for attention in again.values():
             shapes = [part.tensor.shape for part in attention.parts.values()]
             alike.setdefault(f"{layered(attention.module)[0]} {shapes}", []).append(attention)
-        for attention in (a for group in alike.values() for i, a in enumerate(group) if not ends <= i < len(group) - ends):
-            by_role = entries(model, attention)
-            heads = min(62, max([attention.heads, *(part.heads for part in attention.parts.values())]))
-            result.append((attention.module, attention.heads, in_file(model, by_role, heads)))
+        chosen = [
+            a for group in alike.values() for i, a in enumerate(group) if not ends <= i < len(group) - ends
+        ]
+        marks = [entries(model, attention) for attention in chosen]
+        saved = in_file(model, marks)
+    result = [(a.module, a.heads, by_role) for a, by_role in zip(chosen, saved, strict=True)]
     return result, runs, failures
 
 
-_SIGNS = ("softmax(", "attention_interface(", "scaled_dot_product_attention(", "eager_attention_forward(", "multi_head_attention")
-_NOT_ATTENTION = re.compile(r"^(?!.*(attention|attn)).*(rout|gate|expert|moe|quantiz|pooler|head$|hyperconnection)", re.IGNORECASE)
+_SIGNS = (
+    "softmax(",
+    "attention_interface(",
+    "scaled_dot_product_attention(",
+    "eager_attention_forward(",
+    "multi_head_attention",
+)
+_NOT_ATTENTION = re.compile(
+    r"^(?!.*(attention|attn)).*(rout|gate|expert|moe|quantiz|pooler|head$|hyperconnection)", re.IGNORECASE
+)
+
+
+@functools.cache
+def _mentions_softmax(kind: type[torch.nn.Module]) -> bool:
+    if kind is torch.nn.MultiheadAttention:
+        return True
+    if issubclass(kind, transformers.PreTrainedModel) or kind.__module__.startswith("torch."):
+        return False
+    if _NOT_ATTENTION.search(kind.__name__):
+        return False
+    try:
+        source = inspect.getsource(kind).lower()
+    except (OSError, TypeError):
+        return False
+    return any(sign in source for sign in _SIGNS)
 
 
 def looks_like_attention(model: torch.nn.Module) -> list[str]:
     """The innermost modules whose code mentions a softmax, other than routers: what may be attention that did not run."""
-    found = []
-    for name, module in model.named_modules():
-        kind = type(module)
-        if kind is torch.nn.MultiheadAttention:
-            found.append(name)
-            continue
-        if isinstance(module, transformers.PreTrainedModel) or kind.__module__.startswith("torch.") or _NOT_ATTENTION.search(kind.__name__):
-            continue
-        try:
-            source = inspect.getsource(kind)
-        except (OSError, TypeError):
-            continue
-        if any(sign in source.lower() for sign in _SIGNS) and any(True for _ in module.parameters()):
-            found.append(name)
+    found = [
+        name
+        for name, module in model.named_modules()
+        if _mentions_softmax(type(module)) and any(True for _ in module.parameters())
+    ]
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 
 

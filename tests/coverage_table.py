@@ -37,7 +37,9 @@ class Row:
         return cls(
             "read",
             tuple((name, family, name in proved) for name, family in sorted(found.components.items())),
-            tuple(sorted(pattern for pattern, verdict in found.verdicts.items() if verdict.component is None)),
+            tuple(
+                sorted(pattern for pattern, verdict in found.verdicts.items() if verdict.component is None)
+            ),
         )
 
     @classmethod
@@ -109,12 +111,16 @@ def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
     ):
         if by_status[status]:
             page += f"\n## {title}\n\n| model type | reason |\n|---|---|\n"
-            page += "".join(f"| `{model_type}` | {row.reason} |\n" for model_type, row in by_status[status].items())
+            page += "".join(
+                f"| `{model_type}` | {row.reason} |\n" for model_type, row in by_status[status].items()
+            )
     return page
 
 
 def _cell(components: tuple[tuple[str, str, bool], ...]) -> str:
-    return ", ".join(f"{name} `{family}`" if done else f"({name} `{family}`)" for name, family, done in components)
+    return ", ".join(
+        f"{name} `{family}`" if done else f"({name} `{family}`)" for name, family, done in components
+    )
 
 
 def read(page: str) -> dict[str, Row]:
@@ -129,7 +135,9 @@ def read(page: str) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for section in page.split("\n## ")[1:]:
         status = titles[section.splitlines()[0]]
-        for model_type, first, second in re.findall(r"^\| `([^`]+)` \| (.*?) \|(?: (.*?) ?\|)?$", section, re.MULTILINE):
+        for model_type, first, second in re.findall(
+            r"^\| `([^`]+)` \| (.*?) \|(?: (.*?) ?\|)?$", section, re.MULTILINE
+        ):
             if status == "read":
                 parts = re.findall(r"(\()?(\w+) `(\w+)`", first)
                 components = tuple((name, family, not doubt) for doubt, name, family in parts)

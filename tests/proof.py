@@ -67,7 +67,6 @@ class Truth:
         """The numbers in the module's name."""
         return attention.layered(self.module)[1]
 
-
     def to_json(self) -> dict[str, Any]:
         """The fields, in a form for JSON: the rows of each role as runs of (first, end, heads)."""
         roles = {}
@@ -112,7 +111,8 @@ def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]
             others |= set(tensors)
         others -= {part.tensor for part in rows.values()}
         truth = Truth(module, heads, rows, tuple(sorted(others)))
-        if not any(truth.rows == other.rows for other in result):  # one set of weights may serve many layers
+        # One set of weights may serve many layers; a softmax without weights of its own is no attention of heads.
+        if "query" in rows and not any(truth.rows == other.rows for other in result):
             result.append(truth)
     return result, runs, failures
 
@@ -124,7 +124,9 @@ def _rows(name: str, code: torch.Tensor) -> Rows | None:
         union = flat[:, 0].clone()
         for column in range(1, flat.shape[1]):
             union |= flat[:, column]
-        if ((flat == union[:, None]) | (flat == 0)).float().mean() > 0.99 and (flat == union[:, None]).float().mean() > 0.9:
+        if ((flat == union[:, None]) | (flat == 0)).float().mean() > 0.99 and (
+            flat == union[:, None]
+        ).float().mean() > 0.9:
             owners = tuple(frozenset(h for h in range(_MANY - 2) if mask >> h & 1) for mask in union.tolist())
             if len(set(owners)) > 1 or axis == 0:
                 return Rows(name, axis, owners)
@@ -169,7 +171,9 @@ class Checkpoint:
             (copy / file.name).write_bytes(file.read_bytes())
         (copy / "same.safetensors").symlink_to(self.folder / "model.safetensors")
         save_file(dict(tensors), copy / "changed.safetensors", metadata={"format": "pt"})
-        places = {name: "changed.safetensors" if name in tensors else "same.safetensors" for name in self.tensors}
+        places = {
+            name: "changed.safetensors" if name in tensors else "same.safetensors" for name in self.tensors
+        }
         index = {"metadata": {}, "weight_map": places}
         (copy / "model.safetensors.index.json").write_text(json.dumps(index))
         return copy
@@ -205,13 +209,19 @@ class Checkpoint:
                     result[name] = -self.tensors[name]
         return result
 
-    def theta(self, truth: Truth, head: int, changed: Mapping[str, torch.Tensor] | None = None) -> NDArray[np.float64]:
+    def theta(
+        self, truth: Truth, head: int, changed: Mapping[str, torch.Tensor] | None = None
+    ) -> NDArray[np.float64]:
         """A head's rows of queries, keys and values, one after the other: float64 [entries]."""
         parts = []
         for role in attention.ROLES:
             if role in truth.rows:
                 part = truth.rows[role]
-                tensor = (changed or self.tensors).get(part.tensor, self.tensors[part.tensor]).movedim(part.axis, 0)
+                tensor = (
+                    (changed or self.tensors)
+                    .get(part.tensor, self.tensors[part.tensor])
+                    .movedim(part.axis, 0)
+                )
                 parts.append(tensor[part.of(head)].reshape(-1).to(torch.float64).numpy())
         return np.concatenate(parts)
 
@@ -237,7 +247,9 @@ class Scans:
         for component, scores in self.scores.items():
             delta = np.nan_to_num(scores["delta_norm"])
             for row in np.flatnonzero(delta.any(axis=1)):
-                result.setdefault(component, {})[int(row)] = {int(head) for head in np.flatnonzero(delta[row])}
+                result.setdefault(component, {})[int(row)] = {
+                    int(head) for head in np.flatnonzero(delta[row])
+                }
         return result
 
 
@@ -272,7 +284,6 @@ class Proof:
     components: dict[str, str]
     """The family of every component that alps reads."""
 
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Proof:
         """The reverse of `dataclasses.asdict`."""
@@ -291,12 +302,16 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
         found = set()
         for change in changes(truth):
             tensors = checkpoint.flipped(change)
-            scans = Scans.of(base, checkpoint.changed(scratch / f"{number}-{change.role}", tensors), idle.scores)
+            scans = Scans.of(
+                base, checkpoint.changed(scratch / f"{number}-{change.role}", tensors), idle.scores
+            )
             problem, place = _check(checkpoint, scans, change, tensors)
             verdict.problem = verdict.problem or problem
             found.add(place)
         if len(found) > 1 and not verdict.problem:
-            verdict.problem = f"{truth.module}: its roles are found in different places: {sorted(map(str, found))}"
+            verdict.problem = (
+                f"{truth.module}: its roles are found in different places: {sorted(map(str, found))}"
+            )
         place = next(iter(found), None)
         if place is not None:
             verdict.component = place[0]
@@ -305,14 +320,18 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
             if any(row == place[1] and numbers != truth.numbers for numbers, row in places[place[0]][:-1]):
                 verdict.problem = verdict.problem or f"{truth.module}: {place} is another attention, too"
     for rows in places.values():
-        if len({len(numbers) for numbers, _ in rows}) == 1 and [row for _, row in sorted(rows)] != sorted(row for _, row in rows):
+        if len({len(numbers) for numbers, _ in rows}) == 1 and [row for _, row in sorted(rows)] != sorted(
+            row for _, row in rows
+        ):
             next(iter(verdicts.values())).problem = f"the layers are out of order: {rows}"
     others = checkpoint.bystanders(known)
     if others and verdicts:
         moved = Scans.of(base, checkpoint.changed(scratch / "bystanders", others), idle.scores).moved()
         if moved:
             verdict = next(iter(verdicts.values()))
-            verdict.problem = verdict.problem or f"weights that are no head's move heads: {moved}; of {sorted(others)}"
+            verdict.problem = (
+                verdict.problem or f"weights that are no head's move heads: {moved}; of {sorted(others)}"
+            )
     default, refusal = None, ""
     try:
         default = alps.geometry(base).component
@@ -345,7 +364,10 @@ def _check(
     before, after = checkpoint.theta(change.truth, head), checkpoint.theta(change.truth, head, tensors)
     expected, found = wasserstein(before, after), float(scans.scores[component]["wasserstein"][row, head])
     if not np.isclose(found, expected, rtol=1e-5, atol=0):
-        return f"{said}: expected the score {expected} of head {head}, found {found}; theta has {len(before)} entries", place
+        return (
+            f"{said}: expected the score {expected} of head {head}, found {found}; theta has {len(before)} entries",
+            place,
+        )
     return None, place
 
 
@@ -357,4 +379,8 @@ def heads_that_differ(base: Any, tuned: Any, runs: list[attention.Run], module: 
             outputs.append(attention.output_of(model, runs, module))
     before, after = outputs
     heads = range(before.heads)
-    return {head for head in heads if not torch.allclose(before.head(head), after.head(head), rtol=1e-5, atol=1e-7)}
+    return {
+        head
+        for head in heads
+        if not torch.allclose(before.head(head), after.head(head), rtol=1e-5, atol=1e-7)
+    }

@@ -1,12 +1,19 @@
-"""Builds a tiny model of every model type of transformers and writes what its file holds."""
+"""Holds alps against every model type of transformers, and writes the table of models, `docs/models.md`.
+
+    python tests/survey.py [--anew] [MODEL_TYPE ...]
+
+A model of each type is built and run once, which takes most of the time; what was found stays in `build/models` for the next run.
+Only a survey of all types writes the table.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gc
 import json
 import os
-import random
+import queue
 import resource
 import shutil
 import subprocess
@@ -16,154 +23,180 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-def find(model_type: str, out: Path) -> dict[str, Any]:
-    """Builds a model, finds its attention, and leaves its checkpoint and what was found in `out`."""
-    import attention
-    import models
-    import proof
+import attention
+import coverage_table
+import models
+import proof
 
+FOLDER = Path(__file__).parents[1] / "build" / "models"
+SECONDS = 300
+"""For one model, after which it counts as not built."""
+MEMORY = 6 << 30
+"""Bytes that a worker may use."""
+TRIES: tuple[tuple[models.Attempt, ...], ...] = (models.ATTEMPTS, ((0, True),), ((2, True),), ((3, True),))
+"""Ways to build a model, as long as some of its attention does not run."""
+PATIENCE = 5
+"""Seconds after which no other way is tried."""
+
+
+def find(model_type: str) -> dict[str, Any]:
+    """Builds a model, finds its attention, and leaves its checkpoint and what was found in a folder of its own."""
     best: dict[str, Any] | None = None
-    folder = out / model_type
+    folder = FOLDER / model_type
     start = time.process_time()
-    for attempts in (models.ATTEMPTS, ((0, True),), ((2, True),), ((3, True),)):
+    for attempts in TRIES:
         try:
             model = models.build(model_type, attempts)
         except ValueError as error:
-            if best is None:
-                best = {"built": False, "why": str(error)[:3000]}
+            best = best or {"built": False, "why": str(error)[:2000]}
             break
-        looks = attention.looks_like_attention(model)
-        known, _, failures = proof.truths(model) if looks else ([], [], {})
-        missing = sorted({attention.layered(n)[0] for n in attention.not_run(model, {truth.module for truth in known})})
-        if best is None or len(missing) < len(best["attention_not_run"]):
+        known, failures = proof.truths(model)[::2] if attention.looks_like_attention(model) else ([], {})
+        left = {
+            attention.layered(name)[0] for name in attention.not_run(model, {truth.module for truth in known})
+        }
+        if best is None or len(left) < len(best["attention_not_run"]):
             best = {
                 "built": True,
                 "class": type(model).__name__,
-                "parameters": sum(p.numel() for p in model.parameters()),
                 "attention_ran": sorted({truth.pattern for truth in known}),
-                "attention_not_run": missing,
+                "attention_not_run": sorted(left),
                 "failures": failures,
             }
             shutil.rmtree(folder, ignore_errors=True)
             model.save_pretrained(folder / "base")
-            describe(folder, known)
-        if not missing or time.process_time() - start > 5:
+            (folder / "truths.json").write_text(json.dumps([truth.to_json() for truth in known]))
+        if not left or time.process_time() - start > PATIENCE:
             break
     assert best is not None
     return best
 
 
-def describe(folder: Path, known: list[Any]) -> None:
-    from safetensors import safe_open
-
-    tensors = {}
-    with safe_open(folder / "base" / "model.safetensors", "pt") as opened:
-        for name in opened.keys():
-            part = opened.get_slice(name)
-            tensors[name] = [part.get_dtype(), part.get_shape()]
-    (folder / "config.json").write_bytes((folder / "base" / "config.json").read_bytes())
-    (folder / "tensors.json").write_text(json.dumps(tensors, indent=0, sort_keys=True))
-    lines = ",\n".join(json.dumps(truth.to_json()) for truth in known)
-    (folder / "stacks.json").write_text(f"[{lines}]\n")
-
-
-def check(model_type: str, out: Path) -> dict[str, Any]:
-    """Holds scans of a model that `find` has left against what was found."""
-    import proof
-
-    folder = out / model_type
-    known = [proof.Truth.from_json(values) for values in json.loads((folder / "stacks.json").read_text())]
+def check(model_type: str) -> dict[str, Any]:
+    """Holds scans of a model against what `find` has left."""
+    folder = FOLDER / model_type
+    known = [proof.Truth.from_json(values) for values in json.loads((folder / "truths.json").read_text())]
     with tempfile.TemporaryDirectory() as scratch:
         return dataclasses.asdict(proof.prove(folder / "base", known, Path(scratch)))
 
 
-def one(model_type: str, out: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """Whatever of both is not known yet."""
-    answer = known or find(model_type, out)
-    if answer["built"] and "FIND" not in os.environ:
-        answer["proof"] = check(model_type, out)
-    return answer
-
-
-def worker(out: Path) -> None:
-    import torch
-    import transformers
-
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+def work() -> None:
+    """Answers every line of standard input, a model type and what is known of it, by a line that says all of it."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
-    print("ready", file=answers, flush=True)
+    os.dup2(2, 1)  # what models print is not an answer
     for line in sys.stdin:
-        start, cpu = time.time(), time.process_time()
-        print(line, file=sys.stderr, flush=True)
+        model_type, facts = json.loads(line)
         try:
-            model_type, known = json.loads(line)
-            answer = one(model_type, out, known)
-        except Exception as error:
-            answer = {"built": False, "why": f"{type(error).__name__}: {error}"[:2000]}
+            facts = facts or find(model_type)
+            if facts["built"]:
+                facts["proof"] = check(model_type)
+        except Exception as error:  # whatever becomes of a model, the others are surveyed
+            facts = {"built": False, "why": f"{type(error).__name__}: {error}"[:2000]}
         gc.collect()
-        answer["seconds"] = round(time.time() - start, 2)
-        answer["cpu"] = round(time.process_time() - cpu, 2)
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(facts), file=answers, flush=True)
 
 
-def drive(out: Path, types: Queue, facts: dict, lock: threading.Lock, limit: float) -> None:
-    def start():
-        return subprocess.Popen([sys.executable, __file__, "--worker", str(out)], stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, stderr=open(out / f'log.{threading.get_ident()}', 'w'), text=True)
-    process = start()
-    process.stdout.readline()
-    while not types.empty():
-        model_type = types.get()
-        known = {k: v for k, v in facts.get(model_type, {}).items() if k != "proof"}
-        process.stdin.write(json.dumps([model_type, known]) + "\n")
-        process.stdin.flush()
-        timer = threading.Timer(limit, process.kill)
+class Worker:
+    """A process that may crash or hang over a model."""
+
+    def __init__(self) -> None:
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, __file__, "--worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, model_type: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """What there is to say of this type."""
+        assert self._process.stdin
+        assert self._process.stdout
+        timer = threading.Timer(SECONDS, self._process.kill)
         timer.start()
-        line = process.stdout.readline()
+        self._process.stdin.write(json.dumps([model_type, facts]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
         timer.cancel()
-        if line:
-            answer = json.loads(line)
-        else:
-            answer = {"built": False, "why": f"no answer within {limit} s, or a crash"}
-            process.wait()
-            process = start()
-            process.stdout.readline()
-        with lock:
-            facts[model_type] = answer
-            (out / "facts.json.new").write_text(json.dumps(facts, indent=1, sort_keys=True))
-            (out / "facts.json.new").replace(out / "facts.json")
-    process.stdin.close()
+        if not line:
+            self._process.wait()
+            self._process = self._start()
+            return {"built": False, "why": f"its process crashed, or took more than {SECONDS} seconds"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Lets the process end."""
+        self._process.communicate()
 
 
-def main() -> None:
-    out = Path(sys.argv[1])
-    out.mkdir(exist_ok=True)
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    wanted = sys.argv[2:] or list(CONFIG_MAPPING_NAMES)
-    facts = json.loads((out / "facts.json").read_text()) if (out / "facts.json").exists() else {}
-    types: Queue = Queue()
-    random.Random(0).shuffle(wanted)
-    for model_type in wanted:
-        types.put(model_type)
+def survey(model_types: list[str], facts: dict[str, Any]) -> None:
+    """Fills `facts` by model type, and keeps a copy of them on disk."""
+    left: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for model_type in model_types:
+        left.put(model_type)
     lock = threading.Lock()
-    threads = [threading.Thread(target=drive, args=(out, types, facts, lock, 180.0)) for _ in range(3)]
+
+    def one_worker() -> None:
+        worker = Worker()
+        while True:
+            try:
+                model_type = left.get_nowait()
+            except queue.Empty:
+                break
+            known = {key: value for key, value in facts.get(model_type, {}).items() if key != "proof"}
+            answer = worker.ask(model_type, known)
+            with lock:
+                facts[model_type] = answer
+                (FOLDER / "facts.json").write_text(json.dumps(facts))
+                print(
+                    f"{left.qsize()} to go: {model_type}: {coverage_table.Row.of_facts(answer).status}",
+                    flush=True,
+                )
+        worker.close()
+
+    threads = [threading.Thread(target=one_worker) for _ in range(os.cpu_count() or 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
+def main() -> None:
+    """Surveys the model types that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE")
+    parser.add_argument(
+        "--anew", action="store_true", help="build and run models that are known already, too"
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work()
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    kept = FOLDER / "facts.json"
+    facts: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    model_types = arguments.model_types or sorted(set(CONFIG_MAPPING_NAMES))
+    if arguments.anew:
+        facts = {model_type: known for model_type, known in facts.items() if model_type not in model_types}
+    survey(model_types, facts)
+    if not arguments.model_types:
+        coverage_table.FILE.write_text(coverage_table.write(facts, transformers.__version__))
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "--worker":
-        worker(Path(sys.argv[2]))
-    else:
-        main()
+    main()

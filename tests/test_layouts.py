@@ -59,7 +59,9 @@ def test_exactly_the_heads_that_run_differently_have_moved(model_type: str, tmp_
         tensors = checkpoint.flipped(change)
         tuned = checkpoint.changed(tmp_path / str(number), tensors)
         loaded = reloaded(model, tuned)
-        assert proof.heads_that_differ(reloaded(model, base), loaded, runs, change.truth.module) == change.moved
+        assert (
+            proof.heads_that_differ(reloaded(model, base), loaded, runs, change.truth.module) == change.moved
+        )
 
         scans = proof.Scans.of(base, tuned)
         component, row = found.verdicts[change.truth.pattern].component, None
