@@ -42,7 +42,13 @@ _ENDS = {
 }
 _LARGEST_SCOPE = 4_000_000
 """Parameters of a module that still counts as one attention."""
+MOST_HEADS = 52
+"""Bits of the integers that a float64 holds; later heads of an attention are left out."""
 ROLES = ("query", "key", "value")
+
+
+Marks = dict[str, dict[str, torch.Tensor]]
+"""By role and tensor: an integer for every entry, whose bit h says that head h needs it."""
 
 
 @dataclass
@@ -144,21 +150,14 @@ class Watch(TorchFunctionMode):
             return out
         if name in _PRODUCTS and isinstance(out, torch.Tensor):
             return self._product(name, args, kwargs, out)
-        tag = next(
-            (
-                t._attention
-                for t in _tensors((*args, *kwargs.values()))
-                if getattr(t, "_attention", None) is not None
-            ),
-            None,
-        )
+        tag = next(filter(None, map(_tag, _tensors((*args, *kwargs.values())))), None)
         if tag is not None:
             kind, parts = tag
             if kind == "scores" and name in _SOFTMAX:
                 tag = ("weights", parts)
             for t in _tensors((out,)):
                 if t.dim() >= 3:
-                    t._attention = tag  # type: ignore[attr-defined]
+                    _set_tag(t, tag)
         return out
 
     def _product(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> torch.Tensor:
@@ -177,15 +176,12 @@ class Watch(TorchFunctionMode):
             if len(operands) != 2 or min(t.dim() for t in operands) < 3:
                 return out
             axes = (-3, -3, -3)
-        tags = [getattr(t, "_attention", None) for t in operands]
-        for index in (0, 1):
-            tag = tags[index]
+        for index, other in ((0, 1), (1, 0)):
+            tag = _tag(operands[index])
             if tag is not None and tag[0] == "weights":
-                query, key = tag[1]
-                other = 1 - index
-                self._record(query, key, Part(operands[other], axes[other]), Part(out, axes[2]))
+                self._record(*tag[1], Part(operands[other], axes[other]), Part(out, axes[2]))
                 return out
-        out._attention = ("scores", (Part(operands[0], axes[0]), Part(operands[1], axes[1])))
+        _set_tag(out, ("scores", (Part(operands[0], axes[0]), Part(operands[1], axes[1]))))
         return out
 
     def _torch_attention(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -211,6 +207,19 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_Tag = tuple[str, tuple[Part, Part]]
+"""What a tensor is, "scores" or the "weights" that a softmax makes of them, and the queries and keys it comes from."""
+
+
+def _tag(tensor: torch.Tensor) -> _Tag | None:
+    tag: _Tag | None = getattr(tensor, "_attention", None)
+    return tag
+
+
+def _set_tag(tensor: torch.Tensor, tag: _Tag) -> None:
+    tensor._attention = tag  # type: ignore[attr-defined]
+
+
 def _tensors(values: Any) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.Tensor):
@@ -224,12 +233,10 @@ def without_norms(model: torch.nn.Module, attention: set[str]) -> Iterator[None]
     """Turns off the norms inside attention modules, some of which mix the heads (OLMo 2)."""
     changed = []
     for name, module in model.named_modules():
-        if "norm" in type(module).__name__.lower() and any(
-            name.startswith(f"{owner}.") for owner in attention
-        ):
-            if not list(module.children()):
-                module.forward = _same  # type: ignore[method-assign]
-                changed.append(module)
+        inside = any(name.startswith(f"{owner}.") for owner in attention)
+        if inside and "norm" in type(module).__name__.lower() and not list(module.children()):
+            module.forward = _same
+            changed.append(module)
     try:
         yield
     finally:
@@ -440,9 +447,9 @@ def observe(model: torch.nn.Module, seconds: float = 6) -> tuple[list[Attention]
             failures[name] = " || ".join(errors)[:1500]
 
     for name, module in model.named_modules():
-        if isinstance(module, transformers.PreTrainedModel):
-            if not name or not any(owner.startswith(f"{name}.") for owner, _ in found):
-                attempt(name, candidates(module))
+        took_part = name and any(owner.startswith(f"{name}.") for owner, _ in found)
+        if isinstance(module, transformers.PreTrainedModel) and not took_part:
+            attempt(name, candidates(module))
     given_up: set[str] = set()
     for name in not_run(model, {owner for owner, _ in found}):
         if layered(name)[0] not in given_up:
@@ -578,7 +585,7 @@ def _draw(shape: torch.Size) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def entries(model: torch.nn.Module, attention: Attention) -> dict[str, dict[str, torch.Tensor]]:
+def entries(model: torch.nn.Module, attention: Attention) -> Marks:
     """Which entries of which parameters each head's queries, keys and values are made of.
 
     By role and parameter: an integer for every entry, whose bit h says that head h of the factor needs it. Only the parameters
@@ -600,7 +607,7 @@ def _marks(named: dict[str, torch.nn.Parameter], part: Part) -> dict[str, torch.
     result: dict[str, torch.Tensor] = {}
     if not named or not part.tensor.requires_grad:
         return result
-    for head in range(min(part.heads, 62)):
+    for head in range(min(part.heads, MOST_HEADS)):
         rows = part.head(head)
         total = (rows.double() * _draw(rows.shape).double()).sum()
         gradients = torch.autograd.grad(total, list(named.values()), retain_graph=True, allow_unused=True)
@@ -609,10 +616,6 @@ def _marks(named: dict[str, torch.nn.Parameter], part: Part) -> dict[str, torch.
                 code = result.setdefault(name, torch.zeros(gradient.shape, dtype=torch.int64))
                 code |= (gradient != 0).long() << head
     return result
-
-
-Marks = dict[str, dict[str, torch.Tensor]]
-"""By role and tensor: an integer for every entry, whose bit h says that head h needs it."""
 
 
 def in_file(model: Any, attentions: list[Marks]) -> list[Marks]:
@@ -632,32 +635,28 @@ def in_file(model: Any, attentions: list[Marks]) -> list[Marks]:
             groups.append([number])
     result: list[Marks] = [{role: {} for role in ROLES} for _ in attentions]
     for group in groups:
-        everything = {
-            name: code
+        owner = {
+            name: torch.full(code.shape, number + 1)
             for number in group
             for by_name in attentions[number].values()
             for name, code in by_name.items()
         }
-        owner = {
-            name: torch.full(everything[name].shape, number + 1)
-            for number in group
-            for by_name in attentions[number].values()
-            for name in by_name
-        }
         owners = _saved(model, owner)
         for role in ROLES:
-            marks = {name: c for number in group for name, c in attentions[number].get(role, {}).items()}
-            for name, code in _saved(model, marks).items() if marks else ():
+            codes = {name: code for number in group for name, code in attentions[number][role].items()}
+            for name, code in _saved(model, codes).items():
                 for number in owners[name].unique().tolist():
                     if number and (mine := torch.where(owners[name] == number, code, 0)).any():
                         result[number - 1][role][name] = mine
     return result
 
 
-def _saved(model: Any, marks: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _saved(model: Any, codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The integers that arrive in the file if they are saved instead of parameters, where there are any."""
+    if not codes:
+        return {}
     state = {
-        name: marks[name].double() if name in marks else torch.zeros_like(value, dtype=torch.float64)
+        name: codes[name].double() if name in codes else torch.zeros_like(value, dtype=torch.float64)
         for name, value in model.state_dict().items()
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -672,28 +671,32 @@ def layered(name: str) -> tuple[str, list[int]]:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "{}", name), numbers
 
 
-def traced(
-    model: Any, ends: int = 1000
-) -> tuple[list[tuple[str, int, dict[str, dict[str, torch.Tensor]]]], list[Run], dict[str, str]]:
-    """Every attention that runs: its module, its heads, and by role the marks of its heads on the tensors of the file.
+@dataclass
+class Traced:
+    """One attention, with the marks of its heads on the tensors of the file."""
 
-    Of attentions of one kind in many layers, the first and the last `ends`.
-    """
+    module: str
+    heads: int
+    marks: Marks
+    sizes: dict[str, set[int]]
+    """By role: what may be the size of a head."""
+
+
+def traced(model: Any) -> tuple[list[Traced], list[Run], dict[str, str]]:
+    """Every attention of a model that runs, the runs that show them, and why other parts did not run."""
     first, runs, failures = observe(model)
     with without_norms(model, {attention.module for attention in first}):
         again: dict[tuple[str, int], Attention] = {}
         for name, arguments in runs:
             _run(model, name, arguments, again)
-        alike: dict[str, list[Attention]] = {}
-        for attention in again.values():
-            shapes = [part.tensor.shape for part in attention.parts.values()]
-            alike.setdefault(f"{layered(attention.module)[0]} {shapes}", []).append(attention)
-        chosen = [
-            a for group in alike.values() for i, a in enumerate(group) if not ends <= i < len(group) - ends
-        ]
-        marks = [entries(model, attention) for attention in chosen]
-        saved = in_file(model, marks)
-    result = [(a.module, a.heads, by_role) for a, by_role in zip(chosen, saved, strict=True)]
+        found = list(again.values())
+        saved = in_file(model, [entries(model, attention) for attention in found])
+    result = [
+        Traced(
+            a.module, a.heads, marks, {role: set(part.tensor.shape[-2:]) for role, part in a.parts.items()}
+        )
+        for a, marks in zip(found, saved, strict=True)
+    ]
     return result, runs, failures
 
 
@@ -710,7 +713,7 @@ _NOT_ATTENTION = re.compile(
 
 
 @functools.cache
-def _mentions_softmax(kind: type[torch.nn.Module]) -> bool:
+def _mentions_softmax(kind: type) -> bool:
     if kind is torch.nn.MultiheadAttention:
         return True
     if issubclass(kind, transformers.PreTrainedModel) or kind.__module__.startswith("torch."):
@@ -729,7 +732,7 @@ def looks_like_attention(model: torch.nn.Module) -> list[str]:
     found = [
         name
         for name, module in model.named_modules()
-        if _mentions_softmax(type(module)) and any(True for _ in module.parameters())
+        if _mentions_softmax(module.__class__) and any(True for _ in module.parameters())
     ]
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 

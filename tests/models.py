@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,67 +23,247 @@ _LARGEST = 64_000_000
 """Parameters of a model that still counts as tiny."""
 _MOST_LAYERS = 8
 
-_LAYER_KEYS = (
-    "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth layers num_decoder_layers "
-    "num_encoder_layers encoder_num_hidden_layers decoder_num_hidden_layers max_window_layers l_layers x_layers "
-    "r_layers decoder_num_layers speech_encoder_layers t2u_encoder_layers t2u_decoder_layers num_layers_per_stack "
-    "n_layer_per_stack num_blocks num_spatial_layers num_temporal_layers num_global_layers conf_num_hidden_layers "
-    "memory_attention_num_layers perceiver_resampler_num_layers mit_num_hidden_layers resampler_depth "
-    "folding_trunk_num_hidden_layers query_dec_layers text_encoder_num_layers num_attention_layers "
-    "pred_num_hidden_layers speech_decoder_prenet_layers"
-).split()
-_HEAD_KEYS = (
-    "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads attention_heads "
-    "num_encoder_attention_heads num_decoder_attention_heads encoder_num_attention_heads decoder_num_heads "
-    "decoder_num_attention_heads swa_num_attention_heads num_sliding_attention_heads t2u_encoder_attention_heads "
-    "t2u_decoder_attention_heads speech_encoder_attention_heads conf_num_attention_heads mit_num_attention_heads "
-    "pred_num_attention_heads decoder_self_attention_heads decoder_cross_attention_heads"
-).split()
-_GROUP_KEYS = (
-    "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads encoder_num_key_value_heads "
-    "decoder_num_key_value_heads num_key_value_attention_heads multi_query_group_num num_query_groups "
-    "num_global_key_value_heads num_attention_groups n_head_kv"
-).split()
-_HEAD_SIZE_KEYS = (
-    "head_dim d_kv attention_head_dim swa_head_dim global_head_dim kv_channels d_head dim_head".split()
-)
-_WIDTH_KEYS = (
-    "hidden_size n_embd d_model embed_dim dim embedding_size emb_dim hidden_dim encoder_hidden_size "
-    "decoder_hidden_size input_embedding_size word_embed_proj_dim dim_model cross_attention_hidden_size "
-    "encoder_hidden_dim decoder_hidden_dim text_hidden_size hidden_size_global projection_dim out_hidden_size "
-    "output_hidden_size vision_hidden_size audio_hidden_size vision_output_dim projector_output_dim "
-    "projector_input_dim pooler_hidden_size encoder_embed_dim decoder_embed_dim proj_codevector_dim codevector_dim "
-    "shared_embedding_dim lru_width projector_hidden_size adapter_out_dim speech_encoder_hidden_size "
-    "hidden_size_per_layer_input descriptor_dim output_dim vit_dim mm_embed_dim output_proj_dims ple_embed_dim "
-    "memory_attention_hidden_size encoder_output_dim backbone_hidden_size fpn_hidden_size mask_feature_size "
-    "feature_size conv_dim_ class_embed_dim text_projection_in_dim text_projection_out_dim task_encoder_hidden_dim "
-    "adapter_input_size adapter_in_dim d_latents text_encoder_width mask_dim projection_size pooler_output_size"
-).split()
-_INNER_KEYS = (
-    "intermediate_size moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
-    "intermediate_size_mlp prefix_dense_intermediate_size ffn_dim output_embedding_size encoder_ffn_dim "
-    "decoder_ffn_dim d_ff mlp_dim ffn_hidden_size dim_ff n_inner d_inner feed_forward_size "
-    "moe_shared_expert_intermediate_size dense_intermediate_size share_expert_dim expert_ffn_hidden_size "
-    "ffn_intermediate_size t2u_encoder_ffn_dim t2u_decoder_ffn_dim speech_encoder_intermediate_size "
-    "encoder_feedforward_dim dim_feedforward encoder_dim_feedforward decoder_dim_feedforward "
-    "hidden_dim_ projection_intermediate_dim projection_hidden_dim resampler_hidden_dim block_ff_dim block_dim "
-    "adapter_hidden_size projection_hidden_size multi_modal_projector_hidden_size downsample_hidden_size "
-    "moe_latent_size memory_fuser_intermediate_dim dense_ffn_hidden_size block_multiple_of decoder_intermediate_size "
-    "encoder_intermediate_size mlp_hidden_size sparse_intermediate_size local_intermediate_size"
-).split()
-_LAYER_INDICES = (
-    "vision_feature_layer vision_feature_layers feature_layer deepstack_visual_indexes global_attn_indexes "
-    "fullatt_block_indexes vit_layers intermediate_layers_indices window_block_indexes"
-).split()
-_VOCABULARY_KEYS = (
-    "vocab_size text_vocab_size codebook_vocab_size audio_vocab_size embd_vocab_size decoder_vocab_size "
-    "src_vocab_size tgt_vocab_size input_vocab_size output_vocab_size vocab_size_per_layer_input "
-    "t2u_vocab_size char_vocab_size unit_hifi_gan_vocab_size n_words entity_vocab_size"
-).split()
-_POSITION_KEYS = (
-    "max_position_embeddings n_positions max_2d_position_embeddings max_source_positions "
-    "max_target_positions n_ctx seq_length max_sequence_length num_position_embeddings max_seq_len".split()
-)
+_LAYER_KEYS = [
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "depth",
+    "layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+    "encoder_num_hidden_layers",
+    "decoder_num_hidden_layers",
+    "max_window_layers",
+    "l_layers",
+    "x_layers",
+    "r_layers",
+    "decoder_num_layers",
+    "speech_encoder_layers",
+    "t2u_encoder_layers",
+    "t2u_decoder_layers",
+    "num_layers_per_stack",
+    "n_layer_per_stack",
+    "num_blocks",
+    "num_spatial_layers",
+    "num_temporal_layers",
+    "num_global_layers",
+    "conf_num_hidden_layers",
+    "memory_attention_num_layers",
+    "perceiver_resampler_num_layers",
+    "mit_num_hidden_layers",
+    "resampler_depth",
+    "folding_trunk_num_hidden_layers",
+    "query_dec_layers",
+    "text_encoder_num_layers",
+    "num_attention_layers",
+    "pred_num_hidden_layers",
+    "speech_decoder_prenet_layers",
+]
+_HEAD_KEYS = [
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "attention_heads",
+    "num_encoder_attention_heads",
+    "num_decoder_attention_heads",
+    "encoder_num_attention_heads",
+    "decoder_num_heads",
+    "decoder_num_attention_heads",
+    "swa_num_attention_heads",
+    "num_sliding_attention_heads",
+    "t2u_encoder_attention_heads",
+    "t2u_decoder_attention_heads",
+    "speech_encoder_attention_heads",
+    "conf_num_attention_heads",
+    "mit_num_attention_heads",
+    "pred_num_attention_heads",
+    "decoder_self_attention_heads",
+    "decoder_cross_attention_heads",
+]
+_GROUP_KEYS = [
+    "num_key_value_heads",
+    "num_kv_heads",
+    "kv_n_heads",
+    "swa_num_key_value_heads",
+    "encoder_num_key_value_heads",
+    "decoder_num_key_value_heads",
+    "num_key_value_attention_heads",
+    "multi_query_group_num",
+    "num_query_groups",
+    "num_global_key_value_heads",
+    "num_attention_groups",
+    "n_head_kv",
+]
+_HEAD_SIZE_KEYS = [
+    "head_dim",
+    "d_kv",
+    "attention_head_dim",
+    "swa_head_dim",
+    "global_head_dim",
+    "kv_channels",
+    "d_head",
+    "dim_head",
+]
+_WIDTH_KEYS = [
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "embed_dim",
+    "dim",
+    "embedding_size",
+    "emb_dim",
+    "hidden_dim",
+    "encoder_hidden_size",
+    "decoder_hidden_size",
+    "input_embedding_size",
+    "word_embed_proj_dim",
+    "dim_model",
+    "cross_attention_hidden_size",
+    "encoder_hidden_dim",
+    "decoder_hidden_dim",
+    "text_hidden_size",
+    "hidden_size_global",
+    "projection_dim",
+    "out_hidden_size",
+    "output_hidden_size",
+    "vision_hidden_size",
+    "audio_hidden_size",
+    "vision_output_dim",
+    "projector_output_dim",
+    "projector_input_dim",
+    "pooler_hidden_size",
+    "encoder_embed_dim",
+    "decoder_embed_dim",
+    "proj_codevector_dim",
+    "codevector_dim",
+    "shared_embedding_dim",
+    "lru_width",
+    "projector_hidden_size",
+    "adapter_out_dim",
+    "speech_encoder_hidden_size",
+    "hidden_size_per_layer_input",
+    "descriptor_dim",
+    "output_dim",
+    "vit_dim",
+    "mm_embed_dim",
+    "output_proj_dims",
+    "ple_embed_dim",
+    "memory_attention_hidden_size",
+    "encoder_output_dim",
+    "backbone_hidden_size",
+    "fpn_hidden_size",
+    "mask_feature_size",
+    "feature_size",
+    "conv_dim_",
+    "class_embed_dim",
+    "text_projection_in_dim",
+    "text_projection_out_dim",
+    "task_encoder_hidden_dim",
+    "adapter_input_size",
+    "adapter_in_dim",
+    "d_latents",
+    "text_encoder_width",
+    "mask_dim",
+    "projection_size",
+    "pooler_output_size",
+]
+_INNER_KEYS = [
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "shared_intermediate_size",
+    "intermediate_size_mlp",
+    "prefix_dense_intermediate_size",
+    "ffn_dim",
+    "output_embedding_size",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "d_ff",
+    "mlp_dim",
+    "ffn_hidden_size",
+    "dim_ff",
+    "n_inner",
+    "d_inner",
+    "feed_forward_size",
+    "moe_shared_expert_intermediate_size",
+    "dense_intermediate_size",
+    "share_expert_dim",
+    "expert_ffn_hidden_size",
+    "ffn_intermediate_size",
+    "t2u_encoder_ffn_dim",
+    "t2u_decoder_ffn_dim",
+    "speech_encoder_intermediate_size",
+    "encoder_feedforward_dim",
+    "dim_feedforward",
+    "encoder_dim_feedforward",
+    "decoder_dim_feedforward",
+    "hidden_dim_",
+    "projection_intermediate_dim",
+    "projection_hidden_dim",
+    "resampler_hidden_dim",
+    "block_ff_dim",
+    "block_dim",
+    "adapter_hidden_size",
+    "projection_hidden_size",
+    "multi_modal_projector_hidden_size",
+    "downsample_hidden_size",
+    "moe_latent_size",
+    "memory_fuser_intermediate_dim",
+    "dense_ffn_hidden_size",
+    "block_multiple_of",
+    "decoder_intermediate_size",
+    "encoder_intermediate_size",
+    "mlp_hidden_size",
+    "sparse_intermediate_size",
+    "local_intermediate_size",
+]
+_LAYER_INDICES = [
+    "vision_feature_layer",
+    "vision_feature_layers",
+    "feature_layer",
+    "deepstack_visual_indexes",
+    "global_attn_indexes",
+    "fullatt_block_indexes",
+    "vit_layers",
+    "intermediate_layers_indices",
+    "window_block_indexes",
+]
+_VOCABULARY_KEYS = [
+    "vocab_size",
+    "text_vocab_size",
+    "codebook_vocab_size",
+    "audio_vocab_size",
+    "embd_vocab_size",
+    "decoder_vocab_size",
+    "src_vocab_size",
+    "tgt_vocab_size",
+    "input_vocab_size",
+    "output_vocab_size",
+    "vocab_size_per_layer_input",
+    "t2u_vocab_size",
+    "char_vocab_size",
+    "unit_hifi_gan_vocab_size",
+    "n_words",
+    "entity_vocab_size",
+]
+_POSITION_KEYS = [
+    "max_position_embeddings",
+    "n_positions",
+    "max_2d_position_embeddings",
+    "max_source_positions",
+    "max_target_positions",
+    "n_ctx",
+    "seq_length",
+    "max_sequence_length",
+    "num_position_embeddings",
+    "max_seq_len",
+]
 _SIZES: dict[str, int] = {
     **dict.fromkeys(_HEAD_KEYS, HEADS),
     **dict.fromkeys(_GROUP_KEYS, GROUPS),
@@ -94,11 +273,11 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(_VOCABULARY_KEYS, VOCABULARY),
     **dict.fromkeys(_POSITION_KEYS, 64),
     **dict.fromkeys(
-        "num_experts num_local_experts n_routed_experts moe_num_experts moe_num_experts_".split(), 4
+        ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "moe_num_experts_"], 4
     ),
-    **dict.fromkeys("num_experts_per_tok moe_k moe_topk moe_top_k top_k_experts".split(), 2),
-    **dict.fromkeys("n_group topk_group".split(), 1),
-    **dict.fromkeys("n_shared_experts num_shared_experts moe_num_shared_experts".split(), 1),
+    **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "top_k_experts"], 2),
+    **dict.fromkeys(["n_group", "topk_group"], 1),
+    **dict.fromkeys(["n_shared_experts", "num_shared_experts", "moe_num_shared_experts"], 1),
     "kv_lora_rank": 24,
     "q_lora_rank": 20,
     "o_lora_rank": 16,
@@ -170,54 +349,62 @@ _FILLED = {
 }
 """Keys that some configurations leave empty but their models need."""
 
+_TIME_SERIES = {"prediction_length": 8, "context_length": 16}
+_MAMBA = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 1}
+_ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
+_NO_DROPOUT = {"dropout_rate": 0.0}
+_IMAGE_TOKEN = {"vocabulary_map": {"<image>": 3}}
 _SPECIAL: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "context_length": 16}
-    ),
-    "chameleon": {"vocabulary_map": {"<image>": 3}},
+    "autoformer": _TIME_SERIES,
+    "bamba": _MAMBA,
+    "chameleon": _IMAGE_TOKEN,
+    "cohere_compass_text": {"rope_parameters": {"sliding_attention": _ROTARY, "full_attention": _ROTARY}},
     "dbrx": {"attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10000.0, "clip_qkv": 8}},
-    "pix2struct_text_model": {"initializer_range": 0.02},
-    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
-    "perceiver": {
-        "num_latents": 8,
-        "qk_channels": 48,
-        "v_channels": 48,
-        "num_self_attention_heads": 6,
-        "num_cross_attention_heads": 6,
-        "num_self_attends_per_block": 3,
-        "max_position_embeddings": 64,
-    },
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "emu3": _IMAGE_TOKEN,
     "ernie4_5_vl_moe_text": {
-        "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0, "mrope_section": [3, 3, 2]},
+        "head_dim": HEAD_SIZE,
+        "rope_parameters": {**_ROTARY, "mrope_section": [3, 3, 2]},
     },
+    "esmc": {"num_key_value_heads": HEADS},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": HIDDEN_SIZE // 4}},
+    "glm5_next_text": {"index_kpool": 2},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], "spatial_target_layers": [0, 1]},
+    "granitemoehybrid": _MAMBA,
+    "helium": {"head_dim": HIDDEN_SIZE // HEADS},  # its output projection takes no other
+    "informer": _TIME_SERIES,
     "lfm2_moe": {
         "layer_types": ["conv", "full_attention", "conv", "full_attention"],
         "num_hidden_layers": 4,
         "num_dense_layers": 2,
     },
     "moonshine_streaming": {"num_key_value_heads": HEADS},
-    **dict.fromkeys(("qwen4_exp_text",), {"compress_ratio": 2, "token_budget": 8}),
-    **dict.fromkeys(
-        ("bamba", "granitemoehybrid"), {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 1}
-    ),
-    **dict.fromkeys(("esmc",), {"num_key_value_heads": HEADS}),
-    **dict.fromkeys(("t5gemma2_encoder", "t5gemma2_decoder", "t5gemma2_text"), {"dropout_rate": 0.0}),
-    "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
-    "glm5_next_text": {"index_kpool": 2},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
-    "fun_asr_nano": {"adaptor_config": {"intermediate_size": HIDDEN_SIZE // 4}},
-    "cohere_compass_text": {
-        "rope_parameters": dict.fromkeys(
-            ("sliding_attention", "full_attention"), {"rope_type": "default", "rope_theta": 10000.0}
-        )
+    "perceiver": {
+        "num_latents": 8,
+        "qk_channels": HIDDEN_SIZE,
+        "v_channels": HIDDEN_SIZE,
+        "num_self_attention_heads": HEADS,
+        "num_cross_attention_heads": HEADS,
+        "num_self_attends_per_block": LAYERS,
     },
-    "emu3": {"vocabulary_map": {"<image>": 3}},
+    "pix2struct_text_model": {"initializer_range": 0.02},
     "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD_SIZE,
+        "indexer_compress_ratio": 2,
+        "indexer_budget": 8,
+    },
+    "t5gemma2_decoder": _NO_DROPOUT,
+    "t5gemma2_encoder": _NO_DROPOUT,
+    "t5gemma2_text": _NO_DROPOUT,
+    "time_series_transformer": _TIME_SERIES,
     "vitmatte": {"fusion_hidden_sizes": [16, 8, 8, 4], "convstream_hidden_sizes": [8, 8, 8]},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], "spatial_target_layers": [0, 1]},
-    "helium": {"head_dim": HIDDEN_SIZE // HEADS},  # its output projection takes no other
+    "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
 }
 """What a type needs beyond the general rules."""
 
@@ -390,13 +577,15 @@ def model_classes(config: transformers.PretrainedConfig) -> Iterator[type[transf
         __import__(module)
     except ImportError:
         return
-    for _, model in inspect.getmembers(sys.modules[module], inspect.isclass):
-        if issubclass(model, transformers.PreTrainedModel) and model not in seen:
-            if getattr(model, "config_class", None) is kind and not model.__name__.endswith(
-                "PreTrainedModel"
-            ):
-                seen.append(model)
-                yield model
+    for member in vars(sys.modules[module]).values():
+        own = isinstance(member, type) and issubclass(member, transformers.PreTrainedModel)
+        if (
+            own
+            and member.config_class is kind
+            and member not in seen
+            and member.__name__[-15:] != "PreTrainedModel"
+        ):
+            yield member
 
 
 def build(model_type: str, attempts: Iterable[Attempt] = ATTEMPTS) -> Any:

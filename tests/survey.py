@@ -20,18 +20,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import attention
 import coverage_table
-import models
 import proof
 
 FOLDER = Path(__file__).parents[1] / "build" / "models"
@@ -39,42 +36,25 @@ SECONDS = 300
 """For one model, after which it counts as not built."""
 MEMORY = 6 << 30
 """Bytes that a worker may use."""
-TRIES: tuple[tuple[models.Attempt, ...], ...] = (models.ATTEMPTS, ((0, True),), ((2, True),), ((3, True),))
-"""Ways to build a model, as long as some of its attention does not run."""
-PATIENCE = 5
-"""Seconds after which no other way is tried."""
 
 
 def find(model_type: str) -> dict[str, Any]:
     """Builds a model, finds its attention, and leaves its checkpoint and what was found in a folder of its own."""
-    best: dict[str, Any] | None = None
+    try:
+        known = proof.understand(model_type)
+    except ValueError as error:
+        return {"built": False, "why": str(error)[:2000]}
     folder = FOLDER / model_type
-    start = time.process_time()
-    for attempts in TRIES:
-        try:
-            model = models.build(model_type, attempts)
-        except ValueError as error:
-            best = best or {"built": False, "why": str(error)[:2000]}
-            break
-        known, failures = proof.truths(model)[::2] if attention.looks_like_attention(model) else ([], {})
-        left = {
-            attention.layered(name)[0] for name in attention.not_run(model, {truth.module for truth in known})
-        }
-        if best is None or len(left) < len(best["attention_not_run"]):
-            best = {
-                "built": True,
-                "class": type(model).__name__,
-                "attention_ran": sorted({truth.pattern for truth in known}),
-                "attention_not_run": sorted(left),
-                "failures": failures,
-            }
-            shutil.rmtree(folder, ignore_errors=True)
-            model.save_pretrained(folder / "base")
-            (folder / "truths.json").write_text(json.dumps([truth.to_json() for truth in known]))
-        if not left or time.process_time() - start > PATIENCE:
-            break
-    assert best is not None
-    return best
+    shutil.rmtree(folder, ignore_errors=True)
+    known.model.save_pretrained(folder / "base")
+    (folder / "truths.json").write_text(json.dumps([truth.to_json() for truth in known.truths]))
+    return {
+        "built": True,
+        "class": type(known.model).__name__,
+        "attention_ran": sorted({truth.pattern for truth in known.truths}),
+        "attention_not_run": known.left,
+        "failures": known.failures,
+    }
 
 
 def check(model_type: str) -> dict[str, Any]:
@@ -190,7 +170,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     kept = FOLDER / "facts.json"
     facts: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    model_types = arguments.model_types or sorted(set(CONFIG_MAPPING_NAMES))
+    model_types = arguments.model_types or sorted(set(CONFIG_MAPPING.keys()))
     if arguments.anew:
         facts = {model_type: known for model_type, known in facts.items() if model_type not in model_types}
     survey(model_types, facts)
