@@ -44,6 +44,15 @@ _LARGEST_SCOPE = 4_000_000
 """Parameters of a module that still counts as one attention."""
 MOST_HEADS = 52
 """Bits of the integers that a float64 holds; later heads of an attention are left out."""
+_HEAD_COUNTS = (
+    "num_heads",
+    "num_attention_heads",
+    "n_heads",
+    "n_head",
+    "heads",
+    "nheads",
+    "num_key_value_heads",
+)
 ROLES = ("query", "key", "value")
 
 
@@ -127,11 +136,25 @@ class Watch(TorchFunctionMode):
         self._stack.pop()
 
     def _record(self, query: Part, key: Part, value: Part, output: Part) -> None:
-        self.found.append(
-            Attention(
-                self._stack[-1] if self._stack else "", {"query": query, "key": key, "value": value}, output
-            )
-        )
+        name = self._stack[-1] if self._stack else ""
+        parts = [query, key, value, output]
+        if not all(part.heads in self._counts(name) for part in parts[::3]):
+            for axis in range(
+                output.tensor.dim() - 2
+            ):  # windows or blocks may come between the heads and the rest
+                sizes = {
+                    part.tensor.shape[axis] for part in parts if part.tensor.dim() == output.tensor.dim()
+                }
+                if len(sizes) == 1 and sizes <= self._counts(name):
+                    parts = [Part(part.tensor, axis) for part in parts]
+                    break
+        self.found.append(Attention(name, dict(zip(ROLES, parts, strict=False)), parts[3]))
+
+    def _counts(self, name: str) -> set[int]:
+        """What a module, or one of the two around it, says of the number of its heads."""
+        names = [name, name.rpartition(".")[0], name.rpartition(".")[0].rpartition(".")[0]]
+        values = (getattr(self._model.get_submodule(n), key, None) for n in names for key in _HEAD_COUNTS)
+        return {value for value in values if isinstance(value, int)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -596,25 +619,30 @@ def entries(model: torch.nn.Module, attention: Attention) -> Marks:
         named = {n: p for n, p in model.named_parameters() if n.startswith(f"{scope}." if scope else "")}
         if sum(p.numel() for p in named.values()) > _LARGEST_SCOPE:
             return {role: {} for role in ROLES}
-        query = _marks(named, attention.parts["query"])
+        query = _marks(named, attention.parts["query"], attention.heads)
         if query or not scope:
             break
         scope = scope.rpartition(".")[0]
-    return {role: query if role == "query" else _marks(named, attention.parts[role]) for role in ROLES}
+    return {
+        role: query if role == "query" else _marks(named, attention.parts[role], attention.heads)
+        for role in ROLES
+    }
 
 
-def _marks(named: dict[str, torch.nn.Parameter], part: Part) -> dict[str, torch.Tensor]:
+def _marks(named: dict[str, torch.nn.Parameter], part: Part, heads: int) -> dict[str, torch.Tensor]:
     result: dict[str, torch.Tensor] = {}
     if not named or not part.tensor.requires_grad:
         return result
-    for head in range(min(part.heads, MOST_HEADS)):
-        rows = part.head(head)
+    for group in range(part.heads):
+        sharing = [head for head in range(min(heads, MOST_HEADS)) if head * part.heads // heads == group]
+        bits = sum(1 << head for head in sharing)
+        rows = part.head(group)
         total = (rows.double() * _draw(rows.shape).double()).sum()
         gradients = torch.autograd.grad(total, list(named.values()), retain_graph=True, allow_unused=True)
         for name, gradient in zip(named, gradients, strict=True):
             if gradient is not None and gradient.any():
                 code = result.setdefault(name, torch.zeros(gradient.shape, dtype=torch.int64))
-                code |= (gradient != 0).long() << head
+                code |= (gradient != 0).long() * bits
     return result
 
 
@@ -655,10 +683,14 @@ def _saved(model: Any, codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     """The integers that arrive in the file if they are saved instead of parameters, where there are any."""
     if not codes:
         return {}
-    state = {
-        name: codes[name].double() if name in codes else torch.zeros_like(value, dtype=torch.float64)
-        for name, value in model.state_dict().items()
-    }
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    by_parameter = {id(parameters[name]): code.double() for name, code in codes.items()}
+    state: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        known = id(parameters.get(name))  # one parameter may have several names, of which only one is saved
+        state[name] = by_parameter.setdefault(known, torch.zeros_like(value, dtype=torch.float64))
+        if name not in parameters:
+            del by_parameter[known]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, state_dict=state)
         tensors = load_file(Path(folder) / "model.safetensors")

@@ -356,7 +356,7 @@ _NO_DROPOUT = {"dropout_rate": 0.0}
 _IMAGE_TOKEN = {"vocabulary_map": {"<image>": 3}}
 _SPECIAL: dict[str, dict[str, Any]] = {
     "autoformer": _TIME_SERIES,
-    "bamba": _MAMBA,
+    "bamba": {**_MAMBA, "attn_layer_indices": [0, 2]},
     "chameleon": _IMAGE_TOKEN,
     "cohere_compass_text": {"rope_parameters": {"sliding_attention": _ROTARY, "full_attention": _ROTARY}},
     "dbrx": {"attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10000.0, "clip_qkv": 8}},
@@ -371,7 +371,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": HIDDEN_SIZE // 4}},
     "glm5_next_text": {"index_kpool": 2},
     "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], "spatial_target_layers": [0, 1]},
-    "granitemoehybrid": _MAMBA,
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention", "mamba"]},
     "helium": {"head_dim": HIDDEN_SIZE // HEADS},  # its output projection takes no other
     "informer": _TIME_SERIES,
     "lfm2_moe": {
@@ -495,7 +495,12 @@ def _small_values(config: transformers.PretrainedConfig, attempt: Attempt, tower
             values[key] = 1 if key.endswith("id") else 4
         elif key in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and oddness < 4:
             values[key] = _rotary(value, sizes, has_head_size=_is_count(known.get("head_dim")))
-        elif before > layers and isinstance(value, list | tuple) and len(value) == before:
+        elif (
+            before > layers
+            and "depths" not in known
+            and isinstance(value, list | tuple)
+            and len(value) == before
+        ):
             values[key] = list(value[:layers])
     return values
 

@@ -107,7 +107,7 @@ class Known:
 
 
 _WAYS: tuple[tuple[models.Attempt, ...], ...] = (models.ATTEMPTS, ((0, True),), ((2, True),), ((3, True),))
-_PATIENCE = 5
+_PATIENCE = 15
 """Seconds after which no other way to build a model is tried."""
 
 
@@ -154,7 +154,13 @@ def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]
             # What tells most heads apart: the last of several products. Of those what has as many rows as a head
             # needs, then the largest: not a scale, not a compressed copy.
             ranked = sorted(
-                (-len(set(part.owners)), len(part.of(0)) not in one.sizes[role], -code.numel(), part)
+                (
+                    -len(set(part.owners)),
+                    len(part.of(0)) not in one.sizes[role],
+                    code.dim(),
+                    -code.numel(),
+                    part,
+                )
                 for name, code in tensors.items()
                 if code.dim() > 1 and (part := _rows(name, code)) is not None
             )
@@ -273,15 +279,14 @@ class Checkpoint:
         self, truth: Truth, head: int, changed: Mapping[str, torch.Tensor] | None = None
     ) -> NDArray[np.float64]:
         """A head's rows of queries, keys and values, one after the other: float64 [entries]."""
+        tensors = {**self.tensors, **(changed or {})}
         parts = []
         for role in attention.ROLES:
             if role in truth.rows:
                 part = truth.rows[role]
-                tensor = (
-                    (changed or self.tensors)
-                    .get(part.tensor, self.tensors[part.tensor])
-                    .movedim(part.axis, 0)
-                )
+                tensor = tensors[part.tensor].movedim(part.axis, 0)
+                if part.axis == 1:  # the inputs are what comes first in the file
+                    tensor = tensor.movedim(1, -1)
                 parts.append(tensor[part.of(head)].reshape(-1).to(torch.float64).numpy())
         return np.concatenate(parts)
 
@@ -357,7 +362,7 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
     idle = Scans.of(base, base)
     components = [component for component in COMPONENTS if component in idle.scores]
     verdicts: dict[str, Verdict] = {}
-    places: dict[str, list[tuple[list[int], int]]] = {}
+    places: dict[tuple[str, str], list[tuple[list[int], int]]] = {}
     for number, truth in enumerate(known):
         verdict = verdicts.setdefault(truth.pattern, Verdict())
         found = set()
@@ -377,14 +382,18 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
         if place is not None:
             verdict.component = place[0]
             verdict.layers += 1
-            places.setdefault(place[0], []).append((truth.numbers, place[1]))
-            if any(row == place[1] and numbers != truth.numbers for numbers, row in places[place[0]][:-1]):
-                verdict.problem = verdict.problem or f"{truth.module}: {place} is another attention, too"
-    for rows in places.values():
-        if len({len(numbers) for numbers, _ in rows}) == 1 and [row for _, row in sorted(rows)] != sorted(
-            row for _, row in rows
-        ):
-            next(iter(verdicts.values())).problem = f"the layers are out of order: {rows}"
+            taken = [
+                pattern
+                for (pattern, component), rows in places.items()
+                for _, row in rows
+                if (component, row) == place
+            ]
+            if taken and not verdict.problem:
+                verdict.problem = f"{truth.module}: {place} is an attention of {taken[0]}, too"
+            places.setdefault((truth.pattern, place[0]), []).append((truth.numbers, place[1]))
+    for (pattern, _), rows in places.items():
+        if [row for _, row in sorted(rows)] != sorted(row for _, row in rows):
+            verdicts[pattern].problem = f"its layers are out of order: {rows}"
     others = checkpoint.bystanders(known)
     if others and verdicts:
         moved = Scans.of(base, checkpoint.overlaid(scratch / "bystanders", others), components).moved()
