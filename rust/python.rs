@@ -15,7 +15,7 @@ use crate::checkpoint::parse_config;
 use crate::control::{Control, watch};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
-use crate::model::{self, Attention, Component, Contents, Family, Layer, Orientation, Role, Size};
+use crate::model::{self, Attention, Component, Contents, Family, Layer, Orientation, Size};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::select::{self, LayerShape, Report, Shape};
 use crate::side::Side;

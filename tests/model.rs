@@ -362,6 +362,8 @@ fn the_text_model_of_a_larger_one() {
         assert_eq!(attention.geometry().model_type, "gemma3");
         assert_eq!(attention.owner_type(), "gemma3_text");
         assert!(attention.modules().iter().all(|module| module.name.starts_with(prefix)));
+        let strangers: Vec<&str> = attention.left_out().iter().map(|it| &*it.what).collect();
+        assert!(strangers.contains(&"mtp.layers.# (5 layers)"), "{strangers:?}");
     }
 }
 

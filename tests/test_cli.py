@@ -342,3 +342,36 @@ def test_a_scan_in_a_terminal_shows_a_bar_and_ends_soon_after_ctrl_c(tmp_path: P
     assert (scanning.returncode, output) == (130, b"")
     assert seconds < 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    shape = Shape(layers=2)
+    return write(tmp_path / "model", shape.config(), random_weights(shape, seed=0))
+
+
+def test_inspect_shows_what_a_scan_would_read(checkpoint: Path) -> None:
+    printed = invoke("inspect", checkpoint).stdout
+    for said in (
+        "llama, 2 layers x 4 heads",
+        "layout separate, F64, 6 tensors, 12,288 bytes",
+        "0-1",
+        "4 x 24",
+    ):
+        assert said in printed
+    document = json.loads(invoke("inspect", checkpoint, "--json").stdout)
+    assert document["bytes"] == 12288
+    assert document["modules"][0]["name"] == name(0, "q").removesuffix(".weight")
+
+
+def test_a_component_that_is_not_there_is_refused(checkpoint: Path) -> None:
+    for arguments in (("inspect", checkpoint), ("scan", checkpoint, checkpoint)):
+        result = invoke(*arguments, "--component", "vision")
+        assert result.exit_code == 1
+        assert "no attention stack `vision`; there is decoder" in result.stderr
+
+
+def test_layouts_lists_the_model_types() -> None:
+    assert "transposed: GPT-2" in invoke("layouts").stdout
+    families = json.loads(invoke("layouts", "--json").stdout)["families"]
+    assert {"gpt2"} <= {of for family in families for of in family["model_types"].get("decoder", [])}

@@ -188,9 +188,9 @@ def test_layers_with_fewer_heads_are_padded_and_never_selected(tmp_path: Path) -
     scores.save(tmp_path / "scores.safetensors")
     loaded = alps.HeadScores.load(tmp_path / "scores.safetensors")
     assert loaded == scores
-    heads = scores.select(0.5)
-    heads.save(tmp_path / "heads.json")
-    assert alps.HeadSet.load(tmp_path / "heads.json") == heads
+    half = scores.select(0.5)
+    half.save(tmp_path / "heads.json")
+    assert alps.HeadSet.load(tmp_path / "heads.json") == half
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "bert.", "a.name.of.another.library."])

@@ -326,7 +326,7 @@ REFUSED: dict[str, tuple[Callable[[Model], Any], str, type[AlpsError]]] = {
     "hooks": (with_hook, "layers.1.self_attn.v_proj: expected a Linear without hooks", ModelError),
     "another Linear": (with_own_linear, "expected a Linear, found a test_training_restrict.*Odd", ModelError),
     "shared": (shared, "layers.1.self_attn.k_proj: expected a weight of its own, found that of", ModelError),
-    "unknown": (renamed, "`mamba` is in no known family", ModelError),
+    "unknown": (renamed, "`mamba` has no heads that could be scanned", ModelError),
 }  # fmt: skip
 
 

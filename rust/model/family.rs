@@ -274,6 +274,7 @@ const FILES: &[(&str, &str)] = embedded![
     "longcat.json",
     "lxmert.json",
     "mimo.json",
+    "mllama_vision.json",
     "mobilevit.json",
     "query_apart.json",
     "separate.json",

@@ -3,9 +3,11 @@
 //! Only names, shapes and the configuration are looked at, so that a checkpoint on disk and the state of a live
 //! model are resolved by the same table.
 
+mod candidates;
 mod component;
 mod family;
 mod geometry;
+mod layers;
 mod layout;
 mod marks;
 mod names;

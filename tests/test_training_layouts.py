@@ -1,0 +1,74 @@
+"""What trains of the chosen heads is what a scan reads of them, however they are stored."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import alps
+from models import tiny
+from restricted import chosen, projections
+
+STORED = {
+    "gpt_neox": "interleaved",
+    "bloom": "interleaved",
+    "phi3": "concatenated",
+    "qwen3_next": "gated",
+    "deepseek_v3": "latent",
+    "gpt2": "transposed",
+}
+
+
+def hybrid(model_type: str) -> Any:
+    """A tiny model of which the second layer has attention."""
+    config = transformers.AutoConfig.for_model(
+        model_type,
+        layer_types=["linear_attention", "full_attention"],
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        hidden_size=48,
+        intermediate_size=32,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=0,
+        vocab_size=96,
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("model_type", STORED)
+def test_what_trains_is_what_a_scan_finds_moved(model_type: str, tmp_path: Path) -> None:
+    model = hybrid(model_type) if model_type == "qwen3_next" else tiny(model_type)[0]
+    model.save_pretrained(tmp_path / "base")
+    geometry = alps.geometry(tmp_path / "base")
+    assert geometry.family == STORED[model_type]
+    layer = geometry.layers[-1]
+    heads = chosen(model, [(layer, 1), (layer, 3)])
+    alps.restrict(model, heads)
+    with torch.no_grad():
+        for projection in projections(model):
+            if projection.rows is not None:
+                projection.rows.add_(1)
+    alps.release(model)
+    model.save_pretrained(tmp_path / "tuned")
+    moved = alps.scan(tmp_path / "base", tmp_path / "tuned")["changed"]
+    groups = heads.key_value_groups
+    for row, sizes in enumerate(geometry.sizes):
+        per_group = sizes.query_heads // sizes.key_value_heads
+        siblings = np.repeat(groups[row, : sizes.key_value_heads], per_group)
+        np.testing.assert_array_equal(moved[row, : sizes.query_heads] > 0, siblings)
+    np.testing.assert_array_equal(moved == 1, heads.mask)
+
+
+def test_a_layer_of_another_class_is_refused() -> None:
+    model, _ = tiny("falcon")
+    with pytest.raises(alps.ModelError, match=r"expected a Linear, found a .*FalconLinear"):
+        alps.restrict(model, chosen(model))
