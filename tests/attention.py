@@ -42,6 +42,7 @@ _ENDS = {
 }
 _LARGEST_SCOPE = 4_000_000
 """Parameters of a module that still counts as one attention."""
+NONE = "it ran without attention"
 MOST_HEADS = 52
 """Bits of the integers that a float64 holds; later heads of an attention are left out."""
 _HEAD_COUNTS = (
@@ -82,6 +83,8 @@ class Attention:
     module: str
     parts: dict[str, Part]
     output: Part
+    call: int
+    """How often the module had run before."""
 
     @property
     def heads(self) -> int:
@@ -110,6 +113,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.found: list[Attention] = []
         self._stack: list[str] = []
+        self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         self._model = model
 
@@ -129,6 +133,7 @@ class Watch(TorchFunctionMode):
     def _enter(self, name: str) -> Any:
         def hook(*_: Any) -> None:
             self._stack.append(name)
+            self._calls[name] = self._calls.get(name, -1) + 1
 
         return hook
 
@@ -148,7 +153,9 @@ class Watch(TorchFunctionMode):
                 if len(sizes) == 1 and sizes <= self._counts(name):
                     parts = [Part(part.tensor, axis) for part in parts]
                     break
-        self.found.append(Attention(name, dict(zip(ROLES, parts, strict=False)), parts[3]))
+        self.found.append(
+            Attention(name, dict(zip(ROLES, parts, strict=False)), parts[3], self._calls.get(name, 0))
+        )
 
     def _counts(self, name: str) -> set[int]:
         """What a module, or one of the two around it, says of the number of its heads."""
@@ -467,7 +474,7 @@ def observe(model: torch.nn.Module, seconds: float = 6) -> tuple[list[Attention]
                 return
             errors.append(error)
         if errors:
-            failures[name] = " || ".join(errors)[:1500]
+            failures[name] = " || ".join(sorted(errors, key=lambda error: error != NONE))[:1500]
 
     for name, module in model.named_modules():
         took_part = name and any(owner.startswith(f"{name}.") for owner, _ in found)
@@ -511,17 +518,15 @@ def _run(
     fresh = False
     counted: dict[str, int] = {}
     for attention in watch.found:
-        if attention.heads < 1 or not attention.output.tensor.requires_grad:
-            continue
+        if attention.call or attention.heads < 1 or not attention.output.tensor.requires_grad:
+            continue  # what a module computes a second time depends on all it computed before
         owner = ".".join(part for part in (name, attention.module) if part)
         index = counted[owner] = counted.get(owner, -1) + 1
-        if (
-            index < 2 and (owner, index) not in found
-        ):  # a second time: a shared module, or two attentions in one
+        if (owner, index) not in found:
             found[owner, index] = replace(attention, module=owner)
             fresh = True
     if error is None and not watch.found:
-        error = "it ran without attention"
+        error = NONE
     return fresh, error
 
 
@@ -642,7 +647,7 @@ def _marks(named: dict[str, torch.nn.Parameter], part: Part, heads: int) -> dict
         for name, gradient in zip(named, gradients, strict=True):
             if gradient is not None and gradient.any():
                 code = result.setdefault(name, torch.zeros(gradient.shape, dtype=torch.int64))
-                code |= (gradient != 0).long() * bits
+                code |= ((gradient != 0) & gradient.isfinite()).long() * bits
     return result
 
 
@@ -734,6 +739,7 @@ def traced(model: Any) -> tuple[list[Traced], list[Run], dict[str, str]]:
 
 _SIGNS = (
     "softmax(",
+    "softmax.apply(",
     "attention_interface(",
     "scaled_dot_product_attention(",
     "eager_attention_forward(",

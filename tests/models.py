@@ -379,6 +379,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "num_dense_layers": 2,
     },
+    "mimo_v2_flash": {"num_attention_heads": 8},  # its sliding layers have 4 groups
     "moonshine_streaming": {"num_key_value_heads": HEADS},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "perceiver": {
@@ -399,6 +400,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 2,
         "indexer_budget": 8,
     },
+    "sapiens2": {"num_key_value_heads_per_layer": [HEADS, GROUPS, HEADS]},
     "t5gemma2_decoder": _NO_DROPOUT,
     "t5gemma2_encoder": _NO_DROPOUT,
     "t5gemma2_text": _NO_DROPOUT,

@@ -4,8 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import alps
 import coverage_table
+import models
 import oracle
 import proof
 from coverage_table import Row
@@ -186,38 +190,70 @@ def first_of_each_kind(known: list[proof.Truth]) -> list[proof.Truth]:
 
 @pytest.mark.parametrize("model_type", LANGUAGE_MODELS + OTHERS)
 def test_exactly_the_heads_that_run_differently_have_moved(model_type: str, tmp_path: Path) -> None:
-    understood = proof.understand(model_type)
-    model, known, runs = understood.model, understood.truths, understood.runs
+    known = proof.understand(model_type)
     base = tmp_path / "base"
-    model.save_pretrained(base)
-
-    found = proof.prove(base, known, tmp_path / "changed")
+    known.model.save_pretrained(base)
+    found = proof.prove(base, known.truths, tmp_path / "changed")
     assert not [verdict.problem for verdict in found.verdicts.values() if verdict.problem]
-    assert TABLE.get(model_type, Row.of(found)) == Row.of(found)
+    assert Row.of(found) == TABLE[model_type]
 
     checkpoint = proof.Checkpoint(base)
-    changes = [change for truth in first_of_each_kind(known) for change in list(proof.changes(truth))[:1]]
-    assert changes
-    for number, change in enumerate(changes):
+    model = reloaded(known.model, base)
+    read = [truth for truth in first_of_each_kind(known.truths) if found.verdicts[truth.pattern].component]
+    assert read
+    for number, truth in enumerate(read):
+        change = next(proof.changes(truth))
         tensors = checkpoint.flipped(change)
         tuned = checkpoint.changed(tmp_path / str(number), tensors)
-        loaded = reloaded(model, tuned)
-        assert (
-            proof.heads_that_differ(reloaded(model, base), loaded, runs, change.truth.module) == change.moved
-        )
+        loaded = reloaded(known.model, tuned)
+        assert proof.heads_that_differ(model, loaded, known.runs, truth.module) == change.moved
 
         scans = proof.Scans.of(base, tuned)
-        component, row = found.verdicts[change.truth.pattern].component, None
-        if component is None:
-            continue
-        ((row, _),) = scans.moved()[component].items()
+        ((component, rows),) = scans.moved().items()
         head = min(change.moved)
-        before, after = checkpoint.theta(change.truth, head), checkpoint.theta(change.truth, head, tensors)
-        for name, expected in oracle.statistics(before, after, digits=40).items():
-            if name in scans.scores[component].statistics:
-                assert scans.scores[component][name][row, head] == pytest.approx(expected, rel=1e-6), name
+        values = oracle.statistics(
+            checkpoint.theta(truth, head), checkpoint.theta(truth, head, tensors), digits=30
+        )
+        for name in scans.scores[component]:
+            if name in values:
+                score = scans.scores[component][name][min(rows), head]
+                assert score == pytest.approx(values[name], rel=1e-6), name
 
-        # However transformers writes the tuned model, its heads are found in it.
-        for way, names in (("again", {}), ("runtime", {"save_original_format": False})):
-            loaded.save_pretrained(tmp_path / f"{number}-{way}", **names)
+        # However transformers names what it writes, the same heads are found to have moved.
+        loaded.save_pretrained(tmp_path / f"{number}-again")
+        loaded.save_pretrained(tmp_path / f"{number}-runtime", save_original_format=False)
+        for way in ("again", "runtime"):
             assert proof.Scans.of(base, tmp_path / f"{number}-{way}").moved() == scans.moved(), way
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2", "t5", "qwen2_vl", "vit"])
+def test_the_prefix_of_the_base_model_may_be_missing(model_type: str, tmp_path: Path) -> None:
+    known = proof.understand(model_type)
+    base = tmp_path / "base"
+    known.model.save_pretrained(base)
+    known.model.base_model.save_pretrained(tmp_path / "bare")
+    assert set(proof.Checkpoint(base).tensors) - set(proof.Checkpoint(tmp_path / "bare").tensors)
+    for first, second in ((base, tmp_path / "bare"), (tmp_path / "bare", base)):
+        scans = proof.Scans.of(first, second)
+        assert scans.scores
+        assert not scans.moved()
+
+
+UNREADABLE = [model_type for model_type, row in TABLE.items() if row.status in ("refused", "none")]
+
+
+@pytest.mark.parametrize("model_type", UNREADABLE[::8])
+def test_what_the_table_says_is_refused_is_refused(model_type: str, tmp_path: Path) -> None:
+    models.build(model_type).save_pretrained(tmp_path / "base")
+    with pytest.raises(alps.ModelError) as refusal:
+        alps.geometry(tmp_path / "base")
+    assert model_type in str(refusal.value) or "configuration" in str(refusal.value)
+
+
+def test_the_table_has_every_model_type() -> None:
+    page = coverage_table.FILE.read_text()
+    if f"of transformers\n{transformers.__version__}. " in page:
+        assert set(TABLE) == set(CONFIG_MAPPING.keys())
+    statuses = [row.status for row in TABLE.values()]
+    assert "wrong" not in statuses
+    assert statuses.count("read") >= 0.9 * (statuses.count("read") + statuses.count("refused"))
