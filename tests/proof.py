@@ -140,7 +140,7 @@ def _understood(model: Any) -> Known:
         return Known(model, [], [], [], {})
     known, runs, failures = truths(model)
     left = attention.not_run(model, {truth.module for truth in known})
-    if attention.NONE in failures.get("", ""):  # what looked like it was not
+    if not known and attention.NONE in failures.get("", ""):  # what looked like it was not
         left = []
     return Known(model, known, runs, sorted({attention.layered(name)[0] for name in left}), failures)
 
