@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo docs test develop lint bench constraints clean environment-anew
+.PHONY: help demo docs test develop lint models bench constraints clean environment-anew
 
 # An environment of the caller's must not leak into ours.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -76,6 +76,9 @@ lint: $(environment)/.extension ## formatting, clippy, ruff, mypy
 test: lint ## lint, the Rust tests, the Python tests
 	cargo test --quiet --locked
 	@$(python) -m pytest
+
+models: $(environment)/.extension ## hold alps against every model type of transformers; writes docs/models.md
+	@$(python) tests/survey.py
 
 bench: $(environment)/.extension ## compare a scan with what else could be done, time the parts of the core
 	@PYTHONPATH=benches:tests $(python) -m compare

@@ -1,17 +1,16 @@
-"""Tiny models of transformers with random weights, and what their attention heads do when they run."""
+"""Tiny random models of every model type of transformers: the shapes of the real ones, a thousandth of their size."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import copy
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 LAYERS = 3
 HEADS = 6
@@ -20,162 +19,640 @@ HEAD_SIZE = 16
 """The size of a head where the configuration states it; not `HIDDEN_SIZE / HEADS`."""
 HIDDEN_SIZE = 48
 VOCABULARY = 96
+_LARGEST = 64_000_000
+"""Parameters of a model that still counts as tiny."""
+_MOST_LAYERS = 8
 
+_LAYER_KEYS = [
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "depth",
+    "layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+    "encoder_num_hidden_layers",
+    "decoder_num_hidden_layers",
+    "max_window_layers",
+    "l_layers",
+    "x_layers",
+    "r_layers",
+    "decoder_num_layers",
+    "speech_encoder_layers",
+    "t2u_encoder_layers",
+    "t2u_decoder_layers",
+    "num_layers_per_stack",
+    "n_layer_per_stack",
+    "num_blocks",
+    "num_spatial_layers",
+    "num_temporal_layers",
+    "num_global_layers",
+    "conf_num_hidden_layers",
+    "memory_attention_num_layers",
+    "perceiver_resampler_num_layers",
+    "mit_num_hidden_layers",
+    "resampler_depth",
+    "folding_trunk_num_hidden_layers",
+    "query_dec_layers",
+    "text_encoder_num_layers",
+    "num_attention_layers",
+    "pred_num_hidden_layers",
+    "speech_decoder_prenet_layers",
+]
+_HEAD_KEYS = [
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "attention_heads",
+    "num_encoder_attention_heads",
+    "num_decoder_attention_heads",
+    "encoder_num_attention_heads",
+    "decoder_num_heads",
+    "decoder_num_attention_heads",
+    "swa_num_attention_heads",
+    "num_sliding_attention_heads",
+    "t2u_encoder_attention_heads",
+    "t2u_decoder_attention_heads",
+    "speech_encoder_attention_heads",
+    "conf_num_attention_heads",
+    "mit_num_attention_heads",
+    "pred_num_attention_heads",
+    "decoder_self_attention_heads",
+    "decoder_cross_attention_heads",
+]
+_GROUP_KEYS = [
+    "num_key_value_heads",
+    "num_kv_heads",
+    "kv_n_heads",
+    "swa_num_key_value_heads",
+    "encoder_num_key_value_heads",
+    "decoder_num_key_value_heads",
+    "num_key_value_attention_heads",
+    "multi_query_group_num",
+    "num_query_groups",
+    "num_global_key_value_heads",
+    "num_attention_groups",
+    "n_head_kv",
+]
+_HEAD_SIZE_KEYS = [
+    "head_dim",
+    "d_kv",
+    "attention_head_dim",
+    "swa_head_dim",
+    "global_head_dim",
+    "kv_channels",
+    "d_head",
+    "dim_head",
+]
+_WIDTH_KEYS = [
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "embed_dim",
+    "dim",
+    "embedding_size",
+    "emb_dim",
+    "hidden_dim",
+    "encoder_hidden_size",
+    "decoder_hidden_size",
+    "input_embedding_size",
+    "word_embed_proj_dim",
+    "dim_model",
+    "cross_attention_hidden_size",
+    "encoder_hidden_dim",
+    "decoder_hidden_dim",
+    "text_hidden_size",
+    "hidden_size_global",
+    "projection_dim",
+    "out_hidden_size",
+    "output_hidden_size",
+    "vision_hidden_size",
+    "audio_hidden_size",
+    "vision_output_dim",
+    "projector_output_dim",
+    "projector_input_dim",
+    "pooler_hidden_size",
+    "encoder_embed_dim",
+    "decoder_embed_dim",
+    "proj_codevector_dim",
+    "codevector_dim",
+    "shared_embedding_dim",
+    "lru_width",
+    "projector_hidden_size",
+    "adapter_out_dim",
+    "speech_encoder_hidden_size",
+    "hidden_size_per_layer_input",
+    "descriptor_dim",
+    "output_dim",
+    "vit_dim",
+    "mm_embed_dim",
+    "output_proj_dims",
+    "ple_embed_dim",
+    "memory_attention_hidden_size",
+    "encoder_output_dim",
+    "backbone_hidden_size",
+    "fpn_hidden_size",
+    "mask_feature_size",
+    "feature_size",
+    "conv_dim_",
+    "class_embed_dim",
+    "text_projection_in_dim",
+    "text_projection_out_dim",
+    "task_encoder_hidden_dim",
+    "adapter_input_size",
+    "adapter_in_dim",
+    "d_latents",
+    "text_encoder_width",
+    "mask_dim",
+    "projection_size",
+    "pooler_output_size",
+]
+_INNER_KEYS = [
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "shared_intermediate_size",
+    "intermediate_size_mlp",
+    "prefix_dense_intermediate_size",
+    "ffn_dim",
+    "output_embedding_size",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "d_ff",
+    "mlp_dim",
+    "ffn_hidden_size",
+    "dim_ff",
+    "n_inner",
+    "d_inner",
+    "feed_forward_size",
+    "moe_shared_expert_intermediate_size",
+    "dense_intermediate_size",
+    "share_expert_dim",
+    "expert_ffn_hidden_size",
+    "ffn_intermediate_size",
+    "t2u_encoder_ffn_dim",
+    "t2u_decoder_ffn_dim",
+    "speech_encoder_intermediate_size",
+    "encoder_feedforward_dim",
+    "dim_feedforward",
+    "encoder_dim_feedforward",
+    "decoder_dim_feedforward",
+    "hidden_dim_",
+    "projection_intermediate_dim",
+    "projection_hidden_dim",
+    "resampler_hidden_dim",
+    "block_ff_dim",
+    "block_dim",
+    "adapter_hidden_size",
+    "projection_hidden_size",
+    "multi_modal_projector_hidden_size",
+    "downsample_hidden_size",
+    "moe_latent_size",
+    "memory_fuser_intermediate_dim",
+    "dense_ffn_hidden_size",
+    "block_multiple_of",
+    "decoder_intermediate_size",
+    "encoder_intermediate_size",
+    "mlp_hidden_size",
+    "sparse_intermediate_size",
+    "local_intermediate_size",
+]
+_LAYER_INDICES = [
+    "vision_feature_layer",
+    "vision_feature_layers",
+    "feature_layer",
+    "deepstack_visual_indexes",
+    "global_attn_indexes",
+    "fullatt_block_indexes",
+    "vit_layers",
+    "intermediate_layers_indices",
+    "window_block_indexes",
+]
+_VOCABULARY_KEYS = [
+    "vocab_size",
+    "text_vocab_size",
+    "codebook_vocab_size",
+    "audio_vocab_size",
+    "embd_vocab_size",
+    "decoder_vocab_size",
+    "src_vocab_size",
+    "tgt_vocab_size",
+    "input_vocab_size",
+    "output_vocab_size",
+    "vocab_size_per_layer_input",
+    "t2u_vocab_size",
+    "char_vocab_size",
+    "unit_hifi_gan_vocab_size",
+    "n_words",
+    "entity_vocab_size",
+]
+_POSITION_KEYS = [
+    "max_position_embeddings",
+    "n_positions",
+    "max_2d_position_embeddings",
+    "max_source_positions",
+    "max_target_positions",
+    "n_ctx",
+    "seq_length",
+    "max_sequence_length",
+    "num_position_embeddings",
+    "max_seq_len",
+]
 _SIZES: dict[str, int] = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_window_layers"), LAYERS),
-    **dict.fromkeys(("num_attention_heads", "n_head"), HEADS),
-    "num_key_value_heads": GROUPS,
-    "head_dim": HEAD_SIZE,
+    **dict.fromkeys(_HEAD_KEYS, HEADS),
+    **dict.fromkeys(_GROUP_KEYS, GROUPS),
+    **dict.fromkeys(_HEAD_SIZE_KEYS, HEAD_SIZE),
+    **dict.fromkeys(_WIDTH_KEYS, HIDDEN_SIZE),
+    **dict.fromkeys(_INNER_KEYS, 32),
+    **dict.fromkeys(_VOCABULARY_KEYS, VOCABULARY),
+    **dict.fromkeys(_POSITION_KEYS, 64),
     **dict.fromkeys(
-        ("hidden_size", "n_embd", "embedding_size", "input_embedding_size", "word_embed_proj_dim"),
-        HIDDEN_SIZE,
+        ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "moe_num_experts_"], 4
     ),
+    **dict.fromkeys(["num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "top_k_experts"], 2),
+    **dict.fromkeys(["n_group", "topk_group"], 1),
+    **dict.fromkeys(["n_shared_experts", "num_shared_experts", "moe_num_shared_experts"], 1),
+    "kv_lora_rank": 24,
+    "q_lora_rank": 20,
+    "o_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "qk_head_dim": 20,
+    "v_head_dim": 10,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 4,
+    "swa_v_head_dim": 10,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "mamba_d_state": 8,
+    "ssm_state_size": 8,
+    "conv_kernel_size_": 3,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 16,
+    "context_size": 16,
+    "num_filters": 8,
+    "base_channels": 32,
+    "upsample_initial_channel": 64,
+    "upsample_groups": 48,
+    "encoder_hash_byte_group_vocab": 100,
+    "num_queries": 6,
+    "rotary_dim": 4,
+    "hc_mult": 2,
+    "num_denoising": 4,
+    "codebook_size": 32,
+    "num_codebooks": 2,
+    "num_mel_bins": 16,
+    "n_mels": 16,
+}
+_TOWER_SIZES: dict[str, int] = {
+    **dict.fromkeys(_HEAD_KEYS, 4),
+    **dict.fromkeys(_GROUP_KEYS, 4),
+    **dict.fromkeys(_HEAD_SIZE_KEYS, 8),
     **dict.fromkeys(
         (
-            "intermediate_size",
-            "moe_intermediate_size",
-            "shared_expert_intermediate_size",
-            "shared_intermediate_size",
-            "intermediate_size_mlp",
-            "prefix_dense_intermediate_size",
-            "ffn_dim",
-            "output_embedding_size",
+            "hidden_size",
+            "embed_dim",
+            "d_model",
+            "dim",
+            "vision_output_dim",
+            "projector_output_dim",
+            "hidden_dim",
         ),
         32,
     ),
-    "vocab_size": VOCABULARY,
-    **dict.fromkeys(("max_position_embeddings", "n_positions"), 64),
-    **dict.fromkeys(
-        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_key_value_groups"), 4
-    ),
-    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 1),
-    "sliding_window": 8,
-    **dict.fromkeys(("n_group", "topk_group", "mamba_d_conv"), 1),
 }
-_TOWER_SIZES: dict[str, int] = {
-    **dict.fromkeys(("num_hidden_layers", "depth"), LAYERS),
-    **dict.fromkeys(("num_attention_heads", "num_heads"), 4),
-    **dict.fromkeys(("hidden_size", "embed_dim", "vision_output_dim", "projector_output_dim"), 32),
-    **dict.fromkeys(("out_hidden_size", "projection_dim"), HIDDEN_SIZE),
-    **dict.fromkeys(("intermediate_size", "projector_input_dim"), 32),
-    "image_size": 28,
-    "patch_size": 14,
-    "head_dim": 8,
+_IMAGE_SIZES: dict[str, int] = {"image_size": 28, "patch_size": 14, "pretrain_image_size": 28}
+
+_FILLED = {
+    *_HEAD_KEYS,
+    *_GROUP_KEYS,
+    *_HEAD_SIZE_KEYS,
+    *_INNER_KEYS,
+    *_VOCABULARY_KEYS,
+    "n_routed_experts",
+    "num_experts",
+    "num_local_experts",
+    "n_shared_experts",
+    "num_shared_experts",
+    "num_experts_per_tok",
 }
-_ROTARY_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+"""Keys that some configurations leave empty but their models need."""
+
+_TIME_SERIES = {"prediction_length": 8, "context_length": 16}
+_MAMBA = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 1}
+_ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
+_NO_DROPOUT = {"dropout_rate": 0.0}
+_IMAGE_TOKEN = {"vocabulary_map": {"<image>": 3}}
 _SPECIAL: dict[str, dict[str, Any]] = {
+    "autoformer": _TIME_SERIES,
+    "bamba": {**_MAMBA, "attn_layer_indices": [0, 2]},
+    "chameleon": _IMAGE_TOKEN,
+    "cohere_compass_text": {"rope_parameters": {"sliding_attention": _ROTARY, "full_attention": _ROTARY}},
+    "dbrx": {"attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10000.0, "clip_qkv": 8}},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "emu3": _IMAGE_TOKEN,
+    "ernie4_5_vl_moe_text": {
+        "head_dim": HEAD_SIZE,
+        "rope_parameters": {**_ROTARY, "mrope_section": [3, 3, 2]},
+    },
+    "esmc": {"num_key_value_heads": HEADS},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": HIDDEN_SIZE // 4}},
+    "glm5_next_text": {"index_kpool": 2},
+    "granite4_vision": {"deepstack_layer_map": [[0, 0], [1, 1]], "spatial_target_layers": [0, 1]},
+    "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention", "mamba"]},
     "helium": {"head_dim": HIDDEN_SIZE // HEADS},  # its output projection takes no other
-    "qwen2_vl_text": {"rope_parameters": _ROTARY_SECTIONS},
-    "qwen2_5_vl_text": {"rope_parameters": _ROTARY_SECTIONS},
+    "informer": _TIME_SERIES,
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "num_hidden_layers": 4,
+        "num_dense_layers": 2,
+    },
+    "mimo_v2_flash": {"num_attention_heads": 8},  # its sliding layers have 4 groups
+    "moonshine_streaming": {"num_key_value_heads": HEADS},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "perceiver": {
+        "num_latents": 8,
+        "qk_channels": HIDDEN_SIZE,
+        "v_channels": HIDDEN_SIZE,
+        "num_self_attention_heads": HEADS,
+        "num_cross_attention_heads": HEADS,
+        "num_self_attends_per_block": LAYERS,
+    },
+    "pix2struct_text_model": {"initializer_range": 0.02},
+    "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD_SIZE,
+        "indexer_compress_ratio": 2,
+        "indexer_budget": 8,
+    },
+    "sapiens2": {"num_key_value_heads_per_layer": [HEADS, GROUPS, HEADS]},
+    "t5gemma2_decoder": _NO_DROPOUT,
+    "t5gemma2_encoder": _NO_DROPOUT,
+    "t5gemma2_text": _NO_DROPOUT,
+    "time_series_transformer": _TIME_SERIES,
+    "vitmatte": {"fusion_hidden_sizes": [16, 8, 8, 4], "convstream_hidden_sizes": [8, 8, 8]},
+    "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
 }
-_OUTPUT_PROJECTION = re.compile(r"(o_proj|out_proj|c_proj|dense)$")
-_BEFORE_OUTPUT = "attn_sub_norm"  # BitNet's, which mixes the heads before the output projection does
+"""What a type needs beyond the general rules."""
 
 
-def _shrunk(model_type: str, sizes: dict[str, int]) -> dict[str, Any]:
-    known = transformers.AutoConfig.for_model(model_type).to_dict()
-    return {key: size for key, size in sizes.items() if key in known} | _SPECIAL.get(model_type, {})
+Attempt = tuple[int, bool]
+"""How odd the sizes are, and whether keys are filled that the default leaves empty.
+
+0 gives sizes that tell everything apart; 2 heads that fill the hidden size, without groups; 3 powers of two; 4 the
+sizes of the real model, with fewer layers.
+"""
+ATTEMPTS: tuple[Attempt, ...] = tuple((oddness, fill) for oddness in (0, 2, 3, 4) for fill in (False, True))
+
+
+def _sizes(oddness: int, tower: bool) -> dict[str, int]:
+    if oddness >= 4:
+        return dict.fromkeys(_VOCABULARY_KEYS, VOCABULARY)
+    sizes = dict(_SIZES)
+    if tower and oddness == 0:
+        sizes |= _TOWER_SIZES
+    if oddness >= 2:
+        sizes |= dict.fromkeys(_HEAD_SIZE_KEYS, HIDDEN_SIZE // HEADS)
+        sizes |= dict.fromkeys(_GROUP_KEYS, HEADS)
+        sizes |= {"v_head_dim": 8, "qk_nope_head_dim": 8}
+    if oddness >= 3:
+        sizes |= dict.fromkeys((*_HEAD_KEYS, *_GROUP_KEYS), 4)
+        sizes |= dict.fromkeys(_HEAD_SIZE_KEYS, 16)
+        sizes |= dict.fromkeys((*_WIDTH_KEYS, *_INNER_KEYS), 64)
+    return sizes
+
+
+def _kinds(config: transformers.PretrainedConfig) -> list[str]:
+    """The kinds of the layers of a small copy that has each kind; empty where there are no kinds."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
+    if not all(isinstance(kind, str) for kind in kinds):
+        return []
+    different = list(dict.fromkeys(kinds))
+    if getattr(config, "num_kv_shared_layers", None):
+        return different * 3  # the last third uses the keys and values of the second
+    start = next((n for n in range(LAYERS, len(kinds)) if len(set(kinds[:n])) == len(different)), len(kinds))
+    if start <= _MOST_LAYERS:
+        return list(kinds[:start])
+    return different if len(different) >= LAYERS else different * 2
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _small_values(config: transformers.PretrainedConfig, attempt: Attempt, tower: bool) -> dict[str, Any]:
+    """The arguments that make a configuration of this kind small, without its parts."""
+    oddness, fill = attempt
+    known = {
+        key: value
+        for key, value in vars(config).items()
+        if not key.startswith("_") and not isinstance(value, transformers.PretrainedConfig)
+    }
+    sizes = _sizes(oddness, tower)
+    kinds = _kinds(config)
+    layers = len(kinds) or LAYERS
+    if known.get("num_kv_shared_layers"):
+        sizes["num_kv_shared_layers"] = layers // 3
+    if "kv_lora_rank" in known and oddness < 4:  # latent attention has no groups
+        sizes |= dict.fromkeys(_GROUP_KEYS, sizes["num_attention_heads"])
+        if known.get("head_dim") == known.get("qk_rope_head_dim"):
+            sizes["head_dim"] = sizes["qk_rope_head_dim"]
+    before = next(
+        (known[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if _is_count(known.get(key))), 0
+    )
+    values: dict[str, Any] = {}
+    for key, value in known.items():
+        if key in _LAYER_KEYS and _is_count(value):
+            values[key] = value if "depths" in known else min(value, layers)
+        elif key in sizes and _is_count(value) and value > 0:
+            values[key] = sizes[key] if tower and oddness == 0 else min(sizes[key], value)
+        elif key in sizes and value is None and fill and key in _FILLED:
+            values[key] = sizes[key]
+        elif key in _IMAGE_SIZES and _is_count(value) and oddness < 4:
+            values[key] = min(value, _IMAGE_SIZES[key])
+        elif key in _LAYER_INDICES and _is_count(value):
+            values[key] = min(value, layers - 1)
+        elif key in _LAYER_INDICES and isinstance(value, list | tuple) and all(map(_is_count, value)):
+            values[key] = sorted({min(index, layers - 1) for index in value})
+        elif key == "depths" and isinstance(value, list | tuple):
+            values[key] = [min(2, depth) for depth in value]
+        elif key in ("layer_types", "layers_block_type") and kinds:
+            values[key] = kinds
+        elif key.endswith(("token_id", "token_index")) and _is_count(value) and value >= VOCABULARY:
+            values[key] = 1 if key.endswith("id") else 4
+        elif key in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and oddness < 4:
+            values[key] = _rotary(value, sizes, has_head_size=_is_count(known.get("head_dim")))
+        elif (
+            before > layers
+            and "depths" not in known
+            and isinstance(value, list | tuple)
+            and len(value) == before
+        ):
+            values[key] = list(value[:layers])
+    return values
+
+
+def _rotary(value: dict[str, Any], sizes: dict[str, int], has_head_size: bool) -> dict[str, Any]:
+    """Rotary parameters with their sections scaled to the smaller head."""
+    size = sizes["head_dim"] if has_head_size else sizes["hidden_size"] // sizes["num_attention_heads"]
+    half = int(size // 2 * value.get("partial_rotary_factor", 1))
+    section = value.get("mrope_section")
+    if not section:
+        return dict(value)
+    parts = [max(1, round(part * half / sum(section))) for part in section]
+    parts[-1] += half - sum(parts)
+    return {**value, "mrope_section": parts}
+
+
+def _is_text(name: str) -> bool:
+    return any(
+        word in name
+        for word in (
+            "text",
+            "decoder",
+            "llm",
+            "language",
+            "thinker",
+            "talker",
+            "generator",
+            "adaptor",
+            "projector",
+        )
+    )
+
+
+def _small(default: transformers.PretrainedConfig, attempt: Attempt, tower: bool = False) -> Any:
+    """A small configuration of this kind, and of all its parts."""
+    values = _small_values(default, attempt, tower)
+    parts = {
+        name.removeprefix("_"): part
+        for name, part in vars(default).items()
+        if isinstance(part, transformers.PretrainedConfig)
+    }
+    has_text = any(map(_is_text, parts))
+    for name, part in parts.items():
+        small = _small(part, attempt, tower=not _is_text(name) if has_text else not tower)
+        values[name] = {**small.to_dict(), "model_type": small.model_type}
+    for name, special in _SPECIAL.get(default.model_type, {}).items():
+        values[name] = {**values[name], **special} if name in parts else special
+    return type(default)(**values)
+
+
+_AUTO_ORDER = (
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
+    "MODEL_FOR_MASKED_LM_MAPPING",
+    "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING",
+    "MODEL_FOR_PRETRAINING_MAPPING",
+    "MODEL_MAPPING",
+)
+
+
+def model_classes(config: transformers.PretrainedConfig) -> Iterator[type[transformers.PreTrainedModel]]:
+    """The classes that take this configuration, the one with the most in it first."""
+    kind = type(config)
+    seen: list[Any] = []
+    others = [name for name in vars(modeling_auto) if name.startswith("MODEL_") and name.endswith("_MAPPING")]
+    for name in (*_AUTO_ORDER, *others):
+        mapping = getattr(modeling_auto, name)
+        if kind in mapping:
+            found = mapping[kind]
+            for model in found if isinstance(found, (list, tuple)) else (found,):
+                if model not in seen:
+                    seen.append(model)
+                    yield model
+    module = kind.__module__.replace(".configuration_", ".modeling_")
+    try:
+        __import__(module)
+    except ImportError:
+        return
+    for member in vars(sys.modules[module]).values():
+        own = isinstance(member, type) and issubclass(member, transformers.PreTrainedModel)
+        if (
+            own
+            and member.config_class is kind
+            and member not in seen
+            and member.__name__[-15:] != "PreTrainedModel"
+        ):
+            yield member
+
+
+def build(model_type: str, attempts: Iterable[Attempt] = ATTEMPTS) -> Any:
+    """A tiny model of this type with random weights, the same every time; the first attempt that works.
+
+    A model of several towers gets a small one of each.
+
+    Raises:
+        ValueError: There is none; with what went wrong at each attempt.
+    """
+    errors: list[str] = []
+    for attempt in attempts:
+        try:
+            config = _small(CONFIG_MAPPING[model_type](), attempt)
+        except Exception as error:  # whatever a configuration class thinks of our sizes
+            errors.append(f"{attempt}: {_text(error)}")
+            continue
+        for model_class in model_classes(config):
+            try:
+                model = _random(model_class, config)
+            except ImportError as error:
+                raise ValueError(str(error).strip().splitlines()[0]) from None
+            except Exception as error:  # whatever a model class thinks of them
+                errors.append(f"{attempt}, {model_class.__name__}: {_text(error)}")
+                continue
+            for (
+                parameter
+            ) in model.parameters():  # larger than at the start of a training: every head must matter
+                if parameter.dim() > 1:
+                    torch.nn.init.normal_(parameter, std=0.1)
+            return model.eval()
+    raise ValueError(" | ".join(errors) or "no model class takes its configuration")
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[-300:]}"
+
+
+def _random(model_class: type[transformers.PreTrainedModel], config: transformers.PretrainedConfig) -> Any:
+    with torch.device("meta"):
+        try:
+            sizes = [
+                parameter.numel()
+                for parameter in model_class._from_config(copy.deepcopy(config)).parameters()
+            ]
+        except RuntimeError:  # some compute something when they are made
+            sizes = []
+    if sum(sizes) > _LARGEST:
+        raise ValueError(f"{sum(sizes):,} parameters are too many")
+    torch.manual_seed(0)
+    try:
+        return model_class._from_config(copy.deepcopy(config), attn_implementation="eager")
+    except ValueError:  # it takes no other implementation than its own
+        return model_class._from_config(copy.deepcopy(config))
 
 
 def tiny(model_type: str) -> tuple[transformers.PreTrainedModel, transformers.PretrainedConfig]:
-    """A model of this type, with random weights: 3 layers, 6 heads, where the type has groups 2 of them.
-
-    A model of several towers gets a small one of each.
-    """
-    default = transformers.AutoConfig.for_model(model_type)
-    towers = {
-        name: {
-            "model_type": getattr(default, name).model_type,
-            **_shrunk(getattr(default, name).model_type, _SIZES if name == "text_config" else _TOWER_SIZES),
-        }
-        for name in default.sub_configs
-        if getattr(default, name) is not None
-    }
-    config = transformers.AutoConfig.for_model(
-        model_type, **towers, **({} if "text_config" in towers else _shrunk(model_type, _SIZES))
-    )
-    torch.manual_seed(0)
-    for auto in (
-        transformers.AutoModelForImageTextToText,
-        transformers.AutoModelForCausalLM,
-        transformers.AutoModelForMaskedLM,
-        transformers.AutoModel,
-    ):
-        if type(config) in auto._model_mapping:
-            model: Any = auto.from_config(config, attn_implementation="eager")  # type: ignore[no-untyped-call]
-            break
-    else:
-        raise ValueError(f"transformers has no model of type {model_type}")
-    for parameter in model.parameters():  # larger than at the start of a training: every head must matter
+    """A tiny model of this type and its configuration: 3 layers, 6 heads, where the type has groups 2 of them."""
+    model = build(model_type)
+    for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    model.eval()
-    return model, config
-
-
-def text_config(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The part of the configuration that is about the text model."""
-    part: transformers.PretrainedConfig = getattr(config, "text_config", config)
-    return part
-
-
-def attention_modules(model: torch.nn.Module, layer: int) -> dict[str, torch.nn.Linear | Conv1D]:
-    """The modules that compute queries, keys and values of the text model's self-attention in one layer."""
-    pattern = re.compile(
-        rf"^(?!.*(vision|visual|image)).*\b(layers|layer|h)\.{layer}\."
-        r"(self_attn|attention\.self|attn)\.(q_proj|k_proj|v_proj|query|key|value|c_attn)$"
-    )
-    return {name: module for name, module in model.named_modules() if pattern.match(name)}
-
-
-@contextmanager
-def _recorded(model: torch.nn.Module, layer: int) -> Iterator[list[torch.Tensor]]:
-    """Collects what the heads of one layer put out, side by side in the last dimension, in every run of the model."""
-    attention = {re.sub(r"(\.self)?\.\w+$", "", name) for name in attention_modules(model, layer)}
-    assert len(attention) == 1, attention
-    (prefix,) = attention
-    inner = {name: module for name, module in model.named_modules() if name.startswith(prefix + ".")}
-    output = [module for name, module in inner.items() if name.endswith(_BEFORE_OUTPUT)] or [
-        module for name, module in inner.items() if _OUTPUT_PROJECTION.search(name)
-    ]
-    assert len(output) == 1, list(inner)
-    seen: list[torch.Tensor] = []
-    handle = output[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def head_outputs(model: torch.nn.Module, heads: int, layer: int) -> torch.Tensor:
-    """What every head of one layer puts out for the same random tokens: float [tokens, heads, value size]."""
-    tokens = torch.randint(3, VOCABULARY, (2, 12), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), _recorded(model, layer) as seen:
-        model(input_ids=tokens)
-    assert len(seen) == 1
-    return seen[0].reshape(tokens.numel(), heads, -1)
-
-
-def flip(folder: Path, copy: Path, tensor: str, axis: int, first: int, size: int) -> None:
-    """Copies a checkpoint, with the opposite sign in rows (axis 0) or columns (axis 1) of one tensor.
-
-    Other than noise, that leaves norms over all heads (OLMo 2) as they are.
-    """
-    copy.mkdir()
-    for file in folder.glob("*.json"):
-        (copy / file.name).write_bytes(file.read_bytes())
-    tensors = load_file(folder / "model.safetensors")
-    tensors[tensor].narrow(axis, first, size).neg_()
-    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
-
-
-def moved_heads(
-    base: transformers.PreTrainedModel, tuned: transformers.PreTrainedModel, heads: int, layer: int
-) -> list[int]:
-    """The heads of one layer that put out something else in `tuned`, if all before that layer is the same."""
-    before, after = (head_outputs(model, heads, layer) for model in (base, tuned))
-    change = (after - before).abs().amax(dim=(0, 2)) / before.abs().max()
-    assert ((change < 1e-5) | (change > 1e-3)).all(), change
-    return [int(head) for head in (change > 1e-3).nonzero()]
+    return model, model.config

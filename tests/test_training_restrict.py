@@ -31,7 +31,7 @@ from restricted import (
     train,
     trainable,
 )
-from test_layouts import FAMILY
+from test_layouts import LANGUAGE_MODELS
 
 ADAMW: MakeOptimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)  # noqa: E731
 SGD: MakeOptimizer = lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)  # noqa: E731
@@ -52,7 +52,7 @@ def assert_only_chosen_moved(before: dict[str, Any], after: dict[str, Any], mask
             assert moved[entries].float().mean() > 0.6, name
 
 
-@pytest.mark.parametrize("model_type", FAMILY)
+@pytest.mark.parametrize("model_type", LANGUAGE_MODELS)
 def test_every_known_type(model_type: str) -> None:
     model, _ = tiny(model_type)
     heads = chosen(model)

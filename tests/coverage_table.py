@@ -1,0 +1,147 @@
+"""The table of models in `docs/models.md`: what alps makes of every model type of transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import proof
+
+FILE = Path(__file__).parents[1] / "docs" / "models.md"
+Status = Literal["read", "refused", "wrong", "none", "unbuilt"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What alps makes of one model type."""
+
+    status: Status
+    components: tuple[tuple[str, str, bool], ...] = ()
+    """Component, family, and whether its heads were held against a model that runs."""
+    unread: tuple[str, ...] = ()
+    """Attention that is in none of the components."""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, found: proof.Proof) -> Row:
+        """The row of a model that has softmax attention."""
+        problems = [verdict.problem for verdict in found.verdicts.values() if verdict.problem]
+        if problems:
+            return cls("wrong", reason=problems[0])
+        if found.default is None:
+            return cls("refused", reason=_one_line(found.refusal))
+        proved = {verdict.component for verdict in found.verdicts.values()}
+        return cls(
+            "read",
+            tuple((name, family, name in proved) for name, family in sorted(found.components.items())),
+            tuple(
+                sorted(pattern for pattern, verdict in found.verdicts.items() if verdict.component is None)
+            ),
+        )
+
+    @classmethod
+    def of_facts(cls, facts: Mapping[str, Any]) -> Row:
+        """The row of what the survey noted of a model type."""
+        if not facts["built"]:
+            return cls("unbuilt", reason=_one_line(facts["why"]))
+        found = proof.Proof.from_json(facts["proof"])
+        if not facts["attention_ran"] and not facts["attention_not_run"]:
+            return cls("none", reason=_one_line(found.refusal)) if found.default is None else cls.of(found)
+        return cls.of(found)
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text.split(";")[0].split(" | ")[0])[:200].replace("|", "\\|").strip()
+
+
+_HEAD = """# Models
+
+Made by `make models`; do not edit. A tiny model with random weights was built of every model type of transformers
+{version}. While it ran, the queries, keys and values of its softmax attention were traced back to the weights in its
+file; then each head's weights were changed there, and scans had to report exactly the heads that need them.
+
+| of {total} model types | |
+|---|---|
+| have softmax attention and can be built | {able} |
+| are read, and right | {right}, or {share:.1f} % of those |
+| of which every head was proved by running the model | {proved} |
+| are refused | {refused} |
+| have no softmax attention | {none} |
+| could not be built | {unbuilt} |
+
+## Read
+
+A component in parentheses could not be run here: its shapes agree with the configuration, and that is all that is known.
+
+| model type | components | attention that is not read |
+|---|---|---|
+"""
+
+
+def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
+    """The page, from what the survey noted."""
+    rows = {model_type: Row.of_facts(facts[model_type]) for model_type in sorted(facts)}
+    by_status = {
+        status: {model_type: row for model_type, row in rows.items() if row.status == status}
+        for status in ("read", "refused", "wrong", "none", "unbuilt")
+    }
+    able = sum(len(by_status[status]) for status in ("read", "refused", "wrong"))
+    right = len(by_status["read"])
+    page = _HEAD.format(
+        version=version,
+        total=len(rows),
+        able=able,
+        right=right,
+        share=100 * right / max(able, 1),
+        proved=sum(all(done for _, _, done in row.components) for row in by_status["read"].values()),
+        refused=len(by_status["refused"]) + len(by_status["wrong"]),
+        none=len(by_status["none"]),
+        unbuilt=len(by_status["unbuilt"]),
+    )
+    for model_type, row in by_status["read"].items():
+        page += f"| `{model_type}` | {_cell(row.components)} | {', '.join(f'`{name}`' for name in row.unread)} |\n"
+    for status, title in (
+        ("wrong", "Wrong"),
+        ("refused", "Refused"),
+        ("none", "Without softmax attention"),
+        ("unbuilt", "Not built"),
+    ):
+        if by_status[status]:
+            page += f"\n## {title}\n\n| model type | reason |\n|---|---|\n"
+            page += "".join(
+                f"| `{model_type}` | {row.reason} |\n" for model_type, row in by_status[status].items()
+            )
+    return page
+
+
+def _cell(components: tuple[tuple[str, str, bool], ...]) -> str:
+    return ", ".join(
+        f"{name} `{family}`" if done else f"({name} `{family}`)" for name, family, done in components
+    )
+
+
+def read(page: str) -> dict[str, Row]:
+    """The rows of the page, by model type."""
+    titles: dict[str, Status] = {
+        "Read": "read",
+        "Wrong": "wrong",
+        "Refused": "refused",
+        "Without softmax attention": "none",
+        "Not built": "unbuilt",
+    }
+    rows: dict[str, Row] = {}
+    for section in page.split("\n## ")[1:]:
+        status = titles[section.splitlines()[0]]
+        for model_type, first, second in re.findall(
+            r"^\| `([^`]+)` \| (.*?) \|(?: (.*?) ?\|)?$", section, re.MULTILINE
+        ):
+            if status == "read":
+                parts = re.findall(r"(\()?(\w+) `(\w+)`", first)
+                components = tuple((name, family, not doubt) for doubt, name, family in parts)
+                rows[model_type] = Row(status, components, tuple(re.findall(r"`([^`]+)`", second)))
+            else:
+                rows[model_type] = Row(status, reason=first)
+    return rows

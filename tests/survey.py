@@ -1,0 +1,182 @@
+"""Holds alps against every model type of transformers, and writes the table of models, `docs/models.md`.
+
+    python tests/survey.py [--anew] [MODEL_TYPE ...]
+
+A model of each type is built and run once, which takes most of the time; what was found stays in `build/models` for the next run.
+Only a survey of all types writes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import queue
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+import coverage_table
+import proof
+
+FOLDER = Path(__file__).parents[1] / "build" / "models"
+SECONDS = 300
+"""For one model, after which it counts as not built."""
+MEMORY = 6 << 30
+"""Bytes that a worker may use."""
+
+
+def find(model_type: str) -> dict[str, Any]:
+    """Builds a model, finds its attention, and leaves its checkpoint and what was found in a folder of its own."""
+    try:
+        known = proof.understand(model_type)
+    except ValueError as error:
+        return {"built": False, "why": str(error)[:2000]}
+    folder = FOLDER / model_type
+    shutil.rmtree(folder, ignore_errors=True)
+    known.model.save_pretrained(folder / "base")
+    (folder / "truths.json").write_text(json.dumps([truth.to_json() for truth in known.truths]))
+    return {
+        "built": True,
+        "class": type(known.model).__name__,
+        "attention_ran": sorted({truth.pattern for truth in known.truths}),
+        "attention_not_run": known.left,
+        "failures": known.failures,
+    }
+
+
+def check(model_type: str) -> dict[str, Any]:
+    """Holds scans of a model against what `find` has left."""
+    folder = FOLDER / model_type
+    known = [proof.Truth.from_json(values) for values in json.loads((folder / "truths.json").read_text())]
+    with tempfile.TemporaryDirectory() as scratch:
+        return dataclasses.asdict(proof.prove(folder / "base", known, Path(scratch)))
+
+
+def work() -> None:
+    """Answers every line of standard input, a model type and what is known of it, by a line that says all of it."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what models print is not an answer
+    for line in sys.stdin:
+        model_type, facts = json.loads(line)
+        try:
+            facts = facts or find(model_type)
+            if facts["built"]:
+                facts["proof"] = check(model_type)
+        except Exception as error:  # whatever becomes of a model, the others are surveyed
+            facts = {"built": False, "why": f"{type(error).__name__}: {error}"[:2000]}
+        gc.collect()
+        print(json.dumps(facts), file=answers, flush=True)
+
+
+class Worker:
+    """A process that may crash or hang over a model."""
+
+    def __init__(self) -> None:
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, __file__, "--worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, model_type: str, facts: dict[str, Any]) -> dict[str, Any]:
+        """What there is to say of this type."""
+        assert self._process.stdin
+        assert self._process.stdout
+        timer = threading.Timer(SECONDS, self._process.kill)
+        timer.start()
+        self._process.stdin.write(json.dumps([model_type, facts]) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        timer.cancel()
+        if not line:
+            self._process.wait()
+            self._process = self._start()
+            return {"built": False, "why": f"its process crashed, or took more than {SECONDS} seconds"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Lets the process end."""
+        self._process.communicate()
+
+
+def survey(model_types: list[str], facts: dict[str, Any]) -> None:
+    """Fills `facts` by model type, and keeps a copy of them on disk."""
+    left: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for model_type in model_types:
+        left.put(model_type)
+    lock = threading.Lock()
+
+    def one_worker() -> None:
+        worker = Worker()
+        while True:
+            try:
+                model_type = left.get_nowait()
+            except queue.Empty:
+                break
+            known = {key: value for key, value in facts.get(model_type, {}).items() if key != "proof"}
+            answer = worker.ask(model_type, known)
+            with lock:
+                facts[model_type] = answer
+                (FOLDER / "facts.json").write_text(json.dumps(facts))
+                print(
+                    f"{left.qsize()} to go: {model_type}: {coverage_table.Row.of_facts(answer).status}",
+                    flush=True,
+                )
+        worker.close()
+
+    threads = [threading.Thread(target=one_worker) for _ in range(os.cpu_count() or 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def main() -> None:
+    """Surveys the model types that the command line names, or all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE")
+    parser.add_argument(
+        "--anew", action="store_true", help="build and run models that are known already, too"
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work()
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    kept = FOLDER / "facts.json"
+    facts: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    model_types = arguments.model_types or sorted(set(CONFIG_MAPPING.keys()))
+    if arguments.anew:
+        facts = {model_type: known for model_type, known in facts.items() if model_type not in model_types}
+    survey(model_types, facts)
+    if not arguments.model_types:
+        coverage_table.FILE.write_text(coverage_table.write(facts, transformers.__version__))
+
+
+if __name__ == "__main__":
+    main()
