@@ -31,11 +31,9 @@ pytestmark = [
 ]
 
 # An adapted weight is computed in float64 from a sum in float32, and rounded to float32 once; PEFT computes in
-# float32 throughout. Both are within a few units in the last place of the true one, 2^-24 of the weight each, and
-# the changes are not much smaller than the weights, so differences of weights agree to about 1e-6.
+# float32 throughout. Both are within a few units in the last place of the true one, 2^-24 of the weight each, so
+# differences of weights agree to about 1e-6 where they are as large as the weights, and to less where they are smaller.
 FIRST_ORDER = 5e-6
-SECOND_ORDER = 2 * FIRST_ORDER
-"""Of the divergences, which grow with the square of a change."""
 
 TARGETS = {
     "llama": ["q_proj", "k_proj", "v_proj"],
@@ -55,6 +53,9 @@ def assert_same(found: alps.HeadScores, expected: alps.HeadScores) -> None:
     """Equal but for rounding, and exactly 0 for the same heads."""
     assert found.geometry == expected.geometry
     assert found.statistics == expected.statistics
+    # A merged weight is rounded, by half a unit of itself; the smaller the change, the larger a part of it.
+    moved = expected["relative_delta"][expected["relative_delta"] > 0]
+    rounding = np.finfo(np.float32).eps / moved.min() if moved.size else 0.0
     for name in found.statistics:
         if (
             name == "wasserstein_z"
@@ -63,7 +64,7 @@ def assert_same(found: alps.HeadScores, expected: alps.HeadScores) -> None:
         elif name == "changed":
             np.testing.assert_allclose(found[name], expected[name], atol=2e-3)
         else:
-            tolerance = SECOND_ORDER if name in ("kl", "js", "cosine") else FIRST_ORDER
+            tolerance = max(FIRST_ORDER, rounding) * (2 if name in ("kl", "js", "cosine") else 1)
             np.testing.assert_allclose(found[name], expected[name], rtol=tolerance, err_msg=name)
         zero = expected["delta_norm"] == 0
         assert ((found["delta_norm"] == 0) == zero).all()
