@@ -274,6 +274,27 @@ def without_norms(model: torch.nn.Module, attention: set[str]) -> Iterator[None]
             del module.forward
 
 
+@contextlib.contextmanager
+def stirred(model: torch.nn.Module, attention: set[str]) -> Iterator[None]:
+    """Adds noise to what goes into the products of attention modules: nothing has a gradient where they are fed zeros."""
+
+    def noisy(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        first, *rest = inputs
+        return (torch.nan_to_num(first) + 0.1 * torch.randn_like(first), *rest)
+
+    handles = [
+        module.register_forward_pre_hook(noisy)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+        and any(name.startswith(f"{owner}.") for owner in attention)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _same(inputs: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return inputs
 
@@ -722,7 +743,8 @@ class Traced:
 def traced(model: Any) -> tuple[list[Traced], list[Run], dict[str, str]]:
     """Every attention of a model that runs, the runs that show them, and why other parts did not run."""
     first, runs, failures = observe(model)
-    with without_norms(model, {attention.module for attention in first}):
+    owners = {attention.module for attention in first}
+    with without_norms(model, owners), stirred(model, owners):
         again: dict[tuple[str, int], Attention] = {}
         for name, arguments in runs:
             _run(model, name, arguments, again)

@@ -159,7 +159,7 @@ def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]
                 (
                     -len(set(part.owners)),
                     len(part.of(0)) not in one.sizes[role],
-                    code.dim(),
+                    code.dim() > 3,
                     -code.numel(),
                     part,
                 )
