@@ -1,13 +1,17 @@
 """The ways to train that the demo compares."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import peft
+# Where bitsandbytes is installed PEFT imports it, and it then tells of kernels that nothing here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-import alps
-from alps.heads import HeadSet
+import peft  # noqa: E402
+
+import alps  # noqa: E402
+from alps.heads import HeadSet  # noqa: E402
 
 RATE = 2e-3
 """Peak learning rate of the tuned copy, and of the ways that train most of the model."""
