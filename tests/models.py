@@ -12,6 +12,12 @@ import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+
+def words(text: str) -> list[str]:
+    """The words of a text: a long list that is easy to read."""
+    return text.split()
+
+
 LAYERS = 3
 HEADS = 6
 GROUPS = 2
@@ -23,247 +29,89 @@ _LARGEST = 64_000_000
 """Parameters of a model that still counts as tiny."""
 _MOST_LAYERS = 8
 
-_LAYER_KEYS = [
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-    "encoder_layers",
-    "decoder_layers",
-    "depth",
-    "layers",
-    "num_decoder_layers",
-    "num_encoder_layers",
-    "encoder_num_hidden_layers",
-    "decoder_num_hidden_layers",
-    "max_window_layers",
-    "l_layers",
-    "x_layers",
-    "r_layers",
-    "decoder_num_layers",
-    "speech_encoder_layers",
-    "t2u_encoder_layers",
-    "t2u_decoder_layers",
-    "num_layers_per_stack",
-    "n_layer_per_stack",
-    "num_blocks",
-    "num_spatial_layers",
-    "num_temporal_layers",
-    "num_global_layers",
-    "conf_num_hidden_layers",
-    "memory_attention_num_layers",
-    "perceiver_resampler_num_layers",
-    "mit_num_hidden_layers",
-    "resampler_depth",
-    "folding_trunk_num_hidden_layers",
-    "query_dec_layers",
-    "text_encoder_num_layers",
-    "num_attention_layers",
-    "pred_num_hidden_layers",
-    "speech_decoder_prenet_layers",
-]
-_HEAD_KEYS = [
-    "num_attention_heads",
-    "n_head",
-    "n_heads",
-    "num_heads",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "attention_heads",
-    "num_encoder_attention_heads",
-    "num_decoder_attention_heads",
-    "encoder_num_attention_heads",
-    "decoder_num_heads",
-    "decoder_num_attention_heads",
-    "swa_num_attention_heads",
-    "num_sliding_attention_heads",
-    "t2u_encoder_attention_heads",
-    "t2u_decoder_attention_heads",
-    "speech_encoder_attention_heads",
-    "conf_num_attention_heads",
-    "mit_num_attention_heads",
-    "pred_num_attention_heads",
-    "decoder_self_attention_heads",
-    "decoder_cross_attention_heads",
-]
-_GROUP_KEYS = [
-    "num_key_value_heads",
-    "num_kv_heads",
-    "kv_n_heads",
-    "swa_num_key_value_heads",
-    "encoder_num_key_value_heads",
-    "decoder_num_key_value_heads",
-    "num_key_value_attention_heads",
-    "multi_query_group_num",
-    "num_query_groups",
-    "num_global_key_value_heads",
-    "num_attention_groups",
-    "n_head_kv",
-]
-_HEAD_SIZE_KEYS = [
-    "head_dim",
-    "d_kv",
-    "attention_head_dim",
-    "swa_head_dim",
-    "global_head_dim",
-    "kv_channels",
-    "d_head",
-    "dim_head",
-]
-_WIDTH_KEYS = [
-    "hidden_size",
-    "n_embd",
-    "d_model",
-    "embed_dim",
-    "dim",
-    "embedding_size",
-    "emb_dim",
-    "hidden_dim",
-    "encoder_hidden_size",
-    "decoder_hidden_size",
-    "input_embedding_size",
-    "word_embed_proj_dim",
-    "dim_model",
-    "cross_attention_hidden_size",
-    "encoder_hidden_dim",
-    "decoder_hidden_dim",
-    "text_hidden_size",
-    "hidden_size_global",
-    "projection_dim",
-    "out_hidden_size",
-    "output_hidden_size",
-    "vision_hidden_size",
-    "audio_hidden_size",
-    "vision_output_dim",
-    "projector_output_dim",
-    "projector_input_dim",
-    "pooler_hidden_size",
-    "encoder_embed_dim",
-    "decoder_embed_dim",
-    "proj_codevector_dim",
-    "codevector_dim",
-    "shared_embedding_dim",
-    "lru_width",
-    "projector_hidden_size",
-    "adapter_out_dim",
-    "speech_encoder_hidden_size",
-    "hidden_size_per_layer_input",
-    "descriptor_dim",
-    "output_dim",
-    "vit_dim",
-    "mm_embed_dim",
-    "output_proj_dims",
-    "ple_embed_dim",
-    "memory_attention_hidden_size",
-    "encoder_output_dim",
-    "backbone_hidden_size",
-    "fpn_hidden_size",
-    "mask_feature_size",
-    "feature_size",
-    "conv_dim_",
-    "class_embed_dim",
-    "text_projection_in_dim",
-    "text_projection_out_dim",
-    "task_encoder_hidden_dim",
-    "adapter_input_size",
-    "adapter_in_dim",
-    "d_latents",
-    "text_encoder_width",
-    "mask_dim",
-    "projection_size",
-    "pooler_output_size",
-]
-_INNER_KEYS = [
-    "intermediate_size",
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "shared_intermediate_size",
-    "intermediate_size_mlp",
-    "prefix_dense_intermediate_size",
-    "ffn_dim",
-    "output_embedding_size",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "d_ff",
-    "mlp_dim",
-    "ffn_hidden_size",
-    "dim_ff",
-    "n_inner",
-    "d_inner",
-    "feed_forward_size",
-    "moe_shared_expert_intermediate_size",
-    "dense_intermediate_size",
-    "share_expert_dim",
-    "expert_ffn_hidden_size",
-    "ffn_intermediate_size",
-    "t2u_encoder_ffn_dim",
-    "t2u_decoder_ffn_dim",
-    "speech_encoder_intermediate_size",
-    "encoder_feedforward_dim",
-    "dim_feedforward",
-    "encoder_dim_feedforward",
-    "decoder_dim_feedforward",
-    "hidden_dim_",
-    "projection_intermediate_dim",
-    "projection_hidden_dim",
-    "resampler_hidden_dim",
-    "block_ff_dim",
-    "block_dim",
-    "adapter_hidden_size",
-    "projection_hidden_size",
-    "multi_modal_projector_hidden_size",
-    "downsample_hidden_size",
-    "moe_latent_size",
-    "memory_fuser_intermediate_dim",
-    "dense_ffn_hidden_size",
-    "block_multiple_of",
-    "decoder_intermediate_size",
-    "encoder_intermediate_size",
-    "mlp_hidden_size",
-    "sparse_intermediate_size",
-    "local_intermediate_size",
-]
-_LAYER_INDICES = [
-    "vision_feature_layer",
-    "vision_feature_layers",
-    "feature_layer",
-    "deepstack_visual_indexes",
-    "global_attn_indexes",
-    "fullatt_block_indexes",
-    "vit_layers",
-    "intermediate_layers_indices",
-    "window_block_indexes",
-]
-_VOCABULARY_KEYS = [
-    "vocab_size",
-    "text_vocab_size",
-    "codebook_vocab_size",
-    "audio_vocab_size",
-    "embd_vocab_size",
-    "decoder_vocab_size",
-    "src_vocab_size",
-    "tgt_vocab_size",
-    "input_vocab_size",
-    "output_vocab_size",
-    "vocab_size_per_layer_input",
-    "t2u_vocab_size",
-    "char_vocab_size",
-    "unit_hifi_gan_vocab_size",
-    "n_words",
-    "entity_vocab_size",
-]
-_POSITION_KEYS = [
-    "max_position_embeddings",
-    "n_positions",
-    "max_2d_position_embeddings",
-    "max_source_positions",
-    "max_target_positions",
-    "n_ctx",
-    "seq_length",
-    "max_sequence_length",
-    "num_position_embeddings",
-    "max_seq_len",
-]
+_LAYER_KEYS = words(
+    """
+    num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers depth layers
+    num_decoder_layers num_encoder_layers encoder_num_hidden_layers decoder_num_hidden_layers
+    max_window_layers l_layers x_layers r_layers decoder_num_layers speech_encoder_layers t2u_encoder_layers
+    t2u_decoder_layers num_layers_per_stack n_layer_per_stack num_blocks num_spatial_layers
+    num_temporal_layers num_global_layers conf_num_hidden_layers memory_attention_num_layers
+    perceiver_resampler_num_layers mit_num_hidden_layers resampler_depth folding_trunk_num_hidden_layers
+    query_dec_layers text_encoder_num_layers num_attention_layers pred_num_hidden_layers
+    speech_decoder_prenet_layers
+    """
+)
+_HEAD_KEYS = words(
+    """
+    num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads
+    attention_heads num_encoder_attention_heads num_decoder_attention_heads encoder_num_attention_heads
+    decoder_num_heads decoder_num_attention_heads swa_num_attention_heads num_sliding_attention_heads
+    t2u_encoder_attention_heads t2u_decoder_attention_heads speech_encoder_attention_heads
+    conf_num_attention_heads mit_num_attention_heads pred_num_attention_heads decoder_self_attention_heads
+    decoder_cross_attention_heads
+    """
+)
+_GROUP_KEYS = words(
+    """
+    num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads encoder_num_key_value_heads
+    decoder_num_key_value_heads num_key_value_attention_heads multi_query_group_num num_query_groups
+    num_global_key_value_heads num_attention_groups n_head_kv
+    """
+)
+_HEAD_SIZE_KEYS = words(
+    """
+    head_dim d_kv attention_head_dim swa_head_dim global_head_dim kv_channels d_head dim_head
+    """
+)
+_WIDTH_KEYS = words(
+    """
+    hidden_size n_embd d_model embed_dim dim embedding_size emb_dim hidden_dim encoder_hidden_size
+    decoder_hidden_size input_embedding_size word_embed_proj_dim dim_model cross_attention_hidden_size
+    encoder_hidden_dim decoder_hidden_dim text_hidden_size hidden_size_global projection_dim out_hidden_size
+    output_hidden_size vision_hidden_size audio_hidden_size vision_output_dim projector_output_dim
+    projector_input_dim pooler_hidden_size encoder_embed_dim decoder_embed_dim proj_codevector_dim
+    codevector_dim shared_embedding_dim lru_width projector_hidden_size adapter_out_dim
+    speech_encoder_hidden_size hidden_size_per_layer_input descriptor_dim output_dim vit_dim mm_embed_dim
+    output_proj_dims ple_embed_dim memory_attention_hidden_size encoder_output_dim backbone_hidden_size
+    fpn_hidden_size mask_feature_size feature_size conv_dim_ class_embed_dim text_projection_in_dim
+    text_projection_out_dim task_encoder_hidden_dim adapter_input_size adapter_in_dim d_latents
+    text_encoder_width mask_dim projection_size pooler_output_size
+    """
+)
+_INNER_KEYS = words(
+    """
+    intermediate_size moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size
+    intermediate_size_mlp prefix_dense_intermediate_size ffn_dim output_embedding_size encoder_ffn_dim
+    decoder_ffn_dim d_ff mlp_dim ffn_hidden_size dim_ff n_inner d_inner feed_forward_size
+    moe_shared_expert_intermediate_size dense_intermediate_size share_expert_dim expert_ffn_hidden_size
+    ffn_intermediate_size t2u_encoder_ffn_dim t2u_decoder_ffn_dim speech_encoder_intermediate_size
+    encoder_feedforward_dim dim_feedforward encoder_dim_feedforward decoder_dim_feedforward hidden_dim_
+    projection_intermediate_dim projection_hidden_dim resampler_hidden_dim block_ff_dim block_dim
+    adapter_hidden_size projection_hidden_size multi_modal_projector_hidden_size downsample_hidden_size
+    moe_latent_size memory_fuser_intermediate_dim dense_ffn_hidden_size block_multiple_of
+    decoder_intermediate_size encoder_intermediate_size mlp_hidden_size sparse_intermediate_size
+    local_intermediate_size
+    """
+)
+_LAYER_INDICES = words(
+    """
+    vision_feature_layer vision_feature_layers feature_layer deepstack_visual_indexes global_attn_indexes
+    fullatt_block_indexes vit_layers intermediate_layers_indices window_block_indexes
+    """
+)
+_VOCABULARY_KEYS = words(
+    """
+    vocab_size text_vocab_size codebook_vocab_size audio_vocab_size embd_vocab_size decoder_vocab_size
+    src_vocab_size tgt_vocab_size input_vocab_size output_vocab_size vocab_size_per_layer_input
+    t2u_vocab_size char_vocab_size unit_hifi_gan_vocab_size n_words entity_vocab_size
+    """
+)
+_POSITION_KEYS = words(
+    """
+    max_position_embeddings n_positions max_2d_position_embeddings max_source_positions max_target_positions
+    n_ctx seq_length max_sequence_length num_position_embeddings max_seq_len
+    """
+)
 _SIZES: dict[str, int] = {
     **dict.fromkeys(_HEAD_KEYS, HEADS),
     **dict.fromkeys(_GROUP_KEYS, GROUPS),
@@ -352,6 +200,7 @@ _FILLED = {
 _TIME_SERIES = {"prediction_length": 8, "context_length": 16}
 _MAMBA = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 1}
 _ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
+_ROTARY_SECTIONS = {"rope_parameters": {**_ROTARY, "mrope_section": [1, 1, 2]}}
 _NO_DROPOUT = {"dropout_rate": 0.0}
 _IMAGE_TOKEN = {"vocabulary_map": {"<image>": 3}}
 _SPECIAL: dict[str, dict[str, Any]] = {
@@ -361,12 +210,14 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"sliding_attention": _ROTARY, "full_attention": _ROTARY}},
     "dbrx": {"attn_config": {"kv_n_heads": GROUPS, "rope_theta": 10000.0, "clip_qkv": 8}},
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "electra": {"num_attention_heads": HEADS},
     "emu3": _IMAGE_TOKEN,
     "ernie4_5_vl_moe_text": {
         "head_dim": HEAD_SIZE,
         "rope_parameters": {**_ROTARY, "mrope_section": [3, 3, 2]},
     },
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 4},
     "esmc": {"num_key_value_heads": HEADS},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": HIDDEN_SIZE // 4}},
     "glm5_next_text": {"index_kpool": 2},
@@ -391,6 +242,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "num_self_attends_per_block": LAYERS,
     },
     "pix2struct_text_model": {"initializer_range": 0.02},
+    "qwen2_5_vl_text": _ROTARY_SECTIONS,
+    "qwen2_vl_text": _ROTARY_SECTIONS,
     "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
     "qwen4_exp_text": {

@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 import alps
 import attention
 import models
+import tracing
 from alps.scan import Component
+from watching import ROLES
 
 COMPONENTS: tuple[Component, ...] = ("decoder", "encoder", "cross", "vision", "audio")
 
@@ -147,7 +149,7 @@ def _understood(model: Any) -> Known:
 
 def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]]:
     """Every softmax attention of a model that runs, in the order of running, and the runs that show them."""
-    found, runs, failures = attention.traced(model)
+    found, runs, failures = tracing.traced(model)
     result: list[Truth] = []
     for one in found:
         rows: dict[str, Rows] = {}
@@ -188,7 +190,7 @@ def _rows(name: str, code: torch.Tensor) -> Rows | None:
             flat == union[:, None]
         ).float().mean() > 0.9:
             owners = tuple(
-                frozenset(h for h in range(attention.MOST_HEADS) if mask >> h & 1) for mask in union.tolist()
+                frozenset(h for h in range(tracing.MOST_HEADS) if mask >> h & 1) for mask in union.tolist()
             )
             if len(set(owners)) > 1 or axis == 0:
                 return Rows(name, axis, owners)
@@ -209,7 +211,7 @@ class Change:
 
 def changes(truth: Truth) -> Iterator[Change]:
     """One change for each role that an attention has weights for, each at another head."""
-    for role, head in zip(attention.ROLES, (truth.heads - 1, 0, truth.heads // 2), strict=True):
+    for role, head in zip(ROLES, (truth.heads - 1, 0, truth.heads // 2), strict=True):
         part = truth.rows.get(role)
         if part is not None and (rows := part.of(head)):
             moved = set(part.heads(rows))
@@ -283,7 +285,7 @@ class Checkpoint:
         """A head's rows of queries, keys and values, one after the other: float64 [entries]."""
         tensors = {**self.tensors, **(changed or {})}
         parts = []
-        for role in attention.ROLES:
+        for role in ROLES:
             if role in truth.rows:
                 part = truth.rows[role]
                 tensor = tensors[part.tensor].movedim(part.axis, 0)

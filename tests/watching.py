@@ -1,0 +1,209 @@
+"""Watches softmax attention while a model runs.
+
+Nothing here knows how a model names or lays out its weights. What is watched is the arithmetic: a product of two tensors, which
+goes through a softmax, whose result is multiplied with a third tensor. Those three are the queries, the keys and the values.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+ROLES = ("query", "key", "value")
+_PRODUCTS = {"matmul", "bmm", "__matmul__", "__rmatmul__", "baddbmm", "einsum"}
+_SOFTMAX = {"softmax", "_softmax"}
+_ENDS = {  # after these, scores are something else
+    *("linear", "addmm", "conv1d", "conv2d", "conv3d", "embedding"),
+    *("layer_norm", "rms_norm", "group_norm", "batch_norm"),
+}
+_HEAD_COUNTS = (
+    *("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nheads", "num_key_value_heads"),
+)
+
+
+@dataclass
+class Part:
+    """One of the factors of an attention, with the axis that counts its heads."""
+
+    tensor: torch.Tensor
+    axis: int
+
+    @property
+    def heads(self) -> int:
+        return self.tensor.shape[self.axis]
+
+    def head(self, index: int) -> torch.Tensor:
+        return self.tensor.select(self.axis, index)
+
+
+@dataclass
+class Attention:
+    """One softmax attention that was computed."""
+
+    module: str
+    parts: dict[str, Part]
+    output: Part
+    call: int
+    """How often the module had run before."""
+
+    @property
+    def heads(self) -> int:
+        return self.output.heads
+
+
+def _axes(equation: Any, operands: list[torch.Tensor]) -> tuple[int, int, int] | None:
+    """Which axis of both operands and of the result of an einsum counts the heads; None if there is none."""
+    if not isinstance(equation, str) or "->" not in equation or "." in equation:
+        return None
+    left, out = equation.replace(" ", "").split("->")
+    first, second = left.split(",")
+    sizes = dict(zip(first, operands[0].shape, strict=True))
+    shared = [letter for letter in out if letter in first and letter in second]
+    shared = [letter for letter in shared if sizes[letter] > 1] or shared
+    if not shared:
+        return None
+    return first.index(shared[-1]), second.index(shared[-1]), out.index(shared[-1])
+
+
+class Watch(TorchFunctionMode):
+    """Collects the softmax attention of everything that runs inside it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.found: list[Attention] = []
+        self._stack: list[str] = []
+        self._calls: dict[str, int] = {}
+        self._handles: list[Any] = []
+        self._model = model
+
+    def __enter__(self) -> Watch:
+        for name, module in self._model.named_modules():
+            self._handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _enter(self, name: str) -> Any:
+        def hook(*_: Any) -> None:
+            self._stack.append(name)
+            self._calls[name] = self._calls.get(name, -1) + 1
+
+        return hook
+
+    def _leave(self, *_: Any) -> None:
+        self._stack.pop()
+
+    def _record(self, query: Part, key: Part, value: Part, output: Part) -> None:
+        name = self._stack[-1] if self._stack else ""
+        parts = [query, key, value, output]
+        counts = self._counts(name)
+        if (
+            not {query.heads, output.heads} <= counts
+        ):  # windows or blocks may come between the heads and the rest
+            alike = [part.tensor.shape for part in parts if part.tensor.dim() == output.tensor.dim()]
+            for axis in range(output.tensor.dim() - 2):
+                if len(sizes := {shape[axis] for shape in alike}) == 1 and sizes <= counts:
+                    parts = [Part(part.tensor, axis) for part in parts]
+                    break
+        factors = dict(zip(ROLES, parts[:3], strict=True))
+        self.found.append(Attention(name, factors, parts[3], self._calls.get(name, 0)))
+
+    def _counts(self, name: str) -> set[int]:
+        """What a module, or one of the two around it, says of the number of its heads."""
+        names = [name, name.rpartition(".")[0], name.rpartition(".")[0].rpartition(".")[0]]
+        values = (getattr(self._model.get_submodule(n), key, None) for n in names for key in _HEAD_COUNTS)
+        return {value for value in values if isinstance(value, int)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "multi_head_attention_forward":
+            self._torch_attention(args, kwargs)
+        out = func(*args, **kwargs)
+        if name == "scaled_dot_product_attention":
+            factors = [*args, *(kwargs[role] for role in ROLES if role in kwargs)][:3]
+            query, key, value = (Part(factor, -3) for factor in factors)
+            self._record(query, key, value, Part(out, -3))
+        elif name in _PRODUCTS and isinstance(out, torch.Tensor):
+            self._product(name, args, kwargs, out)
+        elif isinstance(out, torch.Tensor | tuple | list) and name not in _ENDS:
+            self._pass_on(name, _tensors((*args, *kwargs.values())), out)
+        return out
+
+    def _pass_on(self, name: str, operands: Iterator[torch.Tensor], out: Any) -> None:
+        """Whatever is made of scores is scores, until it goes through a softmax."""
+        tag = next(filter(None, map(_tag, operands)), None)
+        if tag is not None:
+            kind, factors = tag
+            kind = "weights" if kind == "scores" and name in _SOFTMAX else kind
+            for tensor in _tensors((out,)):
+                if tensor.dim() >= 3:
+                    _set_tag(tensor, (kind, factors))
+
+    def _product(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> None:
+        operands = list(_tensors((*args, *kwargs.values())))[-2:]
+        if len(operands) < 2 or min(tensor.dim() for tensor in operands) < 3:
+            return
+        axes = _axes(args[0], operands) if name == "einsum" else (-3, -3, -3)
+        if axes is None:
+            return
+        for index, other in ((0, 1), (1, 0)):
+            tag = _tag(operands[index])
+            if tag is not None and tag[0] == "weights":
+                self._record(*tag[1], Part(operands[other], axes[other]), Part(out, axes[2]))
+                return
+        _set_tag(out, ("scores", (Part(operands[0], axes[0]), Part(operands[1], axes[1]))))
+
+    def _torch_attention(self, args: Any, kwargs: Any) -> None:
+        """That of torch's `MultiheadAttention`, which hides its products: once more, in full."""
+        call = inspect.signature(functional.multi_head_attention_forward).bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        weights = [given[f"{letter}_proj_weight"] for letter in "qkv"]
+        if not given["use_separate_proj_weight"]:
+            weights = given["in_proj_weight"].chunk(3)
+        biases = (None,) * 3 if given["in_proj_bias"] is None else given["in_proj_bias"].chunk(3)
+        factors = []
+        for role, weight, bias in zip(ROLES, weights, biases, strict=True):
+            rows = functional.linear(
+                given[role], weight, bias
+            )  # [positions, batch, width], the batch maybe missing
+            rows = rows.unflatten(-1, (given["num_heads"], -1)).movedim(-2, 0)
+            factors.append(rows if rows.dim() == 4 else rows[:, :, None])
+        query, key, value = factors
+        shares = torch.softmax(torch.einsum("htbd,hsbd->hbts", query, key), -1)
+        out = torch.einsum("hbts,hsbd->htbd", shares, value)
+        self._record(Part(query, 0), Part(key, 0), Part(value, 0), Part(out, 0))
+
+
+_Tag = tuple[str, tuple[Part, Part]]
+"""What a tensor is, "scores" or the "weights" that a softmax makes of them, and the queries and keys it comes from."""
+
+
+def _tag(tensor: torch.Tensor) -> _Tag | None:
+    tag: _Tag | None = getattr(tensor, "_attention", None)
+    return tag
+
+
+def _set_tag(tensor: torch.Tensor, tag: _Tag) -> None:
+    tensor._attention = tag  # type: ignore[attr-defined]
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
