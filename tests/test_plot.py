@@ -244,6 +244,7 @@ def drawable(draw: st.DrawFn) -> HeadScores:
     return HeadScores({"kl": draw(arrays.arrays(np.float64, geometry.shape, elements=number))}, geometry)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's font has not every letter that a name may have
 @settings(max_examples=10, deadline=None)
 @given(scores=drawable(), ratio=st.floats(0, 1))
 def test_whatever_the_scores_are_they_can_be_drawn(scores: HeadScores, ratio: float) -> None:

@@ -193,4 +193,4 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
 
 def test_the_templates_are_part_of_the_package() -> None:
     names = {file.name for file in files("alps").joinpath("templates").iterdir()}
-    assert names == {"page.html", "pieces.html", "scores.html", "comparison.html"}
+    assert names == {"page.html", "pieces.html", "scores.html", "comparison.html", "demo.html"}
