@@ -54,6 +54,7 @@ class Row:
 
 
 def _one_line(text: str) -> str:
+    text = re.sub(r" from '/[^']*'", "", text)  # where a module is on this machine
     return re.sub(r"\s+", " ", text.split(";")[0].split(" | ")[0])[:200].replace("|", "\\|").strip()
 
 
