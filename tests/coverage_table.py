@@ -62,13 +62,14 @@ _HEAD = """# Models
 
 Made by `make models`; do not edit. A tiny model with random weights was built of every model type of transformers
 {version}. While it ran, the queries, keys and values of its softmax attention were traced back to the weights in its
-file; then each head's weights were changed there, and scans had to report exactly the heads that need them.
+file. There the queries of one head, the keys of another and the values of a third were changed in every layer, and a
+scan had to report exactly the heads that need them, in one component, with the right score.
 
 | of {total} model types | |
 |---|---|
 | have softmax attention and can be built | {able} |
-| are read, and right | {right}, or {share:.1f} % of those |
-| of which every head was proved by running the model | {proved} |
+| are read, and nothing is wrong | {right}, or {share:.1f} % of those |
+| of which all components were proved in this way | {proved} |
 | are refused | {refused} |
 | have no softmax attention | {none} |
 | could not be built | {unbuilt} |

@@ -2,8 +2,8 @@
 
     python tests/survey.py [--anew] [MODEL_TYPE ...]
 
-A model of each type is built and run once, which takes most of the time; what was found stays in `build/models` for the next run.
-Only a survey of all types writes the table.
+A model of each type is built and run once, which takes most of the time; what was found stays in `build/models` for
+the next survey. Only a survey of all types writes the table.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ SECONDS = 300
 """For one model, after which it counts as not built."""
 MEMORY = 6 << 30
 """Bytes that a worker may use."""
+LARGEST = 8 << 20
+"""Bytes of a checkpoint that is kept for the next survey."""
 
 
 def find(model_type: str) -> dict[str, Any]:
@@ -57,6 +59,18 @@ def find(model_type: str) -> dict[str, Any]:
     }
 
 
+def is_kept(model_type: str, facts: dict[str, Any]) -> bool:
+    """Whether what `find` found can be checked once more."""
+    return bool(facts) and (not facts["built"] or (FOLDER / model_type).exists())
+
+
+def keep(model_type: str) -> None:
+    """Deletes the checkpoint of a model that did not become tiny."""
+    folder = FOLDER / model_type
+    if folder.exists() and sum(file.stat().st_size for file in folder.rglob("*")) > LARGEST:
+        shutil.rmtree(folder)
+
+
 def check(model_type: str) -> dict[str, Any]:
     """Holds scans of a model against what `find` has left."""
     folder = FOLDER / model_type
@@ -76,9 +90,10 @@ def work() -> None:
     for line in sys.stdin:
         model_type, facts = json.loads(line)
         try:
-            facts = facts or find(model_type)
+            facts = facts if is_kept(model_type, facts) else find(model_type)
             if facts["built"]:
                 facts["proof"] = check(model_type)
+                keep(model_type)
         except Exception as error:  # whatever becomes of a model, the others are surveyed
             facts = {"built": False, "why": f"{type(error).__name__}: {error}"[:2000]}
         gc.collect()
