@@ -2,24 +2,20 @@
 
 use std::ops::Range;
 
-use super::displacement::{BlockDisplacement, DisplacementLanes, Extent};
-use super::divergence::{self, TERMS};
-use super::exponential::INVERSE_FACTORIALS;
+use super::displacement::{BlockDisplacement, Displacement, Extent};
+use super::divergence;
 use super::lanes::Lanes;
-use super::part::{BLOCK, Block, Pairs, Part, SEGMENT};
-use super::real::{Real, add_lanes, sum_of_lanes};
-use super::segments::{Segment, Segments};
-use super::series::{Terms, terms};
+use super::part::{Block, PAIR, Pairs, Part, SEGMENT};
+use super::real::Real;
+use super::segments::{BlockSegments, PER_BLOCK, Segments};
+use super::series::{HYPERBOLIC, Terms, terms};
 use super::softmax::{NotFinite, Scaling, Sums};
 use super::way::{self, Reach, Scratch, Visitor, Way};
 use crate::vector::{Kernel, LANES, Vectors};
 
-/// Vectors of one segment.
-const VECTORS: usize = SEGMENT / LANES;
-
 /// The sums of one part as they grow, and its segments.
 ///
-/// A kernel sums a block in lanes of its own width; the lanes then join sums in `f64`.
+/// A kernel sums a block in lanes of its own width; what the block comes to joins sums in `f64`.
 #[derive(Debug)]
 pub(crate) struct Accumulator {
     scaling: Scaling,
@@ -27,37 +23,18 @@ pub(crate) struct Accumulator {
     segments: Segments,
     /// The way in which each block was computed.
     ways: Vec<Way>,
-    displacement: DisplacementLanes,
-    vv: [f64; LANES],
-    uv: [f64; LANES],
-    /// The sums of v y^k from k = 2 on.
-    moments: [[f64; LANES]; TERMS - 1],
-    /// The sums of u and v over the blocks computed by series.
-    near: [f64; 2],
 }
 
 impl Accumulator {
     pub(crate) fn new(scaling: Scaling) -> Self {
-        let zero = [0.0; LANES];
-        Self {
-            scaling,
-            sums: Sums::default(),
-            segments: Segments::default(),
-            ways: Vec::new(),
-            displacement: DisplacementLanes::default(),
-            vv: zero,
-            uv: zero,
-            moments: [zero; TERMS - 1],
-            near: [0.0; 2],
-        }
+        Self { scaling, sums: Sums::default(), segments: Segments::default(), ways: Vec::new() }
     }
 
     /// Begins another part, with the memory of the last.
     pub(crate) fn clear(&mut self) {
-        let (mut segments, mut ways) = (std::mem::take(&mut self.segments), std::mem::take(&mut self.ways));
-        segments.clear();
-        ways.clear();
-        *self = Self { segments, ways, ..Self::new(self.scaling) };
+        self.sums = Sums::default();
+        self.segments.clear();
+        self.ways.clear();
     }
 
     /// Adds blocks of `part`, which follow those added before.
@@ -72,17 +49,9 @@ impl Accumulator {
         Ok(())
     }
 
-    #[inline(always)]
-    fn add_segment(&mut self, segment: &Segment) {
-        self.near[0] += segment.u;
-        self.near[1] += segment.v;
-        self.sums.uu += segment.uu;
-        self.segments.push(segment);
-    }
-
-    /// How far the weights have moved.
-    pub(crate) fn displacement(&mut self) -> &mut DisplacementLanes {
-        &mut self.displacement
+    /// Adds how far the weights of a block have moved.
+    pub(crate) fn add_displacement(&mut self, displacement: &Displacement) {
+        self.sums.displacement.merge(displacement);
     }
 
     /// What turns theta into the arguments of the exponentials.
@@ -102,22 +71,8 @@ impl Accumulator {
 
     /// The sums over all blocks added.
     pub(crate) fn sums(&self) -> Sums {
-        let mut sums = self.sums.clone();
-        sums.displacement = self.displacement.sum();
-        [sums.u, sums.v] = self.segments.totals();
-        sums.vv += sum_of_lanes(&self.vv);
-        sums.uv += sum_of_lanes(&self.uv);
-        let [u, v] = self.near;
-        sums.moments[0] = v;
-        sums.moments[1] = u;
-        for (moment, lanes) in sums.moments[2..].iter_mut().zip(&self.moments) {
-            *moment = sum_of_lanes(lanes);
-        }
-        // u is the sum of v y^k / k!: what the other powers leave of it is the first.
-        for (moment, inverse) in sums.moments.into_iter().zip(INVERSE_FACTORIALS).skip(2) {
-            sums.moments[1] -= moment * inverse;
-        }
-        sums
+        let [u, c] = self.segments.totals();
+        Sums { u, c, ..self.sums.clone() }
     }
 }
 
@@ -135,105 +90,158 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AddBlock<'
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) -> Extent {
         let Self { pairs, valid, accumulator, .. } = self;
-        let zero = R::Lanes::<S>::splat(simd, 0.0);
-        let mut displacement = BlockDisplacement::none(simd);
-        let (mut vv, mut uv, mut moments) = (zero, zero, [zero; K]);
-        let mut segments = [SegmentLanes::none(simd); BLOCK / SEGMENT];
-        for (place, segment) in segments.iter_mut().enumerate() {
-            let mut sums = SegmentLanes::none(simd);
-            for index in 0..VECTORS {
-                let (x, y) = pairs.load(simd, place * VECTORS + index);
-                let square = x * x;
-                if R::IS_NARROW {
-                    displacement.add(x, square, y);
-                }
-                let Terms { v, u, powers } = terms::<_, X, K>(x, square, y);
-                sums.add(u, v);
-                vv = v.mul_add(v, vv);
-                uv = u.mul_add(v, uv);
-                for k in 1..K {
-                    moments[k - 1] = moments[k - 1] + powers[k];
-                }
-                moments[K - 1] = powers[K - 1].mul_add(y, moments[K - 1]);
+        let mut block = BlockLanes::<R::Lanes<S>, K>::none(simd);
+        let mut segments = [[R::Lanes::<S>::splat(simd, 0.0); LANES]; 3];
+        let [totals, areas, rest] = &mut segments;
+        for place in 0..PER_BLOCK {
+            let first = place * SEGMENT / PAIR;
+            let mut segment = SegmentLanes::first(block.add::<X>(pairs.load(simd, first)));
+            for index in first + 1..first + SEGMENT / PAIR {
+                segment.add(block.add::<X>(pairs.load(simd, index)));
             }
-            *segment = sums;
+            (totals[place], totals[PER_BLOCK + place]) = (segment.u, segment.c);
+            areas[place] = area(segment.u, segment.u_running, segment.u_odd);
+            areas[PER_BLOCK + place] = area(segment.c, segment.c_running, segment.c_odd);
+            rest[place] = segment.uu;
         }
-        let extent = displacement.extent();
+        // The lanes of everything are added up together, which keeps the loop above busy.
+        let [base_squares, delta_squares, changed] = block.displacement.lanes();
+        let [second, third] = [block.moments[0], block.moments[1]];
+        for (rest, lanes) in rest[PER_BLOCK..].iter_mut().zip([
+            block.cc, block.uc, base_squares, delta_squares, changed, second, third,
+        ]) {
+            *rest = lanes;
+        }
+        let [totals, areas, rest] = segments;
+        let ([u, c], [u_area, c_area]) = (halves(Lanes::sums(totals)), halves(Lanes::sums(areas)));
+        let [uu, [cc, uc, base_squares, delta_squares, changed, second, third, _]] = halves(Lanes::sums(rest));
+
+        let (displacement, extent) = block.displacement.of_sums([base_squares, delta_squares, changed]);
+        let Accumulator { sums, segments, scaling, .. } = accumulator;
         if R::IS_NARROW {
-            if !Reach::of_terms::<X, K>().covers(&extent) {
+            if !Reach::new(X, K).covers(&extent) {
                 return extent;
             }
-            accumulator.displacement.add(&displacement, &extent, accumulator.scaling.temperature);
+            sums.displacement.merge(&displacement.scaled(scaling.temperature));
+            sums.has_narrow = true;
         }
-        add_lanes(&mut accumulator.vv, vv, 1.0);
-        add_lanes(&mut accumulator.uv, uv, 1.0);
-        for (sum, moment) in accumulator.moments.iter_mut().zip(moments) {
-            add_lanes(sum, moment, 1.0);
+        let mut of_block = BlockSegments { u, c, u_area, c_area, uu };
+        let count = valid.div_ceil(SEGMENT);
+        // Entries past the end are 0, but the running sums go on over them.
+        let absent = (count * SEGMENT - valid) as f64;
+        of_block.u_area[count - 1] -= absent * u[count - 1];
+        of_block.c_area[count - 1] -= absent * c[count - 1];
+        segments.extend(&of_block, count);
+        sums.cc += cc;
+        sums.uc += uc;
+        sums.uu += uu.iter().sum::<f64>();
+        let (mut mean, mut difference): (f64, f64) = (c.iter().sum(), u.iter().sum());
+        for k in 2..=K {
+            let moment = match k {
+                2 => second,
+                3 => third,
+                _ => block.moments[k - 2].sum(),
+            };
+            sums.moments[k] += moment;
+            // What c and u have in them besides w and w y.
+            if k < K - 1 + k % 2 {
+                *if k % 2 == 0 { &mut mean } else { &mut difference } -= HYPERBOLIC[k] * moment;
+            }
         }
-        // The lanes are added up for all segments together, which keeps the loop above busy.
-        let mut left = valid;
-        for lanes in &segments[..valid.div_ceil(SEGMENT)] {
-            let segment = lanes.sum();
-            let absent = SEGMENT.saturating_sub(left) as f64;
-            left = left.saturating_sub(SEGMENT);
-            accumulator.add_segment(&Segment {
-                u_area: segment.u_area - absent * segment.u,
-                v_area: segment.v_area - absent * segment.v,
-                ..segment
-            });
-        }
+        sums.moments[0] += mean;
+        sums.moments[1] += difference;
         extent
     }
+}
+
+/// The sums of one block as they grow, but for those of its segments.
+struct BlockLanes<N, const K: usize> {
+    displacement: BlockDisplacement<N>,
+    cc: N,
+    uc: N,
+    /// The sums of w y^k from k = 2 to K; those before follow from them and from the sums of c and u.
+    moments: [N; K],
+}
+
+impl<N: Lanes, const K: usize> BlockLanes<N, K> {
+    #[inline(always)]
+    fn none(simd: N::Vectors) -> Self {
+        let zero = N::splat(simd, 0.0);
+        Self { displacement: BlockDisplacement::none(simd), cc: zero, uc: zero, moments: [zero; K] }
+    }
+
+    /// Adds x and y of the even entries and of the odd ones, and gives their u and c.
+    #[inline(always)]
+    fn add<const X: usize>(&mut self, pair: [(N, N); 2]) -> [(N, N); 2] {
+        let mut halves = pair;
+        for (odd, half) in halves.iter_mut().enumerate() {
+            let (x, y) = *half;
+            if N::Number::IS_NARROW {
+                self.displacement.add(odd, x, y);
+            }
+            let Terms { c, u, powers } = terms::<N, X, K>(x, y);
+            self.cc = c.mul_add(c, self.cc);
+            self.uc = u.mul_add(c, self.uc);
+            for k in 2..K {
+                self.moments[k - 2] = self.moments[k - 2] + powers[k];
+            }
+            self.moments[K - 2] = powers[K - 1].mul_add(y, self.moments[K - 2]);
+            *half = (u, c);
+        }
+        halves
+    }
+}
+
+fn halves(numbers: [f64; LANES]) -> [[f64; PER_BLOCK]; 2] {
+    [0, PER_BLOCK].map(|start| std::array::from_fn(|place| numbers[start + place]))
 }
 
 /// The sums of one segment as they grow.
 #[derive(Clone, Copy)]
 struct SegmentLanes<N> {
     u: N,
-    v: N,
+    c: N,
+    /// The sums, over the pairs of vectors, of what u and c have come to.
     u_running: N,
-    v_running: N,
+    c_running: N,
+    /// The sums over the odd entries.
+    u_odd: N,
+    c_odd: N,
     uu: N,
 }
 
 impl<N: Lanes> SegmentLanes<N> {
+    /// The first pair of vectors: u and c of the even entries and of the odd ones.
     #[inline(always)]
-    fn none(simd: N::Vectors) -> Self {
-        let zero = N::splat(simd, 0.0);
-        Self { u: zero, v: zero, u_running: zero, v_running: zero, uu: zero }
+    fn first([(u, c), (u_odd, c_odd)]: [(N, N); 2]) -> Self {
+        let (u_both, c_both) = (u + u_odd, c + c_odd);
+        let uu = u_odd.mul_add(u_odd, u * u);
+        Self { u: u_both, c: c_both, u_running: u_both, c_running: c_both, u_odd, c_odd, uu }
     }
 
+    /// The next.
     #[inline(always)]
-    fn add(&mut self, u: N, v: N) {
-        self.u = self.u + u;
-        self.v = self.v + v;
+    fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2]) {
+        self.u = self.u + (u + u_odd);
+        self.c = self.c + (c + c_odd);
         self.u_running = self.u_running + self.u;
-        self.v_running = self.v_running + self.v;
-        self.uu = u.mul_add(u, self.uu);
-    }
-
-    #[inline(always)]
-    fn sum(&self) -> Segment {
-        Segment {
-            u: self.u.sum(),
-            v: self.v.sum(),
-            u_area: area(self.u, self.u_running),
-            v_area: area(self.v, self.v_running),
-            uu: self.uu.sum(),
-        }
+        self.c_running = self.c_running + self.c;
+        self.u_odd = self.u_odd + u_odd;
+        self.c_odd = self.c_odd + c_odd;
+        self.uu = u_odd.mul_add(u_odd, u.mul_add(u, self.uu));
     }
 }
 
-/// The sum over a segment of the running sums, from those in each lane: entry j = LANES i + lane is part
-/// of SEGMENT - j running sums.
+/// The sum over a segment of the running sums, lane by lane: entry j = PAIR i + 2 lane, or one more if it is odd,
+/// is part of SEGMENT - j running sums.
 #[inline(always)]
-fn area<N: Lanes>(sums: N, running: N) -> f64 {
-    let mut lane = [N::Number::default(); LANES];
-    for (index, lane) in lane.iter_mut().enumerate() {
-        *lane = N::Number::of(-(index as f64));
+fn area<N: Lanes>(sums: N, running: N, odd: N) -> N {
+    let mut place = [N::Number::default(); LANES];
+    for (lane, place) in place.iter_mut().enumerate() {
+        *place = N::Number::of(-2.0 * lane as f64);
     }
-    let lane = N::load(sums.simd(), &lane);
-    running.mul_add(sums.constant(LANES as f64), sums * lane).sum()
+    let place = N::load(sums.simd(), &place);
+    running.mul_add(sums.constant(PAIR as f64), sums * place) - odd
 }
 
 impl Visitor for Accumulator {
@@ -242,7 +250,6 @@ impl Visitor for Accumulator {
         pairs: P,
         valid: usize,
     ) -> Extent {
-        self.sums.has_narrow |= R::IS_NARROW;
         let instructions = self.scaling.instructions;
         instructions.run(AddBlock::<R, P, X, K> {
             pairs,
@@ -253,38 +260,40 @@ impl Visitor for Accumulator {
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
-        for (x, y) in x[..valid].chunks(SEGMENT).zip(y[..valid].chunks(SEGMENT)) {
-            let mut segment = Segment::default();
+        let mut block = BlockSegments::default();
+        for (place, (x, y)) in x[..valid].chunks(SEGMENT).zip(y[..valid].chunks(SEGMENT)).enumerate() {
+            let (mut u_sum, mut c_sum) = (0.0, 0.0);
             for (x, y) in x.iter().zip(y) {
-                let (u, v) = closed_form_entry(*x, *y);
-                segment.u += u;
-                segment.v += v;
-                segment.u_area += segment.u;
-                segment.v_area += segment.v;
-                segment.uu += u * u;
-                self.sums.vv += v * v;
-                self.sums.uv += u * v;
-                let divergences = divergence::of_entry(v, u + v, *y);
+                let (u, c) = closed_form_entry(*x, *y);
+                u_sum += u;
+                c_sum += c;
+                block.u_area[place] += u_sum;
+                block.c_area[place] += c_sum;
+                block.uu[place] += u * u;
+                self.sums.cc += c * c;
+                self.sums.uc += u * c;
+                let divergences = divergence::of_entry(x.exp(), (x + y).exp(), *y);
                 self.sums.far.kl += divergences.kl;
                 self.sums.far.js += divergences.js;
             }
-            self.sums.uu += segment.uu;
-            self.segments.push(&segment);
+            (block.u[place], block.c[place]) = (u_sum, c_sum);
+            self.sums.uu += block.uu[place];
+            self.sums.far_u += u_sum;
+            self.sums.far_c += c_sum;
         }
+        self.segments.extend(&block, valid.div_ceil(SEGMENT));
         self.sums.has_far = true;
     }
 
     fn out_of_reach(&mut self, valid: usize) {
         self.sums.has_far = true;
-        for _ in 0..valid.div_ceil(SEGMENT) {
-            self.segments.push(&Segment::default());
-        }
+        self.segments.extend(&BlockSegments::default(), valid.div_ceil(SEGMENT));
     }
 }
 
-/// u and v where neither is bounded.
+/// u and c where neither is bounded.
 pub(crate) fn closed_form_entry(x: f64, y: f64) -> (f64, f64) {
-    let v = x.exp();
-    let u = if y.abs() < 1.0 { v * y.exp_m1() } else { (x + y).exp() - v };
-    (u, v)
+    let (base, tuned) = (x.exp(), (x + y).exp());
+    let u = if y.abs() < 1.0 { base * y.exp_m1() } else { tuned - base };
+    (u, 0.5 * (base + tuned))
 }

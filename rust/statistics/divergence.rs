@@ -1,55 +1,45 @@
 //! The divergences between the two softmaxes, from moments of the log ratio.
 //!
-//! With z = log(P_T / P_B) both divergences are sums over the entries of P_B f(z), where f and its first
-//! derivative vanish at 0: what is summed is as small as the result, and never negative. For
-//! Kullback-Leibler (T from B) f(z) = z e^z - e^z + 1; for Jensen-Shannon
-//! f(z) = (z e^z - (1 + e^z) log((1 + e^z) / 2)) / 2. z is y less log(Z_T / Z_B), which is known only when
-//! all entries are summed; with f as a series in z, sums of v y^k are all that the entries have to give.
+//! With z = log(P_T / P_B) and g = sqrt(P_B P_T) both divergences are sums over the entries of g f(z), where f and
+//! its first derivative vanish at 0: what is summed is as small as the result, and never negative. For
+//! Kullback-Leibler (T from B) f(z) = z e^(z/2) - 2 sinh(z/2); for Jensen-Shannon
+//! f(z) = (z sinh(z/2) - 2 cosh(z/2) log cosh(z/2)) / 2, which is even, and z^2 / 8 up to terms of z^6. z is y less
+//! log(Z_T / Z_B), which is known only when all entries are summed; with f as a series in z, sums of w y^k, where
+//! w = sqrt(Z_B Z_T) g, are all that the entries have to give.
 
 use super::exponential::INVERSE_FACTORIALS;
 
 /// Terms of the longest series.
 pub(crate) const TERMS: usize = 24;
 
-/// The Taylor series of Kullback-Leibler's f: (k - 1) / k!.
+/// The Taylor series of Kullback-Leibler's f: k / (2^(k-1) k!), of which an odd k has one k-th less.
 const KULLBACK_LEIBLER: [f64; TERMS + 1] = {
     let mut series = [0.0; TERMS + 1];
-    let mut k = 2;
+    let (mut k, mut power) = (2, 2.0);
     while k <= TERMS {
-        series[k] = (k - 1) as f64 * INVERSE_FACTORIALS[k];
+        series[k] = (k - k % 2) as f64 * INVERSE_FACTORIALS[k] / power;
         k += 1;
+        power *= 2.0;
     }
     series
 };
 
 /// The Taylor series of Jensen-Shannon's f.
-const JENSEN_SHANNON: [f64; TERMS + 1] = [
-    0.0,
-    0.0,
-    0.125,
-    0.0625,
-    0.015625,
-    0.0026041666666666665,
-    0.00043402777777777775,
-    8.680555555555556e-05,
-    1.0850694444444443e-05,
-    -2.5834986772486774e-07,
-    -2.5834986772486774e-08,
-    9.47282848324515e-08,
-    7.894023736037624e-09,
-    -6.3282669619475176e-09,
-    -4.5201906871053694e-10,
-    4.918799096626478e-10,
-    3.074249435391549e-11,
-    -3.902667279894256e-11,
-    -2.168148488830142e-12,
-    3.176495204709003e-12,
-    1.5882476023545014e-13,
-    -2.6392655255908805e-13,
-    -1.1996661479958548e-14,
-    2.2310843858578676e-14,
-    9.296184941074449e-16,
-];
+const JENSEN_SHANNON: [f64; TERMS + 1] = {
+    let mut series = [0.0; TERMS + 1];
+    series[2] = 1.0 / 8.0;
+    series[6] = 1.0 / 9_216.0;
+    series[8] = -1.0 / 184_320.0;
+    series[10] = 443.0 / 1_238_630_400.0;
+    series[12] = -2.507_249_584_343_768_3e-8;
+    series[14] = 1.857_816_211_426_053_4e-9;
+    series[16] = -1.434_568_172_681_697e-10;
+    series[18] = 1.143_675_343_839_722_6e-11;
+    series[20] = -9.351_656_501_506_667e-13;
+    series[22] = 7.805_562_636_615_097e-14;
+    series[24] = -6.626_790_184_453_181e-15;
+    series
+};
 
 /// Both divergences, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -58,7 +48,7 @@ pub(crate) struct Divergences {
     pub(crate) js: f64,
 }
 
-/// The divergences, times Z_B, of entries whose sums of v y^k are `moments`; `shift` is log(Z_T / Z_B).
+/// The divergences, times sqrt(Z_B Z_T), of entries whose sums of w y^k are `moments`; `shift` is log(Z_T / Z_B).
 pub(crate) fn of_moments(moments: &[f64; TERMS + 1], shift: f64) -> Divergences {
     let centered = centered(moments, shift);
     let sum = |series: &[f64; TERMS + 1]| {
@@ -67,7 +57,7 @@ pub(crate) fn of_moments(moments: &[f64; TERMS + 1], shift: f64) -> Divergences 
     Divergences { kl: sum(&KULLBACK_LEIBLER), js: sum(&JENSEN_SHANNON) }
 }
 
-/// The sums of v (y - shift)^k, by the binomial theorem.
+/// The sums of w (y - shift)^k, by the binomial theorem.
 fn centered(moments: &[f64; TERMS + 1], shift: f64) -> [f64; TERMS + 1] {
     let mut centered = *moments;
     // Each round turns the moments about a point of one more factor y into ones of y - shift.
@@ -79,11 +69,13 @@ fn centered(moments: &[f64; TERMS + 1], shift: f64) -> [f64; TERMS + 1] {
     centered
 }
 
-/// The divergences of one entry, times Z_B, at any z = log(P_T / P_B): `base` is P_B Z_B, `tuned` P_T Z_B.
+/// The divergences of one entry at any z = log(P_T / P_B): `base` is P_B, `tuned` P_T, times any one factor, as
+/// they are.
 pub(crate) fn of_entry(base: f64, tuned: f64, z: f64) -> Divergences {
     if z.abs() <= 1.0 {
+        let middle = base * (0.5 * z).exp();
         let sum = |series: &[f64; TERMS + 1]| {
-            base * series.iter().rev().fold(0.0, |sum, coefficient| sum * z + coefficient)
+            middle * series.iter().rev().fold(0.0, |sum, coefficient| sum * z + coefficient)
         };
         return Divergences { kl: sum(&KULLBACK_LEIBLER), js: sum(&JENSEN_SHANNON) };
     }
@@ -109,7 +101,7 @@ mod tests {
     }
 
     fn moments(entries: &[(f64, f64)]) -> [f64; TERMS + 1] {
-        std::array::from_fn(|k| entries.iter().map(|(v, y)| v * y.powi(k as i32)).sum())
+        std::array::from_fn(|k| entries.iter().map(|(v, y)| v * (0.5 * y).exp() * y.powi(k as i32)).sum())
     }
 
     proptest! {
@@ -134,7 +126,8 @@ mod tests {
         ) {
             let mut expected = Divergences::default();
             for (v, y) in &entries {
-                let entry = of_entry(*v, v * (y - shift).exp(), y - shift);
+                // What lies on both sides of sqrt(Z_B Z_T) g = w.
+                let entry = of_entry(v * (0.5 * shift).exp(), v * (y - 0.5 * shift).exp(), y - shift);
                 expected.kl += entry.kl;
                 expected.js += entry.js;
             }

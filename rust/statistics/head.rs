@@ -85,7 +85,8 @@ fn is_well_conditioned(sums: &Sums) -> bool {
         return false;
     }
     let reach = if sums.has_narrow { NARROW_REACH } else { WIDE_REACH };
-    sums.uu == 0.0 || (sums.ratio().ln_1p().abs() <= reach && sums.distance_squared() >= sums.uu / 64.0)
+    let (shift, _) = sums.normalisers();
+    sums.uu == 0.0 || (shift.abs() <= reach && sums.distance_squared() >= sums.uu / 64.0)
 }
 
 /// How closely the centre has to be known for divergences in closed form, which cannot be moved.
@@ -104,7 +105,7 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
             sums.merge(&accumulator.sums());
             accumulators.push(accumulator);
         }
-        let rest = sums.ratio().ln_1p();
+        let (rest, _) = sums.normalisers();
         let reach = if sums.has_far { CENTER_PRECISION } else { WIDE_REACH };
         // Where a sum has overflowed there is no centre to find, and the caller refuses what comes out.
         if rest.abs() <= reach || !rest.is_finite() {
@@ -129,23 +130,19 @@ fn frame(parts: &[Part]) -> Frame {
 
 fn finish<'a>(sums: &Sums, parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>) -> Measured {
     let ratio = sums.ratio();
-    let normaliser = sums.v + sums.u;
-
-    // 1 - cos = sin^2 / (1 + cos), and v spans the same area with u as with v + u.
-    let tuned_squared = sums.vv + 2.0 * sums.uv + sums.uu;
-    let cosine = (sums.vv + sums.uv) / (sums.vv.sqrt() * tuned_squared.sqrt());
-    let sine_squared = (sums.distance_from_base_squared() / tuned_squared).max(0.0);
-
-    let near = divergence::of_moments(&sums.moments, ratio.ln_1p());
+    let (shift, normaliser) = sums.normalisers();
+    // From u - rho c to P_T - P_B.
+    let scale = 1.0 / (sums.c * (1.0 - 0.25 * ratio * ratio));
+    let near = divergence::of_moments(&sums.moments, shift);
     Measured {
         entries: sums.entries,
         displacement: sums.displacement,
-        area: transport::area(parts, ratio) / normaliser,
-        distance: sums.distance_squared().max(0.0).sqrt() / normaliser,
-        cosine: sine_squared / (1.0 + cosine),
+        area: scale * transport::area(parts, ratio),
+        distance: scale * sums.distance_squared().max(0.0).sqrt(),
+        cosine: sums.cosine_distance(),
         divergences: Divergences {
-            kl: (near.kl + sums.far.kl) / sums.v,
-            js: (near.js + sums.far.js) / sums.v,
+            kl: (near.kl + sums.far.kl) / normaliser,
+            js: (near.js + sums.far.js) / normaliser,
         },
         sorted_wasserstein: None,
     }

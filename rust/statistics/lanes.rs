@@ -64,8 +64,32 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
 
     /// All lanes added up, the upper half onto the lower until one is left.
     fn sum(self) -> f64;
+
+    /// The lanes of every vector added up, in an order that is the same everywhere.
+    #[inline(always)]
+    fn sums(mut vectors: [Self; LANES]) -> [f64; LANES] {
+        fold::<Self, 1>(&mut vectors);
+        fold::<Self, 2>(&mut vectors);
+        fold::<Self, 4>(&mut vectors);
+        fold::<Self, 8>(&mut vectors);
+        vectors[0].numbers().map(Real::wide)
+    }
+
+    /// Each lane with the one `DISTANCE` above it, around the end, added: those without the bit `DISTANCE` in
+    /// their number from these lanes, the others from `other`.
+    fn folded_with<const DISTANCE: usize>(self, other: Self) -> Self;
+
     /// The largest lane.
     fn largest(self) -> f64;
+}
+
+/// Folds every second of the vectors that are left with the one after it. In these, lanes that are a multiple of
+/// `DISTANCE` apart belong to one of the vectors there were at first.
+#[inline(always)]
+fn fold<N: Lanes, const DISTANCE: usize>(vectors: &mut [N; LANES]) {
+    for index in (0..LANES).step_by(2 * DISTANCE) {
+        vectors[index] = vectors[index].folded_with::<DISTANCE>(vectors[index + DISTANCE]);
+    }
 }
 
 /// Lanes of `f32`.
@@ -153,6 +177,18 @@ impl<S: Vectors> Lanes for Narrow<S> {
         let kept = simd.mask_between_m32s(distance as u32, LANES as u32).mask();
         Self(simd, simd.select_f32s(kept, simd.rotate_right_f32s(numbers, distance), simd.splat_f32s(0.0)))
     }
+    #[inline(always)]
+    fn folded_with<const DISTANCE: usize>(self, other: Self) -> Self {
+        let Self(simd, numbers) = self;
+        let mut has_bit = [0.0; LANES];
+        for (lane, has_bit) in has_bit.iter_mut().enumerate() {
+            *has_bit = (lane & DISTANCE) as f32;
+        }
+        let has_bit = simd.greater_than_f32s(cast(has_bit), simd.splat_f32s(0.0));
+        let kept = simd.select_f32s(has_bit, other.1, numbers);
+        let moved = simd.select_f32s(has_bit, numbers, other.1);
+        Self(simd, simd.add_f32s(kept, simd.rotate_left_f32s(moved, DISTANCE)))
+    }
 }
 
 impl<S: Vectors> Lanes for Wide<S> {
@@ -210,5 +246,62 @@ impl<S: Vectors> Lanes for Wide<S> {
         let mut numbers = [0.0; LANES];
         numbers[distance..].copy_from_slice(&self.numbers()[..LANES - distance]);
         Self::load(self.0, &numbers)
+    }
+    #[inline(always)]
+    fn folded_with<const DISTANCE: usize>(self, other: Self) -> Self {
+        let sides = [self.numbers(), other.numbers()];
+        let mut numbers = [0.0; LANES];
+        for (lane, number) in numbers.iter_mut().enumerate() {
+            let from = &sides[usize::from(lane & DISTANCE != 0)];
+            *number = from[lane] + from[(lane + DISTANCE) % LANES];
+        }
+        Self::load(self.0, &numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vector::{Instructions, Kernel};
+    use proptest::prelude::*;
+
+    /// The sums of vectors, and the running sums of the first.
+    struct AddUp<'a, R>(&'a [[R; LANES]; LANES]);
+
+    impl<R: Real> Kernel for AddUp<'_, R> {
+        type Output = ([f64; LANES], [R; LANES]);
+
+        #[inline(always)]
+        fn run<S: Vectors>(self, simd: S) -> Self::Output {
+            let vectors = self.0.map(|numbers| R::Lanes::<S>::load(simd, &numbers));
+            (Lanes::sums(vectors), vectors[0].running_sums().numbers())
+        }
+    }
+
+    fn check<R: Real>(numbers: &[[R; LANES]; LANES], tolerance: f64) {
+        let mut all = Vec::new();
+        for instructions in Instructions::available() {
+            let (sums, running) = instructions.run(AddUp(numbers));
+            for (sum, numbers) in sums.iter().zip(numbers) {
+                let expected: f64 = numbers.iter().map(|number| number.wide()).sum();
+                assert!((sum - expected).abs() <= tolerance, "{sum} {expected}");
+            }
+            let mut expected = 0.0;
+            for (sum, number) in running.iter().zip(&numbers[0]) {
+                expected += number.wide();
+                assert!((sum.wide() - expected).abs() <= tolerance, "{sum:?} {expected}");
+            }
+            all.push((sums.map(f64::to_bits), running.map(|sum| sum.wide().to_bits())));
+        }
+        assert!(all.iter().all(|bits| *bits == all[0]), "{all:?}");
+    }
+
+    proptest! {
+        /// With the same bits on every instruction set.
+        #[test]
+        fn every_vector_is_added_up(numbers in prop::array::uniform16(prop::array::uniform16(-1f64..1.0))) {
+            check::<f64>(&numbers, 1e-14);
+            check::<f32>(&numbers.map(|numbers| numbers.map(|number| number as f32)), 1e-5);
+        }
     }
 }

@@ -212,10 +212,14 @@ impl Part<'_> {
     }
 }
 
-/// theta_B and theta_T - theta_B of a whole block, a vector at a time.
+/// Entries that a kernel takes at a time: two vectors, of the even and of the odd ones, since that is how a
+/// word of two 16-bit weights comes apart.
+pub(crate) const PAIR: usize = 2 * LANES;
+
+/// theta_B and theta_T - theta_B of a whole block, [`PAIR`] entries at a time.
 pub(crate) trait Pairs<R: Real>: Copy {
-    /// Those of the entries from `LANES * index` on.
-    fn load<S: Vectors>(self, simd: S, index: usize) -> (R::Lanes<S>, R::Lanes<S>);
+    /// Those of the even and of the odd entries from `PAIR * index` on.
+    fn load<S: Vectors>(self, simd: S, index: usize) -> [(R::Lanes<S>, R::Lanes<S>); 2];
 }
 
 /// Numbers that were decoded before.
@@ -227,35 +231,52 @@ pub(crate) struct Decoded<'a, R> {
 
 impl<R: Real> Pairs<R> for Decoded<'_, R> {
     #[inline(always)]
-    fn load<S: Vectors>(self, simd: S, index: usize) -> (R::Lanes<S>, R::Lanes<S>) {
-        let (base, delta) = (self.base.as_chunks().0, self.delta.as_chunks().0);
-        (R::Lanes::load(simd, &base[index]), R::Lanes::load(simd, &delta[index]))
+    fn load<S: Vectors>(self, simd: S, index: usize) -> [(R::Lanes<S>, R::Lanes<S>); 2] {
+        let (base, delta) =
+            (&self.base.as_chunks::<PAIR>().0[index], &self.delta.as_chunks::<PAIR>().0[index]);
+        [
+            (every_other(simd, base, 0), every_other(simd, delta, 0)),
+            (every_other(simd, base, 1), every_other(simd, delta, 1)),
+        ]
     }
+}
+
+#[inline(always)]
+fn every_other<N: Lanes>(simd: N::Vectors, numbers: &[N::Number; PAIR], odd: usize) -> N {
+    let mut lanes = [N::Number::default(); LANES];
+    for (lane, number) in lanes.iter_mut().enumerate() {
+        *number = numbers[2 * lane + odd];
+    }
+    N::load(simd, &lanes)
 }
 
 /// Weights that are both stored as `BF16`, which takes so little to decode that it is done on the way.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16<'a> {
-    base: &'a [[u8; 2]; BLOCK],
-    tuned: &'a [[u8; 2]; BLOCK],
+    base: &'a [[u8; 4]; BLOCK / 2],
+    tuned: &'a [[u8; 4]; BLOCK / 2],
 }
 
 impl Pairs<f32> for Bf16<'_> {
     #[inline(always)]
-    fn load<S: Vectors>(self, simd: S, index: usize) -> (Narrow<S>, Narrow<S>) {
-        let (base, tuned) = (widen(simd, self.base, index), widen(simd, self.tuned, index));
-        (base, tuned - base)
+    fn load<S: Vectors>(self, simd: S, index: usize) -> [(Narrow<S>, Narrow<S>); 2] {
+        let [base_even, base_odd] = widen(simd, self.base, index);
+        let [tuned_even, tuned_odd] = widen(simd, self.tuned, index);
+        [(base_even, tuned_even - base_even), (base_odd, tuned_odd - base_odd)]
     }
 }
 
+/// The first weight of a word is the lower half of its bits; a `BF16` is the upper half of an `f32`.
 #[inline(always)]
-fn widen<S: Vectors>(simd: S, weights: &[[u8; 2]; BLOCK], index: usize) -> Narrow<S> {
-    let (weights, _) = weights.as_chunks::<LANES>();
-    let mut numbers = [0.0; LANES];
+fn widen<S: Vectors>(simd: S, words: &[[u8; 4]; BLOCK / 2], index: usize) -> [Narrow<S>; 2] {
+    let words = &words.as_chunks::<LANES>().0[index];
+    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
     for lane in 0..LANES {
-        numbers[lane] = bf16(weights[index][lane]);
+        let word = u32::from_le_bytes(words[lane]);
+        even[lane] = f32::from_bits(word << 16);
+        odd[lane] = f32::from_bits(word & 0xffff_0000);
     }
-    Narrow::load(simd, &numbers)
+    [Narrow::load(simd, &even), Narrow::load(simd, &odd)]
 }
 
 /// Calls `visit(theta_B, theta_T - theta_B)` for every entry.

@@ -3,7 +3,7 @@
 use std::ops::{Add, Mul, Sub};
 
 use super::lanes::{Lanes, Narrow, Wide};
-use crate::vector::{LANES, Vectors};
+use crate::vector::Vectors;
 
 /// `f32` or `f64`: what a kernel needs of a number, so that it is written once for both.
 ///
@@ -75,25 +75,3 @@ macro_rules! real {
 
 real!(f32, Narrow, 23, narrow: true, high: 0.693145751953125, low: 1.428_606_765_330_187e-6, terms: 7);
 real!(f64, Wide, 52, narrow: false, high: 6.931_471_803_691_238e-1, low: 1.908_214_929_270_587_7e-10, terms: 13);
-
-/// Adds lanes, times a factor, to sums in `f64`.
-#[inline(always)]
-pub(crate) fn add_lanes<N: Lanes>(sums: &mut [f64; LANES], lanes: N, factor: f64) {
-    let lanes = lanes.numbers();
-    for lane in 0..LANES {
-        sums[lane] += lanes[lane].wide() * factor;
-    }
-}
-
-/// The sum of lanes in `f64`, in an order that is the same everywhere.
-pub(crate) fn sum_of_lanes(lanes: &[f64; LANES]) -> f64 {
-    let mut sums = *lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
-    }
-    sums[0]
-}

@@ -1,22 +1,25 @@
-//! What a part adds to the running sums of u and v, [`SEGMENT`] entries at a time.
+//! What a part adds to the running sums of u and c, [`SEGMENT`] entries at a time.
 
-use super::part::SEGMENT;
+use super::part::{BLOCK, SEGMENT};
 use crate::vector::{Instructions, Kernel, LANES, Vectors};
 
-/// What one segment adds to the running sums: enough to integrate them over it without its entries where
-/// the sign of their difference does not change.
+/// Segments of one block.
+pub(crate) const PER_BLOCK: usize = BLOCK / SEGMENT;
+
+/// What the segments of one block add to the running sums: enough to integrate them over a segment without its
+/// entries where the sign of their difference does not change.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Segment {
+pub(crate) struct BlockSegments {
     /// The sum of u.
-    pub(crate) u: f64,
-    /// The sum of v.
-    pub(crate) v: f64,
+    pub(crate) u: [f64; PER_BLOCK],
+    /// The sum of c.
+    pub(crate) c: [f64; PER_BLOCK],
     /// The sum of the running sums of u.
-    pub(crate) u_area: f64,
-    /// The sum of the running sums of v.
-    pub(crate) v_area: f64,
+    pub(crate) u_area: [f64; PER_BLOCK],
+    /// The sum of the running sums of c.
+    pub(crate) c_area: [f64; PER_BLOCK],
     /// The sum of u^2.
-    pub(crate) uu: f64,
+    pub(crate) uu: [f64; PER_BLOCK],
 }
 
 /// The segments of one part, a list for each of their numbers.
@@ -24,9 +27,9 @@ pub(crate) struct Segment {
 pub(crate) struct Segments {
     /// The running sum of u at the start of each segment, and at the end of the last.
     u: Vec<f64>,
-    v: Vec<f64>,
+    c: Vec<f64>,
     u_area: Vec<f64>,
-    v_area: Vec<f64>,
+    c_area: Vec<f64>,
     /// At least the sum of |u|: sqrt(n sum(u^2)), by the Cauchy-Schwarz inequality.
     u_variation: Vec<f64>,
 }
@@ -34,48 +37,52 @@ pub(crate) struct Segments {
 impl Default for Segments {
     fn default() -> Self {
         let empty = Vec::new;
-        Self { u: vec![0.0], v: vec![0.0], u_area: empty(), v_area: empty(), u_variation: empty() }
+        Self { u: vec![0.0], c: vec![0.0], u_area: empty(), c_area: empty(), u_variation: empty() }
     }
 }
 
-/// The running sums of u and v at one place, and the ratio of their totals.
+/// The running sums of u and c at one place, and the ratio of their totals.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Running {
     pub(crate) u: f64,
-    pub(crate) v: f64,
+    pub(crate) c: f64,
     pub(crate) ratio: f64,
 }
 
 impl Segments {
     pub(crate) fn clear(&mut self) {
         self.u.truncate(1);
-        self.v.truncate(1);
+        self.c.truncate(1);
         self.u_area.clear();
-        self.v_area.clear();
+        self.c_area.clear();
         self.u_variation.clear();
     }
 
-    pub(crate) fn push(&mut self, segment: &Segment) {
-        let [u, v] = self.totals();
-        self.u.push(u + segment.u);
-        self.v.push(v + segment.v);
-        self.u_area.push(segment.u_area);
-        self.v_area.push(segment.v_area);
-        self.u_variation.push((SEGMENT as f64 * segment.uu).sqrt());
+    /// Adds the first `count` segments of a block.
+    #[inline]
+    pub(crate) fn extend(&mut self, block: &BlockSegments, count: usize) {
+        let BlockSegments { u, c, u_area, c_area, uu } = block;
+        let [u_start, c_start] = self.totals();
+        let (u_running, c_running) = (running_sums(u_start, u), running_sums(c_start, c));
+        self.u.extend_from_slice(&u_running[..count]);
+        self.c.extend_from_slice(&c_running[..count]);
+        self.u_area.extend_from_slice(&u_area[..count]);
+        self.c_area.extend_from_slice(&c_area[..count]);
+        self.u_variation.extend_from_slice(&uu.map(|uu| (SEGMENT as f64 * uu).sqrt())[..count]);
     }
 
-    /// The sums of u and v.
+    /// The sums of u and c.
     pub(crate) fn totals(&self) -> [f64; 2] {
         // Neither list is ever empty.
-        [&self.u, &self.v].map(|sums| sums.last().copied().unwrap_or_default())
+        [&self.u, &self.c].map(|sums| sums.last().copied().unwrap_or_default())
     }
 
-    /// The difference U - ratio V of the running sums at the start of a segment.
+    /// The difference U - ratio C of the running sums at the start of a segment.
     pub(crate) fn before(&self, segment: usize, start: Running) -> f64 {
-        (start.u + self.u[segment]) - start.ratio * (start.v + self.v[segment])
+        (start.u + self.u[segment]) - start.ratio * (start.c + self.c[segment])
     }
 
-    /// The sum of |U - ratio V| over the entries of the segments in which its sign cannot change; the other
+    /// The sum of |U - ratio C| over the entries of the segments in which its sign cannot change; the other
     /// segments are left in `open`. `start` is what the parts before have summed up to, `entries` how many
     /// there are in this one.
     pub(crate) fn area(
@@ -87,6 +94,14 @@ impl Segments {
     ) -> f64 {
         instructions.run(Area { segments: self, start, entries, open })
     }
+}
+
+fn running_sums(start: f64, sums: &[f64; PER_BLOCK]) -> [f64; PER_BLOCK] {
+    let mut running = start;
+    sums.map(|sum| {
+        running += sum;
+        running
+    })
 }
 
 struct Area<'a> {
@@ -121,15 +136,15 @@ impl Kernel for Area<'_> {
             let count = last - first;
             let (areas, is_closed) = (&mut areas[..count], &mut is_closed[..count]);
             let (u, u_after) = (&segments.u[first..last], &segments.u[first + 1..=last]);
-            let (v, v_after) = (&segments.v[first..last], &segments.v[first + 1..=last]);
-            let (u_area, v_area) = (&segments.u_area[first..last], &segments.v_area[first..last]);
+            let (c, c_after) = (&segments.c[first..last], &segments.c[first + 1..=last]);
+            let (u_area, c_area) = (&segments.u_area[first..last], &segments.c_area[first..last]);
             let u_variation = &segments.u_variation[first..last];
-            let difference = |u: f64, v: f64| (start.u + u) - start.ratio * (start.v + v);
+            let difference = |u: f64, c: f64| (start.u + u) - start.ratio * (start.c + c);
             for segment in 0..count {
-                let before = difference(u[segment], v[segment]);
-                let after = difference(u_after[segment], v_after[segment]);
-                let variation = u_variation[segment] + start.ratio.abs() * (v_after[segment] - v[segment]);
-                let area = inside as f64 * before + (u_area[segment] - start.ratio * v_area[segment]);
+                let before = difference(u[segment], c[segment]);
+                let after = difference(u_after[segment], c_after[segment]);
+                let variation = u_variation[segment] + start.ratio.abs() * (c_after[segment] - c[segment]);
+                let area = inside as f64 * before + (u_area[segment] - start.ratio * c_area[segment]);
                 // To change its sign the difference has to go all the way to 0, and on to where it ends.
                 is_closed[segment] = variation * MARGIN <= before.abs() + after.abs();
                 areas[segment] = if is_closed[segment] { area.abs() } else { 0.0 };

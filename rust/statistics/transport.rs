@@ -3,22 +3,21 @@
 use super::accumulator::{Accumulator, closed_form_entry};
 use super::displacement::Extent;
 use super::lanes::Lanes;
-use super::part::{BLOCK, Block, Pairs, Part, SEGMENT};
+use super::part::{Block, PAIR, Pairs, Part, SEGMENT};
 use super::real::Real;
-use super::segments::Running;
+use super::segments::{PER_BLOCK, Running};
 use super::series::{Terms, terms};
 use super::way::{Scratch, Visitor, revisit};
 use crate::vector::{Instructions, Kernel, LANES, Vectors};
 
-/// The sum over all entries of |U - ratio V|, where U and V are the running sums of u and v: Z_T times
-/// that of |C_T - C_B|.
+/// The sum over all entries of |U - ratio C|, where U and C are the running sums of u and c.
 ///
 /// Where the running difference D cannot change its sign within a segment, what is known of the segment
-/// says all. It cannot where what D varies by, at most the sum of |u| + |ratio| v, is less than the way from
+/// says all. It cannot where what D varies by, at most the sum of |u| + |ratio| c, is less than the way from
 /// D at the start to 0 and back to D at the end. The other segments, about a tenth, are gone through entry
 /// by entry.
 pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>, ratio: f64) -> f64 {
-    let (mut running, mut area) = (Running { u: 0.0, v: 0.0, ratio }, 0.0);
+    let (mut running, mut area) = (Running { u: 0.0, c: 0.0, ratio }, 0.0);
     let (mut open, mut scratch) = (Vec::new(), Scratch::new());
     for (part, accumulator) in parts {
         let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
@@ -34,13 +33,11 @@ pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulato
             revisit(part, block, scaling, accumulator.ways()[block], &mut scratch, &mut visitor);
         }
         area += visitor.area;
-        let [u, v] = segments.totals();
-        running = Running { u: running.u + u, v: running.v + v, ratio };
+        let [u, c] = segments.totals();
+        running = Running { u: running.u + u, c: running.c + c, ratio };
     }
     area
 }
-
-const PER_BLOCK: usize = BLOCK / SEGMENT;
 
 /// Adds up |D| over the entries of one run of segments after the other.
 struct OpenRun {
@@ -71,17 +68,25 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntr
         let OpenRun { ratio, first, mut before, .. } = *self.run;
         let negative_ratio = R::Lanes::<S>::splat(simd, -ratio);
         let mut areas = R::Lanes::<S>::splat(simd, 0.0);
-        for index in 0..self.valid.div_ceil(LANES) {
-            let (x, y) = self.pairs.load(simd, first / LANES + index);
-            let Terms { v, u, .. } = terms::<_, X, K>(x, x * x, y);
-            let sums = v.mul_add(negative_ratio, u).running_sums();
-            let mut differences = (sums + x.constant(before)).abs();
-            if self.valid < (index + 1) * LANES {
-                let mut numbers = differences.numbers();
-                numbers[self.valid % LANES..].fill(R::default());
-                differences = Lanes::load(simd, &numbers);
+        for index in 0..self.valid.div_ceil(PAIR) {
+            let mut steps = [R::Lanes::<S>::splat(simd, 0.0); 2];
+            for (step, (x, y)) in steps.iter_mut().zip(self.pairs.load(simd, first / PAIR + index)) {
+                let Terms { c, u, .. } = terms::<_, X, K>(x, y);
+                *step = c.mul_add(negative_ratio, u);
             }
-            areas = areas + differences;
+            let [even, odd] = steps;
+            let sums = (even + odd).running_sums();
+            let after_odd = sums + sums.constant(before);
+            let mut differences = [(after_odd - odd).abs(), after_odd.abs()];
+            let left = self.valid - index * PAIR;
+            if left < PAIR {
+                for (odd, half) in differences.iter_mut().enumerate() {
+                    let mut numbers = half.numbers();
+                    numbers[(left + 1 - odd) / 2..].fill(R::default());
+                    *half = Lanes::load(simd, &numbers);
+                }
+            }
+            areas = areas + (differences[0] + differences[1]);
             before += sums.numbers()[LANES - 1].wide();
         }
         areas.sum()
@@ -104,8 +109,8 @@ impl Visitor for OpenRun {
         let run = self.first..valid.min(self.first + self.entries);
         let mut difference = self.before;
         for (x, y) in x[run.clone()].iter().zip(&y[run]) {
-            let (u, v) = closed_form_entry(*x, *y);
-            difference += u - self.ratio * v;
+            let (u, c) = closed_form_entry(*x, *y);
+            difference += u - self.ratio * c;
             self.area += difference.abs();
         }
     }
@@ -156,7 +161,7 @@ mod tests {
 
             let (mut difference, mut expected) = (0.0, 0.0);
             for (base, tuned) in base.iter().zip(&tuned) {
-                difference += tuned.exp() - base.exp() - ratio * base.exp();
+                difference += tuned.exp() - base.exp() - ratio * 0.5 * (tuned.exp() + base.exp());
                 expected += f64::abs(difference);
             }
             let found = area(parts.iter().zip(&accumulators), ratio);

@@ -1,14 +1,14 @@
 //! Chooses the way in which a block is computed: the narrowest that is right for it.
 //!
-//! | largest x | largest y | way |
+//! | largest m | largest y | way |
 //! |---|---|---|
-//! | 1/8, 3/8 or 2 | 2^-7 | series of 4, 6 or all terms in x and 3 in y, in `f32` |
-//! | 1/8, 3/8 or 2 | 1/4 | series of 4, 6 or all terms in x and 6 in y, in `f32` |
-//! | 150 | 1/4 or 1 | series of all terms in x and 11 or 23 in y, in `f64` |
+//! | 3/16 or 1/2 | 2^-9 | series of 4 or 6 terms in m and 3 in y, in `f32` |
+//! | 1/2 | 2^-7 | series of 6 terms in m and 4 in y, in `f32` |
+//! | 1/2 or 2 | 1/4 | series of 6 or all terms in m and 6 in y, in `f32` |
+//! | 150 | 1/4 or 1 | series of all terms in m and 11 or 23 in y, in `f64` |
 //! | anything finite | anything finite | closed forms in `f64`, an entry at a time, in a frame |
 //!
-//! where x and y are the arguments of the two exponentials: theta_B and theta_T - theta_B over the
-//! temperature. The weights of large models take the first way or the second, at any usual temperature.
+//! where m and y are the mean and the difference of the two exponents, theta_B and theta_T over the temperature. The weights of large models take the first way or the second, at any usual temperature.
 //! `f32` is for parts of [`MANY`] entries and more, whose rounding errors average out far below the
 //! precision of a score; smaller parts cost next to nothing in `f64`. What decides is the part alone, so
 //! the result depends neither on threads nor on how a file is read.
@@ -24,7 +24,7 @@ use crate::vector::{Kernel, Vectors};
 /// What is done with a block, in the way that is right for it. `valid` of its entries exist; the others
 /// add nothing.
 pub(crate) trait Visitor {
-    /// `X` terms of the series in x and `K` of that in y are enough, if the extent returned is in their
+    /// `X` terms of the series in m and `K` powers of y are enough, if the extent returned is in their
     /// reach; if not, nothing is done.
     fn series<R: Real, P: Pairs<R>, const X: usize, const K: usize>(
         &mut self,
@@ -53,12 +53,10 @@ pub(crate) enum Way {
 }
 
 /// What a series in `f32` can be used for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Reach {
-    x: f64,
-    y: f64,
-    x_terms: usize,
-    y_terms: usize,
+    terms: usize,
+    powers: usize,
 }
 
 /// The reaches of the series in y in `f64`.
@@ -68,8 +66,9 @@ pub(crate) enum WideReach {
     One,
 }
 
-/// The largest |log(Z_T / Z_B)| for moments in `f32`, of which there are the fewer, the smaller all y are.
-pub(crate) const NARROW_REACH: f64 = 1.0 / 256.0;
+/// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u are cut off after their first terms, the
+/// difference of the softmaxes comes out too small by an eighth of its square.
+pub(crate) const NARROW_REACH: f64 = 1.0 / 1024.0;
 
 /// The largest |log(Z_T / Z_B)| for moments in `f64`.
 pub(crate) const WIDE_REACH: f64 = 0.25;
@@ -87,31 +86,32 @@ const LARGEST_EXPONENT: f64 = 150.0;
 const NOTHING: f64 = -700.0;
 
 impl Reach {
-    const X_TERMS: [usize; 3] = [4, 6, FULL];
-    const Y_TERMS: [usize; 2] = [3, 6];
+    /// The narrowest first.
+    const ALL: [Self; 5] = [Self::new(4, 3), Self::new(6, 3), Self::new(6, 4), Self::new(6, 6), Self::new(FULL, 6)];
 
     #[inline(always)]
-    pub(crate) const fn of_terms<const X: usize, const K: usize>() -> Self {
-        Self::new(X, K)
-    }
-
-    #[inline(always)]
-    const fn new(x_terms: usize, y_terms: usize) -> Self {
-        let y = if y_terms == 3 { 1.0 / 128.0 } else { 0.25 };
-        Self { x: exponent_reach(x_terms), y, x_terms, y_terms }
+    pub(crate) const fn new(terms: usize, powers: usize) -> Self {
+        Self { terms, powers }
     }
 
     /// The narrowest for a block of this extent.
     fn of(extent: &Extent) -> Option<Self> {
-        let reaches = Self::Y_TERMS.into_iter().flat_map(|y| Self::X_TERMS.map(|x| Self::new(x, y)));
-        reaches.into_iter().find(|reach| reach.covers(extent))
+        Self::ALL.into_iter().find(|reach| reach.covers(extent))
     }
 
     /// Whether the series are right for a block of this extent.
     #[inline(always)]
     pub(crate) fn covers(&self, extent: &Extent) -> bool {
-        let reaches = |reach: f64, largest: f64| largest <= reach && (largest == 0.0 || largest >= TINY);
-        reaches(self.x, extent.base) && reaches(self.y, extent.delta)
+        let largest_y = match self.powers {
+            3 => 1.0 / 512.0,
+            4 => 1.0 / 128.0,
+            _ => 0.25,
+        };
+        let is_held = |largest: f64| largest == 0.0 || largest >= TINY;
+        extent.base + 0.5 * extent.delta <= exponent_reach(self.terms)
+            && extent.delta <= largest_y
+            && is_held(extent.base)
+            && is_held(extent.delta)
     }
 }
 
@@ -142,7 +142,7 @@ pub(crate) fn visit(
     if valid == BLOCK && part.entries() >= MANY && scaling.frame.is_none() {
         let mut reach = match expected {
             Some(Way::Narrow(reach)) => reach,
-            _ => Reach::of_terms::<4, 3>(),
+            _ => Reach::ALL[0],
         };
         loop {
             let extent = visit_narrow(part, block, scaling, reach, scratch, sums);
@@ -210,11 +210,10 @@ fn visit_narrow(
 
 #[inline]
 fn visit_series<P: Pairs<f32>>(pairs: P, reach: Reach, visitor: &mut impl Visitor) -> Extent {
-    match (reach.x_terms, reach.y_terms) {
-        (4, 3) => visitor.series::<f32, P, 4, 3>(pairs, BLOCK),
-        (6, 3) => visitor.series::<f32, P, 6, 3>(pairs, BLOCK),
-        (_, 3) => visitor.series::<f32, P, FULL, 3>(pairs, BLOCK),
-        (4, _) => visitor.series::<f32, P, 4, 6>(pairs, BLOCK),
+    match (reach.terms, reach.powers) {
+        (4, _) => visitor.series::<f32, P, 4, 3>(pairs, BLOCK),
+        (_, 3) => visitor.series::<f32, P, 6, 3>(pairs, BLOCK),
+        (_, 4) => visitor.series::<f32, P, 6, 4>(pairs, BLOCK),
         (6, _) => visitor.series::<f32, P, 6, 6>(pairs, BLOCK),
         _ => visitor.series::<f32, P, FULL, 6>(pairs, BLOCK),
     }
@@ -232,11 +231,10 @@ fn visit_wide(
     let valid = part.entries_of(block);
     let [x, y] = &mut scratch.wide;
     scaling.instructions.run(Decode { part, block, x, y });
-    let pairs = Decoded { base: x, delta: y };
-    let extent = scaling.instructions.run(Measure { pairs, sums: sums.displacement() });
-    if !(extent.base.is_finite() && extent.delta.is_finite()) {
-        return Err(not_finite(block, x, y));
+    if let Some(entry) = not_finite(block, x, y) {
+        return Err(entry);
     }
+    sums.add_displacement(&scaling.instructions.run(Measure(Decoded { base: x, delta: y })));
     let largest = arguments(x, y, valid, scaling);
     let in_reach = scaling.frame.is_some() || largest.base <= LARGEST_EXPONENT;
     let way = match largest.delta {
@@ -298,8 +296,7 @@ impl<R: Real> Kernel for Decode<'_, R> {
     }
 }
 
-fn not_finite(block: usize, base: &Block<f64>, delta: &Block<f64>) -> NotFinite {
-    let index = base.iter().zip(delta).position(|(base, delta)| !(base.is_finite() && delta.is_finite()));
-    let index = index.unwrap_or_default();
-    NotFinite { entry: block * BLOCK + index, tuned: base[index].is_finite() }
+fn not_finite(block: usize, base: &Block<f64>, delta: &Block<f64>) -> Option<NotFinite> {
+    let index = base.iter().zip(delta).position(|(base, delta)| !(base.is_finite() && delta.is_finite()))?;
+    Some(NotFinite { entry: block * BLOCK + index, tuned: base[index].is_finite() })
 }
