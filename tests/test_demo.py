@@ -378,3 +378,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = CliRunner().invoke(app, ["demo"], prog_name="alps")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert "alps-demo: expected a free name" in ran.stderr
+
+
+@pytest.mark.parametrize(("cores", "seeds", "expected"), [(1, 3, 1), (2, 3, 2), (64, 3, 3), (64, 1, 1)])
+def test_the_command_takes_a_process_for_each_core_and_no_more_than_seeds(
+    cores: int, seeds: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def recorded(*arguments: Any, processes: int) -> Results:
+        asked.append(processes)
+        return results({})
+
+    monkeypatch.setattr(demo, "cores", lambda: cores)
+    monkeypatch.setattr(demo, "run", recorded)
+    ran = CliRunner().invoke(app, ["demo", "--seeds", str(seeds)], prog_name="alps")
+    assert (ran.exit_code, asked) == (0, [expected])
