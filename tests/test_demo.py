@@ -3,14 +3,18 @@
 import io
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +29,9 @@ from alps.cli import app
 from alps.demo import artefacts, experiment, findings, table
 from alps.demo.learning import Learner, loss
 from alps.demo.results import Losses, Measured, Outcome, Results, Trial
+from alps.demo.team import Team
 from alps.demo.texts import Text, standard_library, train_tokenizer
-from alps.demo.ways import SELECTED, WAYS
+from alps.demo.ways import SELECTED, SIDE_BY_SIDE, WAYS
 
 TINY = demo.Settings(
     seeds=2,
@@ -50,7 +55,7 @@ NAMES = [way.name for way in WAYS]
 class Run:
     """A finished demo, and what it said and did."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, processes: int = 1) -> None:
         self.folder = folder / "deep" / "demo"
         self.told = io.StringIO()
         self.steps: list[tuple[Learner, bytes]] = []
@@ -62,7 +67,7 @@ class Run:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Learner, "step", recorded)
-            self.results = demo.run(self.folder, TINY, Console(file=self.told, width=80))
+            self.results = demo.run(self.folder, TINY, Console(file=self.told, width=80), processes)
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +134,16 @@ def test_every_way_takes_the_same_batches(finished: Run) -> None:
     base, *others = list(seen.values())
     assert len(base) == TINY.base_steps
     assert [len(batches) for batches in others] == [TINY.steps] * TINY.seeds * (1 + len(WAYS))
-    each = 1 + len(WAYS)
-    first, second = others[:each], others[each:]
-    for tuned, *ways in (first, second):
-        assert all(way == ways[0] for way in ways)
-        assert tuned != ways[0]
-    assert first[1] != second[1]
+    tuned, trained = others[: TINY.seeds], others[TINY.seeds :]
+    ways: list[list[list[bytes]]] = [[] for _ in range(TINY.seeds)]
+    for part in SIDE_BY_SIDE:
+        for seed in range(TINY.seeds):
+            ways[seed] += trained[: len(part)]
+            del trained[: len(part)]
+    for copy, (first, *rest) in zip(tuned, ways, strict=True):
+        assert all(way == first for way in rest)
+        assert copy != first
+    assert ways[0] != ways[1]
 
 
 def test_what_is_counted_is_what_there_is(finished: Run) -> None:
@@ -257,7 +266,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("moment", ["make_base", "locate", "train", "trial"])
+@pytest.mark.parametrize("moment", ["prepare", "make_base", "losses", "locate", "train"])
 def test_an_interrupt_leaves_nothing(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -285,23 +294,77 @@ def test_an_interrupt_while_files_are_written_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
-def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
-    running = subprocess.Popen(
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The command, as a terminal starts it; other tests run while it imports what it needs."""
+    folder = tmp_path_factory.mktemp("running")
+    with subprocess.Popen(
         [sys.executable, "-m", "alps.cli", "demo", "demo"],
-        cwd=tmp_path,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    with running:
-        while not any(tmp_path.iterdir()):
-            time.sleep(0.05)
-            assert running.poll() is None
-        running.send_signal(signal.SIGINT)
-        _, complaint = running.communicate(timeout=60)
-    assert (running.returncode, complaint) == (130, b"")
-    assert not list(tmp_path.iterdir())
+        start_new_session=True,
+    ) as command:
+        yield command, folder
+        command.kill()
+
+
+@pytest.mark.usefixtures("running")
+def test_two_processes_come_to_the_same(finished: Run, tmp_path: Path) -> None:
+    shared = Run(tmp_path, processes=2)
+    assert 0 < len(shared.steps) < len(finished.steps)
+    assert multiprocessing.active_children() == []
+
+    def without_times(run: Run) -> Results:
+        return replace(
+            run.results,
+            trials=[
+                replace(
+                    trial,
+                    outcomes={name: replace(it, step_seconds=0) for name, it in trial.outcomes.items()},
+                )
+                for trial in run.results.trials
+            ],
+        )
+
+    assert without_times(shared) == without_times(finished)
+    assert list(shared.results.trials[0].outcomes) == NAMES
+    for name in ("base", "tuned", "trained"):
+        weights = Path(name) / "model.safetensors"
+        assert (shared.folder / weights).read_bytes() == (finished.folder / weights).read_bytes()
+
+
+def test_a_helper_that_was_killed_is_reported() -> None:
+    class Killed:
+        def submit(self, *arguments: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(BrokenProcessPool())
+            return future
+
+    pool: Any = Killed()
+    alone: Any = SimpleNamespace(settings=TINY)
+    with pytest.raises(ChildProcessError, match=r"process that helped .*alps demo --seeds 1"):
+        Team(alone, 2, pool, lambda steps: None).share(lambda experiment: None, [(), ()])
+
+
+def test_processes_are_counted_from_one(tmp_path: Path) -> None:
+    with pytest.raises(alps.ArgumentError, match=r"processes: expected at least 1, found 0"):
+        demo.run(tmp_path / "demo", TINY, processes=0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+def test_ctrl_c_ends_the_command(running: tuple[subprocess.Popen[bytes], Path]) -> None:
+    command, folder = running
+    while not any(folder.iterdir()):
+        time.sleep(0.05)
+        assert command.poll() is None
+    os.killpg(command.pid, signal.SIGINT)
+    _, complaint = command.communicate(
+        timeout=60
+    )  # until no process holds the pipe any more, helpers included
+    assert (command.returncode, complaint) == (130, b"")
+    assert not list(folder.iterdir())
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,3 +378,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = CliRunner().invoke(app, ["demo"], prog_name="alps")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert "alps-demo: expected a free name" in ran.stderr
+
+
+@pytest.mark.parametrize(("cores", "seeds", "expected"), [(1, 3, 1), (2, 3, 2), (64, 3, 3), (64, 1, 1)])
+def test_the_command_takes_a_process_for_each_core_and_no_more_than_seeds(
+    cores: int, seeds: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def recorded(*arguments: Any, processes: int) -> Results:
+        asked.append(processes)
+        return results({})
+
+    monkeypatch.setattr(demo, "cores", lambda: cores)
+    monkeypatch.setattr(demo, "run", recorded)
+    ran = CliRunner().invoke(app, ["demo", "--seeds", str(seeds)], prog_name="alps")
+    assert (ran.exit_code, asked) == (0, [expected])

@@ -305,8 +305,9 @@ def demo(
 ) -> None:
     """Show the whole method in a minute: train, tune, scan and compare ways to train a tiny model."""
     with needed("the demo", "'alps-heads[train,plot]'"):
-        from alps.demo import Settings, run
-    results = run(folder, Settings(seeds=seeds), Console(quiet=True) if as_json else _console())
+        from alps.demo import Settings, cores, run
+    console = Console(quiet=True) if as_json else _console()
+    results = run(folder, Settings(seeds=seeds), console, processes=min(cores(), seeds))
     if as_json:
         typer.echo(results.to_json(), nl=False)
 

@@ -6,5 +6,6 @@ Needs the extras `train` and `plot`, and is imported only where the demo is aske
 from alps.demo.results import Results
 from alps.demo.settings import Settings
 from alps.demo.story import run
+from alps.demo.team import cores
 
-__all__ = ["Results", "Settings", "run"]
+__all__ = ["Results", "Settings", "cores", "run"]

@@ -1,6 +1,6 @@
 """The experiment: one base, and for every seed a tuned copy, its heads, and every way to train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,12 @@ from transformers import PreTrainedTokenizerFast
 import alps
 from alps.demo import model as models
 from alps.demo.learning import Learner, loss
-from alps.demo.results import Losses, Outcome, Trial
+from alps.demo.results import Losses, Outcome
 from alps.demo.settings import Settings
 from alps.demo.texts import Text, standard_library, train_tokenizer
-from alps.demo.ways import RATE, WAYS, Heads
+from alps.demo.ways import RATE, SELECTED, Heads, Way
 from alps.scores import HeadScores
 
-_BASE_RATE = 4e-3
 _TUNED, _WAYS = 1000, 2000
 """Added to a seed, so that the tuned copy and the ways to train draw different batches."""
 
@@ -77,7 +76,7 @@ class Experiment:
     def make_base(self, folder: Path) -> Losses:
         """Trains a model from random weights on the general text, and saves it."""
         torch.manual_seed(0)
-        learner = Learner(models.create(self.settings), _BASE_RATE, self.settings.base_steps)
+        learner = Learner(models.create(self.settings), RATE, self.settings.base_steps)
         self._learn([learner], self.general, 0, self.settings.base_steps)
         models.save(learner.model, self.tokenizer, folder)
         return self.losses(learner.model)
@@ -95,28 +94,37 @@ class Experiment:
         )
         return Located(self.losses(learner.model), scores, heads)
 
-    def train(self, base: Path, heads: Heads, seed: int) -> dict[str, Learner]:
-        """Trains the base on the task in every way, side by side: each batch goes to all before the next is drawn."""
+    def train(
+        self, base: Path, heads: Heads, seed: int, ways: Sequence[Way], trained: Path | None
+    ) -> dict[str, Outcome]:
+        """Trains the base on the task in some ways, side by side: each batch goes to all before the next is drawn.
+
+        Args:
+            base: Where the base is.
+            heads: To choose from.
+            seed: Decides the batches; they are the same for all ways, trained at once or not.
+            ways: The ways.
+            trained: Where to save the base with its selected heads and the rest trained, if at all.
+        """
         learners: dict[str, Learner] = {}
-        for way in WAYS:
+        for way in ways:
             torch.manual_seed(seed)
             learners[way.name] = Learner(way.prepare(models.load(base), heads), way.rate, self.settings.steps)
         self._learn(list(learners.values()), self.task, _WAYS + seed, self.settings.steps)
-        return learners
+        outcomes = {name: self._outcome(learner) for name, learner in learners.items()}
+        if trained is not None:
+            model = learners[SELECTED.name].model
+            alps.release(model)
+            models.save(model, self.tokenizer, trained)
+        return outcomes
 
-    def trial(self, seed: int, located: "Located", learners: dict[str, Learner]) -> Trial:
-        """What a seed came to."""
-        outcomes = {
-            name: Outcome(
-                losses=self.losses(learner.model),
-                trainable=learner.trainable,
-                step_seconds=learner.seconds / self.settings.steps,
-                bytes=learner.bytes,
-            )
-            for name, learner in learners.items()
-        }
-        heads = located.heads
-        return Trial(seed, located.losses, heads.selected.pairs(), heads.random.pairs(), outcomes)
+    def _outcome(self, learner: Learner) -> Outcome:
+        return Outcome(
+            losses=self.losses(learner.model),
+            trainable=learner.trainable,
+            step_seconds=learner.seconds / self.settings.steps,
+            bytes=learner.bytes,
+        )
 
     def _learn(self, learners: list[Learner], text: Text, seed: int, steps: int) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -2,34 +2,34 @@
 
 import tempfile
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-import alps
 from alps import terminal, terminal_map
 from alps.demo import artefacts, table
 from alps.demo import model as models
 from alps.demo.experiment import Experiment
 from alps.demo.findings import findings
-from alps.demo.results import Losses, Results
+from alps.demo.results import Losses, Results, Trial
 from alps.demo.settings import Settings
-from alps.demo.ways import SELECTED, WAYS
+from alps.demo.surroundings import one_thread, quiet
+from alps.demo.team import Team
+from alps.demo.ways import SELECTED, SIDE_BY_SIDE, WAYS
 from alps.errors import ArgumentError
 
 _WIDEST = 100
 """Characters of a line of text."""
 
 
-def run(folder: Path, settings: Settings | None = None, console: Console | None = None) -> Results:
+def run(
+    folder: Path, settings: Settings | None = None, console: Console | None = None, processes: int = 1
+) -> Results:
     """Runs the demo.
 
     Everything is made in a hidden folder beside `folder`, which takes that name when all of it is there.
@@ -38,16 +38,21 @@ def run(folder: Path, settings: Settings | None = None, console: Console | None 
         folder: What to make; it must not exist yet.
         settings: The sizes; the default ones when not given.
         console: Where the story is told; standard output when not given.
+        processes: Among how many to divide the training. No number but of time depends on it. A script that
+            asks for more than one needs its `if __name__ == "__main__":`, since the others import it.
 
     Returns:
         What was measured.
 
     Raises:
-        ArgumentError: `folder` exists, or this Python comes without the source of its library.
-        OSError: The folder cannot be written.
+        ArgumentError: `folder` exists, `processes` is less than 1, or this Python comes without the source of its
+            library.
+        OSError: The folder cannot be written, or another process was killed.
     """
     settings = settings or Settings()
     console = console or Console(highlight=False)
+    if processes < 1:
+        raise ArgumentError(f"processes: expected at least 1, found {processes}")
     if folder.exists():
         raise ArgumentError(
             f"{folder}: expected a free name, found something there; remove it or name another"
@@ -55,12 +60,13 @@ def run(folder: Path, settings: Settings | None = None, console: Console | None 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary,
-        _one_thread(),
-        _quiet(),
-        _progress(console, settings) as tick,
+        one_thread(),
+        quiet(),
+        _progress(console, settings) as advance,
+        Team.gather(settings, processes, advance) as team,
     ):
         unfinished = Path(temporary) / folder.name
-        results = _tell(unfinished, folder, Experiment.prepare(settings, tick), console)
+        results = _tell(unfinished, folder, team, console)
         unfinished.rename(folder)
     _say(console, f"All of it is in the folder {folder}:")
     for name, content in artefacts.CONTENTS.items():
@@ -68,8 +74,10 @@ def run(folder: Path, settings: Settings | None = None, console: Console | None 
     return results
 
 
-def _tell(unfinished: Path, folder: Path, experiment: Experiment, console: Console) -> Results:
+def _tell(unfinished: Path, folder: Path, team: Team, console: Console) -> Results:
+    experiment = team.experiment
     settings = experiment.settings
+    seeds = range(settings.seeds)
     base, tuned = unfinished / "base", unfinished / "tuned"
 
     _head(console, "1  A base model")
@@ -82,15 +90,17 @@ def _tell(unfinished: Path, folder: Path, experiment: Experiment, console: Conso
     )
 
     _head(console, "2  A copy of it, tuned on a task")
-    located = experiment.locate(base, 0, tuned)
+    copies = [tuned, *(unfinished.parent / f"tuned-{seed}" for seed in seeds[1:])]
+    located = team.share(Experiment.locate, [(base, seed, copies[seed]) for seed in seeds])
+    first = located[0]
     _say(
         console,
         f"All of the copy is trained on the task, Python code, in {settings.steps} steps. It has learnt something, and "
-        f"forgotten something. {_described(located.losses)}",
+        f"forgotten something. {_described(first.losses)}",
     )
 
     _head(console, "3  Which heads did that move?")
-    scores, selected = artefacts.renamed(located.scores, located.heads.selected, unfinished, folder)
+    scores, selected = artefacts.renamed(first.scores, first.heads.selected, unfinished, folder)
     _say(console, "Nothing is run for this: alps scan compares the weights of the two, head by head.")
     console.print()
     console.print(terminal_map.head_map(console, scores.geometry, scores["wasserstein"], selected))
@@ -103,16 +113,22 @@ def _tell(unfinished: Path, folder: Path, experiment: Experiment, console: Conso
         f"The base is trained on the task again, in {len(WAYS)} ways, and all of that with {settings.seeds} seeds: each "
         "has a tuned copy, selected heads, random heads and batches of its own.",
     )
-    trials = []
-    for seed in range(settings.seeds):
-        if seed:
-            located = experiment.locate(base, seed, unfinished.parent / f"tuned-{seed}")
-        learners = experiment.train(base, located.heads, seed)
-        trials.append(experiment.trial(seed, located, learners))
-        if not seed:
-            trained = learners[SELECTED.name].model
-            alps.release(trained)
-            models.save(trained, experiment.tokenizer, unfinished / "trained")
+    calls = [
+        (base, it.heads, seed, ways, unfinished / "trained" if SELECTED in ways and seed == 0 else None)
+        for ways in SIDE_BY_SIDE
+        for seed, it in enumerate(located)
+    ]
+    outcomes = team.share(Experiment.train, calls)
+    trials = [
+        Trial(
+            seed,
+            it.losses,
+            it.heads.selected.pairs(),
+            it.heads.random.pairs(),
+            {name: outcome for part in outcomes[seed :: settings.seeds] for name, outcome in part.items()},
+        )
+        for seed, it in enumerate(located)
+    ]
     results = Results(losses, parameters, settings.steps, trials)
     console.print(table.for_terminal(results))
     _say(console, table.explanation(results), style="dim")
@@ -150,37 +166,10 @@ def _say(console: Console, text: str, *, style: str = "", bullet: str = "") -> N
 
 
 @contextmanager
-def _progress(console: Console, settings: Settings) -> Iterator[Callable[[], None]]:
-    """A bar of all steps, as a callback for each; nobody sees it who reads from a file or a pipe."""
+def _progress(console: Console, settings: Settings) -> Iterator[Callable[[int], None]]:
+    """A bar of all steps, as a callback for some more of them; nobody sees it who reads from a file or a pipe."""
     columns = TextColumn("   training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     total = settings.base_steps + settings.seeds * settings.steps * (1 + len(WAYS))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=total)
-        yield lambda: bar.advance(task)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """So small a model gains little from more threads; with one, the same machine gives the same numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars of transformers, and without what PEFT asks of it although it is deprecated."""
-    logging: Any = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        yield partial(bar.advance, task)

@@ -38,7 +38,8 @@ def standard_library(characters: int) -> tuple[str, str]:
                 if docstring is not None:
                     docstrings.append(docstring)
                     node.body = node.body[1:] or [ast.Pass()]
-        code.append(ast.unparse(tree))
+        if sum(map(len, code)) < characters:
+            code.append(ast.unparse(tree))
         if min(sum(map(len, docstrings)), sum(map(len, code))) >= characters:
             return "\n\n".join(docstrings)[:characters], "\n\n".join(code)[:characters]
     raise ArgumentError(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 # Where bitsandbytes is installed PEFT imports it, and it then tells of kernels that nothing here uses.
@@ -14,7 +15,7 @@ import alps  # noqa: E402
 from alps.heads import HeadSet  # noqa: E402
 
 RATE = 2e-3
-"""Peak learning rate of the tuned copy, and of the ways that train most of the model."""
+"""Peak learning rate of the base, of the tuned copy, and of the ways that train most of the model."""
 
 _RATE_OF_FEW = 1e-2
 """Of the ways that train a few per cent of it, which at the lower rate would get less far in as many steps.
@@ -41,7 +42,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to train.
+    """A way to train; it can be sent to another process.
 
     Attributes:
         name: What tables call it.
@@ -56,12 +57,13 @@ class Way:
     prepare: Callable[[Any, Heads], Any]
 
 
-def _restricted(of: Callable[[Heads], HeadSet], others: Any) -> Callable[[Any, Heads], Any]:
-    def prepare(model: Any, heads: Heads) -> Any:
-        alps.restrict(model, of(heads), others=others)
-        return model
+def _untouched(model: Any, heads: Heads) -> Any:
+    return model
 
-    return prepare
+
+def _restricted(model: Any, heads: Heads, *, which: str, others: Any) -> Any:
+    alps.restrict(model, getattr(heads, which), others=others)
+    return model
 
 
 def _lora(model: Any, heads: Heads) -> Any:
@@ -71,25 +73,28 @@ def _lora(model: Any, heads: Heads) -> Any:
     return peft.get_peft_model(model, config)
 
 
-EVERYTHING = Way("everything", "all parameters", RATE, lambda model, heads: model)
-FROZEN = Way("Q/K/V frozen", "all but Q, K and V", RATE, _restricted(lambda heads: heads.none, "train"))
+EVERYTHING = Way("everything", "all parameters", RATE, _untouched)
+FROZEN = Way("Q/K/V frozen", "all but Q, K and V", RATE, partial(_restricted, which="none", others="train"))
 RANDOM = Way(
     "random heads", "random heads, and all but Q, K and V", RATE,
-    _restricted(lambda heads: heads.random, "train"),
+    partial(_restricted, which="random", others="train"),
 )  # fmt: skip
 SELECTED = Way(
     "selected heads", "selected heads, and all but Q, K and V", RATE,
-    _restricted(lambda heads: heads.selected, "train"),
+    partial(_restricted, which="selected", others="train"),
 )  # fmt: skip
 LORA = Way("LoRA on Q/K/V", "adapters of rank 8 on Q, K and V", _RATE_OF_FEW, _lora)
 RANDOM_ALONE = Way(
     "random heads alone", "random heads and nothing else", _RATE_OF_FEW,
-    _restricted(lambda heads: heads.random, "freeze"),
+    partial(_restricted, which="random", others="freeze"),
 )  # fmt: skip
 SELECTED_ALONE = Way(
     "selected heads alone", "selected heads and nothing else", _RATE_OF_FEW,
-    _restricted(lambda heads: heads.selected, "freeze"),
+    partial(_restricted, which="selected", others="freeze"),
 )  # fmt: skip
 
 WAYS = (EVERYTHING, FROZEN, RANDOM, SELECTED, LORA, RANDOM_ALONE, SELECTED_ALONE)
 """The first five are those that the paper compares; the last two show the heads by themselves."""
+
+SIDE_BY_SIDE = (WAYS[:4], WAYS[4:])
+"""Those that train most of the model, and those that train little of it."""
