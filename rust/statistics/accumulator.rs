@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::displacement::{BlockDisplacement, Displacement, Extent};
 use super::divergence;
 use super::lanes::Lanes;
-use super::part::{Block, PAIR, Pairs, Part, SEGMENT};
+use super::part::{Block, Entries, PAIR, Pairs, Part, SEGMENT};
 use super::real::Real;
 use super::segments::{BlockSegments, PER_BLOCK, Segments};
-use super::series::{HYPERBOLIC, Terms, terms};
+use super::series::{Terms, terms, weight_of_power};
 use super::softmax::{NotFinite, Scaling, Sums};
 use super::way::{self, Reach, Scratch, Visitor, Way};
 use crate::vector::{Kernel, LANES, Vectors};
@@ -38,12 +38,17 @@ impl Accumulator {
     }
 
     /// Adds blocks of `part`, which follow those added before.
-    pub(crate) fn add(&mut self, part: &Part, blocks: Range<usize>) -> Result<(), NotFinite> {
-        let (scaling, mut scratch) = (self.scaling, Scratch::new());
+    pub(crate) fn add(
+        &mut self,
+        part: &Part,
+        blocks: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<(), NotFinite> {
+        let scaling = self.scaling;
         for block in blocks {
             self.sums.entries += part.entries_of(block);
             let expected = self.ways.last().copied();
-            let way = way::visit(part, block, &scaling, expected, &mut scratch, self)?;
+            let way = way::visit(part, block, &scaling, expected, scratch, self)?;
             self.ways.push(way);
         }
         Ok(())
@@ -106,15 +111,22 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AddBlock<'
         }
         // The lanes of everything are added up together, which keeps the loop above busy.
         let [base_squares, delta_squares, changed] = block.displacement.lanes();
-        let [second, third] = [block.moments[0], block.moments[1]];
+        let (second, third) = (block.moments[2], if K == 3 { block.last_moment } else { block.moments[3] });
         for (rest, lanes) in rest[PER_BLOCK..].iter_mut().zip([
-            block.cc, block.uc, base_squares, delta_squares, changed, second, third,
+            block.cc,
+            block.uc,
+            base_squares,
+            delta_squares,
+            changed,
+            second,
+            third,
         ]) {
             *rest = lanes;
         }
         let [totals, areas, rest] = segments;
         let ([u, c], [u_area, c_area]) = (halves(Lanes::sums(totals)), halves(Lanes::sums(areas)));
-        let [uu, [cc, uc, base_squares, delta_squares, changed, second, third, _]] = halves(Lanes::sums(rest));
+        let [uu, [cc, uc, base_squares, delta_squares, changed, second, third, _]] =
+            halves(Lanes::sums(rest));
 
         let (displacement, extent) = block.displacement.of_sums([base_squares, delta_squares, changed]);
         let Accumulator { sums, segments, scaling, .. } = accumulator;
@@ -140,12 +152,15 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AddBlock<'
             let moment = match k {
                 2 => second,
                 3 => third,
-                _ => block.moments[k - 2].sum(),
+                k if k == K => block.last_moment.sum(),
+                _ => block.moments[k].sum(),
             };
             sums.moments[k] += moment;
             // What c and u have in them besides w and w y.
-            if k < K - 1 + k % 2 {
-                *if k % 2 == 0 { &mut mean } else { &mut difference } -= HYPERBOLIC[k] * moment;
+            if k % 2 == 0 && k < K - 1 {
+                mean -= weight_of_power(k) * moment;
+            } else if k % 2 == 1 && k < K {
+                difference -= weight_of_power(k) * moment;
             }
         }
         sums.moments[0] += mean;
@@ -159,33 +174,45 @@ struct BlockLanes<N, const K: usize> {
     displacement: BlockDisplacement<N>,
     cc: N,
     uc: N,
-    /// The sums of w y^k from k = 2 to K; those before follow from them and from the sums of c and u.
+    /// The sums of w y^k from k = 2 to K - 1; those before follow from the sums of c and u.
     moments: [N; K],
+    /// The sum of w y^K.
+    last_moment: N,
 }
 
 impl<N: Lanes, const K: usize> BlockLanes<N, K> {
     #[inline(always)]
     fn none(simd: N::Vectors) -> Self {
         let zero = N::splat(simd, 0.0);
-        Self { displacement: BlockDisplacement::none(simd), cc: zero, uc: zero, moments: [zero; K] }
+        Self {
+            displacement: BlockDisplacement::none(simd),
+            cc: zero,
+            uc: zero,
+            moments: [zero; K],
+            last_moment: zero,
+        }
     }
 
-    /// Adds x and y of the even entries and of the odd ones, and gives their u and c.
+    /// Adds the even entries and the odd ones, and gives their u and c.
     #[inline(always)]
-    fn add<const X: usize>(&mut self, pair: [(N, N); 2]) -> [(N, N); 2] {
-        let mut halves = pair;
-        for (odd, half) in halves.iter_mut().enumerate() {
-            let (x, y) = *half;
+    fn add<const X: usize>(&mut self, pair: [Entries<N>; 2]) -> [(N, N); 2] {
+        let mut halves = [(self.cc, self.cc); 2];
+        for (odd, (entries, half)) in pair.into_iter().zip(&mut halves).enumerate() {
+            let y = entries.delta;
             if N::Number::IS_NARROW {
-                self.displacement.add(odd, x, y);
+                self.displacement.add(odd, entries.base, y);
             }
-            let Terms { c, u, powers } = terms::<N, X, K>(x, y);
+            let Terms { c, u, powers } = terms::<N, X, K>(entries);
             self.cc = c.mul_add(c, self.cc);
             self.uc = u.mul_add(c, self.uc);
+            #[expect(
+                clippy::needless_range_loop,
+                reason = "a range is unrolled, which keeps the sums in registers"
+            )]
             for k in 2..K {
-                self.moments[k - 2] = self.moments[k - 2] + powers[k];
+                self.moments[k] = self.moments[k] + powers[k];
             }
-            self.moments[K - 2] = powers[K - 1].mul_add(y, self.moments[K - 2]);
+            self.last_moment = powers[K - 1].mul_add(y, self.last_moment);
             *half = (u, c);
         }
         halves

@@ -108,8 +108,8 @@ impl Kernel for Measure<'_> {
     fn run<S: Vectors>(self, simd: S) -> Displacement {
         let mut block = BlockDisplacement::<<f64 as Real>::Lanes<S>>::none(simd);
         for index in 0..BLOCK / PAIR {
-            for (odd, (base, delta)) in self.0.load(simd, index).into_iter().enumerate() {
-                block.add(odd, base, delta);
+            for (odd, entries) in self.0.load(simd, index).into_iter().enumerate() {
+                block.add(odd, entries.base, entries.delta);
             }
         }
         block.of_sums(block.lanes().map(Lanes::sum)).0

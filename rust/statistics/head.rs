@@ -7,7 +7,7 @@ use super::part::{BLOCK, Part, for_each_entry};
 use super::softmax::{Frame, NotFinite, Scaling, Sums};
 use super::transport;
 use super::values;
-use super::way::{NARROW_REACH, WIDE_REACH};
+use super::way::{NARROW_REACH, Scratch, WIDE_REACH};
 use crate::vector::Instructions;
 
 /// What every statistic of a head is made of.
@@ -31,13 +31,14 @@ pub struct Measured {
 pub struct PartSums {
     accumulator: Accumulator,
     blocks: usize,
+    scratch: Box<Scratch>,
 }
 
 impl PartSums {
     /// Sums of nothing.
     pub fn new(temperature: f64, instructions: Instructions) -> Self {
         let scaling = Scaling { temperature, frame: None, instructions };
-        Self { accumulator: Accumulator::new(scaling), blocks: 0 }
+        Self { accumulator: Accumulator::new(scaling), blocks: 0, scratch: Scratch::new() }
     }
 
     /// Begins another part.
@@ -51,7 +52,7 @@ impl PartSums {
         let end = if entries == part.entries() { part.blocks() } else { entries / BLOCK };
         let blocks = self.blocks..end;
         self.blocks = end;
-        self.accumulator.add(part, blocks)
+        self.accumulator.add(part, blocks, &mut self.scratch)
     }
 }
 
@@ -86,7 +87,7 @@ fn is_well_conditioned(sums: &Sums) -> bool {
     }
     let reach = if sums.has_narrow { NARROW_REACH } else { WIDE_REACH };
     let (shift, _) = sums.normalisers();
-    sums.uu == 0.0 || (shift.abs() <= reach && sums.distance_squared() >= sums.uu / 64.0)
+    sums.uu == 0.0 || (shift.abs() <= reach && sums.distance_squared() >= sums.uu / 16.0)
 }
 
 /// How closely the centre has to be known for divergences in closed form, which cannot be moved.
@@ -98,10 +99,10 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
     let mut frame = frame(parts);
     loop {
         let scaling = Scaling { frame: Some(frame), ..*scaling };
-        let (mut sums, mut accumulators) = (Sums::default(), Vec::new());
+        let (mut sums, mut accumulators, mut scratch) = (Sums::default(), Vec::new(), Scratch::new());
         for part in parts {
             let mut accumulator = Accumulator::new(scaling);
-            accumulator.add(part, 0..part.blocks())?;
+            accumulator.add(part, 0..part.blocks(), &mut scratch)?;
             sums.merge(&accumulator.sums());
             accumulators.push(accumulator);
         }

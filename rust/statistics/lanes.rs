@@ -72,7 +72,11 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         fold::<Self, 2>(&mut vectors);
         fold::<Self, 4>(&mut vectors);
         fold::<Self, 8>(&mut vectors);
-        vectors[0].numbers().map(Real::wide)
+        let mut sums = [0.0; LANES];
+        for (sum, number) in sums.iter_mut().zip(vectors[0].numbers()) {
+            *sum = number.wide();
+        }
+        sums
     }
 
     /// Each lane with the one `DISTANCE` above it, around the end, added: those without the bit `DISTANCE` in

@@ -216,10 +216,21 @@ impl Part<'_> {
 /// word of two 16-bit weights comes apart.
 pub(crate) const PAIR: usize = 2 * LANES;
 
-/// theta_B and theta_T - theta_B of a whole block, [`PAIR`] entries at a time.
+/// Entries of both sides.
+#[derive(Clone, Copy)]
+pub(crate) struct Entries<N> {
+    /// theta_B.
+    pub(crate) base: N,
+    /// theta_T - theta_B.
+    pub(crate) delta: N,
+    /// theta_B + theta_T.
+    pub(crate) sum: N,
+}
+
+/// Both sides of a whole block, [`PAIR`] entries at a time.
 pub(crate) trait Pairs<R: Real>: Copy {
-    /// Those of the even and of the odd entries from `PAIR * index` on.
-    fn load<S: Vectors>(self, simd: S, index: usize) -> [(R::Lanes<S>, R::Lanes<S>); 2];
+    /// The even and the odd entries from `PAIR * index` on.
+    fn load<S: Vectors>(self, simd: S, index: usize) -> [Entries<R::Lanes<S>>; 2];
 }
 
 /// Numbers that were decoded before.
@@ -231,14 +242,22 @@ pub(crate) struct Decoded<'a, R> {
 
 impl<R: Real> Pairs<R> for Decoded<'_, R> {
     #[inline(always)]
-    fn load<S: Vectors>(self, simd: S, index: usize) -> [(R::Lanes<S>, R::Lanes<S>); 2] {
+    fn load<S: Vectors>(self, simd: S, index: usize) -> [Entries<R::Lanes<S>>; 2] {
         let (base, delta) =
             (&self.base.as_chunks::<PAIR>().0[index], &self.delta.as_chunks::<PAIR>().0[index]);
-        [
-            (every_other(simd, base, 0), every_other(simd, delta, 0)),
-            (every_other(simd, base, 1), every_other(simd, delta, 1)),
-        ]
+        [entries(simd, base, delta, 0), entries(simd, base, delta, 1)]
     }
+}
+
+#[inline(always)]
+fn entries<N: Lanes>(
+    simd: N::Vectors,
+    base: &[N::Number; PAIR],
+    delta: &[N::Number; PAIR],
+    odd: usize,
+) -> Entries<N> {
+    let (base, delta) = (every_other(simd, base, odd), every_other(simd, delta, odd));
+    Entries { base, delta, sum: base.mul_add(base.constant(2.0), delta) }
 }
 
 #[inline(always)]
@@ -259,10 +278,13 @@ pub(crate) struct Bf16<'a> {
 
 impl Pairs<f32> for Bf16<'_> {
     #[inline(always)]
-    fn load<S: Vectors>(self, simd: S, index: usize) -> [(Narrow<S>, Narrow<S>); 2] {
+    fn load<S: Vectors>(self, simd: S, index: usize) -> [Entries<Narrow<S>>; 2] {
         let [base_even, base_odd] = widen(simd, self.base, index);
         let [tuned_even, tuned_odd] = widen(simd, self.tuned, index);
-        [(base_even, tuned_even - base_even), (base_odd, tuned_odd - base_odd)]
+        [
+            Entries { base: base_even, delta: tuned_even - base_even, sum: tuned_even + base_even },
+            Entries { base: base_odd, delta: tuned_odd - base_odd, sum: tuned_odd + base_odd },
+        ]
     }
 }
 

@@ -68,7 +68,7 @@ impl Segments {
         self.c.extend_from_slice(&c_running[..count]);
         self.u_area.extend_from_slice(&u_area[..count]);
         self.c_area.extend_from_slice(&c_area[..count]);
-        self.u_variation.extend_from_slice(&uu.map(|uu| (SEGMENT as f64 * uu).sqrt())[..count]);
+        self.u_variation.extend(uu[..count].iter().map(|uu| (SEGMENT as f64 * uu).sqrt()));
     }
 
     /// The sums of u and c.
@@ -97,11 +97,12 @@ impl Segments {
 }
 
 fn running_sums(start: f64, sums: &[f64; PER_BLOCK]) -> [f64; PER_BLOCK] {
-    let mut running = start;
-    sums.map(|sum| {
-        running += sum;
-        running
-    })
+    let (mut sums, mut running) = (*sums, start);
+    for sum in &mut sums {
+        running += *sum;
+        *sum = running;
+    }
+    sums
 }
 
 struct Area<'a> {

@@ -9,7 +9,7 @@
 
 use super::displacement::Displacement;
 use super::divergence::{Divergences, TERMS};
-use super::series::HYPERBOLIC;
+use super::series::weight_of_power;
 use crate::vector::Instructions;
 
 /// The largest entries, relative to which exponentials are taken where they could overflow or where
@@ -87,8 +87,8 @@ impl Sums {
     /// log(Z_T / Z_B) and sqrt(Z_B Z_T), with all that the moments know of U and C.
     pub(crate) fn normalisers(&self) -> (f64, f64) {
         let mut totals = [self.far_c, self.far_u];
-        for (k, (moment, share)) in self.moments.iter().zip(HYPERBOLIC).enumerate() {
-            totals[k % 2] += moment * share;
+        for (k, moment) in self.moments.iter().enumerate() {
+            totals[k % 2] += moment * weight_of_power(k);
         }
         let [c, u] = totals;
         let half = 0.5 * u / c;

@@ -70,8 +70,8 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntr
         let mut areas = R::Lanes::<S>::splat(simd, 0.0);
         for index in 0..self.valid.div_ceil(PAIR) {
             let mut steps = [R::Lanes::<S>::splat(simd, 0.0); 2];
-            for (step, (x, y)) in steps.iter_mut().zip(self.pairs.load(simd, first / PAIR + index)) {
-                let Terms { c, u, .. } = terms::<_, X, K>(x, y);
+            for (step, entries) in steps.iter_mut().zip(self.pairs.load(simd, first / PAIR + index)) {
+                let Terms { c, u, .. } = terms::<_, X, K>(entries);
                 *step = c.mul_add(negative_ratio, u);
             }
             let [even, odd] = steps;
@@ -154,7 +154,7 @@ mod tests {
                 .iter()
                 .map(|part| {
                     let mut accumulator = Accumulator::new(scaling);
-                    assert!(accumulator.add(part, 0..part.blocks()).is_ok());
+                    assert!(accumulator.add(part, 0..part.blocks(), &mut Scratch::new()).is_ok());
                     accumulator
                 })
                 .collect();

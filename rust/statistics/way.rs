@@ -87,7 +87,8 @@ const NOTHING: f64 = -700.0;
 
 impl Reach {
     /// The narrowest first.
-    const ALL: [Self; 5] = [Self::new(4, 3), Self::new(6, 3), Self::new(6, 4), Self::new(6, 6), Self::new(FULL, 6)];
+    const ALL: [Self; 5] =
+        [Self::new(4, 3), Self::new(6, 3), Self::new(6, 4), Self::new(6, 6), Self::new(FULL, 6)];
 
     #[inline(always)]
     pub(crate) const fn new(terms: usize, powers: usize) -> Self {
@@ -116,14 +117,15 @@ impl Reach {
 }
 
 /// Where blocks are decoded to. Kept from block to block, since clearing it costs as much as filling it.
+#[derive(Debug)]
 pub(crate) struct Scratch {
     narrow: [Block<f32>; 2],
     wide: [Block<f64>; 2],
 }
 
 impl Scratch {
-    pub(crate) fn new() -> Self {
-        Self { narrow: [[0.0; BLOCK]; 2], wide: [[0.0; BLOCK]; 2] }
+    pub(crate) fn new() -> Box<Self> {
+        Box::new(Self { narrow: [[0.0; BLOCK]; 2], wide: [[0.0; BLOCK]; 2] })
     }
 }
 
