@@ -58,7 +58,7 @@ pub(crate) const fn exponent_reach(terms: usize) -> f64 {
     match terms {
         4 => 0.1875,
         6 => 0.5,
-        _ => 2.0,
+        _ => 4.0,
     }
 }
 

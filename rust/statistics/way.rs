@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 3/16 or 1/2 | 2^-9 | series of 4 or 6 terms in m and 3 in y, in `f32` |
 //! | 1/2 | 2^-7 | series of 6 terms in m and 4 in y, in `f32` |
-//! | 1/2 or 2 | 1/4 | series of 6 or all terms in m and 6 in y, in `f32` |
+//! | 1/2 or 4 | 1/4 | series of 6 or all terms in m and 6 in y, in `f32` |
 //! | 150 | 1/4 or 1 | series of all terms in m and 11 or 23 in y, in `f64` |
 //! | anything finite | anything finite | closed forms in `f64`, an entry at a time, in a frame |
 //!
