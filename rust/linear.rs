@@ -11,15 +11,24 @@ use crate::error::Result;
 /// Plain tensors, transposed ones, quantised ones and adapted ones all look like this to a scan, which
 /// knows only which rows are a head's. No implementation holds more than the rows that were asked for.
 pub trait Linear: Debug + Send + Sync {
+    /// How many rows there are, and how long a row is.
+    fn features(&self) -> [usize; 2];
+
     /// How many rows there are.
-    fn out_features(&self) -> usize;
+    fn out_features(&self) -> usize {
+        self.features()[0]
+    }
 
     /// How long a row is.
-    fn in_features(&self) -> usize;
+    fn in_features(&self) -> usize {
+        self.features()[1]
+    }
 
     /// The format of the weights that [`Linear::read_rows`] gives: the stored one where it is a plain
     /// floating-point format, `F32` where weights are computed.
-    fn dtype(&self) -> Dtype;
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
 
     /// How many bytes [`Linear::read_rows`] reads from disk for these rows.
     fn stored_bytes(&self, rows: Range<usize>) -> u64;
@@ -42,4 +51,12 @@ pub trait Linear: Debug + Send + Sync {
     ///
     /// If there are no such rows, or `into` has another length.
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()>;
+}
+
+/// Panics unless there are such rows and `into` has room for exactly these.
+pub(crate) fn assert_fits(linear: &impl Linear, rows: &Range<usize>, into: &[u8]) {
+    let [out, inputs] = linear.features();
+    assert!(rows.start <= rows.end && rows.end <= out, "there are no rows {rows:?}");
+    let length = rows.len() * inputs * linear.dtype().size();
+    assert_eq!(into.len(), length, "the memory is of another size than the rows {rows:?}");
 }

@@ -6,24 +6,18 @@ use std::sync::Arc;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::linear::Linear;
+use crate::linear::{Linear, assert_fits};
 use crate::model::{Module, Orientation};
 
-/// A tensor whose rows are the matrix's, one after the other.
-#[derive(Debug)]
-struct Rows(Stored);
-
-/// A tensor whose columns are the matrix's rows.
-#[derive(Debug)]
-struct Columns(Stored);
-
+/// A tensor that is the matrix, or the matrix transposed.
 #[derive(Debug)]
 struct Stored {
     checkpoint: Arc<Checkpoint>,
     tensor: Tensor,
     dtype: Dtype,
-    out_features: usize,
-    in_features: usize,
+    orientation: Orientation,
+    /// Of the weights: out, in.
+    features: [usize; 2],
 }
 
 /// The tensor of a module, which is named as the module or has `.weight` after that, with its name.
@@ -51,17 +45,13 @@ pub(crate) fn open(checkpoint: &Arc<Checkpoint>, module: &Module) -> Result<Box<
             ),
         ));
     };
-    let stored = Stored {
+    Ok(Box::new(Stored {
         checkpoint: Arc::clone(checkpoint),
         tensor: tensor.clone(),
         dtype,
-        out_features: module.out_features,
-        in_features: module.in_features,
-    };
-    Ok(match module.orientation {
-        Orientation::OutIn => Box::new(Rows(stored)),
-        Orientation::InOut => Box::new(Columns(stored)),
-    })
+        orientation: module.orientation,
+        features: [module.out_features, module.in_features],
+    }))
 }
 
 impl Stored {
@@ -69,75 +59,38 @@ impl Stored {
     fn read(&self, weight: u64, into: &mut [u8]) -> Result<()> {
         self.checkpoint.read_at(&self.tensor, weight * self.dtype.size() as u64, into)
     }
-
-    fn bytes(&self, rows: &Range<usize>) -> u64 {
-        rows.len() as u64 * self.in_features as u64 * self.dtype.size() as u64
-    }
-
-    fn assert_fits(&self, rows: &Range<usize>, into: &[u8]) {
-        assert!(rows.start <= rows.end && rows.end <= self.out_features, "there are no rows {rows:?}");
-        assert_eq!(
-            into.len() as u64,
-            self.bytes(rows),
-            "the memory is of another size than the rows {rows:?}"
-        );
-    }
 }
 
-impl Linear for Rows {
-    fn out_features(&self) -> usize {
-        self.0.out_features
-    }
-
-    fn in_features(&self) -> usize {
-        self.0.in_features
+impl Linear for Stored {
+    fn features(&self) -> [usize; 2] {
+        self.features
     }
 
     fn dtype(&self) -> Dtype {
-        self.0.dtype
+        self.dtype
     }
 
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
-        self.0.bytes(&rows)
-    }
-
-    fn read_rows(&self, rows: Range<usize>, into: &mut [u8], _scratch: &mut Vec<u8>) -> Result<()> {
-        self.0.assert_fits(&rows, into);
-        self.0.read(rows.start as u64 * self.0.in_features as u64, into)
-    }
-}
-
-impl Linear for Columns {
-    fn out_features(&self) -> usize {
-        self.0.out_features
-    }
-
-    fn in_features(&self) -> usize {
-        self.0.in_features
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.0.dtype
-    }
-
-    fn stored_bytes(&self, rows: Range<usize>) -> u64 {
-        self.0.bytes(&rows)
+        rows.len() as u64 * self.features[1] as u64 * self.dtype.size() as u64
     }
 
     fn is_scattered(&self) -> bool {
-        true
+        self.orientation == Orientation::InOut
     }
 
-    /// Reads, of every stored row, the piece that these columns have in it, in the order of the file.
+    /// Of a matrix that is stored transposed, reads the piece that these rows have in every stored row, in the order
+    /// of the file.
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
-        let Stored { dtype, out_features, in_features, .. } = self.0;
-        self.0.assert_fits(&rows, into);
-        let size = dtype.size();
+        let ([out, inputs], size) = (self.features, self.dtype.size());
+        assert_fits(self, &rows, into);
+        if self.orientation == Orientation::OutIn {
+            return self.read(rows.start as u64 * inputs as u64, into);
+        }
         scratch.resize(rows.len() * size, 0);
-        for column in 0..in_features {
-            self.0.read(column as u64 * out_features as u64 + rows.start as u64, scratch)?;
+        for column in 0..inputs {
+            self.read(column as u64 * out as u64 + rows.start as u64, scratch)?;
             for (row, weight) in scratch.chunks_exact(size).enumerate() {
-                let place = (row * in_features + column) * size;
+                let place = (row * inputs + column) * size;
                 into[place..place + size].copy_from_slice(weight);
             }
         }

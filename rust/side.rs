@@ -74,7 +74,7 @@ impl Side {
         }
         let computed = quantised.iter().filter_map(|(module, opened)| {
             let weights = &opened.as_ref().ok()?.weights;
-            Some((*module, [weights.out_features(), weights.in_features()]))
+            Some((*module, weights.features()))
         });
         let contents = Contents {
             tensors: checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)).collect(),

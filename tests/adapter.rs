@@ -38,11 +38,8 @@ impl Plain {
 }
 
 impl Linear for Plain {
-    fn out_features(&self) -> usize {
-        self.rows
-    }
-    fn in_features(&self) -> usize {
-        self.columns
+    fn features(&self) -> [usize; 2] {
+        [self.rows, self.columns]
     }
     fn dtype(&self) -> Dtype {
         self.dtype
@@ -133,7 +130,7 @@ fn read(folder: &Path, base: &Plain, step: usize) -> Result<Vec<f64>> {
     let names = [format!("{MODULE}.weight")];
     let adapted = Adapter::open(folder)?.over(Path::new("base"), names.iter().map(|name| &**name), None)?;
     let layer = adapted.linear(MODULE, Orientation::OutIn, Box::new(base.clone()))?;
-    assert_eq!((layer.out_features(), layer.in_features()), (base.rows, base.columns));
+    assert_eq!(layer.features(), base.features());
     let size = layer.dtype().size();
     let (mut weights, mut scratch) = (Vec::new(), Vec::new());
     for first in (0..base.rows).step_by(step) {

@@ -444,7 +444,7 @@ proptest! {
         let (_folder, checkpoint) = stored.write();
         let quantisation = Quantisation::of(&checkpoint, &checkpoint.config().unwrap()).unwrap();
         let opened = quantisation.open(MODULE).unwrap().unwrap();
-        let (rows, columns) = (opened.weights.out_features(), opened.weights.in_features());
+        let [rows, columns] = opened.weights.features();
         let whole = read(&*opened.weights, 0..rows).unwrap();
         let start = (ends.0 * rows as f64) as usize;
         let end = start + 1 + (ends.1 * (rows - start) as f64) as usize;

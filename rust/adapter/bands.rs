@@ -15,12 +15,8 @@ pub(super) struct Part {
 }
 
 impl Linear for Part {
-    fn out_features(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn in_features(&self) -> usize {
-        self.whole.in_features()
+    fn features(&self) -> [usize; 2] {
+        [self.rows.len(), self.whole.in_features()]
     }
 
     fn dtype(&self) -> Dtype {
@@ -60,12 +56,8 @@ impl Bands {
 }
 
 impl Linear for Bands {
-    fn out_features(&self) -> usize {
-        self.0.iter().map(|band| band.out_features()).sum()
-    }
-
-    fn in_features(&self) -> usize {
-        self.0[0].in_features()
+    fn features(&self) -> [usize; 2] {
+        [self.0.iter().map(|band| band.out_features()).sum(), self.0[0].in_features()]
     }
 
     fn dtype(&self) -> Dtype {

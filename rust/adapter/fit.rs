@@ -66,7 +66,7 @@ impl<'a> Fit<'a, '_> {
         let first = factor("lokr_w1", "lokr_w1_a", "lokr_w1_b")?;
         let second = factor("lokr_w2", "lokr_w2_a", "lokr_w2_b")?;
         let found = [first.rows().checked_mul(second.rows()), first.columns().checked_mul(second.columns())];
-        let expected = [self.base.out_features(), self.base.in_features()];
+        let expected = self.base.features();
         if found != expected.map(Some) {
             return Err(self.refuse(format!(
                 "its weights are {expected:?} (out, in) in the base, but the product of the factors [{}, {}] and \
@@ -87,7 +87,7 @@ impl<'a> Fit<'a, '_> {
     /// IA3: a number for each row, or for each column in a feed-forward module.
     pub(super) fn scaling(&self) -> Result<Change> {
         let name = "ia3_l";
-        let (out, input) = (self.base.out_features(), self.base.in_features());
+        let [out, input] = self.base.features();
         match self.shape(name)? {
             &[rows, 1] if rows == out => Ok(Change::ScaleRows(self.stored(name, out, 1)?)),
             &[1, columns] if columns == input => Ok(Change::ScaleColumns(self.stored(name, 1, input)?)),
@@ -101,7 +101,7 @@ impl<'a> Fit<'a, '_> {
     /// The adapters of this project: rows in the place of those that a tensor of indices lists. They are stored
     /// as the module is.
     pub(super) fn rows(&self, orientation: Orientation) -> Result<Change> {
-        let (out, input) = (self.base.out_features(), self.base.in_features());
+        let [out, input] = self.base.features();
         let checkpoint = &self.adapter.factors.checkpoint;
         let (name, tensor) = (self.tensor("alps_indices")?, self.find("alps_indices")?);
         let [count] = tensor.shape[..] else {
@@ -188,7 +188,7 @@ impl<'a> Fit<'a, '_> {
 
     /// What is [out, in] as the module's weights are, by way of [out, rank] and [rank, in].
     fn product(&self, left: &str, right: &str, rank: usize) -> Result<Matrix> {
-        let (out, input) = (self.base.out_features(), self.base.in_features());
+        let [out, input] = self.base.features();
         Ok(Matrix::Product(self.stored(left, out, rank)?, self.stored(right, rank, input)?))
     }
 

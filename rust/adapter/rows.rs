@@ -105,12 +105,8 @@ impl Changed {
 }
 
 impl Linear for Changed {
-    fn out_features(&self) -> usize {
-        self.base.out_features()
-    }
-
-    fn in_features(&self) -> usize {
-        self.base.in_features()
+    fn features(&self) -> [usize; 2] {
+        self.base.features()
     }
 
     /// `F32`, or `F64` over a base in `F64`, whose weights `F32` would round.

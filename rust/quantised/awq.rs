@@ -9,7 +9,7 @@ use super::config::Awq as Config;
 use super::stored::Stored;
 use super::{Module, Scheme};
 use crate::error::Result;
-use crate::linear::Linear;
+use crate::linear::{Linear, assert_fits};
 
 /// Codes in a word.
 const CODES: usize = 8;
@@ -63,16 +63,8 @@ fn code(words: &[u32], first: usize, row: usize) -> f32 {
 }
 
 impl Linear for Awq {
-    fn out_features(&self) -> usize {
-        self.features[0]
-    }
-
-    fn in_features(&self) -> usize {
-        self.features[1]
-    }
-
-    fn dtype(&self) -> crate::dtype::Dtype {
-        crate::dtype::Dtype::F32
+    fn features(&self) -> [usize; 2] {
+        self.features
     }
 
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
@@ -86,7 +78,7 @@ impl Linear for Awq {
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let [out, inputs] = self.features;
-        super::assert_fits(self.features, &rows, into);
+        assert_fits(self, &rows, into);
         let (across, range) = (out / CODES, words_of(&rows));
         let strip = |line: usize| line * across + range.start..line * across + range.end;
         let scales = self.groups.read_scales(&rows, scratch)?;

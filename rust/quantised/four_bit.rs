@@ -8,9 +8,8 @@ use super::config::Method;
 use super::number::Number;
 use super::stored::Stored;
 use super::{Module, Scheme};
-use crate::dtype::Dtype;
 use crate::error::{Result, quote, shorten};
-use crate::linear::Linear;
+use crate::linear::{Linear, assert_fits};
 
 /// weight = table[code] * scale, with the scale of the block that it is in.
 #[derive(Debug)]
@@ -167,16 +166,8 @@ impl FourBit {
 }
 
 impl Linear for FourBit {
-    fn out_features(&self) -> usize {
-        self.features[0]
-    }
-
-    fn in_features(&self) -> usize {
-        self.features[1]
-    }
-
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+    fn features(&self) -> [usize; 2] {
+        self.features
     }
 
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
@@ -187,7 +178,7 @@ impl Linear for FourBit {
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let entries = self.entries(&rows);
-        super::assert_fits(self.features, &rows, into);
+        assert_fits(self, &rows, into);
         let blocks = outer_blocks(&entries, self.block);
         let first_block = blocks.start;
         let scales = self.scales.read(blocks, scratch)?;

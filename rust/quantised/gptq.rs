@@ -10,7 +10,7 @@ use super::field::{field, words};
 use super::stored::Stored;
 use super::{Module, Scheme};
 use crate::error::Result;
-use crate::linear::Linear;
+use crate::linear::{Linear, assert_fits};
 
 /// weight = (code - zero point) * scale, with the scale and zero point of the group of the input feature.
 #[derive(Debug)]
@@ -90,16 +90,8 @@ impl Gptq {
 }
 
 impl Linear for Gptq {
-    fn out_features(&self) -> usize {
-        self.features[0]
-    }
-
-    fn in_features(&self) -> usize {
-        self.features[1]
-    }
-
-    fn dtype(&self) -> crate::dtype::Dtype {
-        crate::dtype::Dtype::F32
+    fn features(&self) -> [usize; 2] {
+        self.features
     }
 
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
@@ -114,7 +106,7 @@ impl Linear for Gptq {
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let ([out, inputs], bits, count) = (self.features, self.bits, rows.len());
-        super::assert_fits(self.features, &rows, into);
+        assert_fits(self, &rows, into);
         let scales = self.groups.read_scales(&rows, scratch)?;
         let zero_points = self.read_zero_points(&rows, scratch)?;
         let groups = self.groups.of_inputs(scratch)?;

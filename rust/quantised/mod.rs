@@ -20,7 +20,6 @@ mod stored;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -294,12 +293,6 @@ impl Module<'_> {
 
 fn quantised((scheme, weights): (Scheme, impl Linear + 'static)) -> Result<Option<Quantised>> {
     Ok(Some(Quantised { scheme, weights: Box::new(weights) }))
-}
-
-/// Panics unless there are such rows and `into` has room for exactly these.
-fn assert_fits([out, inputs]: [usize; 2], rows: &Range<usize>, into: &[u8]) {
-    assert!(rows.start <= rows.end && rows.end <= out, "there are no rows {rows:?}");
-    assert_eq!(into.len(), rows.len() * inputs * Dtype::F32.size(), "room for other rows than {rows:?}");
 }
 
 /// Writes weights as they are to be read.

@@ -6,9 +6,8 @@ use super::field::{field, words};
 use super::grid::Grid;
 use super::number::{E2M1, Number};
 use super::stored::Stored;
-use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::linear::Linear;
+use crate::linear::{Linear, assert_fits};
 
 /// weight = (code - zero point) * scale / divisor, with the scale and zero point of the block that it is in.
 #[derive(Debug)]
@@ -136,16 +135,8 @@ impl Rows {
 }
 
 impl Linear for Rows {
-    fn out_features(&self) -> usize {
-        self.features[0]
-    }
-
-    fn in_features(&self) -> usize {
-        self.features[1]
-    }
-
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
+    fn features(&self) -> [usize; 2] {
+        self.features
     }
 
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
@@ -157,7 +148,7 @@ impl Linear for Rows {
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let (columns, across) = (self.features[1], self.scales.across());
         let [block_rows, block_columns] = self.scales.block();
-        super::assert_fits(self.features, &rows, into);
+        assert_fits(self, &rows, into);
         let scales = self.scales.read(&rows, scratch, "scale")?;
         let zero_points = self.zero_points.read(&rows, across, self.code, scratch)?;
         let blocks = self.blocks(scratch)?;
