@@ -1,6 +1,7 @@
 """What the benchmarks compare a scan with computes the same numbers."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_ways_take_turns() -> None:
     seconds = in_turns(ways, 2, before=lambda: called.append("-"))
     assert "".join(called) == "-b-a-a-b-b-a"
     assert [len(of_way) for of_way in seconds.values()] == [2, 2]
+
+
+def test_what_takes_little_is_repeated() -> None:
+    called: list[str] = []
+
+    def slow() -> None:
+        called.append("slow")
+        time.sleep(0.02)
+
+    seconds = in_turns({"slow": slow, "quick": lambda: called.append("quick")}, 1, least=0.01)
+    assert called.count("slow") == 2
+    assert called.count("quick") > 10
+    assert seconds["slow"][0] >= 0.02
+    assert seconds["quick"][0] < 0.01
 
 
 def test_figures_are_compared_round_by_round() -> None:

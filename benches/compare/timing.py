@@ -1,5 +1,6 @@
 """Times of several ways to do a thing, taken in turns."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,22 +24,31 @@ class Spread(NamedTuple):
 def in_turns(
     ways: Mapping[str, Callable[[], object]],
     rounds: int,
-    before: Callable[[], object] = lambda: None,
+    before: Callable[[], object] | None = None,
+    least: float = 0.25,
 ) -> dict[str, list[float]]:
     """The seconds of each way in each round, after a round that is not counted.
 
     The order changes from round to round, so that neither a drift of the machine nor the state in which one
-    way leaves it favours another. `before` is called before each, and is not counted.
+    way leaves it favours another. For the same reason a way that takes less than `least` seconds is repeated until it
+    has taken that long, and the mean counts: one run of a few hundredths of a second, after a neighbour that took
+    seconds, would time what the neighbour left behind. With `before`, which is called before each run and is not
+    counted, there is but one run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    repetitions = dict.fromkeys(ways, 1)
     for turn in range(rounds + 1):
         for name in list(ways) if turn % 2 else reversed(list(ways)):
-            before()
+            if before is not None:
+                before()
             start = time.perf_counter()
-            ways[name]()
+            for _ in range(repetitions[name]):
+                ways[name]()
             elapsed = time.perf_counter() - start
             if turn:
-                seconds[name].append(elapsed)
+                seconds[name].append(elapsed / repetitions[name])
+            elif before is None:
+                repetitions[name] = max(1, math.ceil(least / max(elapsed, 1e-6)))
     return seconds
 
 
