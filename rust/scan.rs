@@ -348,6 +348,10 @@ impl<'a> Walk<'a> {
         let sizes = &self.base.geometry().layers[layer];
         let key = self.pair(Role::Key, layer, group);
         let value = self.pair(Role::Value, layer, group).filter(|_| !sizes.keys_are_values);
+        if self.options.form == Form::Product {
+            workspace.query.bytes = Bytes::default();
+            workspace.product.clear();
+        }
         let Workspace { scratch, .. } = workspace;
         if let Some(key) = &key {
             self.read(key, &mut workspace.key, scratch)?;

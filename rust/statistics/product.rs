@@ -84,11 +84,14 @@ impl Product {
         }
     }
 
+    /// Gives back the memory of theta, which the matrices of the next group are read into.
+    pub fn clear(&mut self) {
+        (self.narrow.theta, self.wide.theta) = Default::default();
+    }
+
     /// Multiplies the key and the value matrix of a group, which its query heads share.
     pub fn load_group(&mut self, key: &MatrixPair, value: &MatrixPair) -> Result<(), Refused> {
         let is_many = key.columns * value.rows() >= MANY;
-        // What the last group left behind is needed no more.
-        (self.narrow.theta, self.wide.theta) = Default::default();
         self.middle_is_narrow = is_many
             && key.fits_f32()
             && value.fits_f32()
