@@ -44,8 +44,17 @@ pub(crate) trait Visitor {
 pub(crate) enum Way {
     /// In `f32`.
     Narrow(Reach),
-    /// In `f64`, by a series in y of this reach.
-    Wide(WideReach),
+    /// In `f64`.
+    Wide(WideWay),
+}
+
+/// The ways in `f64`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum WideWay {
+    /// By a series in y up to 1/4.
+    Quarter,
+    /// By a series in y up to 1.
+    One,
     /// By no series, in a frame.
     ClosedForm,
     /// Not at all: the block needs a frame.
@@ -57,13 +66,6 @@ pub(crate) enum Way {
 pub(crate) struct Reach {
     terms: usize,
     powers: usize,
-}
-
-/// The reaches of the series in y in `f64`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum WideReach {
-    Quarter,
-    One,
 }
 
 /// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u are cut off after their first terms, the
@@ -168,14 +170,17 @@ pub(crate) fn revisit(
     scratch: &mut Scratch,
     visitor: &mut impl Visitor,
 ) {
-    if let Way::Narrow(reach) = way {
-        visit_narrow(part, block, scaling, reach, scratch, visitor);
-    } else {
-        let valid = part.entries_of(block);
-        let [x, y] = &mut scratch.wide;
-        scaling.instructions.run(Decode { part, block, x, y });
-        arguments(x, y, valid, scaling);
-        visit_by(way, x, y, valid, visitor);
+    match way {
+        Way::Narrow(reach) => {
+            visit_narrow(part, block, scaling, reach, scratch, visitor);
+        }
+        Way::Wide(way) => {
+            let valid = part.entries_of(block);
+            let [x, y] = &mut scratch.wide;
+            scaling.instructions.run(Decode { part, block, x, y });
+            arguments(x, y, valid, scaling);
+            visit_by(way, x, y, valid, visitor);
+        }
     }
 }
 
@@ -240,28 +245,29 @@ fn visit_wide(
     let largest = arguments(x, y, valid, scaling);
     let in_reach = scaling.frame.is_some() || largest.base <= LARGEST_EXPONENT;
     let way = match largest.delta {
-        y if in_reach && y <= 0.25 => Way::Wide(WideReach::Quarter),
-        y if in_reach && y <= 1.0 => Way::Wide(WideReach::One),
-        _ if scaling.frame.is_some() => Way::ClosedForm,
-        _ => Way::OutOfReach,
+        y if in_reach && y <= 0.25 => WideWay::Quarter,
+        y if in_reach && y <= 1.0 => WideWay::One,
+        _ if scaling.frame.is_some() => WideWay::ClosedForm,
+        _ => WideWay::OutOfReach,
     };
     visit_by(way, x, y, valid, sums);
-    Ok(way)
+    Ok(Way::Wide(way))
 }
 
-fn visit_by(way: Way, x: &mut Block<f64>, y: &mut Block<f64>, valid: usize, visitor: &mut impl Visitor) {
+fn visit_by(way: WideWay, x: &mut Block<f64>, y: &mut Block<f64>, valid: usize, visitor: &mut impl Visitor) {
     match way {
-        Way::ClosedForm => visitor.closed_form(x, y, valid),
-        Way::OutOfReach => visitor.out_of_reach(valid),
-        Way::Narrow(_) | Way::Wide(_) => {
+        WideWay::ClosedForm => visitor.closed_form(x, y, valid),
+        WideWay::OutOfReach => visitor.out_of_reach(valid),
+        WideWay::Quarter | WideWay::One => {
             x.iter_mut().for_each(|x| *x = x.max(NOTHING));
             x[valid..].fill(NOTHING);
             y[valid..].fill(0.0);
             let pairs = Decoded { base: &*x, delta: &*y };
-            match way {
-                Way::Wide(WideReach::Quarter) => visitor.series::<f64, _, FULL, 11>(pairs, valid),
-                _ => visitor.series::<f64, _, FULL, 23>(pairs, valid),
-            };
+            if matches!(way, WideWay::Quarter) {
+                visitor.series::<f64, _, FULL, 11>(pairs, valid);
+            } else {
+                visitor.series::<f64, _, FULL, 23>(pairs, valid);
+            }
         }
     }
 }
