@@ -87,7 +87,7 @@ fn is_well_conditioned(sums: &Sums) -> bool {
     }
     let reach = if sums.has_narrow { NARROW_REACH } else { WIDE_REACH };
     let (shift, _) = sums.normalisers();
-    sums.uu == 0.0 || (shift.abs() <= reach && sums.distance_squared() >= sums.uu / 16.0)
+    sums.uu == 0.0 || (shift.abs() <= reach && sums.distance_squared() >= sums.uu / 4.0)
 }
 
 /// How closely the centre has to be known for divergences in closed form, which cannot be moved.

@@ -1,6 +1,7 @@
 //! How far a head has moved: every statistic, from two weight vectors.
 
 mod accumulator;
+mod block;
 mod displacement;
 mod divergence;
 mod exponential;

@@ -22,6 +22,17 @@ pub(crate) struct BlockSegments {
     pub(crate) uu: [f64; PER_BLOCK],
 }
 
+impl BlockSegments {
+    /// The same where only `valid` entries exist, and the running sums went on over others, which are 0.
+    pub(crate) fn ending_at(mut self, valid: usize) -> Self {
+        let last = (valid - 1) / SEGMENT;
+        let absent = ((last + 1) * SEGMENT - valid) as f64;
+        self.u_area[last] -= absent * self.u[last];
+        self.c_area[last] -= absent * self.c[last];
+        self
+    }
+}
+
 /// The segments of one part, a list for each of their numbers.
 #[derive(Debug)]
 pub(crate) struct Segments {
