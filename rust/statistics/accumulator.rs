@@ -90,7 +90,7 @@ impl Visitor for Accumulator {
             if !Reach::new(X, K).covers(&block.extent) {
                 return block.extent;
             }
-            self.sums.displacement.merge(&block.displacement.scaled(self.scaling.temperature));
+            self.add_displacement(&block.displacement.scaled(self.scaling.temperature));
             self.sums.has_narrow = true;
         }
         self.sums.cc += block.cc;
@@ -108,7 +108,7 @@ impl Visitor for Accumulator {
         for (place, (x, y)) in x[..valid].chunks(SEGMENT).zip(y[..valid].chunks(SEGMENT)).enumerate() {
             let (mut u_sum, mut c_sum) = (0.0, 0.0);
             for (x, y) in x.iter().zip(y) {
-                let (u, c) = closed_form_entry(*x, *y);
+                let ClosedForm { base, tuned, u, c } = ClosedForm::of(*x, *y);
                 u_sum += u;
                 c_sum += c;
                 block.u_area[place] += u_sum;
@@ -116,7 +116,7 @@ impl Visitor for Accumulator {
                 block.uu[place] += u * u;
                 self.sums.cc += c * c;
                 self.sums.uc += u * c;
-                let divergences = divergence::of_entry(x.exp(), (x + y).exp(), *y);
+                let divergences = divergence::of_entry(base, tuned, *y);
                 self.sums.far.kl += divergences.kl;
                 self.sums.far.js += divergences.js;
             }
@@ -135,9 +135,20 @@ impl Visitor for Accumulator {
     }
 }
 
-/// u and c where neither is bounded.
-pub(crate) fn closed_form_entry(x: f64, y: f64) -> (f64, f64) {
-    let (base, tuned) = (x.exp(), (x + y).exp());
-    let u = if y.abs() < 1.0 { base * y.exp_m1() } else { tuned - base };
-    (u, 0.5 * (base + tuned))
+/// One entry, where nothing is bounded.
+pub(crate) struct ClosedForm {
+    /// e^theta_B.
+    base: f64,
+    /// e^theta_T.
+    tuned: f64,
+    pub(crate) u: f64,
+    pub(crate) c: f64,
+}
+
+impl ClosedForm {
+    pub(crate) fn of(x: f64, y: f64) -> Self {
+        let (base, tuned) = (x.exp(), (x + y).exp());
+        let u = if y.abs() < 1.0 { base * y.exp_m1() } else { tuned - base };
+        Self { base, tuned, u, c: 0.5 * (base + tuned) }
+    }
 }

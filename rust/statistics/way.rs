@@ -19,7 +19,6 @@ use super::part::{BLOCK, Block, Decoded, Pairs, Part};
 use super::real::Real;
 use super::series::{FULL, exponent_reach};
 use super::softmax::{Frame, NotFinite, Scaling};
-use crate::vector::{Kernel, Vectors};
 
 /// What is done with a block, in the way that is right for it. `valid` of its entries exist; the others
 /// add nothing.
@@ -177,7 +176,7 @@ pub(crate) fn revisit(
         Way::Wide(way) => {
             let valid = part.entries_of(block);
             let [x, y] = &mut scratch.wide;
-            scaling.instructions.run(Decode { part, block, x, y });
+            decode(part, block, scaling, x, y);
             arguments(x, y, valid, scaling);
             visit_by(way, x, y, valid, visitor);
         }
@@ -201,10 +200,10 @@ fn visit_narrow(
     }
     let [x, y] = &mut scratch.narrow;
     if is_plain && part.fits_f32() {
-        scaling.instructions.run(Decode { part, block, x, y });
+        decode(part, block, scaling, x, y);
     } else {
         let [wide_x, wide_y] = &mut scratch.wide;
-        scaling.instructions.run(Decode { part, block, x: wide_x, y: wide_y });
+        decode(part, block, scaling, wide_x, wide_y);
         arguments(wide_x, wide_y, BLOCK, scaling);
         for (narrow, wide) in [(&mut *x, wide_x), (&mut *y, wide_y)] {
             for (narrow, wide) in narrow.iter_mut().zip(wide.iter()) {
@@ -237,7 +236,7 @@ fn visit_wide(
 ) -> Result<Way, NotFinite> {
     let valid = part.entries_of(block);
     let [x, y] = &mut scratch.wide;
-    scaling.instructions.run(Decode { part, block, x, y });
+    decode(part, block, scaling, x, y);
     if let Some(entry) = not_finite(block, x, y) {
         return Err(entry);
     }
@@ -288,20 +287,12 @@ fn arguments(x: &mut Block<f64>, y: &mut Block<f64>, valid: usize, scaling: &Sca
 }
 
 /// Decodes one block.
-struct Decode<'a, R> {
-    part: &'a Part<'a>,
-    block: usize,
-    x: &'a mut Block<R>,
-    y: &'a mut Block<R>,
-}
-
-impl<R: Real> Kernel for Decode<'_, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Vectors>(self, _: S) {
-        self.part.load(self.block, self.x, self.y);
-    }
+#[inline]
+fn decode<R: Real>(part: &Part, block: usize, scaling: &Scaling, x: &mut Block<R>, y: &mut Block<R>) {
+    scaling.instructions.run_loops(
+        #[inline(always)]
+        || part.load(block, x, y),
+    );
 }
 
 fn not_finite(block: usize, base: &Block<f64>, delta: &Block<f64>) -> Option<NotFinite> {
