@@ -2,6 +2,7 @@
 //! checkpoint (ALPS, arXiv 2505.18799).
 
 pub mod adapter;
+mod aligned;
 pub mod checkpoint;
 pub mod control;
 pub mod dtype;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::ThreadPoolBuilder;
 
+use crate::aligned::AlignedBytes;
 use crate::checkpoint::CONSOLIDATED;
 use crate::control::Control;
 use crate::error::{Error, Result};
@@ -276,8 +277,8 @@ struct Loaded {
 
 #[derive(Default)]
 struct Bytes {
-    base: Vec<u8>,
-    tuned: Vec<u8>,
+    base: AlignedBytes,
+    tuned: AlignedBytes,
 }
 
 impl Workspace {
@@ -422,8 +423,8 @@ impl<'a> Walk<'a> {
     fn read(&self, pair: &Pair, loaded: &mut Loaded, scratch: &mut Vec<u8>) -> Result<()> {
         let Pair { base, tuned, .. } = pair;
         let Loaded { bytes, sums } = loaded;
-        bytes.base.resize(base.bytes(), 0);
-        bytes.tuned.resize(tuned.bytes(), 0);
+        bytes.base.set_length(base.bytes());
+        bytes.tuned.set_length(tuned.bytes());
         sums.clear();
         let step = if base.linear.is_scattered() || tuned.linear.is_scattered() {
             base.rows()

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::block::SumBlock;
+use super::block::{BlockSums, Memory, SumBlock};
 use super::displacement::{Displacement, Extent};
 use super::divergence;
 use super::part::{Block, Pairs, Part, SEGMENT};
@@ -21,11 +21,20 @@ pub(crate) struct Accumulator {
     segments: Segments,
     /// The way in which each block was computed.
     ways: Vec<Way>,
+    block: BlockSums,
+    memory: Box<Memory>,
 }
 
 impl Accumulator {
     pub(crate) fn new(scaling: Scaling) -> Self {
-        Self { scaling, sums: Sums::default(), segments: Segments::default(), ways: Vec::new() }
+        Self {
+            scaling,
+            sums: Sums::default(),
+            segments: Segments::default(),
+            ways: Vec::new(),
+            block: BlockSums::default(),
+            memory: Box::default(),
+        }
     }
 
     /// Begins another part, with the memory of the last.
@@ -85,12 +94,14 @@ impl Visitor for Accumulator {
         pairs: P,
         valid: usize,
     ) -> Extent {
-        let block = self.scaling.instructions.run(SumBlock::<R, P, X, K>::of(pairs));
+        let block = &mut self.block;
+        let waiting = R::waiting(&mut self.memory);
+        self.scaling.instructions.run(SumBlock::<R, P, X, K> { pairs, sums: block, waiting });
         if R::IS_NARROW {
             if !Reach::new(X, K).covers(&block.extent) {
                 return block.extent;
             }
-            self.add_displacement(&block.displacement.scaled(self.scaling.temperature));
+            self.sums.displacement.merge(&block.displacement.scaled(self.scaling.temperature));
             self.sums.has_narrow = true;
         }
         self.sums.cc += block.cc;
@@ -99,7 +110,7 @@ impl Visitor for Accumulator {
         for (sum, moment) in self.sums.moments.iter_mut().zip(&block.moments).take(K + 1) {
             *sum += moment;
         }
-        self.segments.extend(&block.segments.ending_at(valid), valid.div_ceil(SEGMENT));
+        self.segments.extend(block.segments.ending_at(valid), valid.div_ceil(SEGMENT));
         block.extent
     }
 
@@ -125,13 +136,13 @@ impl Visitor for Accumulator {
             self.sums.far_u += u_sum;
             self.sums.far_c += c_sum;
         }
-        self.segments.extend(&block, valid.div_ceil(SEGMENT));
+        self.segments.extend(block, valid.div_ceil(SEGMENT));
         self.sums.has_far = true;
     }
 
     fn out_of_reach(&mut self, valid: usize) {
         self.sums.has_far = true;
-        self.segments.extend(&BlockSegments::default(), valid.div_ceil(SEGMENT));
+        self.segments.extend(BlockSegments::default(), valid.div_ceil(SEGMENT));
     }
 }
 

@@ -1,7 +1,5 @@
 //! What one block adds to the sums, by series.
 
-use std::marker::PhantomData;
-
 use super::displacement::{BlockDisplacement, Displacement, Extent};
 use super::divergence::TERMS;
 use super::lanes::Lanes;
@@ -12,6 +10,7 @@ use super::series::{Terms, terms, weight_of_power};
 use crate::vector::{Kernel, LANES, Vectors};
 
 /// The sums over one block.
+#[derive(Debug, Default)]
 pub(crate) struct BlockSums {
     pub(crate) extent: Extent,
     /// Of x and y, in units of the temperature; of no meaning in `f64`, where it is not measured by the series.
@@ -23,50 +22,64 @@ pub(crate) struct BlockSums {
     pub(crate) moments: [f64; TERMS + 1],
 }
 
+/// Vectors whose lanes are added up together, which keeps the loop over the entries busy: of each segment u and c,
+/// the areas under both, and u^2; then what there is once in a block. In memory that is kept from block to block,
+/// since clearing it costs as much as filling it.
+pub(crate) type Waiting<R> = [[[R; LANES]; LANES]; 3];
+
+/// Where they wait.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    pub(crate) narrow: Waiting<f32>,
+    pub(crate) wide: Waiting<f64>,
+}
+
 /// Sums one block, by `X` terms of the series in m and `K` powers of y.
-pub(crate) struct SumBlock<R, P, const X: usize, const K: usize> {
-    pairs: P,
-    width: PhantomData<R>,
+pub(crate) struct SumBlock<'a, R, P, const X: usize, const K: usize> {
+    pub(crate) pairs: P,
+    pub(crate) sums: &'a mut BlockSums,
+    pub(crate) waiting: &'a mut Waiting<R>,
 }
 
-impl<R, P, const X: usize, const K: usize> SumBlock<R, P, X, K> {
-    pub(crate) fn of(pairs: P) -> Self {
-        Self { pairs, width: PhantomData }
-    }
-}
-
-impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<R, P, X, K> {
-    type Output = BlockSums;
+impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<'_, R, P, X, K> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Vectors>(self, simd: S) -> BlockSums {
+    fn run<S: Vectors>(self, simd: S) {
+        let Self { pairs, sums, waiting: [totals, areas, rest] } = self;
         let mut block = BlockLanes::<R::Lanes<S>, K>::none(simd);
-        // Of each segment those of u and of c, the areas under both, and those of u^2; then those of the block.
-        let mut lanes = [[R::Lanes::<S>::splat(simd, 0.0); LANES]; 3];
-        let [totals, areas, rest] = &mut lanes;
         for place in 0..PER_BLOCK {
             let first = place * SEGMENT / PAIR;
-            let mut segment = SegmentLanes::first(block.add::<X>(self.pairs.load(simd, first)));
+            let mut base_squares = R::Lanes::<S>::splat(simd, 0.0);
+            let mut segment =
+                SegmentLanes::first(block.add::<X>(pairs.load(simd, first), &mut base_squares));
             for index in first + 1..first + SEGMENT / PAIR {
-                segment.add(block.add::<X>(self.pairs.load(simd, index)));
+                segment.add(block.add::<X>(pairs.load(simd, index), &mut base_squares));
             }
-            (totals[place], totals[PER_BLOCK + place]) = (segment.u, segment.c);
-            areas[place] = area(segment.u, segment.u_running, segment.u_odd);
-            areas[PER_BLOCK + place] = area(segment.c, segment.c_running, segment.c_odd);
-            rest[place] = segment.uu;
+            block.displacement.end_stretch(base_squares);
+            totals[place] = segment.u.numbers();
+            totals[PER_BLOCK + place] = segment.c.numbers();
+            areas[place] = area(segment.u, segment.u_running, segment.u_odd).numbers();
+            areas[PER_BLOCK + place] = area(segment.c, segment.c_running, segment.c_odd).numbers();
+            rest[place] = segment.uu.numbers();
         }
         let [base_squares, delta_squares, changed] = block.displacement.lanes();
         let third = if K == 3 { block.last_moment } else { block.moments[3] };
         let of_block = [block.cc, block.uc, base_squares, delta_squares, changed, block.moments[2], third];
-        rest[PER_BLOCK..2 * PER_BLOCK - 1].copy_from_slice(&of_block);
+        for (vector, place) in of_block.into_iter().zip(PER_BLOCK..) {
+            rest[place] = vector.numbers();
+        }
 
-        // The lanes of everything are added up together, which keeps the loop above busy.
-        let [totals, areas, rest] = lanes;
-        let ([u, c], [u_area, c_area]) = (halves(Lanes::sums(totals)), halves(Lanes::sums(areas)));
-        let [uu, [cc, uc, base_squares, delta_squares, changed, second, third, _]] =
-            halves(Lanes::sums(rest));
-        let (displacement, extent) = block.displacement.of_sums([base_squares, delta_squares, changed]);
-        let mut moments = [0.0; TERMS + 1];
+        let BlockSegments { u, c, u_area, c_area, uu } = &mut sums.segments;
+        split(R::Lanes::<S>::sums(simd, totals), u, c);
+        split(R::Lanes::<S>::sums(simd, areas), u_area, c_area);
+        let mut others = [0.0; PER_BLOCK];
+        split(R::Lanes::<S>::sums(simd, rest), uu, &mut others);
+        let [cc, uc, base_squares, delta_squares, changed, second, third, _] = others;
+        (sums.cc, sums.uc) = (cc, uc);
+        (sums.displacement, sums.extent) =
+            block.displacement.of_sums([base_squares, delta_squares, changed]);
+        let moments = &mut sums.moments;
         #[expect(
             clippy::needless_range_loop,
             reason = "a range is unrolled, which keeps the lanes in registers"
@@ -88,8 +101,6 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<R
         for k in (3..K).step_by(2) {
             moments[1] -= weight_of_power(k) * moments[k];
         }
-        let segments = BlockSegments { u, c, u_area, c_area, uu };
-        BlockSums { extent, displacement, segments, cc, uc, moments }
     }
 }
 
@@ -119,12 +130,12 @@ impl<N: Lanes, const K: usize> BlockLanes<N, K> {
 
     /// Adds the even entries and the odd ones, and gives their u and c.
     #[inline(always)]
-    fn add<const X: usize>(&mut self, pair: [Entries<N>; 2]) -> [(N, N); 2] {
+    fn add<const X: usize>(&mut self, pair: [Entries<N>; 2], base_squares: &mut N) -> [(N, N); 2] {
         let mut halves = [(self.cc, self.cc); 2];
-        for (odd, (entries, half)) in pair.into_iter().zip(&mut halves).enumerate() {
+        for (entries, half) in pair.into_iter().zip(&mut halves) {
             let y = entries.delta;
             if N::Number::IS_NARROW {
-                self.displacement.add(odd, entries.base, y);
+                self.displacement.add(entries.base, y, base_squares);
             }
             let Terms { c, u, powers } = terms::<N, X, K>(entries);
             self.cc = c.mul_add(c, self.cc);
@@ -143,8 +154,10 @@ impl<N: Lanes, const K: usize> BlockLanes<N, K> {
     }
 }
 
-fn halves(numbers: [f64; LANES]) -> [[f64; PER_BLOCK]; 2] {
-    [0, PER_BLOCK].map(|start| std::array::from_fn(|place| numbers[start + place]))
+#[inline(always)]
+fn split(numbers: [f64; LANES], low: &mut [f64; PER_BLOCK], high: &mut [f64; PER_BLOCK]) {
+    low.copy_from_slice(&numbers[..PER_BLOCK]);
+    high.copy_from_slice(&numbers[PER_BLOCK..2 * PER_BLOCK]);
 }
 
 /// The sums of one segment as they grow.

@@ -41,18 +41,19 @@ impl Displacement {
 /// The displacement of one block as it grows.
 #[derive(Clone, Copy)]
 pub(crate) struct BlockDisplacement<N> {
-    /// Of the even and of the odd entries.
-    base_squares: [N; 2],
+    base_squares: N,
+    /// The largest lane of the sums of theta_B^2 over stretches of the block.
+    largest_squares: N,
     delta_squares: N,
     changed: N,
     largest_delta: N,
 }
 
 /// What says in which way a block is computed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Extent {
-    /// At least the largest |theta_B|, and seldom twice that: the largest norm of the entries of one lane, which
-    /// takes no work of its own.
+    /// At least the largest |theta_B|, and seldom twice that: the largest norm of a few entries, those of one lane in
+    /// one stretch, which takes next to no work of its own.
     pub(crate) base: f64,
     /// The largest |theta_T - theta_B|.
     pub(crate) delta: f64,
@@ -62,33 +63,45 @@ impl<N: Lanes> BlockDisplacement<N> {
     #[inline(always)]
     pub(crate) fn none(simd: N::Vectors) -> Self {
         let zero = N::splat(simd, 0.0);
-        Self { base_squares: [zero; 2], delta_squares: zero, changed: zero, largest_delta: zero }
+        Self {
+            base_squares: zero,
+            largest_squares: zero,
+            delta_squares: zero,
+            changed: zero,
+            largest_delta: zero,
+        }
     }
 
-    /// Adds entries, the even or the odd ones. In `f32` the squares are right where the largest of the block lies
+    /// Adds entries, whose squares also go to `base_squares`, those of a stretch. In `f32` the squares are right where the largest of the block lies
     /// in [2^-40, 2^40] or is 0; entries too small for their squares to be held are too small to count.
     #[inline(always)]
-    pub(crate) fn add(&mut self, odd: usize, base: N, delta: N) {
-        self.base_squares[odd] = base.mul_add(base, self.base_squares[odd]);
+    pub(crate) fn add(&mut self, base: N, delta: N, base_squares: &mut N) {
+        *base_squares = base.mul_add(base, *base_squares);
         self.delta_squares = delta.mul_add(delta, self.delta_squares);
         let change = delta.abs();
         self.changed = self.changed.count_positive(change);
         self.largest_delta = self.largest_delta.max(change);
     }
 
+    /// Ends a stretch.
+    #[inline(always)]
+    pub(crate) fn end_stretch(&mut self, base_squares: N) {
+        self.base_squares = self.base_squares + base_squares;
+        self.largest_squares = self.largest_squares.max(base_squares);
+    }
+
     /// What is left to be added up, lane by lane, for [`Self::of_sums`].
     #[inline(always)]
     pub(crate) fn lanes(&self) -> [N; 3] {
-        let [even, odd] = self.base_squares;
-        [even + odd, self.delta_squares, self.changed]
+        [self.base_squares, self.delta_squares, self.changed]
     }
 
     /// The displacement, from the sums of [`Self::lanes`], and the extent, which is infinite or NaN where an
     /// entry is.
     #[inline(always)]
     pub(crate) fn of_sums(&self, [base_squares, delta_squares, changed]: [f64; 3]) -> (Displacement, Extent) {
-        let [even, odd] = self.base_squares;
-        let (largest_norm, largest_delta) = (even.max(odd).largest().sqrt(), self.largest_delta.largest());
+        let (largest_norm, largest_delta) =
+            (self.largest_squares.largest().sqrt(), self.largest_delta.largest());
         // A maximum may pass over what is not a number; a sum does not.
         let extent = Extent {
             base: if base_squares.is_nan() { base_squares } else { largest_norm },
@@ -107,11 +120,13 @@ impl Kernel for Measure<'_> {
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) -> Displacement {
         let mut block = BlockDisplacement::<<f64 as Real>::Lanes<S>>::none(simd);
+        let mut base_squares = <f64 as Real>::Lanes::<S>::splat(simd, 0.0);
         for index in 0..BLOCK / PAIR {
-            for (odd, entries) in self.0.load(simd, index).into_iter().enumerate() {
-                block.add(odd, entries.base, entries.delta);
+            for entries in self.0.load(simd, index) {
+                block.add(entries.base, entries.delta, &mut base_squares);
             }
         }
+        block.end_stretch(base_squares);
         block.of_sums(block.lanes().map(Lanes::sum)).0
     }
 }

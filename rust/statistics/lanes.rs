@@ -13,7 +13,6 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     type Number: Real;
     /// The instruction set.
     type Vectors: Vectors;
-
     /// The nearest number to `value` in every lane.
     fn splat(simd: Self::Vectors, value: f64) -> Self;
     /// These numbers.
@@ -26,7 +25,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn mul_add(self, factor: Self, term: Self) -> Self;
     /// Without the signs.
     fn abs(self) -> Self;
-    /// The larger of two that are not NaN.
+    /// The larger of two that are not negative; NaN, if one is.
     fn max(self, other: Self) -> Self;
     /// One more where `size` is larger than 0.
     fn count_positive(self, size: Self) -> Self;
@@ -47,19 +46,21 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         Self::load(self.simd(), &numbers)
     }
 
-    /// The lanes moved up by `distance`, with zeros below them.
-    fn moved_up(self, distance: usize) -> Self;
+    /// The lanes moved up by `DISTANCE`, with zeros below them.
+    #[inline(always)]
+    fn moved_up<const DISTANCE: usize>(self) -> Self {
+        let mut numbers = [Self::Number::default(); LANES];
+        numbers[DISTANCE..].copy_from_slice(&self.numbers()[..LANES - DISTANCE]);
+        Self::load(self.simd(), &numbers)
+    }
 
     /// Each lane with all lanes before it added up, in an order that is the same everywhere.
     #[inline(always)]
     fn running_sums(self) -> Self {
-        let mut sums = self;
-        let mut distance = 1;
-        while distance < LANES {
-            sums = sums + sums.moved_up(distance);
-            distance *= 2;
-        }
-        sums
+        let sums = self + self.moved_up::<1>();
+        let sums = sums + sums.moved_up::<2>();
+        let sums = sums + sums.moved_up::<4>();
+        sums + sums.moved_up::<8>()
     }
 
     /// All lanes added up, the upper half onto the lower until one is left.
@@ -67,13 +68,11 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
 
     /// The lanes of every vector added up, in an order that is the same everywhere.
     #[inline(always)]
-    fn sums(mut vectors: [Self; LANES]) -> [f64; LANES] {
-        fold::<Self, 1>(&mut vectors);
-        fold::<Self, 2>(&mut vectors);
-        fold::<Self, 4>(&mut vectors);
-        fold::<Self, 8>(&mut vectors);
+    fn sums(simd: Self::Vectors, vectors: &[[Self::Number; LANES]; LANES]) -> [f64; LANES] {
+        let (low, high) = vectors.split_at(LANES / 2);
+        let all = sum_of_eight::<Self>(simd, low).folded_with::<8>(sum_of_eight(simd, high));
         let mut sums = [0.0; LANES];
-        for (sum, number) in sums.iter_mut().zip(vectors[0].numbers()) {
+        for (sum, number) in sums.iter_mut().zip(all.numbers()) {
             *sum = number.wide();
         }
         sums
@@ -87,13 +86,16 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn largest(self) -> f64;
 }
 
-/// Folds every second of the vectors that are left with the one after it. In these, lanes that are a multiple of
-/// `DISTANCE` apart belong to one of the vectors there were at first.
 #[inline(always)]
-fn fold<N: Lanes, const DISTANCE: usize>(vectors: &mut [N; LANES]) {
-    for index in (0..LANES).step_by(2 * DISTANCE) {
-        vectors[index] = vectors[index].folded_with::<DISTANCE>(vectors[index + DISTANCE]);
-    }
+fn sum_of_eight<N: Lanes>(simd: N::Vectors, vectors: &[[N::Number; LANES]]) -> N {
+    sum_of_four::<N>(simd, &vectors[..4]).folded_with::<4>(sum_of_four(simd, &vectors[4..]))
+}
+
+#[inline(always)]
+fn sum_of_four<N: Lanes>(simd: N::Vectors, vectors: &[[N::Number; LANES]]) -> N {
+    let (a, b) = (N::load(simd, &vectors[0]), N::load(simd, &vectors[1]));
+    let (c, d) = (N::load(simd, &vectors[2]), N::load(simd, &vectors[3]));
+    a.folded_with::<1>(b).folded_with::<2>(c.folded_with::<1>(d))
 }
 
 /// Lanes of `f32`.
@@ -157,9 +159,15 @@ impl<S: Vectors> Lanes for Narrow<S> {
     fn abs(self) -> Self {
         Self(self.0, self.0.abs_f32s(self.1))
     }
+    // The bits of numbers that are not negative have the order of the numbers. Multiply-adds take up all
+    // that there is for floating point; instructions for integers find a place beside them.
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        Self(self.0, self.0.max_f32s(self.1, other.1))
+        let (mut bits, other): ([u32; LANES], [u32; LANES]) = (cast(self.1), cast(other.1));
+        for (bits, other) in bits.iter_mut().zip(other) {
+            *bits = (*bits).max(other);
+        }
+        Self(self.0, cast(bits))
     }
     #[inline(always)]
     fn count_positive(self, size: Self) -> Self {
@@ -174,12 +182,6 @@ impl<S: Vectors> Lanes for Narrow<S> {
     #[inline(always)]
     fn largest(self) -> f64 {
         f64::from(self.0.reduce_max_f32s(self.1))
-    }
-    #[inline(always)]
-    fn moved_up(self, distance: usize) -> Self {
-        let Self(simd, numbers) = self;
-        let kept = simd.mask_between_m32s(distance as u32, LANES as u32).mask();
-        Self(simd, simd.select_f32s(kept, simd.rotate_right_f32s(numbers, distance), simd.splat_f32s(0.0)))
     }
     #[inline(always)]
     fn folded_with<const DISTANCE: usize>(self, other: Self) -> Self {
@@ -246,12 +248,6 @@ impl<S: Vectors> Lanes for Wide<S> {
         simd.reduce_max_f64s(simd.max_f64s(low, high))
     }
     #[inline(always)]
-    fn moved_up(self, distance: usize) -> Self {
-        let mut numbers = [0.0; LANES];
-        numbers[distance..].copy_from_slice(&self.numbers()[..LANES - distance]);
-        Self::load(self.0, &numbers)
-    }
-    #[inline(always)]
     fn folded_with<const DISTANCE: usize>(self, other: Self) -> Self {
         let sides = [self.numbers(), other.numbers()];
         let mut numbers = [0.0; LANES];
@@ -277,8 +273,8 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Vectors>(self, simd: S) -> Self::Output {
-            let vectors = self.0.map(|numbers| R::Lanes::<S>::load(simd, &numbers));
-            (Lanes::sums(vectors), vectors[0].running_sums().numbers())
+            let first = R::Lanes::<S>::load(simd, &self.0[0]);
+            (R::Lanes::<S>::sums(simd, self.0), first.running_sums().numbers())
         }
     }
 

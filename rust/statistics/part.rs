@@ -12,7 +12,7 @@ use crate::vector::{LANES, Vectors};
 pub(crate) const BLOCK: usize = 8 * SEGMENT;
 
 /// The grain of [`super::transport`].
-pub(crate) const SEGMENT: usize = 8 * LANES;
+pub(crate) const SEGMENT: usize = 16 * LANES;
 
 /// The entries of one block; those past the end of the part are 0.
 pub(crate) type Block<R> = [R; BLOCK];

@@ -2,6 +2,7 @@
 
 use std::ops::{Add, Mul, Sub};
 
+use super::block::{Memory, Waiting};
 use super::lanes::{Lanes, Narrow, Wide};
 use crate::vector::Vectors;
 
@@ -32,6 +33,8 @@ pub(crate) trait Real:
     /// Terms of the exponential series that reach this width's precision on [-ln 2 / 2, ln 2 / 2].
     const EXPONENTIAL_TERMS: usize;
 
+    /// Where vectors of this width wait.
+    fn waiting(memory: &mut Memory) -> &mut Waiting<Self>;
     /// The nearest number of this width.
     fn of(value: f64) -> Self;
     /// The same number as `f64`.
@@ -43,7 +46,7 @@ pub(crate) trait Real:
 }
 
 macro_rules! real {
-    ($float:ty, $lanes:ident, $mantissa:literal, narrow: $narrow:literal, high: $high:literal, low: $low:literal, terms: $terms:literal) => {
+    ($float:ty, $lanes:ident, $mantissa:literal, narrow: $narrow:literal, memory: $memory:ident, high: $high:literal, low: $low:literal, terms: $terms:literal) => {
         impl Real for $float {
             type Lanes<S: Vectors> = $lanes<S>;
 
@@ -53,6 +56,10 @@ macro_rules! real {
             const ROUNDER: f64 = 1.5 * (1u64 << $mantissa) as f64;
             const EXPONENTIAL_TERMS: usize = $terms;
 
+            #[inline(always)]
+            fn waiting(memory: &mut Memory) -> &mut Waiting<Self> {
+                &mut memory.$memory
+            }
             #[inline(always)]
             fn of(value: f64) -> Self {
                 value as $float
@@ -73,5 +80,5 @@ macro_rules! real {
     };
 }
 
-real!(f32, Narrow, 23, narrow: true, high: 0.693145751953125, low: 1.428_606_765_330_187e-6, terms: 7);
-real!(f64, Wide, 52, narrow: false, high: 6.931_471_803_691_238e-1, low: 1.908_214_929_270_587_7e-10, terms: 13);
+real!(f32, Narrow, 23, narrow: true, memory: narrow, high: 0.693145751953125, low: 1.428_606_765_330_187e-6, terms: 7);
+real!(f64, Wide, 52, narrow: false, memory: wide, high: 6.931_471_803_691_238e-1, low: 1.908_214_929_270_587_7e-10, terms: 13);

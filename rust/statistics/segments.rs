@@ -1,7 +1,7 @@
 //! What a part adds to the running sums of u and c, [`SEGMENT`] entries at a time.
 
 use super::part::{BLOCK, SEGMENT};
-use crate::vector::{Instructions, Kernel, LANES, Vectors};
+use crate::vector::{Instructions, Kernel, Vectors};
 
 /// Segments of one block.
 pub(crate) const PER_BLOCK: usize = BLOCK / SEGMENT;
@@ -33,23 +33,13 @@ impl BlockSegments {
     }
 }
 
-/// The segments of one part, a list for each of their numbers.
-#[derive(Debug)]
+/// The segments of one part.
+#[derive(Debug, Default)]
 pub(crate) struct Segments {
-    /// The running sum of u at the start of each segment, and at the end of the last.
-    u: Vec<f64>,
-    c: Vec<f64>,
-    u_area: Vec<f64>,
-    c_area: Vec<f64>,
-    /// At least the sum of |u|: sqrt(n sum(u^2)), by the Cauchy-Schwarz inequality.
-    u_variation: Vec<f64>,
-}
-
-impl Default for Segments {
-    fn default() -> Self {
-        let empty = Vec::new;
-        Self { u: vec![0.0], c: vec![0.0], u_area: empty(), c_area: empty(), u_variation: empty() }
-    }
+    /// Those of each block. Here u and c are running sums: what they have come to at the end of each segment.
+    blocks: Vec<BlockSegments>,
+    /// How many segments there are.
+    count: usize,
 }
 
 /// The running sums of u and c at one place, and the ratio of their totals.
@@ -62,35 +52,36 @@ pub(crate) struct Running {
 
 impl Segments {
     pub(crate) fn clear(&mut self) {
-        self.u.truncate(1);
-        self.c.truncate(1);
-        self.u_area.clear();
-        self.c_area.clear();
-        self.u_variation.clear();
+        self.blocks.clear();
+        self.count = 0;
     }
 
     /// Adds the first `count` segments of a block.
     #[inline]
-    pub(crate) fn extend(&mut self, block: &BlockSegments, count: usize) {
-        let BlockSegments { u, c, u_area, c_area, uu } = block;
-        let [u_start, c_start] = self.totals();
-        let (u_running, c_running) = (running_sums(u_start, u), running_sums(c_start, c));
-        self.u.extend_from_slice(&u_running[..count]);
-        self.c.extend_from_slice(&c_running[..count]);
-        self.u_area.extend_from_slice(&u_area[..count]);
-        self.c_area.extend_from_slice(&c_area[..count]);
-        self.u_variation.extend(uu[..count].iter().map(|uu| (SEGMENT as f64 * uu).sqrt()));
+    pub(crate) fn extend(&mut self, mut block: BlockSegments, count: usize) {
+        let [mut u, mut c] = self.totals();
+        for (of_u, of_c) in block.u.iter_mut().zip(&mut block.c) {
+            u += *of_u;
+            c += *of_c;
+            (*of_u, *of_c) = (u, c);
+        }
+        self.blocks.push(block);
+        self.count += count;
     }
 
     /// The sums of u and c.
     pub(crate) fn totals(&self) -> [f64; 2] {
-        // Neither list is ever empty.
-        [&self.u, &self.c].map(|sums| sums.last().copied().unwrap_or_default())
+        // What a block lacks of its segments adds nothing.
+        self.blocks.last().map_or([0.0; 2], |block| [block.u[PER_BLOCK - 1], block.c[PER_BLOCK - 1]])
     }
 
     /// The difference U - ratio C of the running sums at the start of a segment.
     pub(crate) fn before(&self, segment: usize, start: Running) -> f64 {
-        (start.u + self.u[segment]) - start.ratio * (start.c + self.c[segment])
+        let [u, c] = segment.checked_sub(1).map_or([0.0; 2], |last| {
+            let block = &self.blocks[last / PER_BLOCK];
+            [block.u[last % PER_BLOCK], block.c[last % PER_BLOCK]]
+        });
+        (start.u + u) - start.ratio * (start.c + c)
     }
 
     /// The sum of |U - ratio C| over the entries of the segments in which its sign cannot change; the other
@@ -107,13 +98,47 @@ impl Segments {
     }
 }
 
-fn running_sums(start: f64, sums: &[f64; PER_BLOCK]) -> [f64; PER_BLOCK] {
-    let (mut sums, mut running) = (*sums, start);
-    for sum in &mut sums {
-        running += *sum;
-        *sum = running;
+/// What tells whether a running difference D can change its sign within a segment.
+#[derive(Clone, Copy)]
+struct Course {
+    /// D before the first entry and after the last.
+    before: f64,
+    after: f64,
+    /// The mean of D after each entry; where entries are absent, D stays as it is.
+    mean: f64,
+    /// The sum of u^2.
+    uu: f64,
+    /// The sum of |ratio| c.
+    c: f64,
+}
+
+impl Course {
+    /// Whether D cannot change its sign. The steps of D are u - ratio c.
+    ///
+    /// By Cauchy and Schwarz the way of D is no longer than sqrt(T uu) + |ratio| C over T entries, and |a| + |b| are
+    /// needed to get from a to 0 and on to b.
+    ///
+    /// As a path D(t) that goes straight from entry to entry, it has the energy E = integral of D'^2, the sum of the
+    /// squares of its steps, and one that goes from a to 0 in a time t with the area A at least that of a parabola,
+    /// a^2 / t + 12 (A - a t / 2)^2 / t^3. If D reaches 0 after a share s of T, with a, b >= 0 at its ends, the mean
+    /// m, and q = s (1 - s), then
+    ///
+    /// E T >= a^2 / s + b^2 / (1 - s) + 12 (m - a s / 2 - b (1 - s) / 2)^2 / (s^3 + (1 - s)^3)
+    ///     >= min(a, b)^2 / q + 12 (m - max(a, b) / 2)^2 / (1 - 3 q)
+    ///     >= 3 (min(a, b) + 2 m - max(a, b))^2,
+    ///
+    /// for the best division of the area and the best q: who stays away from 0 for long has no time to go there.
+    #[inline(always)]
+    fn keeps_sign(self) -> bool {
+        let Self { before, after, mean, uu, c } = self;
+        const T: f64 = SEGMENT as f64;
+        let is_farther = |way: f64| (way > 0.0) & (T * uu * MARGIN <= way * way);
+        // Along the path half of the step after each entry is in the mean.
+        let mean = mean - (after - before) / (2.0 * T);
+        let far = 3f64.sqrt() * (2.0 * mean.abs() - (after - before).abs());
+        let is_on_one_side = ((before > 0.0) == (after > 0.0)) & ((before > 0.0) == (mean > 0.0));
+        is_farther(before.abs() + after.abs() - c) | (is_on_one_side & is_farther(far - T.sqrt() * c))
     }
-    sums
 }
 
 struct Area<'a> {
@@ -124,10 +149,7 @@ struct Area<'a> {
 }
 
 /// Covers the rounding of sums in `f32`.
-const MARGIN: f64 = 1.0 + 1e-5;
-
-/// Segments that are looked at together.
-const TOGETHER: usize = 8 * LANES;
+const MARGIN: f64 = 1.0 + 2e-5;
 
 impl Kernel for Area<'_> {
     type Output = f64;
@@ -135,39 +157,52 @@ impl Kernel for Area<'_> {
     #[inline(always)]
     fn run<S: Vectors>(self, _: S) -> f64 {
         let Self { segments, start, entries, open } = self;
+        let Running { u: u_start, c: c_start, ratio } = start;
         open.clear();
-        let (mut areas, mut is_closed) = ([0.0; TOGETHER], [false; TOGETHER]);
-        let mut sum = 0.0;
-        let whole = entries / SEGMENT;
-        let firsts = (0..whole).step_by(TOGETHER).chain((whole < segments.u_area.len()).then_some(whole));
-        for first in firsts {
-            let (last, inside) = match first {
-                first if first == whole => (whole + 1, entries % SEGMENT),
-                first => (whole.min(first + TOGETHER), SEGMENT),
-            };
-            let count = last - first;
-            let (areas, is_closed) = (&mut areas[..count], &mut is_closed[..count]);
-            let (u, u_after) = (&segments.u[first..last], &segments.u[first + 1..=last]);
-            let (c, c_after) = (&segments.c[first..last], &segments.c[first + 1..=last]);
-            let (u_area, c_area) = (&segments.u_area[first..last], &segments.c_area[first..last]);
-            let u_variation = &segments.u_variation[first..last];
-            let difference = |u: f64, c: f64| (start.u + u) - start.ratio * (start.c + c);
-            for segment in 0..count {
-                let before = difference(u[segment], c[segment]);
-                let after = difference(u_after[segment], c_after[segment]);
-                let variation = u_variation[segment] + start.ratio.abs() * (c_after[segment] - c[segment]);
-                let area = inside as f64 * before + (u_area[segment] - start.ratio * c_area[segment]);
-                // To change its sign the difference has to go all the way to 0, and on to where it ends.
-                is_closed[segment] = variation * MARGIN <= before.abs() + after.abs();
-                areas[segment] = if is_closed[segment] { area.abs() } else { 0.0 };
+        let mut areas = [0.0; PER_BLOCK];
+        let mut last = [u_start - ratio * c_start, 0.0];
+        for (index, block) in segments.blocks.iter().enumerate() {
+            let mut after = [0.0; PER_BLOCK];
+            for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
+                *after = (u_start + u) - ratio * (c_start + c);
             }
-            for (segment, (area, is_closed)) in areas.iter().zip(is_closed).enumerate() {
-                sum += area;
-                if !*is_closed {
-                    open.push(first + segment);
+            let (before, c_before) = (moved_up(after, last[0]), moved_up(block.c, last[1]));
+            last = [after[PER_BLOCK - 1], block.c[PER_BLOCK - 1]];
+            let valid = (entries - index * BLOCK).min(BLOCK);
+            let mut inside = [SEGMENT as f64; PER_BLOCK];
+            if valid < BLOCK {
+                for (place, inside) in inside.iter_mut().enumerate() {
+                    *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
                 }
             }
+            let mut is_open = 0u8;
+            for place in 0..PER_BLOCK {
+                let area =
+                    inside[place] * before[place] + (block.u_area[place] - ratio * block.c_area[place]);
+                let course = Course {
+                    before: before[place],
+                    after: after[place],
+                    mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
+                    uu: block.uu[place],
+                    c: ratio.abs() * (block.c[place] - c_before[place]),
+                };
+                let keeps_sign = course.keeps_sign();
+                is_open |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
+                areas[place] += if keeps_sign { area.abs() } else { 0.0 };
+            }
+            while is_open != 0 {
+                open.push(index * PER_BLOCK + is_open.trailing_zeros() as usize);
+                is_open &= is_open - 1;
+            }
         }
-        sum
+        areas.iter().sum()
     }
+}
+
+/// What comes before each number, if `first` comes before all.
+#[inline(always)]
+fn moved_up(numbers: [f64; PER_BLOCK], first: f64) -> [f64; PER_BLOCK] {
+    let mut moved = [first; PER_BLOCK];
+    moved[1..].copy_from_slice(&numbers[..PER_BLOCK - 1]);
+    moved
 }

@@ -14,7 +14,7 @@ use crate::vector::{Instructions, Kernel, LANES, Vectors};
 ///
 /// Where the running difference D cannot change its sign within a segment, what is known of the segment
 /// says all. It cannot where what D varies by, at most the sum of |u| + |ratio| c, is less than the way from
-/// D at the start to 0 and back to D at the end. The other segments, about an eighth, are gone through
+/// D at the start to 0 and back to D at the end. The other segments, about a seventh, are gone through
 /// entry by entry.
 pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>, ratio: f64) -> f64 {
     let (mut running, mut area) = (Running { u: 0.0, c: 0.0, ratio }, 0.0);
@@ -23,13 +23,15 @@ pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulato
         let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
         area += segments.area(running, part.entries(), &mut open, scaling.instructions);
         let instructions = scaling.instructions;
-        let mut visitor = OpenRun { instructions, ratio, first: 0, entries: 0, before: 0.0, area: 0.0 };
+        let mut visitor = OpenSegments { instructions, ratio, segments: Vec::new(), area: 0.0 };
         // Open segments come in runs, where the difference is small.
-        for run in open.chunk_by(|a, b| a + 1 == *b && a / PER_BLOCK == b / PER_BLOCK) {
-            let block = run[0] / PER_BLOCK;
-            visitor.first = run[0] % PER_BLOCK * SEGMENT;
-            visitor.entries = run.len() * SEGMENT;
-            visitor.before = segments.before(run[0], running);
+        for in_block in open.chunk_by(|a, b| a / PER_BLOCK == b / PER_BLOCK) {
+            let block = in_block[0] / PER_BLOCK;
+            visitor.segments.clear();
+            visitor.segments.extend(in_block.iter().map(|segment| OpenSegment {
+                first: segment % PER_BLOCK * SEGMENT,
+                before: segments.before(*segment, running),
+            }));
             revisit(part, block, scaling, accumulator.ways()[block], &mut scratch, &mut visitor);
         }
         area += visitor.area;
@@ -39,79 +41,98 @@ pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulato
     area
 }
 
-/// Adds up |D| over the entries of one run of segments after the other.
-struct OpenRun {
+/// Adds up |D| over the entries of open segments, block after block.
+struct OpenSegments {
     instructions: Instructions,
     ratio: f64,
-    /// Where in its block the run begins.
-    first: usize,
-    /// How many entries it has, but for those past the end of the part.
-    entries: usize,
-    /// D at its start.
-    before: f64,
+    /// Those of one block.
+    segments: Vec<OpenSegment>,
     area: f64,
 }
 
-struct AreaByEntries<'a, R, P, const X: usize, const K: usize> {
-    pairs: P,
-    /// How many entries of the run exist.
-    valid: usize,
-    run: &'a OpenRun,
-    width: std::marker::PhantomData<R>,
+struct OpenSegment {
+    /// Where in its block the segment begins.
+    first: usize,
+    /// D at its start.
+    before: f64,
 }
 
-impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntries<'_, R, P, X, K> {
+struct AreaByEntries<'a, P, const X: usize, const K: usize> {
+    pairs: P,
+    /// How many entries of the block exist.
+    valid: usize,
+    ratio: f64,
+    segments: &'a [OpenSegment],
+}
+
+/// [`AreaByEntries`] in one width.
+struct InWidth<R, K>(K, std::marker::PhantomData<R>);
+
+impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel
+    for InWidth<R, AreaByEntries<'_, P, X, K>>
+{
     type Output = f64;
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) -> f64 {
-        let OpenRun { ratio, first, mut before, .. } = *self.run;
+        let AreaByEntries { pairs, valid, ratio, segments } = self.0;
         let negative_ratio = R::Lanes::<S>::splat(simd, -ratio);
         let mut areas = R::Lanes::<S>::splat(simd, 0.0);
-        for index in 0..self.valid.div_ceil(PAIR) {
-            let mut steps = [R::Lanes::<S>::splat(simd, 0.0); 2];
-            for (step, entries) in steps.iter_mut().zip(self.pairs.load(simd, first / PAIR + index)) {
-                let Terms { c, u, .. } = terms::<_, X, K>(entries);
-                *step = c.mul_add(negative_ratio, u);
-            }
-            let [even, odd] = steps;
-            let sums = (even + odd).running_sums();
-            let after_odd = sums + sums.constant(before);
-            let mut differences = [(after_odd - odd).abs(), after_odd.abs()];
-            let left = self.valid - index * PAIR;
-            if left < PAIR {
-                for (odd, half) in differences.iter_mut().enumerate() {
-                    let mut numbers = half.numbers();
-                    numbers[(left + 1 - odd) / 2..].fill(R::default());
-                    *half = Lanes::load(simd, &numbers);
+        for OpenSegment { first, before } in segments {
+            let mut before = R::Lanes::<S>::splat(simd, *before);
+            for index in first / PAIR..(first + SEGMENT) / PAIR {
+                let mut steps = [R::Lanes::<S>::splat(simd, 0.0); 2];
+                for (step, entries) in steps.iter_mut().zip(pairs.load(simd, index)) {
+                    let Terms { c, u, .. } = terms::<_, X, K>(entries);
+                    *step = c.mul_add(negative_ratio, u);
                 }
+                let [even, odd] = steps;
+                let sums = (even + odd).running_sums();
+                let after_odd = sums + before;
+                let mut differences = [(after_odd - odd).abs(), after_odd.abs()];
+                if valid < (index + 1) * PAIR {
+                    differences = existing(differences, valid.saturating_sub(index * PAIR));
+                }
+                areas = areas + (differences[0] + differences[1]);
+                before = before + sums.constant(sums.numbers()[LANES - 1].wide());
             }
-            areas = areas + (differences[0] + differences[1]);
-            before += sums.numbers()[LANES - 1].wide();
         }
         areas.sum()
     }
 }
 
-impl Visitor for OpenRun {
+/// The same with 0 for all but the first `count` entries.
+#[cold]
+fn existing<N: Lanes>(pair: [N; 2], count: usize) -> [N; 2] {
+    let mut odd = 0;
+    pair.map(|half| {
+        let mut numbers = half.numbers();
+        numbers[(count + 1 - odd) / 2..].fill(N::Number::default());
+        odd += 1;
+        N::load(half.simd(), &numbers)
+    })
+}
+
+impl Visitor for OpenSegments {
     fn series<R: Real, P: Pairs<R>, const X: usize, const K: usize>(
         &mut self,
         pairs: P,
         valid: usize,
     ) -> Extent {
-        let valid = (valid - self.first).min(self.entries);
-        let kernel = AreaByEntries::<R, P, X, K> { pairs, valid, run: self, width: std::marker::PhantomData };
-        self.area += self.instructions.run(kernel);
+        let kernel = AreaByEntries::<P, X, K> { pairs, valid, ratio: self.ratio, segments: &self.segments };
+        self.area += self.instructions.run(InWidth(kernel, std::marker::PhantomData::<R>));
         Extent { base: 0.0, delta: 0.0 }
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
-        let run = self.first..valid.min(self.first + self.entries);
-        let mut difference = self.before;
-        for (x, y) in x[run.clone()].iter().zip(&y[run]) {
-            let ClosedForm { u, c, .. } = ClosedForm::of(*x, *y);
-            difference += u - self.ratio * c;
-            self.area += difference.abs();
+        for OpenSegment { first, before } in &self.segments {
+            let entries = *first..valid.min(first + SEGMENT);
+            let mut difference = *before;
+            for (x, y) in x[entries.clone()].iter().zip(&y[entries]) {
+                let ClosedForm { u, c, .. } = ClosedForm::of(*x, *y);
+                difference += u - self.ratio * c;
+                self.area += difference.abs();
+            }
         }
     }
 
