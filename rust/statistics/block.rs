@@ -1,6 +1,6 @@
 //! What one block adds to the sums, by series.
 
-use super::displacement::{BlockDisplacement, Displacement, Extent};
+use super::displacement::{BlockDisplacement, Displacement, Extent, Stretch};
 use super::divergence::TERMS;
 use super::lanes::Lanes;
 use super::part::{Entries, PAIR, Pairs, SEGMENT};
@@ -50,13 +50,12 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<'
         let mut block = BlockLanes::<R::Lanes<S>, K>::none(simd);
         for place in 0..PER_BLOCK {
             let first = place * SEGMENT / PAIR;
-            let mut base_squares = R::Lanes::<S>::splat(simd, 0.0);
-            let mut segment =
-                SegmentLanes::first(block.add::<X>(pairs.load(simd, first), &mut base_squares));
+            let mut stretch = Stretch::none(simd);
+            let mut segment = SegmentLanes::first(block.add::<X>(pairs.load(simd, first), &mut stretch));
             for index in first + 1..first + SEGMENT / PAIR {
-                segment.add(block.add::<X>(pairs.load(simd, index), &mut base_squares));
+                segment.add(block.add::<X>(pairs.load(simd, index), &mut stretch));
             }
-            block.displacement.end_stretch(base_squares);
+            block.displacement.end(stretch);
             totals[place] = segment.u.numbers();
             totals[PER_BLOCK + place] = segment.c.numbers();
             areas[place] = area(segment.u, segment.u_running, segment.u_odd).numbers();
@@ -77,8 +76,7 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<'
         split(R::Lanes::<S>::sums(simd, rest), uu, &mut others);
         let [cc, uc, base_squares, delta_squares, changed, second, third, _] = others;
         (sums.cc, sums.uc) = (cc, uc);
-        (sums.displacement, sums.extent) =
-            block.displacement.of_sums([base_squares, delta_squares, changed]);
+        (sums.displacement, sums.extent) = block.displacement.of_sums([base_squares, delta_squares, changed]);
         let moments = &mut sums.moments;
         #[expect(
             clippy::needless_range_loop,
@@ -130,12 +128,12 @@ impl<N: Lanes, const K: usize> BlockLanes<N, K> {
 
     /// Adds the even entries and the odd ones, and gives their u and c.
     #[inline(always)]
-    fn add<const X: usize>(&mut self, pair: [Entries<N>; 2], base_squares: &mut N) -> [(N, N); 2] {
+    fn add<const X: usize>(&mut self, pair: [Entries<N>; 2], stretch: &mut Stretch<N>) -> [(N, N); 2] {
         let mut halves = [(self.cc, self.cc); 2];
         for (entries, half) in pair.into_iter().zip(&mut halves) {
             let y = entries.delta;
             if N::Number::IS_NARROW {
-                self.displacement.add(entries.base, y, base_squares);
+                self.displacement.add(entries.base, y, stretch);
             }
             let Terms { c, u, powers } = terms::<N, X, K>(entries);
             self.cc = c.mul_add(c, self.cc);

@@ -49,6 +49,22 @@ pub(crate) struct BlockDisplacement<N> {
     largest_delta: N,
 }
 
+/// A few entries of each lane. Their squares are added up before those of others: of a hundred equal numbers, added one
+/// after the other in `f32`, each would be rounded in the same direction.
+#[derive(Clone, Copy)]
+pub(crate) struct Stretch<N> {
+    base_squares: N,
+    delta_squares: N,
+}
+
+impl<N: Lanes> Stretch<N> {
+    #[inline(always)]
+    pub(crate) fn none(simd: N::Vectors) -> Self {
+        let zero = N::splat(simd, 0.0);
+        Self { base_squares: zero, delta_squares: zero }
+    }
+}
+
 /// What says in which way a block is computed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Extent {
@@ -72,12 +88,12 @@ impl<N: Lanes> BlockDisplacement<N> {
         }
     }
 
-    /// Adds entries, whose squares also go to `base_squares`, those of a stretch. In `f32` the squares are right where the largest of the block lies
+    /// Adds entries of a stretch. In `f32` the squares are right where the largest of the block lies
     /// in [2^-40, 2^40] or is 0; entries too small for their squares to be held are too small to count.
     #[inline(always)]
-    pub(crate) fn add(&mut self, base: N, delta: N, base_squares: &mut N) {
-        *base_squares = base.mul_add(base, *base_squares);
-        self.delta_squares = delta.mul_add(delta, self.delta_squares);
+    pub(crate) fn add(&mut self, base: N, delta: N, stretch: &mut Stretch<N>) {
+        stretch.base_squares = base.mul_add(base, stretch.base_squares);
+        stretch.delta_squares = delta.mul_add(delta, stretch.delta_squares);
         let change = delta.abs();
         self.changed = self.changed.count_positive(change);
         self.largest_delta = self.largest_delta.max(change);
@@ -85,9 +101,10 @@ impl<N: Lanes> BlockDisplacement<N> {
 
     /// Ends a stretch.
     #[inline(always)]
-    pub(crate) fn end_stretch(&mut self, base_squares: N) {
-        self.base_squares = self.base_squares + base_squares;
-        self.largest_squares = self.largest_squares.max(base_squares);
+    pub(crate) fn end(&mut self, stretch: Stretch<N>) {
+        self.base_squares = self.base_squares + stretch.base_squares;
+        self.largest_squares = self.largest_squares.max(stretch.base_squares);
+        self.delta_squares = self.delta_squares + stretch.delta_squares;
     }
 
     /// What is left to be added up, lane by lane, for [`Self::of_sums`].
@@ -120,13 +137,13 @@ impl Kernel for Measure<'_> {
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) -> Displacement {
         let mut block = BlockDisplacement::<<f64 as Real>::Lanes<S>>::none(simd);
-        let mut base_squares = <f64 as Real>::Lanes::<S>::splat(simd, 0.0);
+        let mut stretch = Stretch::none(simd);
         for index in 0..BLOCK / PAIR {
             for entries in self.0.load(simd, index) {
-                block.add(entries.base, entries.delta, &mut base_squares);
+                block.add(entries.base, entries.delta, &mut stretch);
             }
         }
-        block.end_stretch(base_squares);
+        block.end(stretch);
         block.of_sums(block.lanes().map(Lanes::sum)).0
     }
 }

@@ -25,7 +25,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn mul_add(self, factor: Self, term: Self) -> Self;
     /// Without the signs.
     fn abs(self) -> Self;
-    /// The larger of two that are not negative; NaN, if one is.
+    /// The larger of two that are neither negative nor NaN.
     fn max(self, other: Self) -> Self;
     /// One more where `size` is larger than 0.
     fn count_positive(self, size: Self) -> Self;

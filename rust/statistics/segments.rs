@@ -99,7 +99,7 @@ impl Segments {
 }
 
 /// What tells whether a running difference D can change its sign within a segment.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Course {
     /// D before the first entry and after the last.
     before: f64,
@@ -132,7 +132,8 @@ impl Course {
     fn keeps_sign(self) -> bool {
         let Self { before, after, mean, uu, c } = self;
         const T: f64 = SEGMENT as f64;
-        let is_farther = |way: f64| (way > 0.0) & (T * uu * MARGIN <= way * way);
+        let c = c * MARGIN;
+        let is_farther = |way: f64| (way > 0.0) & (T * uu * (MARGIN * MARGIN) <= way * way);
         // Along the path half of the step after each entry is in the mean.
         let mean = mean - (after - before) / (2.0 * T);
         let far = 3f64.sqrt() * (2.0 * mean.abs() - (after - before).abs());
@@ -149,7 +150,7 @@ struct Area<'a> {
 }
 
 /// Covers the rounding of sums in `f32`.
-const MARGIN: f64 = 1.0 + 2e-5;
+const MARGIN: f64 = 1.0 + 1e-5;
 
 impl Kernel for Area<'_> {
     type Output = f64;
@@ -205,4 +206,76 @@ fn moved_up(numbers: [f64; PER_BLOCK], first: f64) -> [f64; PER_BLOCK] {
     let mut moved = [first; PER_BLOCK];
     moved[1..].copy_from_slice(&numbers[..PER_BLOCK - 1]);
     moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The course of D through a segment, which begins at `before` and takes these steps.
+    fn course(before: f64, steps: &[f64]) -> (Course, bool) {
+        let (mut d, mut sum, mut changes) = (before, 0.0, false);
+        for step in steps {
+            d += step;
+            sum += d;
+            changes |= d * before < 0.0;
+        }
+        let uu = steps.iter().map(|step| step * step).sum();
+        (Course { before, after: d, mean: sum / steps.len() as f64, uu, c: 0.0 }, changes)
+    }
+
+    /// D on a parabola from `from` to `to`, at a share of its time.
+    fn parabola(from: f64, to: f64, bulge: f64, share: f64) -> f64 {
+        from + (to - from) * share + bulge * share * (1.0 - share)
+    }
+
+    proptest! {
+        /// Of all ways below 0 and back, parabolas need the least energy; those that go far from 0 before and after
+        /// have a large mean as well.
+        #[test]
+        fn a_course_that_goes_below_0_is_never_said_to_keep_its_sign(
+            [before, after] in prop::array::uniform2(0.01f64..1.0),
+            bulges in prop::array::uniform2(-1f64..4.0),
+            share in 0.01f64..0.99,
+            depth in 1e-6f64..0.1,
+            noise in prop::collection::vec(-1f64..1.0, SEGMENT),
+            loudness in prop::sample::select(vec![0.0, 1e-3, 0.1]),
+        ) {
+            let at = |time: f64| match time / share {
+                to_lowest if to_lowest < 1.0 => parabola(before, -depth, bulges[0], to_lowest),
+                _ => parabola(-depth, after, bulges[1], (time - share) / (1.0 - share)),
+            };
+            let place = |entry: usize| entry as f64 / SEGMENT as f64;
+            let steps: Vec<f64> = (0..SEGMENT)
+                .map(|entry| at(place(entry + 1)) - at(place(entry)) + loudness * noise[entry])
+                .collect();
+            for sign in [1.0, -1.0] {
+                let steps: Vec<f64> = steps.iter().map(|step| sign * step).collect();
+                let (course, changes) = course(sign * before, &steps);
+                prop_assert!(!(changes && course.keeps_sign()), "{course:?}");
+            }
+        }
+
+        /// Where no entry has changed, only the normalisers make a course, straight through 0.
+        #[test]
+        fn a_drift_through_0_changes_the_sign(scale in -30f64..0.0, share in 0f64..1.0) {
+            let drift = scale.exp();
+            let (before, after) = (share * drift, share * drift - drift);
+            let course = Course { before, after, mean: (before + after) / 2.0, uu: 0.0, c: drift };
+            prop_assert!(!course.keeps_sign(), "{course:?}");
+        }
+
+        /// One that stays away from 0 keeps its sign, though its steps would carry it there if all went the same way.
+        #[test]
+        fn a_course_that_stays_away_from_0_keeps_its_sign(
+            swings in prop::collection::vec(0.8f64..1.0, SEGMENT / 2),
+        ) {
+            let steps: Vec<f64> = swings.iter().flat_map(|swing| [*swing, -swing]).collect();
+            for before in [0.3 * SEGMENT as f64, -0.3 * SEGMENT as f64] {
+                let (course, _) = course(before, &steps);
+                prop_assert!(course.keeps_sign(), "{course:?}");
+            }
+        }
+    }
 }
