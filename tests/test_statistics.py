@@ -109,6 +109,36 @@ def test_long_vectors(tmp_path: Path, dtype: str, shift: float | None, temperatu
         check(found, (0, head), oracle.long_statistics(*sides, temperature), TOLERANCE["qkv"])
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+def test_few_changed_entries_of_many(tmp_path: Path, dtype: str, count: int) -> None:
+    """Between them the running sums drift apart, and meet again, by the normalisers alone."""
+    shape = Shape(query_heads=1, key_value_heads=1, head_size=64, hidden_size=1100)
+    names = [statistic for statistic in alps.STATISTICS if statistic != "changed"]
+    for seed in range(4):
+        base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(shape, seed, 0.03).items()}
+        tuned = {key: weight.clone() for key, weight in base.items()}
+        generator = torch.Generator().manual_seed(seed)
+        for weight in tuned.values():
+            flat = weight.view(-1)
+            flat[torch.randint(flat.numel(), (count,), generator=generator)] *= 1.05
+        paths = (write(tmp_path / side, shape.config(), of) for side, of in (("b", base), ("t", tuned)))
+        found = alps.scan(*paths, statistics=names)
+        sides = theta(base, shape, 0, 0), theta(tuned, shape, 0, 0)
+        check(found, (0, 0), oracle.long_statistics(*sides), TOLERANCE["qkv"])
+
+
+def test_equal_changes_of_many_entries(tmp_path: Path) -> None:
+    """Equal numbers, added one after the other in single precision, are all rounded in the same direction."""
+    shape = Shape(query_heads=1, key_value_heads=1, head_size=64, hidden_size=1100)
+    for seed, change in enumerate(np.linspace(1e-4, 1.9e-3, 7)):
+        base = {key: torch.zeros_like(weight).float() for key, weight in random_weights(shape, seed).items()}
+        tuned = {key: weight + float(change) for key, weight in base.items()}
+        paths = (write(tmp_path / side, shape.config(), of) for side, of in (("b", base), ("t", tuned)))
+        expected = float(np.float32(change)) * math.sqrt(3 * 64 * 1100)
+        assert alps.scan(*paths)["delta_norm"][0, 0] == pytest.approx(expected, rel=3e-7, abs=0)
+
+
 def test_ten_million_entries(tmp_path: Path) -> None:
     shape = Shape(query_heads=1, key_value_heads=1, head_size=256, hidden_size=13021)
     base = {key: weight.to(torch.bfloat16) for key, weight in random_weights(shape, 7, scale=0.02).items()}
