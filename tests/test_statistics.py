@@ -22,7 +22,7 @@ TOLERANCE = {"qkv": 1e-6, "product": 1e-5}
 NULL_MEAN = math.sqrt(math.pi / 32)
 NULL_SPREAD = math.sqrt(7 / 60 - math.pi / 32)
 
-# Four heads, two groups; a block of 128 entries is no divisor of any matrix.
+# Four heads, two groups; a segment of 256 entries is no divisor of any matrix.
 SHAPE = Shape(head_size=4, hidden_size=99)
 SMALL = Shape(query_heads=2, key_value_heads=1, head_size=3, hidden_size=5)
 

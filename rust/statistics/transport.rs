@@ -15,9 +15,7 @@ use crate::vector::{Instructions, Kernel, LANES, Vectors};
 /// The sum over all entries of |U - ratio C|, where U and C are the running sums of u and c.
 ///
 /// Where the running difference D cannot change its sign within a segment, what is known of the segment
-/// says all. It cannot where what D varies by, at most the sum of |u| + |ratio| c, is less than the way from
-/// D at the start to 0 and back to D at the end. The other segments, about a seventh, are gone through
-/// entry by entry.
+/// says all. The other segments, about an eighth, are gone through entry by entry.
 pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>, ratio: f64) -> f64 {
     let (mut running, mut area) = (Running { u: 0.0, c: 0.0, ratio }, 0.0);
     let (mut open, mut scratch) = (Vec::new(), Scratch::new());
