@@ -110,7 +110,7 @@ impl Visitor for Accumulator {
         for (sum, moment) in self.sums.moments.iter_mut().zip(&block.moments).take(K + 1) {
             *sum += moment;
         }
-        self.segments.extend(block.segments.ending_at(valid), valid.div_ceil(SEGMENT));
+        self.segments.push(block.segments.ending_at(valid));
         block.extent
     }
 
@@ -136,13 +136,13 @@ impl Visitor for Accumulator {
             self.sums.far_u += u_sum;
             self.sums.far_c += c_sum;
         }
-        self.segments.extend(block, valid.div_ceil(SEGMENT));
+        self.segments.push(block);
         self.sums.has_far = true;
     }
 
-    fn out_of_reach(&mut self, valid: usize) {
+    fn out_of_reach(&mut self) {
         self.sums.has_far = true;
-        self.segments.extend(BlockSegments::default(), valid.div_ceil(SEGMENT));
+        self.segments.push(BlockSegments::default());
     }
 }
 

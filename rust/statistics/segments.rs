@@ -38,8 +38,6 @@ impl BlockSegments {
 pub(crate) struct Segments {
     /// Those of each block. Here u and c are running sums: what they have come to at the end of each segment.
     blocks: Vec<BlockSegments>,
-    /// How many segments there are.
-    count: usize,
 }
 
 /// The running sums of u and c at one place, and the ratio of their totals.
@@ -53,12 +51,11 @@ pub(crate) struct Running {
 impl Segments {
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
-        self.count = 0;
     }
 
-    /// Adds the first `count` segments of a block.
+    /// Adds those of the next block.
     #[inline]
-    pub(crate) fn extend(&mut self, mut block: BlockSegments, count: usize) {
+    pub(crate) fn push(&mut self, mut block: BlockSegments) {
         let [mut u, mut c] = self.totals();
         for (of_u, of_c) in block.u.iter_mut().zip(&mut block.c) {
             u += *of_u;
@@ -66,7 +63,6 @@ impl Segments {
             (*of_u, *of_c) = (u, c);
         }
         self.blocks.push(block);
-        self.count += count;
     }
 
     /// The sums of u and c.

@@ -134,7 +134,7 @@ impl Visitor for OpenSegments {
         }
     }
 
-    fn out_of_reach(&mut self, _: usize) {}
+    fn out_of_reach(&mut self) {}
 }
 
 #[cfg(test)]

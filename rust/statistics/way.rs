@@ -35,7 +35,7 @@ pub(crate) trait Visitor {
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize);
 
     /// The block needs a frame and there is none.
-    fn out_of_reach(&mut self, valid: usize);
+    fn out_of_reach(&mut self);
 }
 
 /// The way in which a block was computed.
@@ -256,7 +256,7 @@ fn visit_wide(
 fn visit_by(way: WideWay, x: &mut Block<f64>, y: &mut Block<f64>, valid: usize, visitor: &mut impl Visitor) {
     match way {
         WideWay::ClosedForm => visitor.closed_form(x, y, valid),
-        WideWay::OutOfReach => visitor.out_of_reach(valid),
+        WideWay::OutOfReach => visitor.out_of_reach(),
         WideWay::Quarter | WideWay::One => {
             x.iter_mut().for_each(|x| *x = x.max(NOTHING));
             x[valid..].fill(NOTHING);
