@@ -21,6 +21,7 @@ pub(crate) struct Accumulator {
     segments: Segments,
     /// The way in which each block was computed.
     ways: Vec<Way>,
+    /// What the last block came to, and where it was added up: memory for the next.
     block: BlockSums,
     memory: Box<Memory>,
 }

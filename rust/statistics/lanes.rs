@@ -13,6 +13,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     type Number: Real;
     /// The instruction set.
     type Vectors: Vectors;
+
     /// The nearest number to `value` in every lane.
     fn splat(simd: Self::Vectors, value: f64) -> Self;
     /// These numbers.

@@ -48,6 +48,17 @@ pub(crate) struct Running {
     pub(crate) ratio: f64,
 }
 
+/// A segment in which U - ratio C may change its sign.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenSegment {
+    /// Its block.
+    pub(crate) block: usize,
+    /// Its first entry in the block.
+    pub(crate) first: usize,
+    /// U - ratio C before that.
+    pub(crate) before: f64,
+}
+
 impl Segments {
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
@@ -71,15 +82,6 @@ impl Segments {
         self.blocks.last().map_or([0.0; 2], |block| [block.u[PER_BLOCK - 1], block.c[PER_BLOCK - 1]])
     }
 
-    /// The difference U - ratio C of the running sums at the start of a segment.
-    pub(crate) fn before(&self, segment: usize, start: Running) -> f64 {
-        let [u, c] = segment.checked_sub(1).map_or([0.0; 2], |last| {
-            let block = &self.blocks[last / PER_BLOCK];
-            [block.u[last % PER_BLOCK], block.c[last % PER_BLOCK]]
-        });
-        (start.u + u) - start.ratio * (start.c + c)
-    }
-
     /// The sum of |U - ratio C| over the entries of the segments in which its sign cannot change; the other
     /// segments are left in `open`. `start` is what the parts before have summed up to, `entries` how many
     /// there are in this one.
@@ -87,7 +89,7 @@ impl Segments {
         &self,
         start: Running,
         entries: usize,
-        open: &mut Vec<usize>,
+        open: &mut Vec<OpenSegment>,
         instructions: Instructions,
     ) -> f64 {
         instructions.run(Area { segments: self, start, entries, open })
@@ -142,7 +144,7 @@ struct Area<'a> {
     segments: &'a Segments,
     start: Running,
     entries: usize,
-    open: &'a mut Vec<usize>,
+    open: &'a mut Vec<OpenSegment>,
 }
 
 /// Covers the rounding of sums in `f32`.
@@ -188,7 +190,8 @@ impl Kernel for Area<'_> {
                 areas[place] += if keeps_sign { area.abs() } else { 0.0 };
             }
             while is_open != 0 {
-                open.push(index * PER_BLOCK + is_open.trailing_zeros() as usize);
+                let place = is_open.trailing_zeros() as usize;
+                open.push(OpenSegment { block: index, first: place * SEGMENT, before: before[place] });
                 is_open &= is_open - 1;
             }
         }

@@ -7,7 +7,7 @@ use super::displacement::Extent;
 use super::lanes::Lanes;
 use super::part::{Block, PAIR, Pairs, Part, SEGMENT};
 use super::real::Real;
-use super::segments::{PER_BLOCK, Running};
+use super::segments::{OpenSegment, Running};
 use super::series::{Terms, terms};
 use super::way::{Scratch, Visitor, revisit};
 use crate::vector::{Instructions, Kernel, LANES, Vectors};
@@ -23,15 +23,11 @@ pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulato
         let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
         area += segments.area(running, part.entries(), &mut open, scaling.instructions);
         let instructions = scaling.instructions;
-        let mut visitor = OpenSegments { instructions, ratio, segments: Vec::new(), area: 0.0 };
+        let mut visitor = OpenSegments { instructions, ratio, segments: &[], area: 0.0 };
         // Open segments come in runs, where the difference is small.
-        for in_block in open.chunk_by(|a, b| a / PER_BLOCK == b / PER_BLOCK) {
-            let block = in_block[0] / PER_BLOCK;
-            visitor.segments.clear();
-            visitor.segments.extend(in_block.iter().map(|segment| OpenSegment {
-                first: segment % PER_BLOCK * SEGMENT,
-                before: segments.before(*segment, running),
-            }));
+        for in_block in open.chunk_by(|a, b| a.block == b.block) {
+            let block = in_block[0].block;
+            visitor.segments = in_block;
             revisit(part, block, scaling, accumulator.ways()[block], &mut scratch, &mut visitor);
         }
         area += visitor.area;
@@ -42,19 +38,12 @@ pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulato
 }
 
 /// Adds up |D| over the entries of open segments, block after block.
-struct OpenSegments {
+struct OpenSegments<'a> {
     instructions: Instructions,
     ratio: f64,
     /// Those of one block.
-    segments: Vec<OpenSegment>,
+    segments: &'a [OpenSegment],
     area: f64,
-}
-
-struct OpenSegment {
-    /// Where in its block the segment begins.
-    first: usize,
-    /// D at its start.
-    before: f64,
 }
 
 struct AreaByEntries<'a, R, P, const X: usize, const K: usize> {
@@ -74,7 +63,7 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntr
         let Self { pairs, valid, ratio, segments, .. } = self;
         let negative_ratio = R::Lanes::<S>::splat(simd, -ratio);
         let mut areas = R::Lanes::<S>::splat(simd, 0.0);
-        for OpenSegment { first, before } in segments {
+        for OpenSegment { first, before, .. } in segments {
             let mut before = R::Lanes::<S>::splat(simd, *before);
             for index in first / PAIR..(first + SEGMENT) / PAIR {
                 let mut steps = [R::Lanes::<S>::splat(simd, 0.0); 2];
@@ -97,19 +86,18 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreaByEntr
     }
 }
 
-/// The same with 0 for all but the first `count` entries.
+/// The even entries and the odd ones with 0 for all but the first `count`.
 #[cold]
-fn existing<N: Lanes>(pair: [N; 2], count: usize) -> [N; 2] {
-    let mut odd = 0;
-    pair.map(|half| {
+fn existing<N: Lanes>([even, odd]: [N; 2], count: usize) -> [N; 2] {
+    let cut = |half: N, count: usize| {
         let mut numbers = half.numbers();
-        numbers[(count + 1 - odd) / 2..].fill(N::Number::default());
-        odd += 1;
+        numbers[count..].fill(N::Number::default());
         N::load(half.simd(), &numbers)
-    })
+    };
+    [cut(even, count.div_ceil(2)), cut(odd, count / 2)]
 }
 
-impl Visitor for OpenSegments {
+impl Visitor for OpenSegments<'_> {
     fn series<R: Real, P: Pairs<R>, const X: usize, const K: usize>(
         &mut self,
         pairs: P,
@@ -123,7 +111,7 @@ impl Visitor for OpenSegments {
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
-        for OpenSegment { first, before } in &self.segments {
+        for OpenSegment { first, before, .. } in self.segments {
             let entries = *first..valid.min(first + SEGMENT);
             let mut difference = *before;
             for (x, y) in x[entries.clone()].iter().zip(&y[entries]) {
