@@ -8,7 +8,9 @@ pub mod control;
 pub mod dtype;
 pub mod error;
 pub mod linear;
+mod mapping;
 pub mod model;
+mod pair;
 mod plain;
 #[cfg(feature = "python")]
 mod python;

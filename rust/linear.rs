@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use crate::checkpoint::View;
 use crate::dtype::Dtype;
 use crate::error::Result;
 
@@ -37,6 +38,11 @@ pub trait Linear: Debug + Send + Sync {
     /// longer than reading one.
     fn is_scattered(&self) -> bool {
         false
+    }
+
+    /// What [`Linear::read_rows`] would give, if it lies in memory.
+    fn view_rows(&self, _rows: Range<usize>) -> Option<View<'_>> {
+        None
     }
 
     /// Fills `into` with these rows, row after row, little-endian: rows x in features x the size of

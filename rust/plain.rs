@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, Tensor, View};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::linear::{Linear, assert_fits};
@@ -76,6 +76,14 @@ impl Linear for Stored {
 
     fn is_scattered(&self) -> bool {
         self.orientation == Orientation::InOut
+    }
+
+    fn view_rows(&self, rows: Range<usize>) -> Option<View<'_>> {
+        if self.orientation == Orientation::InOut {
+            return None;
+        }
+        let row = self.features[1] * self.dtype.size();
+        self.checkpoint.view(&self.tensor, rows.start as u64 * row as u64, rows.len() * row)
     }
 
     /// Of a matrix that is stored transposed, reads the piece that these rows have in every stored row, in the order

@@ -1,23 +1,21 @@
 //! Scores every attention head of two checkpoints.
 //!
 //! The unit of work is one key/value group of one layer: its key and value matrices are read and summed
-//! once for all query heads that share them. Threads take groups in the order of the file; each holds the
-//! stored bytes of one head's three matrices from both sides, whatever the size of the model.
+//! once for all query heads that share them. Threads take groups in the order of the file; each holds, or
+//! looks at, the stored bytes of a few matrices, whatever the size of the model.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::ThreadPoolBuilder;
 
-use crate::aligned::AlignedBytes;
 use crate::checkpoint::CONSOLIDATED;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::model::{Component, Geometry, Layer, Role};
-use crate::side::{Location, Matrix, Reading, Side};
-use crate::statistics::{
-    MatrixPair, Measured, NotFinite, Part, PartSums, Product, Refused, STATISTICS, Statistic, Stored, measure,
-};
+use crate::pair::{Bytes, Done, Pair};
+use crate::side::{Location, Reading, Side};
+use crate::statistics::{Measured, PartSums, Product, Refused, STATISTICS, Statistic, measure};
 use crate::vector::Instructions;
 
 /// What the weight vector of a head is.
@@ -44,6 +42,9 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Bytes read at a time. No result depends on it.
     pub buffer: usize,
+    /// Whether bytes that are in memory may be looked at there, where the system allows it, instead of being
+    /// copied. No result depends on it.
+    pub map: bool,
     /// The vector instructions. No result depends on them.
     pub instructions: Instructions,
 }
@@ -57,6 +58,7 @@ impl Default for Options {
             sorted: false,
             threads: None,
             buffer: 256 << 10,
+            map: true,
             instructions: Instructions::best(),
         }
     }
@@ -99,7 +101,7 @@ pub fn scan(
         check_product(&base)?;
     }
     let geometry = base.geometry();
-    let walk = Walk { base: &base, tuned: &tuned, options, control };
+    let walk = Walk { base: &base, tuned: &tuned, options, control, may_map: options.map };
     let bytes = base.bytes() + tuned.bytes();
     control.total.store(bytes, Ordering::Relaxed);
 
@@ -257,31 +259,27 @@ struct Walk<'a> {
     tuned: &'a Side,
     options: &'a Options,
     control: &'a Control,
+    may_map: bool,
 }
 
 /// What a thread needs, kept from group to group.
-struct Workspace {
-    query: Loaded,
-    key: Loaded,
-    value: Loaded,
+struct Workspace<'a> {
+    query: Loaded<'a>,
+    key: Loaded<'a>,
+    value: Loaded<'a>,
+    done: Done<'a>,
     product: Product,
     product_sums: PartSums,
     scratch: Vec<u8>,
 }
 
 /// The bytes of one matrix from both sides, and their sums.
-struct Loaded {
-    bytes: Bytes,
+struct Loaded<'a> {
+    bytes: Bytes<'a>,
     sums: PartSums,
 }
 
-#[derive(Default)]
-struct Bytes {
-    base: AlignedBytes,
-    tuned: AlignedBytes,
-}
-
-impl Workspace {
+impl Workspace<'_> {
     fn new(options: &Options) -> Self {
         let sums = || PartSums::new(options.temperature, options.instructions);
         let loaded = || Loaded { bytes: Bytes::default(), sums: sums() };
@@ -289,44 +287,18 @@ impl Workspace {
             query: loaded(),
             key: loaded(),
             value: loaded(),
+            done: Done::default(),
             product: Product::new(options.instructions),
             product_sums: sums(),
             scratch: Vec::new(),
         }
     }
-}
 
-/// One matrix on both sides.
-struct Pair<'a> {
-    base: Matrix<'a>,
-    tuned: Matrix<'a>,
-    /// Whose matrix it is, for messages.
-    whose: String,
-}
-
-impl Pair<'_> {
-    fn stored_bytes(&self) -> u64 {
-        self.base.stored_bytes() + self.tuned.stored_bytes()
-    }
-
-    fn part<'b>(&self, bytes: &'b Bytes) -> Part<'b> {
-        let MatrixPair { base, tuned, .. } = self.matrices(bytes);
-        Part::Stored { base, tuned }
-    }
-
-    fn matrices<'b>(&self, Bytes { base, tuned }: &'b Bytes) -> MatrixPair<'b> {
-        MatrixPair {
-            base: Stored { dtype: self.base.linear.dtype(), bytes: base },
-            tuned: Stored { dtype: self.tuned.linear.dtype(), bytes: tuned },
-            columns: self.base.columns(),
-        }
-    }
-
-    fn refuse(&self, bytes: &Bytes, NotFinite { entry, tuned }: NotFinite) -> Error {
-        let matrices = self.matrices(bytes);
-        let (matrix, stored) =
-            if tuned { (&self.tuned, matrices.tuned) } else { (&self.base, matrices.base) };
-        matrix.refuse(entry, stored.entry(entry), &self.whose)
+    /// Whether bytes were looked at that their file no longer had.
+    fn take_gap(&mut self) -> bool {
+        let Self { query, key, value, .. } = self;
+        // All are asked, or the next group would hear of this one's.
+        [query, key, value].map(|loaded| loaded.bytes.take_gap()).contains(&true)
     }
 }
 
@@ -345,12 +317,21 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn measure_group(&self, layer: usize, group: usize, workspace: &mut Workspace) -> Result<Vec<Measured>> {
+    fn measure_group(&self, layer: usize, group: usize, workspace: &mut Workspace<'a>) -> Result<Vec<Measured>> {
+        let measured = self.look_at_group(layer, group, workspace);
+        if workspace.take_gap() {
+            // A file has become shorter under the eyes of the scan. To read it says which, and from where on.
+            return Walk { may_map: false, ..*self }.look_at_group(layer, group, workspace);
+        }
+        measured
+    }
+
+    fn look_at_group(&self, layer: usize, group: usize, workspace: &mut Workspace<'a>) -> Result<Vec<Measured>> {
         let sizes = &self.base.geometry().layers[layer];
         let key = self.pair(Role::Key, layer, group);
         let value = self.pair(Role::Value, layer, group).filter(|_| !sizes.keys_are_values);
         if self.options.form == Form::Product {
-            workspace.query.bytes = Bytes::default();
+            workspace.query.bytes.give_back();
             workspace.product.clear();
         }
         let Workspace { scratch, .. } = workspace;
@@ -370,7 +351,10 @@ impl<'a> Walk<'a> {
                 Refused::Value(entry) => value.refuse(values, entry),
             })?;
             // The product of the two is all that the heads need: theirs takes the place of the matrices.
-            (workspace.key.bytes, workspace.value.bytes) = Default::default();
+            for loaded in [&mut workspace.key, &mut workspace.value] {
+                workspace.done.add(&loaded.bytes);
+                loaded.bytes.give_back();
+            }
         }
         let mut measured = Vec::new();
         for head in sizes.heads_of(group) {
@@ -390,11 +374,15 @@ impl<'a> Walk<'a> {
                 }
                 Form::Product => self.measure_product(&query, workspace)?,
             });
+            workspace.done.add(&workspace.query.bytes);
+        }
+        for loaded in [&workspace.key, &workspace.value] {
+            workspace.done.add(&loaded.bytes);
         }
         Ok(measured)
     }
 
-    fn measure_qkv(&self, pairs: &[(&Pair<'_>, &Loaded)]) -> Result<Measured> {
+    fn measure_qkv(&self, pairs: &[(&Pair<'_>, &Loaded<'_>)]) -> Result<Measured> {
         let parts: Vec<_> =
             pairs.iter().map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums)).collect();
         // Every entry was found finite while it was read.
@@ -419,12 +407,14 @@ impl<'a> Walk<'a> {
             })
     }
 
-    /// Reads one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.
-    fn read(&self, pair: &Pair, loaded: &mut Loaded, scratch: &mut Vec<u8>) -> Result<()> {
+    /// Takes up one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.
+    fn read(&self, pair: &Pair<'a>, loaded: &mut Loaded<'a>, scratch: &mut Vec<u8>) -> Result<()> {
         let Pair { base, tuned, .. } = pair;
         let Loaded { bytes, sums } = loaded;
-        bytes.base.set_length(base.bytes());
-        bytes.tuned.set_length(tuned.bytes());
+        let is_mapped = self.may_map && bytes.look_at(pair);
+        if !is_mapped {
+            bytes.make_room(pair);
+        }
         sums.clear();
         let step = if base.linear.is_scattered() || tuned.linear.is_scattered() {
             base.rows()
@@ -435,9 +425,8 @@ impl<'a> Walk<'a> {
         for start in (0..base.rows()).step_by(step) {
             self.control.check()?;
             let end = base.rows().min(start + step);
-            for (matrix, into) in [(base, &mut bytes.base), (tuned, &mut bytes.tuned)] {
-                let size = matrix.row_bytes();
-                matrix.read(start, &mut into[start * size..end * size], scratch)?;
+            if !is_mapped {
+                bytes.copy(pair, start..end, scratch)?;
             }
             if self.options.form == Form::Qkv {
                 let entries = end * base.columns();

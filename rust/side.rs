@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapter::{Adapted, Adapter};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, View};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::model::{
@@ -196,7 +196,7 @@ pub struct Reading {
     pub note: Option<String>,
 }
 
-impl Matrix<'_> {
+impl<'a> Matrix<'a> {
     pub(crate) fn rows(&self) -> usize {
         self.rows.len()
     }
@@ -217,6 +217,11 @@ impl Matrix<'_> {
     /// How many bytes have to be read for the weights.
     pub(crate) fn stored_bytes(&self) -> u64 {
         self.linear.stored_bytes(self.rows.clone())
+    }
+
+    /// All rows as [`Matrix::read`] gives them, if they lie so in memory.
+    pub(crate) fn view(&self) -> Option<View<'a>> {
+        self.linear.view_rows(self.rows.clone())
     }
 
     /// Reads the rows from `first` on, as many as fit into `into`.

@@ -23,6 +23,7 @@ pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::Start;
 pub(crate) use self::locate::has_weights;
 use self::source::{LocalFile, Source};
+pub use crate::mapping::View;
 use crate::{Error, Result};
 
 /// Where the weights of one tensor are: `length` bytes in row-major order, little-endian, inside their file.
@@ -206,6 +207,19 @@ impl Checkpoint {
             ),
             _ => Error::io(path, error),
         })
+    }
+
+    /// `length` bytes of a tensor of this checkpoint, from its byte `offset` on, where they lie; nothing if they are not in
+    /// memory or cannot be looked at there, or if the tensor has fewer.
+    ///
+    /// # Panics
+    ///
+    /// May panic if the tensor is one of another checkpoint.
+    pub fn view(&self, tensor: &Tensor, offset: u64, length: usize) -> Option<View<'_>> {
+        let end = offset.checked_add(length as u64)?;
+        (end <= tensor.length)
+            .then(|| self.files[tensor.file].source.view(tensor.offset + offset, length))
+            .flatten()
     }
 
     /// The name of the tensor, for a message.

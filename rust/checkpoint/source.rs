@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use crate::mapping::{Mapped, View};
 use crate::{Error, Result};
 
 /// Bytes that can be read from any position, by several threads at once.
@@ -15,6 +16,11 @@ pub(super) trait Source: Debug + Send + Sync {
     /// Fills `buffer` from `offset` on, or fails with [`io::ErrorKind::UnexpectedEof`] if there are too few
     /// bytes.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// `length` bytes from `offset` on where they lie, if they lie in memory.
+    fn view(&self, _offset: u64, _length: usize) -> Option<View<'_>> {
+        None
+    }
 }
 
 /// A file of this machine, kept open.
@@ -22,6 +28,7 @@ pub(super) trait Source: Debug + Send + Sync {
 pub(super) struct LocalFile {
     file: File,
     length: u64,
+    mapped: Mapped,
 }
 
 impl LocalFile {
@@ -32,13 +39,17 @@ impl LocalFile {
         }
         let file = File::open(path).map_err(|error| Error::io(path, error))?;
         let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
-        Ok(LocalFile { file, length })
+        Ok(LocalFile { file, length, mapped: Mapped::default() })
     }
 }
 
 impl Source for LocalFile {
     fn length(&self) -> u64 {
         self.length
+    }
+
+    fn view(&self, offset: u64, length: usize) -> Option<View<'_>> {
+        self.mapped.view(&self.file, offset, length)
     }
 
     #[cfg(unix)]

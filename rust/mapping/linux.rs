@@ -1,0 +1,95 @@
+//! Maps files, on Linux.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::ptr::{NonNull, null_mut};
+use std::slice;
+
+use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::param::page_size;
+
+use super::fault::Watch;
+
+/// How far apart the bytes are that are asked for whether they are in memory.
+const GRAIN: usize = 1 << 20;
+
+/// Whether the bytes are in memory, by samples: the kernel fetches pages, and forgets them, many at a time, and those
+/// that are missing are fetched when they are looked at. Where the file system cannot tell, they are not.
+pub(super) fn is_in_memory(file: &File, offset: u64, length: usize) -> bool {
+    let Some(last) = length.checked_sub(1) else { return true };
+    (0..last).step_by(GRAIN).chain([last]).all(|byte| {
+        let mut sample = [0];
+        offset.checked_add(byte as u64).is_some_and(|offset| {
+            preadv2(file, &mut [IoSliceMut::new(&mut sample)], offset, ReadWriteFlags::NOWAIT) == Ok(1)
+        })
+    })
+}
+
+/// A whole file at addresses of this process. That alone takes no memory.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    // Ends before the addresses are somebody else's.
+    watch: Watch,
+    addresses: Addresses,
+}
+
+impl Mapping {
+    /// Nothing if the system does not map it, or if nobody could be told when it becomes shorter.
+    pub(super) fn of(file: &File) -> Option<Self> {
+        let addresses = Addresses::of(file)?;
+        let watch = Watch::over(addresses.start.addr().get(), addresses.length)?;
+        Some(Self { watch, addresses })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        let Addresses { start, length } = self.addresses;
+        // SAFETY: they are mapped as long as `self` lives, and nobody in this process can write there. Where another
+        // writes to the file, numbers may change between two looks; all that is done with them is arithmetic.
+        unsafe { slice::from_raw_parts(start.as_ptr().cast(), length) }
+    }
+
+    pub(super) fn has_gap(&self) -> bool {
+        self.watch.has_gap()
+    }
+
+    /// `bytes` are some of the mapping's.
+    pub(super) fn let_go(&self, bytes: &[u8]) {
+        let Addresses { start, length } = self.addresses;
+        let first = bytes.as_ptr().addr().wrapping_sub(start.addr().get());
+        let end = first.wrapping_add(bytes.len());
+        assert!(first <= end && end <= length, "the bytes are not of this mapping");
+        let first = first - first % page_size();
+        // SAFETY: these are pages of the mapping, which are mapped again when somebody looks at them.
+        let _ = unsafe { madvise(start.as_ptr().byte_add(first), end - first, Advice::LinuxDontNeed) };
+    }
+}
+
+#[derive(Debug)]
+struct Addresses {
+    start: NonNull<c_void>,
+    length: usize,
+}
+
+// SAFETY: what is there is the same for all threads, and nobody writes to it.
+unsafe impl Send for Addresses {}
+// SAFETY: as above.
+unsafe impl Sync for Addresses {}
+
+impl Addresses {
+    fn of(file: &File) -> Option<Self> {
+        let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
+        // SAFETY: the kernel takes addresses where there is nothing yet. Those for a whole file it chooses such that
+        // large pages of the page cache can be mapped as they are.
+        let start = unsafe { mmap(null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }.ok()?;
+        Some(Self { start: NonNull::new(start)?, length })
+    }
+}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        // SAFETY: whoever looked at the bytes has borrowed them from what is dropped here.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.length) };
+    }
+}

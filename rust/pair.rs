@@ -1,0 +1,132 @@
+//! One matrix of a head as both checkpoints have it, and how its bytes come into memory.
+
+use std::mem::take;
+use std::ops::Range;
+
+use crate::aligned::AlignedBytes;
+use crate::checkpoint::View;
+use crate::error::{Error, Result};
+use crate::side::Matrix;
+use crate::statistics::{MatrixPair, NotFinite, Part, Stored};
+
+/// One matrix on both sides.
+pub(crate) struct Pair<'a> {
+    pub(crate) base: Matrix<'a>,
+    pub(crate) tuned: Matrix<'a>,
+    /// Whose matrix it is, for messages.
+    pub(crate) whose: String,
+}
+
+impl Pair<'_> {
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.base.stored_bytes() + self.tuned.stored_bytes()
+    }
+
+    pub(crate) fn part<'b>(&self, bytes: &'b Bytes) -> Part<'b> {
+        let MatrixPair { base, tuned, .. } = self.matrices(bytes);
+        Part::Stored { base, tuned }
+    }
+
+    pub(crate) fn matrices<'b>(&self, bytes: &'b Bytes) -> MatrixPair<'b> {
+        let [base, tuned] = bytes.sides();
+        MatrixPair {
+            base: Stored { dtype: self.base.linear.dtype(), bytes: base },
+            tuned: Stored { dtype: self.tuned.linear.dtype(), bytes: tuned },
+            columns: self.base.columns(),
+        }
+    }
+
+    pub(crate) fn refuse(&self, bytes: &Bytes, NotFinite { entry, tuned }: NotFinite) -> Error {
+        let matrices = self.matrices(bytes);
+        let (matrix, stored) =
+            if tuned { (&self.tuned, matrices.tuned) } else { (&self.base, matrices.base) };
+        matrix.refuse(entry, stored.entry(entry), &self.whose)
+    }
+}
+
+
+/// The bytes of a pair: looked at where they lie, or copied to memory that is kept from pair to pair.
+#[derive(Default)]
+pub(crate) struct Bytes<'a> {
+    views: Option<[View<'a>; 2]>,
+    copies: [AlignedBytes; 2],
+    has_gap: bool,
+}
+
+impl<'a> Bytes<'a> {
+    /// Looks at a pair where it lies; whether that can be done.
+    pub(crate) fn look_at(&mut self, pair: &Pair<'a>) -> bool {
+        self.forget();
+        self.views = pair.base.view().zip(pair.tuned.view()).map(<[_; 2]>::from);
+        self.views.is_some()
+    }
+
+    /// Makes room for copies of a pair.
+    pub(crate) fn make_room(&mut self, pair: &Pair) {
+        self.forget();
+        for (copy, matrix) in self.copies.iter_mut().zip([&pair.base, &pair.tuned]) {
+            copy.set_length(matrix.bytes());
+        }
+    }
+
+    /// Copies these rows.
+    pub(crate) fn copy(&mut self, pair: &Pair, rows: Range<usize>, scratch: &mut Vec<u8>) -> Result<()> {
+        for (copy, matrix) in self.copies.iter_mut().zip([&pair.base, &pair.tuned]) {
+            let size = matrix.row_bytes();
+            matrix.read(rows.start, &mut copy[rows.start * size..rows.end * size], scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the memory of copies back.
+    pub(crate) fn give_back(&mut self) {
+        self.forget();
+        self.copies = Default::default();
+    }
+
+    /// What is looked at, if it is not copied.
+    pub(crate) fn views(&self) -> impl Iterator<Item = View<'a>> + use<'a> {
+        self.views.into_iter().flatten()
+    }
+
+    /// Whether, since the last call, bytes were looked at that their file no longer had.
+    pub(crate) fn take_gap(&mut self) -> bool {
+        self.forget();
+        take(&mut self.has_gap)
+    }
+
+    fn forget(&mut self) {
+        self.has_gap |= self.views().any(|view| view.has_gap());
+        self.views = None;
+    }
+
+    fn sides(&self) -> [&[u8]; 2] {
+        match &self.views {
+            Some(views) => views.each_ref().map(View::bytes),
+            None => self.copies.each_ref().map(|copy| &**copy),
+        }
+    }
+}
+
+/// Bytes of views that are let go together: to let go interrupts every core that runs a thread of the process.
+const TOGETHER: usize = 8 << 20;
+
+/// Views that nobody needs any more.
+#[derive(Default)]
+pub(crate) struct Done<'a> {
+    views: Vec<View<'a>>,
+}
+
+impl<'a> Done<'a> {
+    pub(crate) fn add(&mut self, bytes: &Bytes<'a>) {
+        for view in bytes.views() {
+            match self.views.iter_mut().find_map(|last| Some((last.followed_by(view)?, last))) {
+                Some((both, last)) => *last = both,
+                None => self.views.push(view),
+            }
+        }
+        if self.views.iter().map(|view| view.bytes().len()).sum::<usize>() >= TOGETHER {
+            self.views.drain(..).for_each(View::let_go);
+        }
+    }
+}
