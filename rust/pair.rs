@@ -2,6 +2,7 @@
 
 use std::mem::take;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use crate::aligned::AlignedBytes;
 use crate::checkpoint::View;
@@ -108,25 +109,38 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// Bytes of views that are let go together: to let go interrupts every core that runs a thread of the process.
-const TOGETHER: usize = 8 << 20;
+/// Bytes that each thread may have mapped, whether it still needs them or not.
+const MAPPED: usize = 28 << 20;
 
-/// Views that nobody needs any more.
-#[derive(Default)]
+/// Views that nobody needs any more. They are let go together, as few stretches as there are, since each time the kernel
+/// interrupts every core that runs a thread of the process.
+#[derive(Debug)]
 pub(crate) struct Done<'a> {
-    views: Vec<View<'a>>,
+    views: Mutex<Vec<View<'a>>>,
+    threads: usize,
 }
 
 impl<'a> Done<'a> {
-    pub(crate) fn add(&mut self, bytes: &Bytes<'a>) {
-        for view in bytes.views() {
-            match self.views.iter_mut().find_map(|last| Some((last.followed_by(view)?, last))) {
-                Some((both, last)) => *last = both,
-                None => self.views.push(view),
-            }
+    /// As many threads as this have bytes mapped.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self { views: Mutex::default(), threads }
+    }
+
+    /// Adds those of a pair.
+    pub(crate) fn add(&self, bytes: &Bytes<'a>) {
+        let size_of = |views: &[View]| views.iter().map(|view| view.bytes().len()).sum::<usize>();
+        let pair: Vec<_> = bytes.views().collect();
+        // A thread needs a pair of queries, one of keys and one of values, which are about as large.
+        let spare = MAPPED.saturating_sub(3 * size_of(&pair));
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.extend(pair);
+        if size_of(&views) < self.threads * spare {
+            return;
         }
-        if self.views.iter().map(|view| view.bytes().len()).sum::<usize>() >= TOGETHER {
-            self.views.drain(..).for_each(View::let_go);
-        }
+        let mut together = take(&mut *views);
+        drop(views);
+        together.sort_unstable_by_key(|view| view.bytes().as_ptr());
+        together.dedup_by(|next, view| view.followed_by(*next).map(|both| *view = both).is_some());
+        together.into_iter().for_each(View::let_go);
     }
 }

@@ -101,7 +101,8 @@ pub fn scan(
         check_product(&base)?;
     }
     let geometry = base.geometry();
-    let walk = Walk { base: &base, tuned: &tuned, options, control, may_map: options.map };
+    let done = Done::new(threads);
+    let walk = Walk { base: &base, tuned: &tuned, options, control, may_map: options.map, done: &done };
     let bytes = base.bytes() + tuned.bytes();
     control.total.store(bytes, Ordering::Relaxed);
 
@@ -260,6 +261,7 @@ struct Walk<'a> {
     options: &'a Options,
     control: &'a Control,
     may_map: bool,
+    done: &'a Done<'a>,
 }
 
 /// What a thread needs, kept from group to group.
@@ -267,7 +269,6 @@ struct Workspace<'a> {
     query: Loaded<'a>,
     key: Loaded<'a>,
     value: Loaded<'a>,
-    done: Done<'a>,
     product: Product,
     product_sums: PartSums,
     scratch: Vec<u8>,
@@ -287,7 +288,6 @@ impl Workspace<'_> {
             query: loaded(),
             key: loaded(),
             value: loaded(),
-            done: Done::default(),
             product: Product::new(options.instructions),
             product_sums: sums(),
             scratch: Vec::new(),
@@ -352,7 +352,7 @@ impl<'a> Walk<'a> {
             })?;
             // The product of the two is all that the heads need: theirs takes the place of the matrices.
             for loaded in [&mut workspace.key, &mut workspace.value] {
-                workspace.done.add(&loaded.bytes);
+                self.done.add(&loaded.bytes);
                 loaded.bytes.give_back();
             }
         }
@@ -374,10 +374,10 @@ impl<'a> Walk<'a> {
                 }
                 Form::Product => self.measure_product(&query, workspace)?,
             });
-            workspace.done.add(&workspace.query.bytes);
+            self.done.add(&workspace.query.bytes);
         }
         for loaded in [&workspace.key, &workspace.value] {
-            workspace.done.add(&loaded.bytes);
+            self.done.add(&loaded.bytes);
         }
         Ok(measured)
     }
