@@ -45,7 +45,6 @@ impl Pair<'_> {
     }
 }
 
-
 /// The bytes of a pair: looked at where they lie, or copied to memory that is kept from pair to pair.
 #[derive(Default)]
 pub(crate) struct Bytes<'a> {

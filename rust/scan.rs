@@ -317,7 +317,12 @@ impl<'a> Walk<'a> {
         })
     }
 
-    fn measure_group(&self, layer: usize, group: usize, workspace: &mut Workspace<'a>) -> Result<Vec<Measured>> {
+    fn measure_group(
+        &self,
+        layer: usize,
+        group: usize,
+        workspace: &mut Workspace<'a>,
+    ) -> Result<Vec<Measured>> {
         let measured = self.look_at_group(layer, group, workspace);
         if workspace.take_gap() {
             // A file has become shorter under the eyes of the scan. To read it says which, and from where on.
@@ -326,7 +331,12 @@ impl<'a> Walk<'a> {
         measured
     }
 
-    fn look_at_group(&self, layer: usize, group: usize, workspace: &mut Workspace<'a>) -> Result<Vec<Measured>> {
+    fn look_at_group(
+        &self,
+        layer: usize,
+        group: usize,
+        workspace: &mut Workspace<'a>,
+    ) -> Result<Vec<Measured>> {
         let sizes = &self.base.geometry().layers[layer];
         let key = self.pair(Role::Key, layer, group);
         let value = self.pair(Role::Value, layer, group).filter(|_| !sizes.keys_are_values);

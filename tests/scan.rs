@@ -275,6 +275,7 @@ fn assert_same_bits_in_every_way(shape: Shape, layout: Layout, dtypes: [Dtype; 2
         }
         for buffer in [1, 100, 4096] {
             ways.push(Options { buffer, ..options(form) });
+            ways.push(Options { buffer, map: false, ..options(form) });
         }
         for instructions in Instructions::available() {
             ways.push(Options { instructions, threads: Some(2), buffer: 1000, ..options(form) });
@@ -288,31 +289,31 @@ fn assert_same_bits_in_every_way(shape: Shape, layout: Layout, dtypes: [Dtype; 2
 }
 
 #[test]
-fn threads_buffers_and_instructions_change_no_bit_of_bf16() {
+fn threads_buffers_maps_and_instructions_change_no_bit_of_bf16() {
     assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::BF16; 2]);
     assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::BF16; 2]);
 }
 
 #[test]
-fn threads_buffers_and_instructions_change_no_bit_of_f16() {
+fn threads_buffers_maps_and_instructions_change_no_bit_of_f16() {
     assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::F16; 2]);
     assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::F16; 2]);
 }
 
 #[test]
-fn threads_buffers_and_instructions_change_no_bit_of_f32() {
+fn threads_buffers_maps_and_instructions_change_no_bit_of_f32() {
     assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::F32; 2]);
     assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::F32; 2]);
 }
 
 #[test]
-fn threads_buffers_and_instructions_change_no_bit_of_f64() {
+fn threads_buffers_maps_and_instructions_change_no_bit_of_f64() {
     assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::F64; 2]);
     assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::F64; 2]);
 }
 
 #[test]
-fn threads_buffers_and_instructions_change_no_bit_of_a_mixed_pair() {
+fn threads_buffers_maps_and_instructions_change_no_bit_of_a_mixed_pair() {
     for dtypes in [[Dtype::BF16, Dtype::F32], [Dtype::F64, Dtype::F16]] {
         assert_same_bits_in_every_way(GROUPED, Layout::Separate, dtypes);
         assert_same_bits_in_every_way(FUSED, Layout::Fused, dtypes);
@@ -503,6 +504,29 @@ fn a_scan_that_is_cancelled_stops_within_half_a_second() {
             let (done, total) = control.progress();
             assert!(done < total);
         }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_is_truncated_while_it_is_scanned_is_named() {
+    for form in FORMS {
+        let folders = [Folder::new(), Folder::new()];
+        let [base, tuned] = folders.each_ref().map(|folder| huge(folder, Layout::Separate));
+        let file = tuned.join("model.safetensors");
+        let control = Control::default();
+        let error = thread::scope(|scope| {
+            scope.spawn(|| {
+                while control.done.load(Ordering::Relaxed) == 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                File::options().write(true).open(&file).unwrap().set_len(30_000).unwrap();
+            });
+            scan(&base, &tuned, &Options { threads: Some(2), ..options(form) }, &control).unwrap_err()
+        });
+        let problem = error.to_string();
+        assert!(problem.starts_with(&file.display().to_string()), "{problem}");
+        assert!(problem.contains("it was truncated meanwhile"), "{problem}");
     }
 }
 

@@ -96,7 +96,8 @@ impl Entry {
 
     fn contains(&self, address: usize) -> bool {
         let start = self.start.load(Ordering::Acquire);
-        start != 0 && address.checked_sub(start).is_some_and(|place| place < self.length.load(Ordering::Relaxed))
+        start != 0
+            && address.checked_sub(start).is_some_and(|place| place < self.length.load(Ordering::Relaxed))
     }
 
     /// Shows zeros at all addresses, since none of what is seen there counts any more.

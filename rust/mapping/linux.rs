@@ -15,11 +15,11 @@ use super::fault::Watch;
 /// How far apart the bytes are that are asked for whether they are in memory.
 const GRAIN: usize = 1 << 20;
 
-/// Whether the bytes are in memory, by samples: the kernel fetches pages, and forgets them, many at a time, and those
-/// that are missing are fetched when they are looked at. Where the file system cannot tell, they are not.
+/// Whether the bytes are in memory, by samples from the last on: the kernel fetches pages in their order and many at a
+/// time, and those that are missing nevertheless are fetched when they are looked at. Where the file system cannot
+/// tell, they are not.
 pub(super) fn is_in_memory(file: &File, offset: u64, length: usize) -> bool {
-    let Some(last) = length.checked_sub(1) else { return true };
-    (0..last).step_by(GRAIN).chain([last]).all(|byte| {
+    (0..length).rev().step_by(GRAIN).all(|byte| {
         let mut sample = [0];
         offset.checked_add(byte as u64).is_some_and(|offset| {
             preadv2(file, &mut [IoSliceMut::new(&mut sample)], offset, ReadWriteFlags::NOWAIT) == Ok(1)

@@ -1,0 +1,149 @@
+"""Files that are looked at where they lie in memory: what happens to the process when one becomes shorter.
+
+The accesses that fail are made in processes of their own, since they may end them.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoints import Shape, name, write_sparse
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files are looked at in memory on Linux")
+
+WEIGHTS = "model.safetensors"
+
+PRELUDE = """
+import faulthandler, mmap, os, re, sys
+from pathlib import Path
+import alps
+
+folder = Path(sys.argv[1])
+weights = folder / "tuned" / "model.safetensors"
+whole = weights.stat().st_size
+
+def scan(meanwhile):
+    return alps.scan(folder / "base", folder / "tuned", threads=2, progress=lambda *_: meanwhile())
+
+def has_handler():
+    # By the kernel, since Python knows only of its own.
+    caught = re.search(r"^SigCgt:\\s+(\\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return bool(int(caught[1], 16) >> (7 - 1) & 1)
+
+def cut():
+    os.truncate(weights, 30_000)
+
+def scan_while_it_is_cut(before=lambda: None):
+    os.truncate(weights, whole)
+    def meanwhile():
+        before()
+        cut()
+    try:
+        scan(meanwhile)
+    except alps.CheckpointError as error:
+        assert "truncated meanwhile" in str(error), error
+    else:
+        raise AssertionError("nothing was noticed")
+
+def look_at_what_is_missing():
+    path = folder / "other"
+    path.write_bytes(bytes(100_000))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    os.truncate(path, 10)
+    mapped[90_000]
+"""
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Path:
+    """Long enough to look at that there is time for something else: 3 GiB of zeros on either side."""
+    shape = Shape(layers=16, query_heads=32, key_value_heads=8, head_size=128, hidden_size=8192)
+    tensors = {
+        name(layer, matrix): ("BF16", (rows, shape.hidden_size))
+        for layer in range(shape.layers)
+        for matrix, rows in shape.rows().items()
+    }
+    for side in ("base", "tuned"):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "config.json").write_text(json.dumps(shape.config()))
+        write_sparse(tmp_path / side / WEIGHTS, tensors, {})
+    return tmp_path
+
+
+def run(pair: Path, script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PRELUDE + script, pair],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_handler_is_there_during_a_scan_and_no_longer(pair: Path) -> None:
+    ran = run(
+        pair,
+        """
+assert not has_handler()
+seen = []
+scan(lambda: seen.append(has_handler()))
+assert seen[0], seen
+assert not has_handler()
+scan_while_it_is_cut()
+assert not has_handler()
+""",
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_another_handler_is_there_again_after_a_scan(pair: Path) -> None:
+    ran = run(pair, "faulthandler.enable()\nscan_while_it_is_cut()\nlook_at_what_is_missing()")
+    assert ran.returncode == -signal.SIGBUS, ran.stderr
+    assert ran.stderr.startswith("Fatal Python error: Bus error"), ran.stderr
+    assert "look_at_what_is_missing" in ran.stderr
+
+
+def test_what_is_missing_elsewhere_ends_the_process_during_a_scan(pair: Path) -> None:
+    ran = run(pair, "scan(look_at_what_is_missing)")
+    assert ran.returncode == -signal.SIGBUS, ran.stderr
+    assert ran.stderr == ""
+
+
+def test_what_is_missing_elsewhere_is_for_the_handler_before(pair: Path) -> None:
+    ran = run(pair, "faulthandler.enable()\nscan(look_at_what_is_missing)")
+    assert ran.returncode == -signal.SIGBUS, ran.stderr
+    assert ran.stderr.startswith("Fatal Python error: Bus error"), ran.stderr
+    assert "look_at_what_is_missing" in ran.stderr
+
+
+def test_a_signal_that_was_sent_ends_the_process(pair: Path) -> None:
+    ran = run(pair, "scan(lambda: os.kill(os.getpid(), 7))")
+    assert ran.returncode == -signal.SIGBUS, ran.stderr
+
+
+def test_a_handler_put_over_it_comes_first(pair: Path) -> None:
+    """What it does is its own affair; Python's ends the process."""
+    ran = run(pair, "scan_while_it_is_cut(faulthandler.enable)")
+    assert ran.returncode == -signal.SIGBUS, ran.stderr
+    assert ran.stderr.startswith("Fatal Python error: Bus error"), ran.stderr
+
+
+def test_a_handler_put_over_it_stays(pair: Path) -> None:
+    """Files are read from then on, since nobody could answer for what goes missing."""
+    ran = run(
+        pair,
+        """
+scan(faulthandler.enable)
+assert has_handler()
+scan_while_it_is_cut()
+faulthandler.disable()
+scan_while_it_is_cut()
+""",
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
