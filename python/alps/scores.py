@@ -75,7 +75,8 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
                     f"found {array.shape}"
                 )
             for row, sizes in enumerate(geometry.sizes):
-                if not np.isnan(array[row, sizes.query_heads :]).all():
+                beyond = array[row, sizes.query_heads :]
+                if beyond.size and not np.isnan(beyond).all():
                     raise ArgumentError(
                         f"{name}: layer {geometry.layers[row]} has {sizes.query_heads} heads; expected "
                         "not-a-number beyond them"

@@ -31,14 +31,14 @@ pub struct Measured {
 pub struct PartSums {
     accumulator: Accumulator,
     blocks: usize,
-    scratch: Box<Scratch>,
+    scratch: Scratch,
 }
 
 impl PartSums {
     /// Sums of nothing.
     pub fn new(temperature: f64, instructions: Instructions) -> Self {
         let scaling = Scaling { temperature, frame: None, instructions };
-        Self { accumulator: Accumulator::new(scaling), blocks: 0, scratch: Scratch::new() }
+        Self { accumulator: Accumulator::new(scaling), blocks: 0, scratch: Scratch::default() }
     }
 
     /// Begins another part.
@@ -99,7 +99,7 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
     let mut frame = frame(parts);
     loop {
         let scaling = Scaling { frame: Some(frame), ..*scaling };
-        let (mut sums, mut accumulators, mut scratch) = (Sums::default(), Vec::new(), Scratch::new());
+        let (mut sums, mut accumulators, mut scratch) = (Sums::default(), Vec::new(), Scratch::default());
         for part in parts {
             let mut accumulator = Accumulator::new(scaling);
             accumulator.add(part, 0..part.blocks(), &mut scratch)?;

@@ -18,7 +18,7 @@ use crate::vector::{Instructions, Kernel, LANES, Vectors};
 /// says all. The other segments, about an eighth, are gone through entry by entry.
 pub(crate) fn area<'a>(parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>, ratio: f64) -> f64 {
     let (mut running, mut area) = (Running { u: 0.0, c: 0.0, ratio }, 0.0);
-    let (mut open, mut scratch) = (Vec::new(), Scratch::new());
+    let (mut open, mut scratch) = (Vec::new(), Scratch::default());
     for (part, accumulator) in parts {
         let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
         area += segments.area(running, part.entries(), &mut open, scaling.instructions);
@@ -163,7 +163,7 @@ mod tests {
                 .iter()
                 .map(|part| {
                     let mut accumulator = Accumulator::new(scaling);
-                    assert!(accumulator.add(part, 0..part.blocks(), &mut Scratch::new()).is_ok());
+                    assert!(accumulator.add(part, 0..part.blocks(), &mut Scratch::default()).is_ok());
                     accumulator
                 })
                 .collect();

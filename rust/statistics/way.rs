@@ -117,16 +117,20 @@ impl Reach {
     }
 }
 
-/// Where blocks are decoded to. Kept from block to block, since clearing it costs as much as filling it.
+/// Where blocks are decoded to, once one has to be. Kept from block to block, since clearing it costs as much as
+/// filling it.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch(Option<Box<Decoding>>);
+
 #[derive(Debug)]
-pub(crate) struct Scratch {
+struct Decoding {
     narrow: [Block<f32>; 2],
     wide: [Block<f64>; 2],
 }
 
 impl Scratch {
-    pub(crate) fn new() -> Box<Self> {
-        Box::new(Self { narrow: [[0.0; BLOCK]; 2], wide: [[0.0; BLOCK]; 2] })
+    fn decoding(&mut self) -> &mut Decoding {
+        self.0.get_or_insert_with(|| Box::new(Decoding { narrow: [[0.0; BLOCK]; 2], wide: [[0.0; BLOCK]; 2] }))
     }
 }
 
@@ -175,7 +179,7 @@ pub(crate) fn revisit(
         }
         Way::Wide(way) => {
             let valid = part.entries_of(block);
-            let [x, y] = &mut scratch.wide;
+            let [x, y] = &mut scratch.decoding().wide;
             decode(part, block, scaling, x, y);
             arguments(x, y, valid, scaling);
             visit_by(way, x, y, valid, visitor);
@@ -198,11 +202,10 @@ fn visit_narrow(
     if let Some(computed) = part.narrow(block).filter(|_| is_plain) {
         return visit_series(computed, reach, visitor);
     }
-    let [x, y] = &mut scratch.narrow;
+    let Decoding { narrow: [x, y], wide: [wide_x, wide_y] } = scratch.decoding();
     if is_plain && part.fits_f32() {
         decode(part, block, scaling, x, y);
     } else {
-        let [wide_x, wide_y] = &mut scratch.wide;
         decode(part, block, scaling, wide_x, wide_y);
         arguments(wide_x, wide_y, BLOCK, scaling);
         for (narrow, wide) in [(&mut *x, wide_x), (&mut *y, wide_y)] {
@@ -235,7 +238,7 @@ fn visit_wide(
     sums: &mut Accumulator,
 ) -> Result<Way, NotFinite> {
     let valid = part.entries_of(block);
-    let [x, y] = &mut scratch.wide;
+    let [x, y] = &mut scratch.decoding().wide;
     decode(part, block, scaling, x, y);
     if let Some(entry) = not_finite(block, x, y) {
         return Err(entry);
