@@ -19,7 +19,7 @@ class Bench:
 
     pairs: Pairs
     shapes: Mapping[str, Shape]
-    """The attention of a layer by the name of its model: two of everyday size, then a very large one."""
+    """The attention by the name of its model: two of everyday size, then a very large one."""
     layers: int
     rounds: int
     threads: int

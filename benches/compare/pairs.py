@@ -13,11 +13,11 @@ import torch
 from checkpoints import Shape, name, write_sparse
 
 SHAPES = {
-    "Llama-3.1-8B": Shape(query_heads=32, key_value_heads=8, head_size=128, hidden_size=4096),
-    "Qwen2.5-7B": Shape(query_heads=28, key_value_heads=4, head_size=128, hidden_size=3584),
-    "Llama-3.1-405B": Shape(query_heads=128, key_value_heads=8, head_size=128, hidden_size=16384),
+    "Llama-3.1-8B": Shape(layers=32, query_heads=32, key_value_heads=8, head_size=128, hidden_size=4096),
+    "Qwen2.5-7B": Shape(layers=28, query_heads=28, key_value_heads=4, head_size=128, hidden_size=3584),
+    "Llama-3.1-405B": Shape(layers=126, query_heads=128, key_value_heads=8, head_size=128, hidden_size=16384),
 }
-"""One layer of each."""
+"""Their attention, all layers."""
 
 SCALE = 0.02
 """The standard deviation of the weights."""

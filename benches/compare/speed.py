@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from compare import careful, published, reading
 from compare.bench import Bench, median
+from compare.pairs import Pair
 from compare.products import Products
 from compare.result import Bar, Result, megabytes
 from compare.timing import in_turns, quotient
@@ -18,20 +19,28 @@ from compare.timing import in_turns, quotient
 def read(bench: Bench) -> Iterator[Result]:
     """Reading the same bytes, which the page cache holds, and doing nothing with them."""
     for model, pair in bench.everyday():
-        bare = partial(reading.read_bare, pair.files, bench.threads)
-        if bare() != pair.bytes:
-            raise RuntimeError(f"{pair.folder}: the bare read does not read what a scan reads")
-        seconds = in_turns({"scan": bench.scan(pair), "read": bare}, bench.rounds)
-        yield Result(
-            row="read",
-            what=f"{model}, `qkv`",
-            against=f"reading the {megabytes(pair.bytes)}, cached",
-            ours=median(seconds["scan"]),
-            theirs=median(seconds["read"]),
-            figure=quotient(seconds["scan"], seconds["read"]),
-            unit="x the time",
-            bar=Bar(2),
-        )
+        yield _read(bench, f"{model}, `qkv`, {pair.shape.layers} layers", pair)
+    for model, shape in list(bench.shapes.items())[:2]:
+        whole = bench.pair(model, shape.layers)
+        yield _read(bench, f"{model}, `qkv`, all {shape.layers} layers", whole)
+        bench.pairs.delete(whole)
+
+
+def _read(bench: Bench, what: str, pair: Pair) -> Result:
+    bare = partial(reading.read_bare, pair.files, bench.threads)
+    if bare() != pair.bytes:
+        raise RuntimeError(f"{pair.folder}: the bare read does not read what a scan reads")
+    seconds = in_turns({"scan": bench.scan(pair), "read": bare}, bench.rounds)
+    return Result(
+        row="read",
+        what=what,
+        against=f"reading the {megabytes(pair.bytes)}, cached",
+        ours=median(seconds["scan"]),
+        theirs=median(seconds["read"]),
+        figure=quotient(seconds["scan"], seconds["read"]),
+        unit="x the time",
+        bar=Bar(2),
+    )
 
 
 def as_published(bench: Bench) -> Iterator[Result]:
