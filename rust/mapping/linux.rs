@@ -8,12 +8,14 @@ use std::slice;
 
 use rustix::io::{ReadWriteFlags, preadv2};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
-use rustix::param::page_size;
 
 use super::fault::Watch;
 
 /// How far apart the bytes are that are asked for whether they are in memory.
 const GRAIN: usize = 1 << 20;
+
+/// As much as the kernel maps at once, where the page cache has it in one piece.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// Whether the bytes are in memory, by samples from the last on: the kernel fetches pages in their order and many at a
 /// time, and those that are missing nevertheless are fetched when they are looked at. Where the file system cannot
@@ -60,7 +62,9 @@ impl Mapping {
         let first = bytes.as_ptr().addr().wrapping_sub(start.addr().get());
         let end = first.wrapping_add(bytes.len());
         assert!(first <= end && end <= length, "the bytes are not of this mapping");
-        let first = first - first % page_size();
+        // The last look at any byte of a large page lets go of all that was mapped with it.
+        let first = first - first % LARGE_PAGE;
+        let end = end.next_multiple_of(LARGE_PAGE).min(length);
         // SAFETY: these are pages of the mapping, which are mapped again when somebody looks at them.
         let _ = unsafe { madvise(start.as_ptr().byte_add(first), end - first, Advice::LinuxDontNeed) };
     }
