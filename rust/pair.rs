@@ -78,12 +78,6 @@ impl<'a> Bytes<'a> {
         Ok(())
     }
 
-    /// Gives the memory of copies back.
-    pub(crate) fn give_back(&mut self) {
-        self.forget();
-        self.copies = Default::default();
-    }
-
     /// What is looked at, if it is not copied.
     pub(crate) fn views(&self) -> impl Iterator<Item = View<'a>> + use<'a> {
         self.views.into_iter().flatten()
@@ -109,7 +103,7 @@ impl<'a> Bytes<'a> {
 }
 
 /// Bytes that each thread may have mapped, whether it still needs them or not.
-const MAPPED: usize = 28 << 20;
+const MAPPED: usize = 20 << 20;
 
 /// Views that nobody needs any more. They are let go together, as few stretches as there are, since each time the kernel
 /// interrupts every core that runs a thread of the process.

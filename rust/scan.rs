@@ -42,8 +42,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Bytes read at a time. No result depends on it.
     pub buffer: usize,
-    /// Whether bytes that are in memory may be looked at there, where the system allows it, instead of being
-    /// copied. No result depends on it.
+    /// Whether bytes that are in memory may be looked at there, where that can be done, instead of being copied. No
+    /// result depends on it.
     pub map: bool,
     /// The vector instructions. No result depends on them.
     pub instructions: Instructions,
@@ -102,7 +102,9 @@ pub fn scan(
     }
     let geometry = base.geometry();
     let done = Done::new(threads);
-    let walk = Walk { base: &base, tuned: &tuned, options, control, may_map: options.map, done: &done };
+    // Beside the multiplications of the form `product` copying is nothing, and a copy can be given back at once.
+    let may_map = options.map && options.form == Form::Qkv;
+    let walk = Walk { base: &base, tuned: &tuned, options, control, may_map, done: &done };
     let bytes = base.bytes() + tuned.bytes();
     control.total.store(bytes, Ordering::Relaxed);
 
@@ -341,7 +343,7 @@ impl<'a> Walk<'a> {
         let key = self.pair(Role::Key, layer, group);
         let value = self.pair(Role::Value, layer, group).filter(|_| !sizes.keys_are_values);
         if self.options.form == Form::Product {
-            workspace.query.bytes.give_back();
+            workspace.query.bytes = Bytes::default();
             workspace.product.clear();
         }
         let Workspace { scratch, .. } = workspace;
@@ -361,10 +363,8 @@ impl<'a> Walk<'a> {
                 Refused::Value(entry) => value.refuse(values, entry),
             })?;
             // The product of the two is all that the heads need: theirs takes the place of the matrices.
-            for loaded in [&mut workspace.key, &mut workspace.value] {
-                self.done.add(&loaded.bytes);
-                loaded.bytes.give_back();
-            }
+            workspace.key.bytes = Bytes::default();
+            workspace.value.bytes = Bytes::default();
         }
         let mut measured = Vec::new();
         for head in sizes.heads_of(group) {

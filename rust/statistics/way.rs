@@ -130,7 +130,8 @@ struct Decoding {
 
 impl Scratch {
     fn decoding(&mut self) -> &mut Decoding {
-        self.0.get_or_insert_with(|| Box::new(Decoding { narrow: [[0.0; BLOCK]; 2], wide: [[0.0; BLOCK]; 2] }))
+        self.0
+            .get_or_insert_with(|| Box::new(Decoding { narrow: [[0.0; BLOCK]; 2], wide: [[0.0; BLOCK]; 2] }))
     }
 }
 
