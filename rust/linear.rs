@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
-use crate::checkpoint::View;
 use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::mapping::View;
 
 /// A weight matrix of [out features, in features], read by rows.
 ///

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::aligned::AlignedBytes;
-use crate::checkpoint::View;
 use crate::error::{Error, Result};
+use crate::mapping::View;
 use crate::side::Matrix;
 use crate::statistics::{MatrixPair, NotFinite, Part, Stored};
 
@@ -103,7 +103,10 @@ impl<'a> Bytes<'a> {
 }
 
 /// Bytes that each thread may have mapped, whether it still needs them or not.
-const MAPPED: usize = 20 << 20;
+const MAPPED: usize = 28 << 20;
+
+/// As many pairs that nobody needs any more may be mapped for each thread.
+const KEPT: usize = 4;
 
 /// Views that nobody needs any more. They are let go together, as few stretches as there are, since each time the kernel
 /// interrupts every core that runs a thread of the process.
@@ -124,7 +127,7 @@ impl<'a> Done<'a> {
         let size_of = |views: &[View]| views.iter().map(|view| view.bytes().len()).sum::<usize>();
         let pair: Vec<_> = bytes.views().collect();
         // A thread needs a pair of queries, one of keys and one of values, which are about as large.
-        let spare = MAPPED.saturating_sub(3 * size_of(&pair));
+        let spare = MAPPED.saturating_sub(3 * size_of(&pair)).min(KEPT * size_of(&pair));
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         views.extend(pair);
         if size_of(&views) < self.threads * spare {

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, Tensor, View};
+use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::linear::{Linear, assert_fits};
+use crate::mapping::View;
 use crate::model::{Module, Orientation};
 
 /// A tensor that is the matrix, or the matrix transposed.

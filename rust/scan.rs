@@ -12,6 +12,7 @@ use rayon::ThreadPoolBuilder;
 use crate::checkpoint::CONSOLIDATED;
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::mapping::prepare_thread;
 use crate::model::{Component, Geometry, Layer, Role};
 use crate::pair::{Bytes, Done, Pair};
 use crate::side::{Location, Reading, Side};
@@ -102,14 +103,13 @@ pub fn scan(
     }
     let geometry = base.geometry();
     let done = Done::new(threads);
-    // Beside the multiplications of the form `product` copying is nothing, and a copy can be given back at once.
-    let may_map = options.map && options.form == Form::Qkv;
-    let walk = Walk { base: &base, tuned: &tuned, options, control, may_map, done: &done };
+    let walk = Walk { base: &base, tuned: &tuned, options, control, repeats: false, done: &done };
     let bytes = base.bytes() + tuned.bytes();
     control.total.store(bytes, Ordering::Relaxed);
 
     let pool = ThreadPoolBuilder::new()
         .num_threads(threads)
+        .start_handler(|_| prepare_thread())
         .build()
         .map_err(|error| Error::Argument(format!("{threads} threads cannot be started: {error}")))?;
     let groups: Vec<(usize, usize)> = (geometry.layers.iter().enumerate())
@@ -262,7 +262,8 @@ struct Walk<'a> {
     tuned: &'a Side,
     options: &'a Options,
     control: &'a Control,
-    may_map: bool,
+    /// Whether a group is measured once more, from what is read this time.
+    repeats: bool,
     done: &'a Done<'a>,
 }
 
@@ -328,7 +329,7 @@ impl<'a> Walk<'a> {
         let measured = self.look_at_group(layer, group, workspace);
         if workspace.take_gap() {
             // A file has become shorter under the eyes of the scan. To read it says which, and from where on.
-            return Walk { may_map: false, ..*self }.look_at_group(layer, group, workspace);
+            return Walk { repeats: true, ..*self }.look_at_group(layer, group, workspace);
         }
         measured
     }
@@ -421,7 +422,9 @@ impl<'a> Walk<'a> {
     fn read(&self, pair: &Pair<'a>, loaded: &mut Loaded<'a>, scratch: &mut Vec<u8>) -> Result<()> {
         let Pair { base, tuned, .. } = pair;
         let Loaded { bytes, sums } = loaded;
-        let is_mapped = self.may_map && bytes.look_at(pair);
+        // Beside the multiplications of the form `product` copying is nothing, and a copy can be given back at once.
+        let may_map = self.options.map && self.options.form == Form::Qkv && !self.repeats;
+        let is_mapped = may_map && bytes.look_at(pair);
         if !is_mapped {
             bytes.make_room(pair);
         }
@@ -443,7 +446,9 @@ impl<'a> Walk<'a> {
                 sums.add_up_to(entries, &pair.part(bytes)).map_err(|entry| pair.refuse(bytes, entry))?;
             }
             let so_far = pair.stored_bytes() * end as u64 / base.rows() as u64;
-            self.control.done.fetch_add(so_far - stored, Ordering::Relaxed);
+            if !self.repeats {
+                self.control.done.fetch_add(so_far - stored, Ordering::Relaxed);
+            }
             stored = so_far;
         }
         Ok(())

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapter::{Adapted, Adapter};
-use crate::checkpoint::{Checkpoint, View};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::linear::Linear;
+use crate::mapping::View;
 use crate::model::{
     Attention, Component, Contents, Geometry, Layer, Module, Orientation, Role, may_be_attention,
 };

@@ -23,7 +23,7 @@ pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::Start;
 pub(crate) use self::locate::has_weights;
 use self::source::{LocalFile, Source};
-pub use crate::mapping::View;
+use crate::mapping::View;
 use crate::{Error, Result};
 
 /// Where the weights of one tensor are: `length` bytes in row-major order, little-endian, inside their file.
@@ -215,7 +215,7 @@ impl Checkpoint {
     /// # Panics
     ///
     /// May panic if the tensor is one of another checkpoint.
-    pub fn view(&self, tensor: &Tensor, offset: u64, length: usize) -> Option<View<'_>> {
+    pub(crate) fn view(&self, tensor: &Tensor, offset: u64, length: usize) -> Option<View<'_>> {
         let end = offset.checked_add(length as u64)?;
         (end <= tensor.length)
             .then(|| self.files[tensor.file].source.view(tensor.offset + offset, length))

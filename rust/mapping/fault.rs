@@ -1,17 +1,30 @@
 //! What happens when a mapped file has become shorter: SIGBUS, for which a process ends unless it has a handler.
 //!
-//! The handler is there while files are mapped, answers for their addresses and for no others, which it leaves to
-//! whatever handled the signal before.
+//! The handler is there while files are mapped, answers for their addresses, and leaves all others to whatever
+//! handled the signal before.
 
-use std::cell::UnsafeCell;
 use std::ffi::{c_int, c_void};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use libc::{SA_ONSTACK, SA_SIGINFO, SIGBUS, raise, sigaction, siginfo_t};
+use libc::{
+    BUS_ADRERR, BUS_MCEERR_AR, SA_ONSTACK, SA_SIGINFO, SIG_DFL, SIG_IGN, SIG_UNBLOCK, SIGBUS,
+    pthread_sigmask, raise, sigaction, sigaddset, sigemptyset, siginfo_t,
+};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+
+/// Makes a thread ready to look at files that are mapped: where the signal is blocked, it ends the process.
+pub(crate) fn prepare_thread() {
+    let mut signals = MaybeUninit::uninit();
+    // SAFETY: the set is made by the first call, and read by the others.
+    unsafe {
+        sigemptyset(signals.as_mut_ptr());
+        sigaddset(signals.as_mut_ptr(), SIGBUS);
+        pthread_sigmask(SIG_UNBLOCK, signals.as_ptr(), null_mut());
+    }
+}
 
 /// As long as this lives, zeros are shown where something is missing that was mapped at some addresses.
 #[derive(Debug)]
@@ -25,14 +38,16 @@ impl Watch {
         Handler::hold()?;
         let entry = Entry::free();
         entry.gap.store(false, Ordering::Relaxed);
-        entry.length.store(length, Ordering::Relaxed);
+        entry.length.store(length, Ordering::Release);
         entry.start.store(start, Ordering::Release);
         Some(Self { entry })
     }
 
     /// Whether something was missing.
     pub(super) fn has_gap(&self) -> bool {
-        self.entry.gap.load(Ordering::Acquire)
+        // What was looked at, was looked at before this.
+        fence(Ordering::SeqCst);
+        self.entry.gap.load(Ordering::Relaxed)
     }
 }
 
@@ -94,17 +109,20 @@ impl Entry {
         }
     }
 
-    fn contains(&self, address: usize) -> bool {
+    /// Start and length, if the address is one of the watch's.
+    fn stretch_around(&self, address: usize) -> Option<(usize, usize)> {
         let start = self.start.load(Ordering::Acquire);
-        start != 0
-            && address.checked_sub(start).is_some_and(|place| place < self.length.load(Ordering::Relaxed))
+        let length = self.length.load(Ordering::Acquire);
+        // The two belong together if the entry was not taken over in between.
+        let is_whole = start != 0 && start == self.start.load(Ordering::Acquire);
+        let is_inside = address.checked_sub(start).is_some_and(|place| place < length);
+        (is_whole && is_inside).then_some((start, length))
     }
 
-    /// Shows zeros at all addresses, since none of what is seen there counts any more.
-    fn fill(&self) -> bool {
+    /// Shows zeros at all addresses of the watch, since none of what is seen there counts any more.
+    fn fill(&self, (start, length): (usize, usize)) -> bool {
         // Before anyone can see a zero.
-        self.gap.store(true, Ordering::Release);
-        let (start, length) = (self.start.load(Ordering::Acquire), self.length.load(Ordering::Relaxed));
+        self.gap.store(true, Ordering::SeqCst);
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: there is a mapping that is only read, and that the thread which is stopped here is looking at, so it is
         // not going away.
@@ -121,13 +139,8 @@ struct Handler {
 
 static HANDLER: Mutex<Handler> = Mutex::new(Handler { holders: 0, is_covered: false });
 
-/// What handled the signal before.
-struct Previous(UnsafeCell<MaybeUninit<sigaction>>);
-
-// SAFETY: it is written under the lock of `HANDLER`, and before the handler is in place that reads it.
-unsafe impl Sync for Previous {}
-
-static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::uninit()));
+/// What handled the signal before. Never freed, since a handler may be reading it.
+static PREVIOUS: AtomicPtr<sigaction> = AtomicPtr::new(null_mut());
 
 impl Handler {
     fn lock() -> MutexGuard<'static, Self> {
@@ -137,21 +150,17 @@ impl Handler {
     /// Puts the handler in place, if it is not there, until it is released as often as it was held.
     fn hold() -> Option<()> {
         let mut handler = Self::lock();
-        if handler.is_covered {
+        let present = present()?;
+        if handler.is_covered || (handler.holders > 0 && present.sa_sigaction != address()) {
             return None;
         }
         if handler.holders == 0 {
-            // SAFETY: all zeros is a valid action, in which what is not said is as it should be.
-            let mut action: sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+            keep(present);
+            let mut action = none();
             action.sa_sigaction = address();
             action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-            // SAFETY: nobody reads `PREVIOUS` while the handler is not in place; `on_fault` does nothing that a handler
-            // may not.
-            let failed = unsafe {
-                sigaction(SIGBUS, null(), PREVIOUS.0.get().cast()) != 0
-                    || sigaction(SIGBUS, &raw const action, null_mut()) != 0
-            };
-            if failed {
+            // SAFETY: `on_fault` does nothing that a handler may not.
+            if unsafe { sigaction(SIGBUS, &raw const action, null_mut()) } != 0 {
                 return None;
             }
         }
@@ -165,38 +174,74 @@ impl Handler {
         if handler.holders > 0 {
             return;
         }
-        // SAFETY: `PREVIOUS` was written when the handler was put in place.
-        unsafe {
-            let mut present = MaybeUninit::<sigaction>::zeroed();
-            sigaction(SIGBUS, null(), present.as_mut_ptr());
-            if present.assume_init().sa_sigaction == address() {
-                sigaction(SIGBUS, PREVIOUS.0.get().cast(), null_mut());
-            } else {
-                handler.is_covered = true;
-            }
+        if present().is_some_and(|present| present.sa_sigaction == address()) {
+            // SAFETY: it was an action of this process before.
+            unsafe { sigaction(SIGBUS, PREVIOUS.load(Ordering::Acquire), null_mut()) };
+        } else {
+            handler.is_covered = true;
         }
     }
 }
 
-/// How the kernel is told of the handler.
-fn address() -> usize {
-    on_fault as extern "C" fn(_, _, _) as usize
+/// What handles the signal now.
+fn present() -> Option<sigaction> {
+    let mut present = none();
+    // SAFETY: this only asks.
+    (unsafe { sigaction(SIGBUS, null(), &raw mut present) } == 0).then_some(present)
 }
 
-extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
+/// Keeps an action as the previous one, in memory of its own unless it was the last time as well.
+fn keep(action: sigaction) {
+    let bytes = |action: &sigaction| {
+        // SAFETY: all of it is initialised, since it was all zeros to begin with.
+        unsafe { mem::transmute_copy::<sigaction, [u8; size_of::<sigaction>()]>(action) }
+    };
+    // SAFETY: what is there is never freed.
+    let last = unsafe { PREVIOUS.load(Ordering::Acquire).as_ref() };
+    if last.is_none_or(|last| bytes(last) != bytes(&action)) {
+        PREVIOUS.store(Box::leak(Box::new(action)), Ordering::Release);
+    }
+}
+
+/// The default action.
+fn none() -> sigaction {
+    // SAFETY: all zeros is an action.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+type Function = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+
+/// How the kernel is told of the handler.
+fn address() -> usize {
+    on_fault as Function as usize
+}
+
+extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes what it knows of the signal.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
-    // Of a signal that somebody sent the address means nothing.
-    let is_access = code > 0;
-    if is_access && Entry::all().find(|entry| entry.contains(address)).is_some_and(Entry::fill) {
+    // Of a signal that somebody sent, or that is about something else, the address means nothing.
+    let is_access = code == BUS_ADRERR || code == BUS_MCEERR_AR;
+    let is_filled = |entry: &Entry| entry.stretch_around(address).is_some_and(|stretch| entry.fill(stretch));
+    if is_access && Entry::all().any(is_filled) {
         return;
     }
-    // SAFETY: `PREVIOUS` was written before this handler was put in place.
+    // SAFETY: it was kept before this handler was put in place, as the kernel gave it.
     unsafe {
-        // An access that failed is repeated after this, and fails again.
-        sigaction(signal, PREVIOUS.0.get().cast(), null_mut());
-        if !is_access {
-            raise(signal);
+        let previous = *PREVIOUS.load(Ordering::Acquire);
+        match previous.sa_sigaction {
+            SIG_IGN if !is_access => {}
+            SIG_DFL | SIG_IGN => {
+                // An access that failed is repeated after this, and fails again.
+                let default = none();
+                sigaction(signal, &raw const default, null_mut());
+                if !is_access {
+                    raise(signal);
+                }
+            }
+            function if previous.sa_flags & SA_SIGINFO != 0 => {
+                mem::transmute::<usize, Function>(function)(signal, info, context);
+            }
+            function => mem::transmute::<usize, extern "C" fn(c_int)>(function)(signal),
         }
     }
 }

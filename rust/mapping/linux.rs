@@ -10,6 +10,7 @@ use rustix::io::{ReadWriteFlags, preadv2};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::fault::Watch;
+pub(crate) use super::fault::prepare_thread;
 
 /// How far apart the bytes are that are asked for whether they are in memory.
 const GRAIN: usize = 1 << 20;
@@ -83,12 +84,22 @@ unsafe impl Sync for Addresses {}
 
 impl Addresses {
     fn of(file: &File) -> Option<Self> {
+        if cfg!(target_pointer_width = "32") || are_limited() {
+            return None;
+        }
         let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
         // SAFETY: the kernel takes addresses where there is nothing yet. Those for a whole file it chooses such that
         // large pages of the page cache can be mapped as they are.
         let start = unsafe { mmap(null_mut(), length, ProtFlags::READ, MapFlags::PRIVATE, file, 0) }.ok()?;
         Some(Self { start: NonNull::new(start)?, length })
     }
+}
+
+/// Whether the process may only have so many addresses, which a file as long as they are many would take from others.
+fn are_limited() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: this writes the limit.
+    unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) != 0 || limit.rlim_cur != libc::RLIM_INFINITY }
 }
 
 impl Drop for Addresses {

@@ -22,6 +22,7 @@ use std::fs::File;
 use std::ptr;
 use std::sync::OnceLock;
 
+pub(crate) use self::of_system::prepare_thread;
 use self::of_system::{Mapping, is_in_memory};
 
 /// A file that is mapped when somebody first looks at it.
@@ -31,14 +32,15 @@ pub(crate) struct Mapped(OnceLock<Option<Mapping>>);
 impl Mapped {
     /// Looks at `length` bytes of `file`, always the same, from `offset` on. Nothing if they are not in memory or cannot
     /// be mapped, or if the file was found to have become shorter.
-    pub(crate) fn view(&self, file: &File, offset: u64, length: usize) -> Option<View<'_>> {
+    pub(crate) fn view<'a>(&'a self, file: &'a File, offset: u64, length: usize) -> Option<View<'a>> {
         if !is_in_memory(file, offset, length) {
             return None;
         }
         let mapping = self.0.get_or_init(|| Mapping::of(file)).as_ref()?;
         let start = usize::try_from(offset).ok()?;
         let bytes = mapping.bytes().get(start..start.checked_add(length)?)?;
-        (!mapping.has_gap()).then_some(View { bytes, mapping })
+        let view = View { bytes, mapping, file };
+        (!view.has_gap()).then_some(view)
     }
 }
 
@@ -47,17 +49,20 @@ impl Mapped {
 pub struct View<'a> {
     bytes: &'a [u8],
     mapping: &'a Mapping,
+    file: &'a File,
 }
 
 impl<'a> View<'a> {
     /// The bytes. Zeros if the file has become shorter, others if somebody has written to it.
-    pub fn bytes(&self) -> &'a [u8] {
+    pub(crate) fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Whether bytes of the file were looked at, by anyone, that it no longer had.
+    /// Whether bytes of the file may have been looked at, by anyone, that it no longer had. Of its last page the kernel
+    /// shows zeros without a word.
     pub(crate) fn has_gap(&self) -> bool {
-        self.mapping.has_gap()
+        let whole = self.mapping.bytes().len() as u64;
+        self.mapping.has_gap() || self.file.metadata().is_ok_and(|now| now.len() < whole)
     }
 
     /// Both as one, if `next` begins where this ends.
@@ -119,15 +124,22 @@ mod tests {
     fn a_file_that_becomes_shorter_leaves_a_gap_and_is_looked_at_no_more() {
         let ((bytes, file), mapped) = (noise(), Mapped::default());
         let view = mapped.view(&file, 1000, 2_000_000).unwrap();
-        file.set_len(500_000).unwrap();
         assert!(!view.has_gap());
+        file.set_len(500_000).unwrap();
         assert_eq!(view.bytes()[..400_000], bytes[1000..401_000]);
-        assert!(mapped.view(&file, 1000, 400_000).is_some());
-        assert!(mapped.view(&file, 1000, 500_000).is_none());
-
         assert_eq!(view.bytes()[900_000..], [0; 1_100_000]);
         assert!(view.has_gap());
         assert!(mapped.view(&file, 1000, 400_000).is_none());
+    }
+
+    #[test]
+    fn a_gap_within_the_last_page_is_one() {
+        let ((_, file), mapped) = (noise(), Mapped::default());
+        let view = mapped.view(&file, LENGTH as u64 - 100, 100).unwrap();
+        file.set_len(LENGTH as u64 - 90).unwrap();
+        assert_eq!(view.bytes()[10..], [0; 90]);
+        assert!(view.has_gap());
+        assert!(mapped.view(&file, 0, 10).is_none());
     }
 
     #[test]

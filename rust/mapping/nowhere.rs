@@ -6,6 +6,9 @@ use std::fs::File;
 #[derive(Debug)]
 pub(super) enum Mapping {}
 
+/// There is nothing to make ready.
+pub(crate) fn prepare_thread() {}
+
 pub(super) fn is_in_memory(_: &File, _: u64, _: usize) -> bool {
     false
 }

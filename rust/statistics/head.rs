@@ -93,11 +93,15 @@ fn is_well_conditioned(sums: &Sums) -> bool {
 /// How closely the centre has to be known for divergences in closed form, which cannot be moved.
 const CENTER_PRECISION: f64 = 1e-10;
 
+/// Many more passes than it takes. Where somebody writes to the weights meanwhile, no pass might be the last.
+const PASSES: usize = 64;
+
 /// Measures one head relative to its largest entries, all in `f64`: right for every finite theta, and
 /// slower. The first pass finds log(Z_T / Z_B), from which the next sets out.
 fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFinite> {
-    let mut frame = frame(parts);
+    let (mut frame, mut passes) = (frame(parts), 0);
     loop {
+        passes += 1;
         let scaling = Scaling { frame: Some(frame), ..*scaling };
         let (mut sums, mut accumulators, mut scratch) = (Sums::default(), Vec::new(), Scratch::default());
         for part in parts {
@@ -109,7 +113,7 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
         let (rest, _) = sums.normalisers();
         let reach = if sums.has_far { CENTER_PRECISION } else { WIDE_REACH };
         // Where a sum has overflowed there is no centre to find, and the caller refuses what comes out.
-        if rest.abs() <= reach || !rest.is_finite() {
+        if rest.abs() <= reach || !rest.is_finite() || passes == PASSES {
             return Ok(finish(&sums, parts.iter().zip(&accumulators)));
         }
         frame.center += rest;
