@@ -54,10 +54,13 @@ pub(crate) struct Bytes<'a> {
 }
 
 impl<'a> Bytes<'a> {
-    /// Looks at a pair where it lies; whether that can be done.
+    /// Looks at a pair where it lies; whether that can be done. Of very large ones, the large pages that they begin and
+    /// end in would count as too much memory.
     pub(crate) fn look_at(&mut self, pair: &Pair<'a>) -> bool {
         self.forget();
-        self.views = pair.base.view().zip(pair.tuned.view()).map(<[_; 2]>::from);
+        if 4 * (pair.base.bytes() + pair.tuned.bytes()) <= MAPPED {
+            self.views = pair.base.view().zip(pair.tuned.view()).map(<[_; 2]>::from);
+        }
         self.views.is_some()
     }
 
