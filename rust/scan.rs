@@ -364,8 +364,7 @@ impl<'a> Walk<'a> {
                 Refused::Value(entry) => value.refuse(values, entry),
             })?;
             // The product of the two is all that the heads need: theirs takes the place of the matrices.
-            workspace.key.bytes = Bytes::default();
-            workspace.value.bytes = Bytes::default();
+            (workspace.key.bytes, workspace.value.bytes) = Default::default();
         }
         let mut measured = Vec::new();
         for head in sizes.heads_of(group) {

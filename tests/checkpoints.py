@@ -98,6 +98,11 @@ def write_sparse(
 def write_long_pair(folder: Path) -> tuple[Path, Path]:
     """Two checkpoints of zeros, 50 GB each by their sizes, which no scan reads in a few seconds."""
     shape = Shape(layers=1000, query_heads=32, key_value_heads=8, head_size=128, hidden_size=4096)
+    return write_zeros(folder, shape)
+
+
+def write_zeros(folder: Path, shape: Shape) -> tuple[Path, Path]:
+    """Two checkpoints of zeros, which take no room on the disk."""
     tensors = {
         name(layer, matrix): ("BF16", (rows, shape.hidden_size))
         for layer in range(shape.layers)

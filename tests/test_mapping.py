@@ -3,7 +3,6 @@
 The accesses that fail are made in processes of their own, since they may end them.
 """
 
-import json
 import signal
 import subprocess
 import sys
@@ -11,11 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import Shape, name, write_sparse
+from checkpoints import Shape, write_zeros
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files are looked at in memory on Linux")
-
-WEIGHTS = "model.safetensors"
 
 PRELUDE = """
 import faulthandler, mmap, os, re, sys
@@ -63,15 +60,7 @@ def look_at_what_is_missing():
 def pair(tmp_path: Path) -> Path:
     """Long enough to look at that there is time for something else: 3 GiB of zeros on either side."""
     shape = Shape(layers=16, query_heads=32, key_value_heads=8, head_size=128, hidden_size=8192)
-    tensors = {
-        name(layer, matrix): ("BF16", (rows, shape.hidden_size))
-        for layer in range(shape.layers)
-        for matrix, rows in shape.rows().items()
-    }
-    for side in ("base", "tuned"):
-        (tmp_path / side).mkdir()
-        (tmp_path / side / "config.json").write_text(json.dumps(shape.config()))
-        write_sparse(tmp_path / side / WEIGHTS, tensors, {})
+    write_zeros(tmp_path, shape)
     return tmp_path
 
 
@@ -83,6 +72,12 @@ def run(pair: Path, script: str) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+def assert_ended_by_python(ran: subprocess.CompletedProcess[str]) -> None:
+    """Its own handler was called: it says where the process was, and ends it."""
+    assert ran.returncode == -signal.SIGBUS, ran.stderr
+    assert ran.stderr.startswith("Fatal Python error: Bus error"), ran.stderr
 
 
 def test_the_handler_is_there_during_a_scan_and_no_longer(pair: Path) -> None:
@@ -103,8 +98,7 @@ assert not has_handler()
 
 def test_another_handler_is_there_again_after_a_scan(pair: Path) -> None:
     ran = run(pair, "faulthandler.enable()\nscan_while_it_is_cut()\nlook_at_what_is_missing()")
-    assert ran.returncode == -signal.SIGBUS, ran.stderr
-    assert ran.stderr.startswith("Fatal Python error: Bus error"), ran.stderr
+    assert_ended_by_python(ran)
     assert "look_at_what_is_missing" in ran.stderr
 
 
@@ -116,8 +110,7 @@ def test_what_is_missing_elsewhere_ends_the_process_during_a_scan(pair: Path) ->
 
 def test_what_is_missing_elsewhere_is_for_the_handler_before(pair: Path) -> None:
     ran = run(pair, "faulthandler.enable()\nscan(look_at_what_is_missing)")
-    assert ran.returncode == -signal.SIGBUS, ran.stderr
-    assert ran.stderr.startswith("Fatal Python error: Bus error"), ran.stderr
+    assert_ended_by_python(ran)
     assert "look_at_what_is_missing" in ran.stderr
 
 
@@ -129,8 +122,7 @@ def test_a_signal_that_was_sent_ends_the_process(pair: Path) -> None:
 def test_a_handler_put_over_it_comes_first(pair: Path) -> None:
     """What it does is its own affair; Python's ends the process."""
     ran = run(pair, "scan_while_it_is_cut(faulthandler.enable)")
-    assert ran.returncode == -signal.SIGBUS, ran.stderr
-    assert ran.stderr.startswith("Fatal Python error: Bus error"), ran.stderr
+    assert_ended_by_python(ran)
 
 
 def test_a_handler_put_over_it_stays(pair: Path) -> None:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import alps
 from alps import cli
-from checkpoints import DTYPES, Shape, name, random_weights, write, write_sparse
+from checkpoints import DTYPES, Shape, name, random_weights, write, write_zeros
 
 SHAPE = Shape(layers=2)
 WEIGHTS = "model.safetensors"
@@ -184,21 +184,11 @@ def test_a_truncated_file(tmp_path: Path, good: Path, bad: Path, lost: int) -> N
 def test_a_file_truncated_while_it_is_read(tmp_path: Path) -> None:
     """Long enough to read that there is time for it: 3 GiB of zeros."""
     shape = Shape(layers=16, query_heads=32, key_value_heads=8, head_size=128, hidden_size=8192)
-    tensors = {
-        name(layer, matrix): ("BF16", (rows, shape.hidden_size))
-        for layer in range(shape.layers)
-        for matrix, rows in shape.rows().items()
-    }
-    for side in ("base", "tuned"):
-        (tmp_path / side).mkdir()
-        (tmp_path / side / "config.json").write_text(json.dumps(shape.config()))
-        write_sparse(tmp_path / side / WEIGHTS, tensors, {})
-    tuned = tmp_path / "tuned" / WEIGHTS
+    base, folder = write_zeros(tmp_path, shape)
+    tuned = folder / WEIGHTS
     whole = tuned.stat().st_size
     with pytest.raises(alps.CheckpointError) as caught:
-        alps.scan(
-            tmp_path / "base", tmp_path / "tuned", threads=1, progress=lambda *_: os.truncate(tuned, 30_000)
-        )
+        alps.scan(base, folder, threads=1, progress=lambda *_: os.truncate(tuned, 30_000))
     message = str(caught.value)
     assert message.startswith(
         f"{tuned}: the file had {whole} bytes when it was opened, but ended before byte "

@@ -29,10 +29,10 @@ class Bench:
         """How often to repeat what takes seconds."""
         return min(self.rounds, 3)
 
-    def everyday(self) -> Iterator[tuple[str, Pair]]:
-        """The pairs that most comparisons scan, with the names of their models."""
-        for model in list(self.shapes)[:2]:
-            yield model, self.pair(model, self.layers)
+    def everyday(self, whole: bool = False) -> Iterator[tuple[str, Pair]]:
+        """The pairs that most comparisons scan, or those of whole models, with the names of their models."""
+        for model, shape in list(self.shapes.items())[:2]:
+            yield model, self.pair(model, shape.layers if whole else self.layers)
 
     def pair(self, model: str, layers: int, experts: int = 0) -> Pair:
         """A pair with the attention of `model`."""

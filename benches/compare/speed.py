@@ -20,10 +20,9 @@ def read(bench: Bench) -> Iterator[Result]:
     """Reading the same bytes, which the page cache holds, and doing nothing with them."""
     for model, pair in bench.everyday():
         yield _read(bench, f"{model}, `qkv`, {pair.shape.layers} layers", pair)
-    for model, shape in list(bench.shapes.items())[:2]:
-        whole = bench.pair(model, shape.layers)
-        yield _read(bench, f"{model}, `qkv`, all {shape.layers} layers", whole)
-        bench.pairs.delete(whole)
+    for model, pair in bench.everyday(whole=True):
+        yield _read(bench, f"{model}, `qkv`, all {pair.shape.layers} layers", pair)
+        bench.pairs.delete(pair)
 
 
 def _read(bench: Bench, what: str, pair: Pair) -> Result:

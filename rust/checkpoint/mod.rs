@@ -42,6 +42,13 @@ pub struct Tensor {
     pub length: u64,
 }
 
+impl Tensor {
+    /// Whether it has `length` bytes from its byte `offset` on.
+    fn has_bytes(&self, offset: u64, length: u64) -> bool {
+        offset.checked_add(length).is_some_and(|end| end <= self.length)
+    }
+}
+
 /// What stands for the type of the model where weights are in the consolidated form.
 pub const CONSOLIDATED: &str = "consolidated";
 
@@ -184,7 +191,7 @@ impl Checkpoint {
     /// May panic if the tensor is one of another checkpoint.
     pub fn read_at(&self, tensor: &Tensor, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let wanted = buffer.len() as u64;
-        if offset.checked_add(wanted).is_none_or(|end| end > tensor.length) {
+        if !tensor.has_bytes(offset, wanted) {
             return Err(Error::Argument(format!(
                 "{}: {wanted} bytes from byte {offset} on were asked for of tensor {}, which has {}",
                 self.file_of(tensor).display(),
@@ -216,10 +223,10 @@ impl Checkpoint {
     ///
     /// May panic if the tensor is one of another checkpoint.
     pub(crate) fn view(&self, tensor: &Tensor, offset: u64, length: usize) -> Option<View<'_>> {
-        let end = offset.checked_add(length as u64)?;
-        (end <= tensor.length)
-            .then(|| self.files[tensor.file].source.view(tensor.offset + offset, length))
-            .flatten()
+        if !tensor.has_bytes(offset, length as u64) {
+            return None;
+        }
+        self.files[tensor.file].source.view(tensor.offset + offset, length)
     }
 
     /// The name of the tensor, for a message.
