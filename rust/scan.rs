@@ -16,7 +16,7 @@ use crate::mapping::prepare_thread;
 use crate::model::{Component, Geometry, Layer, Role};
 use crate::pair::{Bytes, Done, Pair};
 use crate::side::{Location, Reading, Side};
-use crate::statistics::{Measured, PartSums, Product, Refused, STATISTICS, Statistic, measure};
+use crate::statistics::{Heads, Measured, Part, PartSums, Product, Refused, STATISTICS, Statistic};
 use crate::vector::Instructions;
 
 /// What the weight vector of a head is.
@@ -366,55 +366,53 @@ impl<'a> Walk<'a> {
             // The product of the two is all that the heads need: theirs takes the place of the matrices.
             (workspace.key.bytes, workspace.value.bytes) = Default::default();
         }
-        let mut measured = Vec::new();
-        for head in sizes.heads_of(group) {
-            let Some(query) = self.pair(Role::Query, layer, head) else { continue };
-            self.read(&query, &mut workspace.query, &mut workspace.scratch)?;
-            measured.push(match self.options.form {
-                Form::Qkv => {
-                    let Workspace { query: of_query, key: of_key, value: of_value, .. } = &*workspace;
-                    let mut parts = vec![(&query, of_query)];
-                    parts.extend(key.as_ref().map(|key| (key, of_key)));
-                    match (&value, &key) {
-                        (Some(value), _) => parts.push((value, of_value)),
-                        (None, Some(key)) => parts.push((key, of_key)),
-                        (None, None) => {}
-                    }
-                    self.measure_qkv(&parts)?
-                }
-                Form::Product => self.measure_product(&query, workspace)?,
-            });
-            self.done.add(&workspace.query.bytes);
-        }
+        let queries = sizes.heads_of(group).filter_map(|head| self.pair(Role::Query, layer, head));
+        let measured = match self.options.form {
+            Form::Qkv => {
+                let keys = key.as_ref().map(|key| (key.part(&workspace.key.bytes), &workspace.key.sums));
+                let own_values = value.as_ref().map(|value| (value.part(&workspace.value.bytes), &workspace.value.sums));
+                let shared = keys.into_iter().chain(own_values.or(keys)).collect();
+                self.measure_qkv(queries, shared, &mut workspace.query, &mut workspace.scratch)?
+            }
+            Form::Product => queries.map(|query| self.measure_product(&query, workspace)).collect::<Result<_>>()?,
+        };
         for loaded in [&workspace.key, &workspace.value] {
             self.done.add(&loaded.bytes);
         }
         Ok(measured)
     }
 
-    fn measure_qkv(&self, pairs: &[(&Pair<'_>, &Loaded<'_>)]) -> Result<Measured> {
-        let parts: Vec<_> =
-            pairs.iter().map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums)).collect();
-        // Every entry was found finite while it was read.
-        measure(&parts, self.options.sorted).map_err(|entry| {
-            let (pair, loaded) = pairs[0];
-            pair.refuse(&loaded.bytes, entry)
-        })
+    fn measure_qkv(
+        &self,
+        queries: impl Iterator<Item = Pair<'a>>,
+        shared: Vec<(Part<'_>, &PartSums)>,
+        loaded: &mut Loaded<'a>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<Vec<Measured>> {
+        let mut heads = Heads::new(shared, self.options.sorted);
+        for query in queries {
+            self.read(&query, loaded, scratch)?;
+            let Loaded { bytes, sums } = &*loaded;
+            // Every entry was found finite while it was read.
+            heads.add(query.part(bytes), sums).map_err(|entry| query.refuse(bytes, entry))?;
+            self.done.add(bytes);
+        }
+        Ok(heads.finish())
     }
 
-    fn measure_product(&self, pair: &Pair, workspace: &mut Workspace) -> Result<Measured> {
-        let Workspace { query, product, product_sums, .. } = workspace;
+    fn measure_product(&self, pair: &Pair<'a>, workspace: &mut Workspace<'a>) -> Result<Measured> {
+        let Workspace { query, product, product_sums, scratch, .. } = workspace;
+        self.read(pair, query, scratch)?;
         product.load_head(&pair.matrices(&query.bytes)).map_err(|entry| pair.refuse(&query.bytes, entry))?;
         let part = product.part();
         product_sums.clear();
-        product_sums
-            .add_up_to(part.entries(), &part)
-            .and_then(|()| measure(&[(part, product_sums)], self.options.sorted))
-            .map_err(|_| {
-                let problem =
-                    format!("the product form of {} overflows: its weights are too large", pair.whose);
-                Error::weights(self.tuned.path(), problem)
-            })
+        let mut head = Heads::new(Vec::new(), self.options.sorted);
+        let added = product_sums.add_up_to(part.entries(), &part).and_then(|()| head.add(part, product_sums));
+        added.map_err(|_| {
+            let problem = format!("the product form of {} overflows: its weights are too large", pair.whose);
+            Error::weights(self.tuned.path(), problem)
+        })?;
+        Ok(head.finish().remove(0))
     }
 
     /// Takes up one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.

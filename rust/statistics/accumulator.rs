@@ -105,7 +105,7 @@ impl Visitor for Accumulator {
             self.sums.displacement.merge(&block.displacement.scaled(self.scaling.temperature));
             self.sums.has_narrow = true;
         }
-        self.sums.cc += block.cc;
+        self.sums.cc += block.segments.cc;
         self.sums.uc += block.uc;
         self.sums.uu += block.segments.uu.iter().sum::<f64>();
         for (sum, moment) in self.sums.moments.iter_mut().zip(&block.moments).take(K + 1) {
@@ -126,7 +126,7 @@ impl Visitor for Accumulator {
                 block.u_area[place] += u_sum;
                 block.c_area[place] += c_sum;
                 block.uu[place] += u * u;
-                self.sums.cc += c * c;
+                block.cc += c * c;
                 self.sums.uc += u * c;
                 let divergences = divergence::of_entry(base, tuned, *y);
                 self.sums.far.kl += divergences.kl;
@@ -137,6 +137,7 @@ impl Visitor for Accumulator {
             self.sums.far_u += u_sum;
             self.sums.far_c += c_sum;
         }
+        self.sums.cc += block.cc;
         self.segments.push(block);
         self.sums.has_far = true;
     }

@@ -16,7 +16,6 @@ pub(crate) struct BlockSums {
     /// Of x and y, in units of the temperature; of no meaning in `f64`, where it is not measured by the series.
     pub(crate) displacement: Displacement,
     pub(crate) segments: BlockSegments,
-    pub(crate) cc: f64,
     pub(crate) uc: f64,
     /// The sums of w y^k.
     pub(crate) moments: [f64; TERMS + 1],
@@ -69,13 +68,13 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<'
             rest[place] = vector.numbers();
         }
 
-        let BlockSegments { u, c, u_area, c_area, uu } = &mut sums.segments;
+        let BlockSegments { u, c, u_area, c_area, uu, cc } = &mut sums.segments;
         split(R::Lanes::<S>::sums(simd, totals), u, c);
         split(R::Lanes::<S>::sums(simd, areas), u_area, c_area);
         let mut others = [0.0; PER_BLOCK];
         split(R::Lanes::<S>::sums(simd, rest), uu, &mut others);
-        let [cc, uc, base_squares, delta_squares, changed, second, third, _] = others;
-        (sums.cc, sums.uc) = (cc, uc);
+        let [c_squares, uc, base_squares, delta_squares, changed, second, third, _] = others;
+        (*cc, sums.uc) = (c_squares, uc);
         (sums.displacement, sums.extent) = block.displacement.of_sums([base_squares, delta_squares, changed]);
         let moments = &mut sums.moments;
         #[expect(

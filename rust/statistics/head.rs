@@ -1,11 +1,14 @@
 //! Everything that is measured of one head, from the parts of its weight vector.
 
+use std::{iter, slice};
+
 use super::accumulator::Accumulator;
 use super::displacement::Displacement;
 use super::divergence::{self, Divergences};
 use super::part::{BLOCK, Part, for_each_entry};
+use super::segments::Running;
 use super::softmax::{Frame, NotFinite, Scaling, Sums};
-use super::transport;
+use super::transport::go_through;
 use super::values;
 use super::way::{NARROW_REACH, Scratch, WIDE_REACH};
 use crate::vector::Instructions;
@@ -56,27 +59,64 @@ impl PartSums {
     }
 }
 
-/// Measures one head. `parts` are the stretches of its weight vector in order, each with its sums, all
-/// of one temperature. W1 between the sets of values needs a sort and is left out unless `sorted`.
-pub fn measure(parts: &[(Part, &PartSums)], sorted: bool) -> Result<Measured, NotFinite> {
-    let mut sums = Sums::default();
-    for (_, part) in parts {
-        sums.merge(&part.accumulator.sums());
+/// The heads of a group, one after the other, and what they share: the sums of a part are taken once, and the area under
+/// the running difference of each head is found in one walk through it.
+///
+/// The weight vector of a head is its own part and then the parts that are shared, all of one temperature.
+#[derive(Debug)]
+pub struct Heads<'a> {
+    shared: Vec<(Part<'a>, &'a PartSums)>,
+    sorted: bool,
+    measured: Vec<Measured>,
+    /// Those that still have to go through the shared parts, with their places and what their areas are scaled by.
+    running: Vec<Running>,
+    scales: Vec<(usize, f64)>,
+    scratch: Scratch,
+}
+
+impl<'a> Heads<'a> {
+    /// No heads yet. W1 between the sets of values needs a sort and is left out unless `sorted`.
+    pub fn new(shared: Vec<(Part<'a>, &'a PartSums)>, sorted: bool) -> Self {
+        let (measured, running, scales) = Default::default();
+        Self { shared, sorted, measured, running, scales, scratch: Scratch::default() }
     }
-    let bare: Vec<Part> = parts.iter().map(|(part, _)| *part).collect();
-    let accumulators = parts.iter().map(|(_, sums)| &sums.accumulator);
-    let mut measured = match parts {
-        [] => unreachable!("a head has weights"),
-        _ if is_well_conditioned(&sums) => finish(&sums, bare.iter().zip(accumulators)),
-        [(_, first), ..] => {
-            let framed = measure_in_frame(&bare, first.accumulator.scaling())?;
-            Measured { displacement: sums.displacement, ..framed }
+
+    /// Adds a head, of whose own part nothing is needed afterwards.
+    pub fn add(&mut self, own: Part, own_sums: &PartSums) -> Result<(), NotFinite> {
+        let accumulator = &own_sums.accumulator;
+        let mut sums = accumulator.sums();
+        for (_, shared) in &self.shared {
+            sums.merge(&shared.accumulator.sums());
         }
-    };
-    if sorted {
-        measured.sorted_wasserstein = Some(values::distance(&bare));
+        let bare = || -> Vec<Part> { iter::once(own).chain(self.shared.iter().map(|(part, _)| *part)).collect() };
+        let mut measured = if is_well_conditioned(&sums) {
+            let mut running = Running::new(sums.ratio());
+            go_through(&own, accumulator, slice::from_mut(&mut running), &mut self.scratch);
+            self.scales.push((self.measured.len(), scale(&sums)));
+            self.running.push(running);
+            finish(&sums, 0.0)
+        } else {
+            let framed = measure_in_frame(&bare(), accumulator.scaling())?;
+            Measured { displacement: sums.displacement, ..framed }
+        };
+        if self.sorted {
+            measured.sorted_wasserstein = Some(values::distance(&bare()));
+        }
+        self.measured.push(measured);
+        Ok(())
     }
-    Ok(measured)
+
+    /// Goes through the shared parts, and gives what is measured of each head.
+    pub fn finish(self) -> Vec<Measured> {
+        let Self { shared, mut measured, mut running, scales, mut scratch, .. } = self;
+        for (part, sums) in &shared {
+            go_through(part, &sums.accumulator, &mut running, &mut scratch);
+        }
+        for ((place, scale), running) in scales.into_iter().zip(running) {
+            measured[place].area = scale * running.area();
+        }
+        measured
+    }
 }
 
 /// Whether sums taken without a frame give every statistic to full precision: every block in reach of
@@ -114,7 +154,11 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
         let reach = if sums.has_far { CENTER_PRECISION } else { WIDE_REACH };
         // Where a sum has overflowed there is no centre to find, and the caller refuses what comes out.
         if rest.abs() <= reach || !rest.is_finite() || passes == PASSES {
-            return Ok(finish(&sums, parts.iter().zip(&accumulators)));
+            let mut running = Running::new(sums.ratio());
+            for (part, accumulator) in parts.iter().zip(&accumulators) {
+                go_through(part, accumulator, slice::from_mut(&mut running), &mut scratch);
+            }
+            return Ok(finish(&sums, running.area()));
         }
         frame.center += rest;
     }
@@ -133,17 +177,21 @@ fn frame(parts: &[Part]) -> Frame {
     Frame { base_max, shift: (of_tuned.0 - base_max) + of_tuned.1, center: 0.0 }
 }
 
-fn finish<'a>(sums: &Sums, parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>) -> Measured {
+/// From u - rho c to P_T - P_B.
+fn scale(sums: &Sums) -> f64 {
     let ratio = sums.ratio();
+    1.0 / (sums.c * (1.0 - 0.25 * ratio * ratio))
+}
+
+/// What the sums say, and the sum of |U - rho C| over all entries.
+fn finish(sums: &Sums, area: f64) -> Measured {
     let (shift, normaliser) = sums.normalisers();
-    // From u - rho c to P_T - P_B.
-    let scale = 1.0 / (sums.c * (1.0 - 0.25 * ratio * ratio));
     let near = divergence::of_moments(&sums.moments, shift);
     Measured {
         entries: sums.entries,
         displacement: sums.displacement,
-        area: scale * transport::area(parts, ratio),
-        distance: scale * sums.distance_squared().max(0.0).sqrt(),
+        area: scale(sums) * area,
+        distance: scale(sums) * sums.distance_squared().max(0.0).sqrt(),
         cosine: sums.cosine_distance(),
         divergences: Divergences {
             kl: (near.kl + sums.far.kl) / normaliser,

@@ -18,7 +18,7 @@ mod transport;
 mod values;
 mod way;
 
-pub use head::{Measured, PartSums, measure};
+pub use head::{Heads, Measured, PartSums};
 pub use part::{Part, Stored};
 pub use product::{MatrixPair, Product, Refused};
 pub use softmax::NotFinite;

@@ -20,6 +20,8 @@ pub(crate) struct BlockSegments {
     pub(crate) c_area: [f64; PER_BLOCK],
     /// The sum of u^2.
     pub(crate) uu: [f64; PER_BLOCK],
+    /// The sum of c^2 over all of the block.
+    pub(crate) cc: f64,
 }
 
 impl BlockSegments {
@@ -40,23 +42,63 @@ pub(crate) struct Segments {
     blocks: Vec<BlockSegments>,
 }
 
-/// The running sums of u and c at one place, and the ratio of their totals.
-#[derive(Clone, Copy, Debug)]
+/// A head on its way through the parts of its weight vector: D = U - ratio C, the difference of its running sums.
+#[derive(Clone, Debug)]
 pub(crate) struct Running {
-    pub(crate) u: f64,
-    pub(crate) c: f64,
     pub(crate) ratio: f64,
+    /// U and C before the part that it goes through.
+    u: f64,
+    c: f64,
+    /// D before each segment of a block, and after the block.
+    before: [f64; PER_BLOCK],
+    after: f64,
+    /// Bit by bit, the segments of the block in which D may change its sign.
+    open: u8,
+    /// The sum of |D| over all entries so far, those of the first segment of each block, of the second and so on.
+    areas: [f64; PER_BLOCK],
 }
 
-/// A segment in which U - ratio C may change its sign.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenSegment {
-    /// Its block.
-    pub(crate) block: usize,
-    /// Its first entry in the block.
-    pub(crate) first: usize,
-    /// U - ratio C before that.
-    pub(crate) before: f64,
+impl Running {
+    /// Before the first part. `ratio` is that of the totals of u and c.
+    pub(crate) fn new(ratio: f64) -> Self {
+        Self {
+            ratio,
+            u: 0.0,
+            c: 0.0,
+            before: [0.0; PER_BLOCK],
+            after: 0.0,
+            open: 0,
+            areas: [0.0; PER_BLOCK],
+        }
+    }
+
+    /// The sum of |D| over all entries so far.
+    pub(crate) fn area(&self) -> f64 {
+        self.areas.iter().sum()
+    }
+
+    /// Whether D may change its sign within any segment of the block.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open != 0
+    }
+
+    /// Whether it may within this one.
+    #[inline(always)]
+    pub(crate) fn is_open_in(&self, segment: usize) -> bool {
+        self.open >> segment & 1 == 1
+    }
+
+    /// D before a segment of the block.
+    #[inline(always)]
+    pub(crate) fn before(&self, segment: usize) -> f64 {
+        self.before[segment]
+    }
+
+    /// Adds the area of a segment.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, segment: usize, area: f64) {
+        self.areas[segment] += area;
+    }
 }
 
 impl Segments {
@@ -82,17 +124,20 @@ impl Segments {
         self.blocks.last().map_or([0.0; 2], |block| [block.u[PER_BLOCK - 1], block.c[PER_BLOCK - 1]])
     }
 
-    /// The sum of |U - ratio C| over the entries of the segments in which its sign cannot change; the other
-    /// segments are left in `open`. `start` is what the parts before have summed up to, `entries` how many
-    /// there are in this one.
-    pub(crate) fn area(
-        &self,
-        start: Running,
-        entries: usize,
-        open: &mut Vec<OpenSegment>,
-        instructions: Instructions,
-    ) -> f64 {
-        instructions.run(Area { segments: self, start, entries, open })
+    /// Takes heads through a block of `valid` entries: adds the area of every segment in which D keeps its sign, and
+    /// tells the others.
+    pub(crate) fn pass(&self, block: usize, valid: usize, heads: &mut [Running], instructions: Instructions) {
+        let c_before = block.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[PER_BLOCK - 1]);
+        instructions.run(Pass { block: &self.blocks[block], c_before, valid, heads });
+    }
+
+    /// Takes heads on to the next part.
+    pub(crate) fn leave(&self, heads: &mut [Running]) {
+        let [u, c] = self.totals();
+        for head in heads {
+            head.u += u;
+            head.c += c;
+        }
     }
 }
 
@@ -107,7 +152,9 @@ struct Course {
     /// The sum of u^2.
     uu: f64,
     /// The sum of |ratio| c.
-    c: f64,
+    drift: f64,
+    /// No less than the sum of (ratio c)^2, its root.
+    drift_norm: f64,
 }
 
 impl Course {
@@ -128,53 +175,53 @@ impl Course {
     /// for the best division of the area and the best q: who stays away from 0 for long has no time to go there.
     #[inline(always)]
     fn keeps_sign(self) -> bool {
-        let Self { before, after, mean, uu, c } = self;
+        let Self { before, after, mean, uu, drift, drift_norm } = self;
         const T: f64 = SEGMENT as f64;
-        let c = c * MARGIN;
         let is_farther = |way: f64| (way > 0.0) & (T * uu * (MARGIN * MARGIN) <= way * way);
         // Along the path half of the step after each entry is in the mean.
         let mean = mean - (after - before) / (2.0 * T);
         let far = 3f64.sqrt() * (2.0 * mean.abs() - (after - before).abs());
         let is_on_one_side = ((before > 0.0) == (after > 0.0)) & ((before > 0.0) == (mean > 0.0));
-        is_farther(before.abs() + after.abs() - c) | (is_on_one_side & is_farther(far - T.sqrt() * c))
+        is_farther(before.abs() + after.abs() - MARGIN * drift)
+            | (is_on_one_side & is_farther(far - MARGIN * T.sqrt() * drift_norm))
     }
-}
-
-struct Area<'a> {
-    segments: &'a Segments,
-    start: Running,
-    entries: usize,
-    open: &'a mut Vec<OpenSegment>,
 }
 
 /// Covers the rounding of sums in `f32`.
 const MARGIN: f64 = 1.0 + 1e-5;
 
-impl Kernel for Area<'_> {
-    type Output = f64;
+struct Pass<'a> {
+    block: &'a BlockSegments,
+    /// The sum of c over the blocks before.
+    c_before: f64,
+    valid: usize,
+    heads: &'a mut [Running],
+}
+
+impl Kernel for Pass<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Vectors>(self, _: S) -> f64 {
-        let Self { segments, start, entries, open } = self;
-        let Running { u: u_start, c: c_start, ratio } = start;
-        open.clear();
-        let mut areas = [0.0; PER_BLOCK];
-        let mut last = [u_start - ratio * c_start, 0.0];
-        for (index, block) in segments.blocks.iter().enumerate() {
+    fn run<S: Vectors>(self, _: S) {
+        let Self { block, c_before, valid, heads } = self;
+        let mut inside = [SEGMENT as f64; PER_BLOCK];
+        if valid < BLOCK {
+            for (place, inside) in inside.iter_mut().enumerate() {
+                *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
+            }
+        }
+        // Of its own, so that it is known not to change while heads do.
+        let block = *block;
+        let c_before = moved_up(block.c, c_before);
+        let c_norm = block.cc.sqrt();
+        for head in heads {
+            let ratio = head.ratio;
             let mut after = [0.0; PER_BLOCK];
             for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
-                *after = (u_start + u) - ratio * (c_start + c);
+                *after = (head.u + u) - ratio * (head.c + c);
             }
-            let (before, c_before) = (moved_up(after, last[0]), moved_up(block.c, last[1]));
-            last = [after[PER_BLOCK - 1], block.c[PER_BLOCK - 1]];
-            let valid = (entries - index * BLOCK).min(BLOCK);
-            let mut inside = [SEGMENT as f64; PER_BLOCK];
-            if valid < BLOCK {
-                for (place, inside) in inside.iter_mut().enumerate() {
-                    *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
-                }
-            }
-            let mut is_open = 0u8;
+            let before = moved_up(after, head.after);
+            let (mut open, mut areas) = (0u8, head.areas);
             for place in 0..PER_BLOCK {
                 let area =
                     inside[place] * before[place] + (block.u_area[place] - ratio * block.c_area[place]);
@@ -183,19 +230,15 @@ impl Kernel for Area<'_> {
                     after: after[place],
                     mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
                     uu: block.uu[place],
-                    c: ratio.abs() * (block.c[place] - c_before[place]),
+                    drift: ratio.abs() * (block.c[place] - c_before[place]),
+                    drift_norm: ratio.abs() * c_norm,
                 };
                 let keeps_sign = course.keeps_sign();
-                is_open |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
+                open |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
                 areas[place] += if keeps_sign { area.abs() } else { 0.0 };
             }
-            while is_open != 0 {
-                let place = is_open.trailing_zeros() as usize;
-                open.push(OpenSegment { block: index, first: place * SEGMENT, before: before[place] });
-                is_open &= is_open - 1;
-            }
+            (head.before, head.after, head.open, head.areas) = (before, after[PER_BLOCK - 1], open, areas);
         }
-        areas.iter().sum()
     }
 }
 
@@ -212,16 +255,25 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The course of D through a segment, which begins at `before` and takes these steps.
-    fn course(before: f64, steps: &[f64]) -> (Course, bool) {
+    /// The course of D through a segment, which begins at `before` and takes these steps, of which the normalisers
+    /// have these parts.
+    fn course(before: f64, steps: &[f64], drifts: &[f64]) -> (Course, bool) {
         let (mut d, mut sum, mut changes) = (before, 0.0, false);
         for step in steps {
             d += step;
             sum += d;
             changes |= d * before < 0.0;
         }
-        let uu = steps.iter().map(|step| step * step).sum();
-        (Course { before, after: d, mean: sum / steps.len() as f64, uu, c: 0.0 }, changes)
+        let squares = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|number| number * number).sum::<f64>();
+        let course = Course {
+            before,
+            after: d,
+            mean: sum / steps.len() as f64,
+            uu: squares(&mut steps.iter().zip(drifts).map(|(step, drift)| step + drift)),
+            drift: drifts.iter().sum(),
+            drift_norm: squares(&mut drifts.iter().copied()).sqrt(),
+        };
+        (course, changes)
     }
 
     /// D on a parabola from `from` to `to`, at a share of its time.
@@ -240,7 +292,10 @@ mod tests {
             depth in 1e-6f64..0.1,
             noise in prop::collection::vec(-1f64..1.0, SEGMENT),
             loudness in prop::sample::select(vec![0.0, 1e-3, 0.1]),
+            drifts in prop::collection::vec(0.5f64..1.0, SEGMENT),
+            drift in prop::sample::select(vec![0.0, 1e-4, 1e-2]),
         ) {
+            let drifts: Vec<f64> = drifts.iter().map(|part| part * drift).collect();
             let at = |time: f64| match time / share {
                 to_lowest if to_lowest < 1.0 => parabola(before, -depth, bulges[0], to_lowest),
                 _ => parabola(-depth, after, bulges[1], (time - share) / (1.0 - share)),
@@ -251,7 +306,7 @@ mod tests {
                 .collect();
             for sign in [1.0, -1.0] {
                 let steps: Vec<f64> = steps.iter().map(|step| sign * step).collect();
-                let (course, changes) = course(sign * before, &steps);
+                let (course, changes) = course(sign * before, &steps, &drifts);
                 prop_assert!(!(changes && course.keeps_sign()), "{course:?}");
             }
         }
@@ -261,7 +316,8 @@ mod tests {
         fn a_drift_through_0_changes_the_sign(scale in -30f64..0.0, share in 0f64..1.0) {
             let drift = scale.exp();
             let (before, after) = (share * drift, share * drift - drift);
-            let course = Course { before, after, mean: (before + after) / 2.0, uu: 0.0, c: drift };
+            let drift_norm = drift / (SEGMENT as f64).sqrt();
+            let course = Course { before, after, mean: (before + after) / 2.0, uu: 0.0, drift, drift_norm };
             prop_assert!(!course.keeps_sign(), "{course:?}");
         }
 
@@ -272,7 +328,7 @@ mod tests {
         ) {
             let steps: Vec<f64> = swings.iter().flat_map(|swing| [*swing, -swing]).collect();
             for before in [0.3 * SEGMENT as f64, -0.3 * SEGMENT as f64] {
-                let (course, _) = course(before, &steps);
+                let (course, _) = course(before, &steps, &[0.0; SEGMENT]);
                 prop_assert!(course.keeps_sign(), "{course:?}");
             }
         }
