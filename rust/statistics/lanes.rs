@@ -47,21 +47,26 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
         Self::load(self.simd(), &numbers)
     }
 
-    /// The lanes moved up by `DISTANCE`, with zeros below them.
+    /// Each lane with the one `DISTANCE` below it added, if there is one.
+    ///
+    /// The lanes go around the end and those that did are multiplied by 0: vectors go around with one instruction, but
+    /// to fill them up with zeros takes several.
     #[inline(always)]
-    fn moved_up<const DISTANCE: usize>(self) -> Self {
-        let mut numbers = [Self::Number::default(); LANES];
-        numbers[DISTANCE..].copy_from_slice(&self.numbers()[..LANES - DISTANCE]);
-        Self::load(self.simd(), &numbers)
+    fn with_lower<const DISTANCE: usize>(self) -> Self {
+        let (numbers, mut moved) = (self.numbers(), [Self::Number::default(); LANES]);
+        let mut is_inside = [Self::Number::default(); LANES];
+        for lane in 0..LANES {
+            moved[(lane + DISTANCE) % LANES] = numbers[lane];
+            is_inside[lane] = Self::Number::of(f64::from(u8::from(lane >= DISTANCE)));
+        }
+        let load = |numbers| Self::load(self.simd(), numbers);
+        load(&moved).mul_add(load(&is_inside), self)
     }
 
     /// Each lane with all lanes before it added up, in an order that is the same everywhere.
     #[inline(always)]
     fn running_sums(self) -> Self {
-        let sums = self + self.moved_up::<1>();
-        let sums = sums + sums.moved_up::<2>();
-        let sums = sums + sums.moved_up::<4>();
-        sums + sums.moved_up::<8>()
+        self.with_lower::<1>().with_lower::<2>().with_lower::<4>().with_lower::<8>()
     }
 
     /// All lanes added up, the upper half onto the lower until one is left.

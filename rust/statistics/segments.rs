@@ -1,6 +1,7 @@
 //! What a part adds to the running sums of u and c, [`SEGMENT`] entries at a time.
 
 use super::part::{BLOCK, SEGMENT};
+use super::real::Real;
 use crate::vector::{Instructions, Kernel, Vectors};
 
 /// Segments of one block.
@@ -54,7 +55,7 @@ pub(crate) struct Running {
     after: f64,
     /// Bit by bit, the segments of the block in which D may change its sign.
     open: u8,
-    /// The sum of |D| over all entries so far, those of the first segment of each block, of the second and so on.
+    /// Sums of |D|, which together go over all entries so far.
     areas: [f64; PER_BLOCK],
 }
 
@@ -94,10 +95,14 @@ impl Running {
         self.before[segment]
     }
 
-    /// Adds the area of a segment.
+    /// Adds areas.
     #[inline(always)]
-    pub(crate) fn add(&mut self, segment: usize, area: f64) {
-        self.areas[segment] += area;
+    pub(crate) fn add<R: Real, const COUNT: usize>(&mut self, areas: [R; COUNT]) {
+        for areas in areas.chunks(PER_BLOCK) {
+            for (sum, area) in self.areas.iter_mut().zip(areas) {
+                *sum += area.wide();
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The Wasserstein score: the area between two running sums.
 
+use std::array;
 use std::marker::PhantomData;
 
 use super::accumulator::{Accumulator, ClosedForm};
@@ -61,20 +62,19 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreasByEnt
                 for index in place {
                     course.add(both::<_, _, _, X, K>(simd, pairs, index), valid, index);
                 }
-                first.add(segment, course.areas.sum());
+                first.add(course.areas.numbers());
                 continue;
             }
-            let nothing = R::Lanes::<S>::splat(simd, 0.0);
-            let mut kept = [[(nothing, nothing); 2]; PAIRS];
-            for (index, kept) in place.clone().zip(&mut kept) {
-                *kept = both::<_, _, _, X, K>(simd, pairs, index);
-            }
+            let kept: [_; PAIRS] = array::from_fn(
+                #[inline(always)]
+                |index| both::<_, _, _, X, K>(simd, pairs, segment * PAIRS + index),
+            );
             for head in heads.iter_mut().filter(|head| head.is_open_in(segment)) {
                 let mut course = Course::of(simd, head, segment);
                 for (index, kept) in place.clone().zip(&kept) {
                     course.add(*kept, valid, index);
                 }
-                head.add(segment, course.areas.sum());
+                head.add(course.areas.numbers());
             }
         }
     }
@@ -114,7 +114,8 @@ impl<N: Lanes> Course<N> {
         let sums = (c.mul_add(self.negative_ratio, u) + odd).running_sums();
         let after_odd = sums + self.before;
         let mut sizes = [(after_odd - odd).abs(), after_odd.abs()];
-        if valid < (index + 1) * PAIR {
+        // Blocks in `f32` are whole.
+        if !N::Number::IS_NARROW && valid < (index + 1) * PAIR {
             sizes = existing(sizes, valid.saturating_sub(index * PAIR));
         }
         self.areas = self.areas + (sizes[0] + sizes[1]);
@@ -153,7 +154,7 @@ impl Visitor for OpenSegments<'_> {
                     difference += u - head.ratio * c;
                     area += f64::abs(difference);
                 }
-                head.add(segment, area);
+                head.add([area]);
             }
         }
     }
