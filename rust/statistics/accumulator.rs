@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::block::{BlockSums, Memory, SumBlock};
 use super::displacement::{Displacement, Extent};
 use super::divergence;
-use super::part::{Block, Pairs, Part, SEGMENT};
+use super::part::{BLOCK, Block, Pairs, Part, SEGMENT};
 use super::real::Real;
 use super::segments::{BlockSegments, Segments};
 use super::softmax::{NotFinite, Scaling, Sums};
@@ -111,7 +111,7 @@ impl Visitor for Accumulator {
         for (sum, moment) in self.sums.moments.iter_mut().zip(&block.moments).take(K + 1) {
             *sum += moment;
         }
-        self.segments.push(block.segments.ending_at(valid));
+        self.segments.push(if valid < BLOCK { block.segments.ending_at(valid) } else { block.segments });
         block.extent
     }
 

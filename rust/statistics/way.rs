@@ -63,8 +63,8 @@ pub(crate) enum WideWay {
 /// What a series in `f32` can be used for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Reach {
-    terms: usize,
-    powers: usize,
+    terms: u8,
+    powers: u8,
 }
 
 /// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u are cut off after their first terms, the
@@ -93,7 +93,7 @@ impl Reach {
 
     #[inline(always)]
     pub(crate) const fn new(terms: usize, powers: usize) -> Self {
-        Self { terms, powers }
+        Self { terms: terms as u8, powers: powers as u8 }
     }
 
     /// The narrowest for a block of this extent.
@@ -110,7 +110,7 @@ impl Reach {
             _ => 0.25,
         };
         let is_held = |largest: f64| largest == 0.0 || largest >= TINY;
-        extent.base + 0.5 * extent.delta <= exponent_reach(self.terms)
+        extent.base + 0.5 * extent.delta <= exponent_reach(self.terms as usize)
             && extent.delta <= largest_y
             && is_held(extent.base)
             && is_held(extent.delta)
