@@ -54,17 +54,10 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreasByEnt
     fn run<S: Vectors>(self, simd: S) {
         let Self { pairs, valid, heads, .. } = self;
         for segment in 0..PER_BLOCK {
-            let mut open = heads.iter_mut().filter(|head| head.is_open_in(segment));
-            let Some(first) = open.next() else { continue };
-            let place = segment * PAIRS..(segment + 1) * PAIRS;
-            if open.next().is_none() {
-                let mut course = Course::<R::Lanes<S>>::of(simd, first, segment);
-                for index in place {
-                    course.add(both::<_, _, _, X, K>(simd, pairs, index), valid, index);
-                }
-                first.add(course.areas.numbers());
+            if !heads.iter().any(|head| head.is_open_in(segment)) {
                 continue;
             }
+            let place = segment * PAIRS..(segment + 1) * PAIRS;
             let kept: [_; PAIRS] = array::from_fn(
                 #[inline(always)]
                 |index| both::<_, _, _, X, K>(simd, pairs, segment * PAIRS + index),
