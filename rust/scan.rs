@@ -370,11 +370,14 @@ impl<'a> Walk<'a> {
         let measured = match self.options.form {
             Form::Qkv => {
                 let keys = key.as_ref().map(|key| (key.part(&workspace.key.bytes), &workspace.key.sums));
-                let own_values = value.as_ref().map(|value| (value.part(&workspace.value.bytes), &workspace.value.sums));
+                let own_values =
+                    value.as_ref().map(|value| (value.part(&workspace.value.bytes), &workspace.value.sums));
                 let shared = keys.into_iter().chain(own_values.or(keys)).collect();
                 self.measure_qkv(queries, shared, &mut workspace.query, &mut workspace.scratch)?
             }
-            Form::Product => queries.map(|query| self.measure_product(&query, workspace)).collect::<Result<_>>()?,
+            Form::Product => {
+                queries.map(|query| self.measure_product(&query, workspace)).collect::<Result<_>>()?
+            }
         };
         for loaded in [&workspace.key, &workspace.value] {
             self.done.add(&loaded.bytes);

@@ -3,10 +3,10 @@
 use super::displacement::{BlockDisplacement, Displacement, Extent, Stretch};
 use super::divergence::TERMS;
 use super::lanes::Lanes;
-use super::part::{Entries, PAIR, Pairs, SEGMENT};
+use super::part::{Entries, PAIR, PAIRS, Pairs};
 use super::real::Real;
 use super::segments::{BlockSegments, PER_BLOCK};
-use super::series::{Terms, terms, weight_of_power};
+use super::series::{Terms, middle, terms_of, weight_of_power};
 use crate::vector::{Kernel, LANES, Vectors};
 
 /// The sums over one block.
@@ -21,10 +21,27 @@ pub(crate) struct BlockSums {
     pub(crate) moments: [f64; TERMS + 1],
 }
 
-/// Vectors whose lanes are added up together, which keeps the loop over the entries busy: of each segment u and c,
-/// the areas under both, and u^2; then what there is once in a block. In memory that is kept from block to block,
-/// since clearing it costs as much as filling it.
-pub(crate) type Waiting<R> = [[[R; LANES]; LANES]; 3];
+/// Vectors that wait in memory, which is kept from block to block, since clearing it costs as much as filling it.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting<R> {
+    /// The even entries of a segment and the odd ones, on their way. From a weight to its sums it is farther than a core
+    /// looks ahead; in two loops, it works on later entries while earlier ones are under way.
+    halfway: [[Halfway<R>; 2]; PAIRS],
+    /// What is added up lane by lane together, which keeps the loops over the entries busy: of each segment u and c, the
+    /// areas under both, and u^2; then what there is once in a block.
+    totals: [[R; LANES]; LANES],
+    areas: [[R; LANES]; LANES],
+    rest: [[R; LANES]; LANES],
+}
+
+/// What one vector of entries has become.
+#[derive(Debug, Default)]
+struct Halfway<R> {
+    /// The exponential of the mean of the exponents.
+    w: [R; LANES],
+    /// Their difference.
+    y: [R; LANES],
+}
 
 /// Where they wait.
 #[derive(Debug, Default)]
@@ -45,14 +62,22 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<'
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) {
-        let Self { pairs, sums, waiting: [totals, areas, rest] } = self;
+        let Self { pairs, sums, waiting: Waiting { halfway, totals, areas, rest } } = self;
         let mut block = BlockLanes::<R::Lanes<S>, K>::none(simd);
         for place in 0..PER_BLOCK {
-            let first = place * SEGMENT / PAIR;
             let mut stretch = Stretch::none(simd);
-            let mut segment = SegmentLanes::first(block.add::<X>(pairs.load(simd, first), &mut stretch));
-            for index in first + 1..first + SEGMENT / PAIR {
-                segment.add(block.add::<X>(pairs.load(simd, index), &mut stretch));
+            for (index, pair) in (place * PAIRS..).zip(&mut *halfway) {
+                for (entries, half) in pairs.load(simd, index).into_iter().zip(pair) {
+                    let Entries { base, delta: y, sum } = entries;
+                    if R::IS_NARROW {
+                        block.displacement.add(base, y, &mut stretch);
+                    }
+                    *half = Halfway { w: middle::<_, X>(sum).numbers(), y: y.numbers() };
+                }
+            }
+            let mut segment = SegmentLanes::none(simd);
+            for pair in &*halfway {
+                segment.add(block.add(simd, pair));
             }
             block.displacement.end(stretch);
             totals[place] = segment.u.numbers();
@@ -127,14 +152,11 @@ impl<N: Lanes, const K: usize> BlockLanes<N, K> {
 
     /// Adds the even entries and the odd ones, and gives their u and c.
     #[inline(always)]
-    fn add<const X: usize>(&mut self, pair: [Entries<N>; 2], stretch: &mut Stretch<N>) -> [(N, N); 2] {
+    fn add(&mut self, simd: N::Vectors, pair: &[Halfway<N::Number>; 2]) -> [(N, N); 2] {
         let mut halves = [(self.cc, self.cc); 2];
-        for (entries, half) in pair.into_iter().zip(&mut halves) {
-            let y = entries.delta;
-            if N::Number::IS_NARROW {
-                self.displacement.add(entries.base, y, stretch);
-            }
-            let Terms { c, u, powers } = terms::<N, X, K>(entries);
+        for (Halfway { w, y }, half) in pair.iter().zip(&mut halves) {
+            let (w, y) = (N::load(simd, w), N::load(simd, y));
+            let Terms { c, u, powers } = terms_of::<N, K>(w, y);
             self.cc = c.mul_add(c, self.cc);
             self.uc = u.mul_add(c, self.uc);
             #[expect(
@@ -172,15 +194,13 @@ struct SegmentLanes<N> {
 }
 
 impl<N: Lanes> SegmentLanes<N> {
-    /// The first pair of vectors: u and c of the even entries and of the odd ones.
     #[inline(always)]
-    fn first([(u, c), (u_odd, c_odd)]: [(N, N); 2]) -> Self {
-        let (u_both, c_both) = (u + u_odd, c + c_odd);
-        let uu = u_odd.mul_add(u_odd, u * u);
-        Self { u: u_both, c: c_both, u_running: u_both, c_running: c_both, u_odd, c_odd, uu }
+    fn none(simd: N::Vectors) -> Self {
+        let u = N::splat(simd, 0.0);
+        Self { u, c: u, u_running: u, c_running: u, u_odd: u, c_odd: u, uu: u }
     }
 
-    /// The next.
+    /// Adds u and c of the even entries and of the odd ones.
     #[inline(always)]
     fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2]) {
         self.u = self.u + (u + u_odd);

@@ -88,7 +88,8 @@ impl<'a> Heads<'a> {
         for (_, shared) in &self.shared {
             sums.merge(&shared.accumulator.sums());
         }
-        let bare = || -> Vec<Part> { iter::once(own).chain(self.shared.iter().map(|(part, _)| *part)).collect() };
+        let bare =
+            || -> Vec<Part> { iter::once(own).chain(self.shared.iter().map(|(part, _)| *part)).collect() };
         let mut measured = if is_well_conditioned(&sums) {
             let mut running = Running::new(sums.ratio());
             go_through(&own, accumulator, slice::from_mut(&mut running), &mut self.scratch);

@@ -216,6 +216,9 @@ impl Part<'_> {
 /// word of two 16-bit weights comes apart.
 pub(crate) const PAIR: usize = 2 * LANES;
 
+/// The pairs of vectors in a segment.
+pub(crate) const PAIRS: usize = SEGMENT / PAIR;
+
 /// Entries of both sides.
 #[derive(Clone, Copy)]
 pub(crate) struct Entries<N> {

@@ -62,15 +62,7 @@ pub(crate) struct Running {
 impl Running {
     /// Before the first part. `ratio` is that of the totals of u and c.
     pub(crate) fn new(ratio: f64) -> Self {
-        Self {
-            ratio,
-            u: 0.0,
-            c: 0.0,
-            before: [0.0; PER_BLOCK],
-            after: 0.0,
-            open: 0,
-            areas: [0.0; PER_BLOCK],
-        }
+        Self { ratio, u: 0.0, c: 0.0, before: [0.0; PER_BLOCK], after: 0.0, open: 0, areas: [0.0; PER_BLOCK] }
     }
 
     /// The sum of |D| over all entries so far.
@@ -269,7 +261,8 @@ mod tests {
             sum += d;
             changes |= d * before < 0.0;
         }
-        let squares = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|number| number * number).sum::<f64>();
+        let squares =
+            |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|number| number * number).sum::<f64>();
         let course = Course {
             before,
             after: d,

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::accumulator::{Accumulator, ClosedForm};
 use super::displacement::Extent;
 use super::lanes::Lanes;
-use super::part::{Block, PAIR, Pairs, Part, SEGMENT};
+use super::part::{Block, PAIR, PAIRS, Pairs, Part, SEGMENT};
 use super::real::Real;
 use super::segments::{PER_BLOCK, Running};
 use super::series::terms;
@@ -18,7 +18,12 @@ use crate::vector::{Instructions, Kernel, LANES, Vectors};
 ///
 /// Where the running difference D cannot change its sign within a segment, what is known of the segment
 /// says all. The other segments, about an eighth, are gone through entry by entry, once for all heads.
-pub(crate) fn go_through(part: &Part, accumulator: &Accumulator, heads: &mut [Running], scratch: &mut Scratch) {
+pub(crate) fn go_through(
+    part: &Part,
+    accumulator: &Accumulator,
+    heads: &mut [Running],
+    scratch: &mut Scratch,
+) {
     let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
     for (block, way) in accumulator.ways().iter().enumerate() {
         segments.pass(block, part.entries_of(block), heads, scaling.instructions);
@@ -35,9 +40,6 @@ struct OpenSegments<'a> {
     instructions: Instructions,
     heads: &'a mut [Running],
 }
-
-/// The pairs of vectors in a segment.
-const PAIRS: usize = SEGMENT / PAIR;
 
 struct AreasByEntries<'a, R, P, const X: usize, const K: usize> {
     pairs: P,
@@ -58,16 +60,17 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreasByEnt
                 continue;
             }
             let place = segment * PAIRS..(segment + 1) * PAIRS;
+            // What every head needs; and as when they are summed, two loops are faster than one.
             let kept: [_; PAIRS] = array::from_fn(
                 #[inline(always)]
                 |index| both::<_, _, _, X, K>(simd, pairs, segment * PAIRS + index),
             );
             for head in heads.iter_mut().filter(|head| head.is_open_in(segment)) {
-                let mut course = Course::of(simd, head, segment);
+                let mut path = Path::of(simd, head, segment);
                 for (index, kept) in place.clone().zip(&kept) {
-                    course.add(*kept, valid, index);
+                    path.add(*kept, valid, index);
                 }
-                head.add(course.areas.numbers());
+                head.add(path.areas.numbers());
             }
         }
     }
@@ -86,14 +89,14 @@ fn both<R: Real, P: Pairs<R>, S: Vectors, const X: usize, const K: usize>(
 }
 
 /// D as it goes through a segment, pair of vectors after pair.
-struct Course<N> {
+struct Path<N> {
     negative_ratio: N,
     before: N,
     /// The sum of |D| so far, lane by lane.
     areas: N,
 }
 
-impl<N: Lanes> Course<N> {
+impl<N: Lanes> Path<N> {
     #[inline(always)]
     fn of(simd: N::Vectors, head: &Running, segment: usize) -> Self {
         let splat = |number| N::splat(simd, number);
@@ -203,14 +206,18 @@ mod tests {
                 difference += tuned.exp() - base.exp() - ratio * 0.5 * (tuned.exp() + base.exp());
                 expected += f64::abs(difference);
             }
-            // In the company of others, whose ratios are not much like it.
-            let mut heads = [ratio, 0.9 * ratio, -ratio, ratio].map(Running::new);
-            for (part, accumulator) in parts.iter().zip(&accumulators) {
-                go_through(part, accumulator, &mut heads, &mut Scratch::default());
-            }
-            for found in [&heads[0], &heads[3]].map(Running::area) {
-                prop_assert!((found / expected - 1.0).abs() <= 1e-9, "{} {}", found, expected);
-            }
+            let areas = |ratios: &[f64]| -> Vec<f64> {
+                let mut heads: Vec<_> = ratios.iter().copied().map(Running::new).collect();
+                for (part, accumulator) in parts.iter().zip(&accumulators) {
+                    go_through(part, accumulator, &mut heads, &mut Scratch::default());
+                }
+                heads.iter().map(Running::area).collect()
+            };
+            let found = areas(&[ratio])[0];
+            prop_assert!((found / expected - 1.0).abs() <= 1e-9, "{} {}", found, expected);
+            // Whoever goes along.
+            let together = areas(&[0.9 * ratio, ratio, -ratio, ratio]);
+            prop_assert_eq!([together[1], together[3]].map(f64::to_bits), [found.to_bits(); 2]);
         }
     }
 }
