@@ -393,14 +393,22 @@ impl<'a> Walk<'a> {
         scratch: &mut Vec<u8>,
     ) -> Result<Vec<Measured>> {
         let mut heads = Heads::new(shared, self.options.sorted);
-        for query in queries {
-            self.read(&query, loaded, scratch)?;
+        let queries: Vec<_> = queries.collect();
+        for query in &queries {
+            self.read(query, loaded, scratch)?;
             let Loaded { bytes, sums } = &*loaded;
             // Every entry was found finite while it was read.
             heads.add(query.part(bytes), sums).map_err(|entry| query.refuse(bytes, entry))?;
             self.done.add(bytes);
         }
-        Ok(heads.finish())
+        let mut measured = heads.finish();
+        for (query, measured) in queries.iter().zip(&mut measured).filter(|(_, head)| head.is_delicate()) {
+            Walk { repeats: true, ..*self }.read(query, loaded, scratch)?;
+            let Loaded { bytes, sums } = &*loaded;
+            let again = heads.measure_again(query.part(bytes), sums, measured);
+            *measured = again.map_err(|entry| query.refuse(bytes, entry))?;
+        }
+        Ok(measured)
     }
 
     fn measure_product(&self, pair: &Pair<'a>, workspace: &mut Workspace<'a>) -> Result<Measured> {
@@ -410,12 +418,20 @@ impl<'a> Walk<'a> {
         let part = product.part();
         product_sums.clear();
         let mut head = Heads::new(Vec::new(), self.options.sorted);
-        let added = product_sums.add_up_to(part.entries(), &part).and_then(|()| head.add(part, product_sums));
-        added.map_err(|_| {
+        let mut measure = || {
+            product_sums.add_up_to(part.entries(), &part)?;
+            head.add(part, product_sums)?;
+            let measured = head.finish().remove(0);
+            if measured.is_delicate() {
+                head.measure_again(part, product_sums, &measured)
+            } else {
+                Ok(measured)
+            }
+        };
+        measure().map_err(|_| {
             let problem = format!("the product form of {} overflows: its weights are too large", pair.whose);
             Error::weights(self.tuned.path(), problem)
-        })?;
-        Ok(head.finish().remove(0))
+        })
     }
 
     /// Takes up one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.

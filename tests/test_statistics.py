@@ -139,6 +139,24 @@ def test_equal_changes_of_many_entries(tmp_path: Path) -> None:
         assert alps.scan(*paths)["delta_norm"][0, 0] == pytest.approx(expected, rel=3e-7, abs=0)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+def test_changes_that_alternate(tmp_path: Path, dtype: str) -> None:
+    """The running sums stay together: what is left between them is a hundredth of what chance would leave."""
+    shape = Shape(head_size=32, hidden_size=2200)
+    base, tuned = {}, {}
+    for key, weight in random_weights(shape, seed=1, scale=0.02).items():
+        signs = torch.ones(weight.numel(), dtype=torch.float64)
+        signs[1::2] = -1
+        base[key] = weight.to(DTYPES[dtype])
+        tuned[key] = (weight + 1e-3 * signs.reshape(weight.shape)).to(DTYPES[dtype])
+    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    names = [statistic for statistic in alps.STATISTICS if statistic != "changed"]
+    found = alps.scan(*paths, statistics=names)
+    for head in range(shape.query_heads):
+        sides = theta(base, shape, 0, head), theta(tuned, shape, 0, head)
+        check(found, (0, head), oracle.long_statistics(*sides), TOLERANCE["qkv"])
+
+
 def test_ten_million_entries(tmp_path: Path) -> None:
     shape = Shape(query_heads=1, key_value_heads=1, head_size=256, hidden_size=13021)
     base = {key: weight.to(torch.bfloat16) for key, weight in random_weights(shape, 7, scale=0.02).items()}

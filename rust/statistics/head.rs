@@ -1,6 +1,6 @@
 //! Everything that is measured of one head, from the parts of its weight vector.
 
-use std::{iter, slice};
+use std::{iter, mem, slice};
 
 use super::accumulator::Accumulator;
 use super::displacement::Displacement;
@@ -27,6 +27,20 @@ pub struct Measured {
     pub(super) divergences: Divergences,
     /// W1 between the sets of weight values, where it was asked for.
     pub(super) sorted_wasserstein: Option<f64>,
+    /// Whether numbers in `f32` took part.
+    has_narrow: bool,
+}
+
+/// The mean difference between the running sums, in units of the norm of P_T - P_B, below which the roundings of `f32`
+/// show in it. Changes in no order give five times as much, sqrt(pi / 32).
+const DELICATE: f64 = 1.0 / 16.0;
+
+impl Measured {
+    /// Whether the running sums stay so near to one another, much nearer than by chance, that the head had better be
+    /// [measured again](Heads::measure_again) with more digits.
+    pub fn is_delicate(&self) -> bool {
+        self.has_narrow && self.area < DELICATE * self.distance * self.entries as f64
+    }
 }
 
 /// The sums of one part, which every head that reads the part shares.
@@ -88,8 +102,6 @@ impl<'a> Heads<'a> {
         for (_, shared) in &self.shared {
             sums.merge(&shared.accumulator.sums());
         }
-        let bare =
-            || -> Vec<Part> { iter::once(own).chain(self.shared.iter().map(|(part, _)| *part)).collect() };
         let mut measured = if is_well_conditioned(&sums) {
             let mut running = Running::new(sums.ratio());
             go_through(&own, accumulator, slice::from_mut(&mut running), &mut self.scratch);
@@ -97,26 +109,41 @@ impl<'a> Heads<'a> {
             self.running.push(running);
             finish(&sums, 0.0)
         } else {
-            let framed = measure_in_frame(&bare(), accumulator.scaling())?;
+            let framed = measure_in_frame(&self.parts_of(own), accumulator.scaling())?;
             Measured { displacement: sums.displacement, ..framed }
         };
         if self.sorted {
-            measured.sorted_wasserstein = Some(values::distance(&bare()));
+            measured.sorted_wasserstein = Some(values::distance(&self.parts_of(own)));
         }
         self.measured.push(measured);
         Ok(())
     }
 
     /// Goes through the shared parts, and gives what is measured of each head.
-    pub fn finish(self) -> Vec<Measured> {
-        let Self { shared, mut measured, mut running, scales, mut scratch, .. } = self;
-        for (part, sums) in &shared {
-            go_through(part, &sums.accumulator, &mut running, &mut scratch);
+    pub fn finish(&mut self) -> Vec<Measured> {
+        for (part, sums) in &self.shared {
+            go_through(part, &sums.accumulator, &mut self.running, &mut self.scratch);
         }
-        for ((place, scale), running) in scales.into_iter().zip(running) {
-            measured[place].area = scale * running.area();
+        for ((place, scale), running) in self.scales.drain(..).zip(self.running.drain(..)) {
+            self.measured[place].area = scale * running.area();
         }
-        measured
+        mem::take(&mut self.measured)
+    }
+
+    /// Measures one head by itself, all in `f64`. `first` is what was measured of it before.
+    pub fn measure_again(
+        &self,
+        own: Part,
+        own_sums: &PartSums,
+        first: &Measured,
+    ) -> Result<Measured, NotFinite> {
+        let framed = measure_in_frame(&self.parts_of(own), own_sums.accumulator.scaling())?;
+        let Measured { displacement, sorted_wasserstein, .. } = *first;
+        Ok(Measured { displacement, sorted_wasserstein, ..framed })
+    }
+
+    fn parts_of<'b>(&'b self, own: Part<'b>) -> Vec<Part<'b>> {
+        iter::once(own).chain(self.shared.iter().map(|(part, _)| *part)).collect()
     }
 }
 
@@ -199,5 +226,6 @@ fn finish(sums: &Sums, area: f64) -> Measured {
             js: (near.js + sums.far.js) / normaliser,
         },
         sorted_wasserstein: None,
+        has_narrow: sums.has_narrow,
     }
 }
