@@ -15,6 +15,9 @@ const HEAD_SIZE: usize = 128;
 const HIDDEN_SIZE: usize = 4096;
 const ENTRIES: usize = HEAD_SIZE * HIDDEN_SIZE;
 
+/// Query heads of a group.
+const HEADS: usize = 4;
+
 /// A matrix on both sides.
 struct Weights {
     dtype: Dtype,
@@ -121,10 +124,10 @@ fn sums(criterion: &mut Criterion) {
     }
 }
 
-/// The statistics of a head whose sums are known: nearly all of it is the area between the running sums.
+/// The statistics of heads whose sums are known: nearly all of it is the area between the running sums.
 fn transport(criterion: &mut Criterion) {
     let matrices = [1, 2, 3].map(|seed| Weights::small(Dtype::BF16, seed));
-    let mut group = group(criterion, "transport", 3 * ENTRIES);
+    let mut group = group(criterion, "transport", (HEADS + 2) * ENTRIES);
     for instructions in instruction_sets() {
         let sums = matrices.each_ref().map(|matrix| {
             let mut sums = PartSums::new(1.0, instructions);
@@ -135,8 +138,10 @@ fn transport(criterion: &mut Criterion) {
         group.bench_function(instructions.name(), |bencher| {
             bencher.iter(|| {
                 let shared = vec![(key.part(), &sums[1]), (value.part(), &sums[2])];
-                let mut heads = Heads::new(shared, false);
-                let _ = heads.add(query.part(), &sums[0]);
+                let mut heads = Heads::new(shared, 1.0, false, instructions);
+                for _ in 0..HEADS {
+                    black_box(heads.add(query.part(), &sums[0]).is_ok());
+                }
                 black_box(heads.finish())
             });
         });

@@ -16,7 +16,9 @@ use crate::mapping::prepare_thread;
 use crate::model::{Component, Geometry, Layer, Role};
 use crate::pair::{Bytes, Done, Pair};
 use crate::side::{Location, Reading, Side};
-use crate::statistics::{Heads, Measured, Part, PartSums, Product, Refused, STATISTICS, Statistic};
+use crate::statistics::{
+    Heads, Measured, NotFiniteIn, Part, PartSums, Product, Refused, STATISTICS, Statistic,
+};
 use crate::vector::Instructions;
 
 /// What the weight vector of a head is.
@@ -369,11 +371,11 @@ impl<'a> Walk<'a> {
         let queries = sizes.heads_of(group).filter_map(|head| self.pair(Role::Query, layer, head));
         let measured = match self.options.form {
             Form::Qkv => {
-                let keys = key.as_ref().map(|key| (key.part(&workspace.key.bytes), &workspace.key.sums));
-                let own_values =
-                    value.as_ref().map(|value| (value.part(&workspace.value.bytes), &workspace.value.sums));
-                let shared = keys.into_iter().chain(own_values.or(keys)).collect();
-                self.measure_qkv(queries, shared, &mut workspace.query, &mut workspace.scratch)?
+                let Workspace { query, key: of_key, value: of_value, scratch, .. } = workspace;
+                let keys = key.as_ref().map(|key| (key, &*of_key));
+                let own_values = value.as_ref().map(|value| (value, &*of_value));
+                let shared: Vec<_> = keys.into_iter().chain(own_values.or(keys)).collect();
+                self.measure_qkv(&queries.collect::<Vec<_>>(), &shared, query, scratch)?
             }
             Form::Product => {
                 queries.map(|query| self.measure_product(&query, workspace)).collect::<Result<_>>()?
@@ -387,28 +389,48 @@ impl<'a> Walk<'a> {
 
     fn measure_qkv(
         &self,
-        queries: impl Iterator<Item = Pair<'a>>,
-        shared: Vec<(Part<'_>, &PartSums)>,
-        loaded: &mut Loaded<'a>,
+        queries: &[Pair<'a>],
+        shared: &[(&Pair<'a>, &Loaded<'a>)],
+        own: &mut Loaded<'a>,
         scratch: &mut Vec<u8>,
     ) -> Result<Vec<Measured>> {
-        let mut heads = Heads::new(shared, self.options.sorted);
-        let queries: Vec<_> = queries.collect();
-        for query in &queries {
-            self.read(query, loaded, scratch)?;
-            let Loaded { bytes, sums } = &*loaded;
-            // Every entry was found finite while it was read.
-            heads.add(query.part(bytes), sums).map_err(|entry| query.refuse(bytes, entry))?;
+        let parts = shared.iter().map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums)).collect();
+        let mut heads = self.heads(parts);
+        // Every entry was found finite when it was summed, so somebody writes to the weights.
+        let refuse = |query: &Pair, bytes: &Bytes, (part, entry): NotFiniteIn| match part.checked_sub(1) {
+            None => query.refuse(bytes, entry),
+            Some(part) => shared[part].0.refuse(&shared[part].1.bytes, entry),
+        };
+        for query in queries {
+            self.read(query, own, scratch)?;
+            let Loaded { bytes, sums } = &*own;
+            heads.add(query.part(bytes), sums).map_err(|entry| refuse(query, bytes, entry))?;
             self.done.add(bytes);
         }
         let mut measured = heads.finish();
         for (query, measured) in queries.iter().zip(&mut measured).filter(|(_, head)| head.is_delicate()) {
-            Walk { repeats: true, ..*self }.read(query, loaded, scratch)?;
-            let Loaded { bytes, sums } = &*loaded;
-            let again = heads.measure_again(query.part(bytes), sums, measured);
-            *measured = again.map_err(|entry| query.refuse(bytes, entry))?;
+            self.control.check()?;
+            let bytes = &mut own.bytes;
+            if !(self.may_map() && bytes.look_at(query)) {
+                bytes.make_room(query);
+                bytes.copy(query, 0..query.base.rows(), scratch)?;
+            }
+            let again = heads.measure_again(query.part(bytes), measured);
+            *measured = again.map_err(|entry| refuse(query, bytes, entry))?;
+            self.done.add(bytes);
         }
         Ok(measured)
+    }
+
+    fn heads<'b>(&self, shared: Vec<(Part<'b>, &'b PartSums)>) -> Heads<'b> {
+        let Options { temperature, sorted, instructions, .. } = *self.options;
+        Heads::new(shared, temperature, sorted, instructions)
+    }
+
+    /// Whether bytes may be looked at where they lie. Beside the multiplications of the form `product` copying is
+    /// nothing, and a copy can be given back at once.
+    fn may_map(&self) -> bool {
+        self.options.map && self.options.form == Form::Qkv && !self.repeats
     }
 
     fn measure_product(&self, pair: &Pair<'a>, workspace: &mut Workspace<'a>) -> Result<Measured> {
@@ -417,30 +439,21 @@ impl<'a> Walk<'a> {
         product.load_head(&pair.matrices(&query.bytes)).map_err(|entry| pair.refuse(&query.bytes, entry))?;
         let part = product.part();
         product_sums.clear();
-        let mut head = Heads::new(Vec::new(), self.options.sorted);
-        let mut measure = || {
-            product_sums.add_up_to(part.entries(), &part)?;
-            head.add(part, product_sums)?;
-            let measured = head.finish().remove(0);
-            if measured.is_delicate() {
-                head.measure_again(part, product_sums, &measured)
-            } else {
-                Ok(measured)
-            }
-        };
-        measure().map_err(|_| {
+        let mut head = self.heads(Vec::new());
+        let overflows = |_| {
             let problem = format!("the product form of {} overflows: its weights are too large", pair.whose);
             Error::weights(self.tuned.path(), problem)
-        })
+        };
+        product_sums.add_up_to(part.entries(), &part).map_err(|_| overflows(()))?;
+        head.add(part, product_sums).map_err(|_| overflows(()))?;
+        Ok(head.finish().remove(0))
     }
 
     /// Takes up one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.
     fn read(&self, pair: &Pair<'a>, loaded: &mut Loaded<'a>, scratch: &mut Vec<u8>) -> Result<()> {
         let Pair { base, tuned, .. } = pair;
         let Loaded { bytes, sums } = loaded;
-        // Beside the multiplications of the form `product` copying is nothing, and a copy can be given back at once.
-        let may_map = self.options.map && self.options.form == Form::Qkv && !self.repeats;
-        let is_mapped = may_map && bytes.look_at(pair);
+        let is_mapped = self.may_map() && bytes.look_at(pair);
         if !is_mapped {
             bytes.make_room(pair);
         }

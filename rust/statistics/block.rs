@@ -6,7 +6,7 @@ use super::lanes::Lanes;
 use super::part::{Entries, PAIR, PAIRS, Pairs};
 use super::real::Real;
 use super::segments::{BlockSegments, PER_BLOCK};
-use super::series::{Terms, middle, terms_of, weight_of_power};
+use super::series::{Terms, exponential, terms_from, weight_of_power};
 use crate::vector::{Kernel, LANES, Vectors};
 
 /// The sums over one block.
@@ -72,7 +72,7 @@ impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<'
                     if R::IS_NARROW {
                         block.displacement.add(base, y, &mut stretch);
                     }
-                    *half = Halfway { w: middle::<_, X>(sum).numbers(), y: y.numbers() };
+                    *half = Halfway { w: exponential::<_, X>(sum).numbers(), y: y.numbers() };
                 }
             }
             let mut segment = SegmentLanes::none(simd);
@@ -156,7 +156,7 @@ impl<N: Lanes, const K: usize> BlockLanes<N, K> {
         let mut halves = [(self.cc, self.cc); 2];
         for (Halfway { w, y }, half) in pair.iter().zip(&mut halves) {
             let (w, y) = (N::load(simd, w), N::load(simd, y));
-            let Terms { c, u, powers } = terms_of::<N, K>(w, y);
+            let Terms { c, u, powers } = terms_from::<N, K>(w, y);
             self.cc = c.mul_add(c, self.cc);
             self.uc = u.mul_add(c, self.uc);
             #[expect(

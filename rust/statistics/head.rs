@@ -76,27 +76,47 @@ impl PartSums {
 /// The heads of a group, one after the other, and what they share: the sums of a part are taken once, and the area under
 /// the running difference of each head is found in one walk through it.
 ///
-/// The weight vector of a head is its own part and then the parts that are shared, all of one temperature.
+/// The weight vector of a head is its own part and then the parts that are shared.
 #[derive(Debug)]
 pub struct Heads<'a> {
     shared: Vec<(Part<'a>, &'a PartSums)>,
+    scaling: Scaling,
     sorted: bool,
     measured: Vec<Measured>,
     /// Those that still have to go through the shared parts, with their places and what their areas are scaled by.
     running: Vec<Running>,
     scales: Vec<(usize, f64)>,
+    /// The sums of the shared parts in `f64`, once somebody needs them.
+    precise: Vec<Accumulator>,
     scratch: Scratch,
 }
 
+/// An entry that is not finite, and the part of the head that has it: 0 for its own, then those that are shared.
+pub type NotFiniteIn = (usize, NotFinite);
+
 impl<'a> Heads<'a> {
-    /// No heads yet. W1 between the sets of values needs a sort and is left out unless `sorted`.
-    pub fn new(shared: Vec<(Part<'a>, &'a PartSums)>, sorted: bool) -> Self {
-        let (measured, running, scales) = Default::default();
-        Self { shared, sorted, measured, running, scales, scratch: Scratch::default() }
+    /// No heads yet. The sums are of the same temperature. W1 between the sets of values needs a sort and is left out
+    /// unless `sorted`.
+    pub fn new(
+        shared: Vec<(Part<'a>, &'a PartSums)>,
+        temperature: f64,
+        sorted: bool,
+        instructions: Instructions,
+    ) -> Self {
+        Self {
+            shared,
+            scaling: Scaling { temperature, frame: None, instructions },
+            sorted,
+            measured: Vec::new(),
+            running: Vec::new(),
+            scales: Vec::new(),
+            precise: Vec::new(),
+            scratch: Scratch::default(),
+        }
     }
 
     /// Adds a head, of whose own part nothing is needed afterwards.
-    pub fn add(&mut self, own: Part, own_sums: &PartSums) -> Result<(), NotFinite> {
+    pub fn add(&mut self, own: Part, own_sums: &PartSums) -> Result<(), NotFiniteIn> {
         let accumulator = &own_sums.accumulator;
         let mut sums = accumulator.sums();
         for (_, shared) in &self.shared {
@@ -109,7 +129,7 @@ impl<'a> Heads<'a> {
             self.running.push(running);
             finish(&sums, 0.0)
         } else {
-            let framed = measure_in_frame(&self.parts_of(own), accumulator.scaling())?;
+            let framed = measure_in_frame(&self.parts_of(own), &self.scaling)?;
             Measured { displacement: sums.displacement, ..framed }
         };
         if self.sorted {
@@ -130,21 +150,30 @@ impl<'a> Heads<'a> {
         mem::take(&mut self.measured)
     }
 
-    /// Measures one head by itself, all in `f64`. `first` is what was measured of it before.
-    pub fn measure_again(
-        &self,
-        own: Part,
-        own_sums: &PartSums,
-        first: &Measured,
-    ) -> Result<Measured, NotFinite> {
-        let framed = measure_in_frame(&self.parts_of(own), own_sums.accumulator.scaling())?;
+    /// Measures a head once more, all in `f64`. `first` is what was measured of it before.
+    pub fn measure_again(&mut self, own: Part, first: &Measured) -> Result<Measured, NotFiniteIn> {
+        // A frame leaves out the ways in `f32`; such weights are near enough to 0 for one around it.
+        let scaling = Scaling { frame: Some(Frame::default()), ..self.scaling };
+        for (place, (part, _)) in self.shared.iter().enumerate().skip(self.precise.len()) {
+            let accumulator = summed(part, scaling, &mut self.scratch).map_err(|entry| (place + 1, entry))?;
+            self.precise.push(accumulator);
+        }
+        let of_own = summed(&own, scaling, &mut self.scratch).map_err(|entry| (0, entry))?;
+        let parts = || iter::once(&own).chain(self.shared.iter().map(|(part, _)| part));
+        let measured = finish_alone(parts().zip(iter::once(&of_own).chain(&self.precise)), &mut self.scratch);
         let Measured { displacement, sorted_wasserstein, .. } = *first;
-        Ok(Measured { displacement, sorted_wasserstein, ..framed })
+        Ok(Measured { displacement, sorted_wasserstein, ..measured })
     }
 
     fn parts_of<'b>(&'b self, own: Part<'b>) -> Vec<Part<'b>> {
         iter::once(own).chain(self.shared.iter().map(|(part, _)| *part)).collect()
     }
+}
+
+fn summed(part: &Part, scaling: Scaling, scratch: &mut Scratch) -> Result<Accumulator, NotFinite> {
+    let mut accumulator = Accumulator::new(scaling);
+    accumulator.add(part, 0..part.blocks(), scratch)?;
+    Ok(accumulator)
 }
 
 /// Whether sums taken without a frame give every statistic to full precision: every block in reach of
@@ -166,15 +195,14 @@ const PASSES: usize = 64;
 
 /// Measures one head relative to its largest entries, all in `f64`: right for every finite theta, and
 /// slower. The first pass finds log(Z_T / Z_B), from which the next sets out.
-fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFinite> {
-    let (mut frame, mut passes) = (frame(parts), 0);
+fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFiniteIn> {
+    let (mut frame, mut passes, mut scratch) = (frame(parts), 0, Scratch::default());
     loop {
         passes += 1;
         let scaling = Scaling { frame: Some(frame), ..*scaling };
-        let (mut sums, mut accumulators, mut scratch) = (Sums::default(), Vec::new(), Scratch::default());
-        for part in parts {
-            let mut accumulator = Accumulator::new(scaling);
-            accumulator.add(part, 0..part.blocks(), &mut scratch)?;
+        let (mut sums, mut accumulators) = (Sums::default(), Vec::new());
+        for (place, part) in parts.iter().enumerate() {
+            let accumulator = summed(part, scaling, &mut scratch).map_err(|entry| (place, entry))?;
             sums.merge(&accumulator.sums());
             accumulators.push(accumulator);
         }
@@ -182,11 +210,7 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
         let reach = if sums.has_far { CENTER_PRECISION } else { WIDE_REACH };
         // Where a sum has overflowed there is no centre to find, and the caller refuses what comes out.
         if rest.abs() <= reach || !rest.is_finite() || passes == PASSES {
-            let mut running = Running::new(sums.ratio());
-            for (part, accumulator) in parts.iter().zip(&accumulators) {
-                go_through(part, accumulator, slice::from_mut(&mut running), &mut scratch);
-            }
-            return Ok(finish(&sums, running.area()));
+            return Ok(finish_alone(parts.iter().zip(&accumulators), &mut scratch));
         }
         frame.center += rest;
     }
@@ -203,6 +227,22 @@ fn frame(parts: &[Part]) -> Frame {
         }
     });
     Frame { base_max, shift: (of_tuned.0 - base_max) + of_tuned.1, center: 0.0 }
+}
+
+/// Measures a head from its parts, each with its sums.
+fn finish_alone<'a>(
+    parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)> + Clone,
+    scratch: &mut Scratch,
+) -> Measured {
+    let mut sums = Sums::default();
+    for (_, accumulator) in parts.clone() {
+        sums.merge(&accumulator.sums());
+    }
+    let mut running = Running::new(sums.ratio());
+    for (part, accumulator) in parts {
+        go_through(part, accumulator, slice::from_mut(&mut running), scratch);
+    }
+    finish(&sums, running.area())
 }
 
 /// From u - rho c to P_T - P_B.

@@ -59,8 +59,7 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
             moved[(lane + DISTANCE) % LANES] = numbers[lane];
             is_inside[lane] = Self::Number::of(f64::from(u8::from(lane >= DISTANCE)));
         }
-        let load = |numbers| Self::load(self.simd(), numbers);
-        load(&moved).mul_add(load(&is_inside), self)
+        Self::load(self.simd(), &moved).mul_add(Self::load(self.simd(), &is_inside), self)
     }
 
     /// Each lane with all lanes before it added up, in an order that is the same everywhere.

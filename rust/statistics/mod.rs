@@ -18,7 +18,7 @@ mod transport;
 mod values;
 mod way;
 
-pub use head::{Heads, Measured, PartSums};
+pub use head::{Heads, Measured, NotFiniteIn, PartSums};
 pub use part::{Part, Stored};
 pub use product::{MatrixPair, Product, Refused};
 pub use softmax::NotFinite;

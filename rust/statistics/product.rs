@@ -5,7 +5,7 @@
 //! hundred columns at a time, so that no more than stored bytes is held of any of them.
 //!
 //! The multiplications of large heads are in `f32`, whose rounding errors average out over the many
-//! entries: they take half the time, which is nearly all there is. Those of small heads, and of weights so
+//! entries, unless changes undo one another over and over: they take half the time, which is nearly all there is. Those of small heads, and of weights so
 //! large or small that a product could leave the range of `f32`, are in `f64`.
 
 use std::ops::Range;

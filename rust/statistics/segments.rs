@@ -122,7 +122,7 @@ impl Segments {
     }
 
     /// Takes heads through a block of `valid` entries: adds the area of every segment in which D keeps its sign, and
-    /// tells the others.
+    /// marks the others open.
     pub(crate) fn pass(&self, block: usize, valid: usize, heads: &mut [Running], instructions: Instructions) {
         let c_before = block.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[PER_BLOCK - 1]);
         instructions.run(Pass { block: &self.blocks[block], c_before, valid, heads });
@@ -150,7 +150,7 @@ struct Course {
     uu: f64,
     /// The sum of |ratio| c.
     drift: f64,
-    /// No less than the sum of (ratio c)^2, its root.
+    /// At least the root of the sum of (ratio c)^2: that over the whole block.
     drift_norm: f64,
 }
 
@@ -161,7 +161,7 @@ impl Course {
     /// needed to get from a to 0 and on to b.
     ///
     /// As a path D(t) that goes straight from entry to entry, it has the energy E = integral of D'^2, the sum of the
-    /// squares of its steps, and one that goes from a to 0 in a time t with the area A at least that of a parabola,
+    /// squares of its steps, whose root is no larger than sqrt(uu) + `drift_norm`; and one that goes from a to 0 in a time t with the area A at least that of a parabola,
     /// a^2 / t + 12 (A - a t / 2)^2 / t^3. If D reaches 0 after a share s of T, with a, b >= 0 at its ends, the mean
     /// m, and q = s (1 - s), then
     ///

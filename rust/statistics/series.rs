@@ -31,12 +31,12 @@ pub(crate) struct Terms<N, const K: usize> {
 /// `X` terms of the series of e^m, or [`FULL`], and `K` powers of y.
 #[inline(always)]
 pub(crate) fn terms<N: Lanes, const X: usize, const K: usize>(entries: Entries<N>) -> Terms<N, K> {
-    terms_of(middle::<N, X>(entries.sum), entries.delta)
+    terms_from(exponential::<N, X>(entries.sum), entries.delta)
 }
 
-/// `K` powers of y, from w.
+/// The same from w and y.
 #[inline(always)]
-pub(crate) fn terms_of<N: Lanes, const K: usize>(w: N, y: N) -> Terms<N, K> {
+pub(crate) fn terms_from<N: Lanes, const K: usize>(w: N, y: N) -> Terms<N, K> {
     let mut powers = [w; K];
     for k in 1..K {
         powers[k] = powers[k - 1] * y;
@@ -69,7 +69,7 @@ pub(crate) const fn exponent_reach(terms: usize) -> f64 {
 /// w = e^m for 2 m, by X terms after the first. The last odd coefficient takes up most of the next odd term, which
 /// within the reach leaves an error of at most 4e-7, and of 1e-8 in its inner half.
 #[inline(always)]
-pub(crate) fn middle<N: Lanes, const X: usize>(doubled: N) -> N {
+pub(crate) fn exponential<N: Lanes, const X: usize>(doubled: N) -> N {
     if X == FULL {
         return (doubled * doubled.constant(0.5)).map(exp);
     }

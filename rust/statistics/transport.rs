@@ -13,8 +13,8 @@ use super::series::terms;
 use super::way::{Scratch, Visitor, revisit};
 use crate::vector::{Instructions, Kernel, LANES, Vectors};
 
-/// Takes heads through a part that they share: to the area of each the sum over its entries of |U - ratio C|, where U
-/// and C are the running sums of u and c.
+/// Takes heads through a part, and adds to the area of each the sum over its entries of |U - ratio C|, where U and C are
+/// the running sums of u and c.
 ///
 /// Where the running difference D cannot change its sign within a segment, what is known of the segment
 /// says all. The other segments, about an eighth, are gone through entry by entry, once for all heads.
@@ -99,8 +99,11 @@ struct Path<N> {
 impl<N: Lanes> Path<N> {
     #[inline(always)]
     fn of(simd: N::Vectors, head: &Running, segment: usize) -> Self {
-        let splat = |number| N::splat(simd, number);
-        Self { negative_ratio: splat(-head.ratio), before: splat(head.before(segment)), areas: splat(0.0) }
+        Self {
+            negative_ratio: N::splat(simd, -head.ratio),
+            before: N::splat(simd, head.before(segment)),
+            areas: N::splat(simd, 0.0),
+        }
     }
 
     /// Goes on by a pair, of which the entries exist that come before the first `valid` of the block.

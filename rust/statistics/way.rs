@@ -10,7 +10,8 @@
 //!
 //! where m and y are the mean and the difference of the two exponents, theta_B and theta_T over the temperature. The weights of large models take the first way or the second, at any usual temperature.
 //! `f32` is for parts of [`MANY`] entries and more, whose rounding errors average out far below the
-//! precision of a score; smaller parts cost next to nothing in `f64`. What decides is the part alone, so
+//! precision of a score, but for [delicate](super::Measured::is_delicate) ones; smaller parts cost next to nothing
+//! in `f64`. What decides is the part alone, so
 //! the result depends neither on threads nor on how a file is read.
 
 use super::accumulator::Accumulator;
