@@ -411,8 +411,7 @@ impl<'a> Walk<'a> {
         for (query, measured) in queries.iter().zip(&mut measured).filter(|(_, head)| head.is_delicate()) {
             self.control.check()?;
             let bytes = &mut own.bytes;
-            if !(self.may_map() && bytes.look_at(query)) {
-                bytes.make_room(query);
+            if !self.look_at(query, bytes) {
                 bytes.copy(query, 0..query.base.rows(), scratch)?;
             }
             let again = heads.measure_again(query.part(bytes), measured);
@@ -427,10 +426,15 @@ impl<'a> Walk<'a> {
         Heads::new(shared, temperature, sorted, instructions)
     }
 
-    /// Whether bytes may be looked at where they lie. Beside the multiplications of the form `product` copying is
-    /// nothing, and a copy can be given back at once.
-    fn may_map(&self) -> bool {
-        self.options.map && self.options.form == Form::Qkv && !self.repeats
+    /// Looks at a pair where it lies, or makes room for a copy; whether it is the former. Beside the multiplications of the
+    /// form `product` copying is nothing, and a copy can be given back at once.
+    fn look_at(&self, pair: &Pair<'a>, bytes: &mut Bytes<'a>) -> bool {
+        let may_map = self.options.map && self.options.form == Form::Qkv && !self.repeats;
+        let is_mapped = may_map && bytes.look_at(pair);
+        if !is_mapped {
+            bytes.make_room(pair);
+        }
+        is_mapped
     }
 
     fn measure_product(&self, pair: &Pair<'a>, workspace: &mut Workspace<'a>) -> Result<Measured> {
@@ -440,12 +444,12 @@ impl<'a> Walk<'a> {
         let part = product.part();
         product_sums.clear();
         let mut head = self.heads(Vec::new());
-        let overflows = |_| {
+        let overflows = || {
             let problem = format!("the product form of {} overflows: its weights are too large", pair.whose);
             Error::weights(self.tuned.path(), problem)
         };
-        product_sums.add_up_to(part.entries(), &part).map_err(|_| overflows(()))?;
-        head.add(part, product_sums).map_err(|_| overflows(()))?;
+        product_sums.add_up_to(part.entries(), &part).map_err(|_| overflows())?;
+        head.add(part, product_sums).map_err(|_| overflows())?;
         Ok(head.finish().remove(0))
     }
 
@@ -453,10 +457,7 @@ impl<'a> Walk<'a> {
     fn read(&self, pair: &Pair<'a>, loaded: &mut Loaded<'a>, scratch: &mut Vec<u8>) -> Result<()> {
         let Pair { base, tuned, .. } = pair;
         let Loaded { bytes, sums } = loaded;
-        let is_mapped = self.may_map() && bytes.look_at(pair);
-        if !is_mapped {
-            bytes.make_room(pair);
-        }
+        let is_mapped = self.look_at(pair, bytes);
         sums.clear();
         let step = if base.linear.is_scattered() || tuned.linear.is_scattered() {
             base.rows()

@@ -118,10 +118,8 @@ impl<'a> Heads<'a> {
     /// Adds a head, of whose own part nothing is needed afterwards.
     pub fn add(&mut self, own: Part, own_sums: &PartSums) -> Result<(), NotFiniteIn> {
         let accumulator = &own_sums.accumulator;
-        let mut sums = accumulator.sums();
-        for (_, shared) in &self.shared {
-            sums.merge(&shared.accumulator.sums());
-        }
+        let sums =
+            merged(iter::once(accumulator).chain(self.shared.iter().map(|(_, sums)| &sums.accumulator)));
         let mut measured = if is_well_conditioned(&sums) {
             let mut running = Running::new(sums.ratio());
             go_through(&own, accumulator, slice::from_mut(&mut running), &mut self.scratch);
@@ -159,8 +157,10 @@ impl<'a> Heads<'a> {
             self.precise.push(accumulator);
         }
         let of_own = summed(&own, scaling, &mut self.scratch).map_err(|entry| (0, entry))?;
-        let parts = || iter::once(&own).chain(self.shared.iter().map(|(part, _)| part));
-        let measured = finish_alone(parts().zip(iter::once(&of_own).chain(&self.precise)), &mut self.scratch);
+        let parts = iter::once(&own).chain(self.shared.iter().map(|(part, _)| part));
+        let accumulators = iter::once(&of_own).chain(&self.precise);
+        let sums = merged(accumulators.clone());
+        let measured = finish_alone(&sums, parts.zip(accumulators), &mut self.scratch);
         let Measured { displacement, sorted_wasserstein, .. } = *first;
         Ok(Measured { displacement, sorted_wasserstein, ..measured })
     }
@@ -174,6 +174,14 @@ fn summed(part: &Part, scaling: Scaling, scratch: &mut Scratch) -> Result<Accumu
     let mut accumulator = Accumulator::new(scaling);
     accumulator.add(part, 0..part.blocks(), scratch)?;
     Ok(accumulator)
+}
+
+fn merged<'a>(accumulators: impl Iterator<Item = &'a Accumulator>) -> Sums {
+    let mut sums = Sums::default();
+    for accumulator in accumulators {
+        sums.merge(&accumulator.sums());
+    }
+    sums
 }
 
 /// Whether sums taken without a frame give every statistic to full precision: every block in reach of
@@ -200,17 +208,15 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
     loop {
         passes += 1;
         let scaling = Scaling { frame: Some(frame), ..*scaling };
-        let (mut sums, mut accumulators) = (Sums::default(), Vec::new());
-        for (place, part) in parts.iter().enumerate() {
-            let accumulator = summed(part, scaling, &mut scratch).map_err(|entry| (place, entry))?;
-            sums.merge(&accumulator.sums());
-            accumulators.push(accumulator);
-        }
+        let accumulators = (parts.iter().enumerate())
+            .map(|(place, part)| summed(part, scaling, &mut scratch).map_err(|entry| (place, entry)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let sums = merged(accumulators.iter());
         let (rest, _) = sums.normalisers();
         let reach = if sums.has_far { CENTER_PRECISION } else { WIDE_REACH };
         // Where a sum has overflowed there is no centre to find, and the caller refuses what comes out.
         if rest.abs() <= reach || !rest.is_finite() || passes == PASSES {
-            return Ok(finish_alone(parts.iter().zip(&accumulators), &mut scratch));
+            return Ok(finish_alone(&sums, parts.iter().zip(&accumulators), &mut scratch));
         }
         frame.center += rest;
     }
@@ -229,20 +235,17 @@ fn frame(parts: &[Part]) -> Frame {
     Frame { base_max, shift: (of_tuned.0 - base_max) + of_tuned.1, center: 0.0 }
 }
 
-/// Measures a head from its parts, each with its sums.
+/// Measures a head by itself: the sums over all its parts, and each part with its own.
 fn finish_alone<'a>(
-    parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)> + Clone,
+    sums: &Sums,
+    parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>,
     scratch: &mut Scratch,
 ) -> Measured {
-    let mut sums = Sums::default();
-    for (_, accumulator) in parts.clone() {
-        sums.merge(&accumulator.sums());
-    }
     let mut running = Running::new(sums.ratio());
     for (part, accumulator) in parts {
         go_through(part, accumulator, slice::from_mut(&mut running), scratch);
     }
-    finish(&sums, running.area())
+    finish(sums, running.area())
 }
 
 /// From u - rho c to P_T - P_B.
