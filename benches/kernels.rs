@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use alps::dtype::Dtype;
-use alps::statistics::{Heads, MatrixPair, Part, PartSums, Product, Stored};
+use alps::statistics::{Heads, MatrixPair, Middle, Part, PartSums, Product, Stored};
 use alps::vector::Instructions;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
@@ -150,14 +150,16 @@ fn transport(criterion: &mut Criterion) {
 
 fn product(criterion: &mut Criterion) {
     let [query, key, value] = [1, 2, 3].map(|seed| Weights::small(Dtype::BF16, seed));
-    let mut product = Product::new(Instructions::best());
+    let instructions = Instructions::best();
     let mut group = group(criterion, "product", ENTRIES);
     group.sample_size(10);
-    group.bench_function("of a group", |bencher| {
-        bencher.iter(|| black_box(product.load_group(&key.matrices(), &value.matrices()).is_ok()));
-    });
+    let of_group = || Middle::of(&key.matrices(), &value.matrices(), instructions);
+    group.bench_function("of a group", |bencher| bencher.iter(|| black_box(of_group().is_ok())));
+    let (Ok(middle), mut product) = (of_group(), Product::new(instructions)) else {
+        panic!("the weights are finite");
+    };
     group.bench_function("of a head", |bencher| {
-        bencher.iter(|| black_box(product.load_head(&query.matrices()).is_ok()));
+        bencher.iter(|| black_box(product.load(&query.matrices(), &middle).is_ok()));
     });
 }
 

@@ -4,12 +4,14 @@
 pub mod adapter;
 mod aligned;
 pub mod checkpoint;
+mod comparable;
 pub mod control;
 pub mod dtype;
 pub mod error;
 pub mod linear;
 mod mapping;
 pub mod model;
+mod options;
 mod pair;
 mod plain;
 #[cfg(feature = "python")]
@@ -19,6 +21,8 @@ pub mod scan;
 pub mod select;
 pub mod side;
 pub mod statistics;
+mod turns;
 pub mod vector;
+mod walk;
 
 pub use error::{Error, Result};

@@ -86,14 +86,19 @@ impl<'a> Bytes<'a> {
         self.views.into_iter().flatten()
     }
 
-    /// Whether, since the last call, bytes were looked at that their file no longer had.
+    /// Whether bytes were looked at that their file no longer had.
+    pub(crate) fn has_gap(&self) -> bool {
+        self.has_gap || self.views().any(|view| view.has_gap())
+    }
+
+    /// The same, of all since the last call.
     pub(crate) fn take_gap(&mut self) -> bool {
         self.forget();
         take(&mut self.has_gap)
     }
 
     fn forget(&mut self) {
-        self.has_gap |= self.views().any(|view| view.has_gap());
+        self.has_gap = self.has_gap();
         self.views = None;
     }
 

@@ -559,9 +559,21 @@ fn a_file_that_is_truncated_while_it_is_scanned_is_named() {
     }
 }
 
+/// Scans again and again, with other numbers of threads, and always gets the same error.
+fn assert_always_says(folder: &Folder, base: &Weights, tuned: &Weights, problem: &str) {
+    let [base, tuned] = [("base", base), ("tuned", tuned)]
+        .map(|(name, weights)| folder.write(name, weights, Layout::Separate, Dtype::F64));
+    for threads in [1, 2, 7] {
+        for _ in 0..20 {
+            let way = Options { threads: Some(threads), ..options(Form::Qkv) };
+            let error = scan(&base, &tuned, &way, &Control::default()).unwrap_err().to_string();
+            assert!(error.contains(problem), "{threads}: {error}");
+        }
+    }
+}
+
 #[test]
 fn of_several_failures_that_of_the_first_group_counts() {
-    let folder = Folder::new();
     let shape = Shape { layers: 2, groups: 4, heads_per_group: 1, head_size: 1, hidden_size: 20_000 };
     let base = Weights::random(shape, 11);
     let mut tuned = base.clone();
@@ -569,15 +581,19 @@ fn of_several_failures_that_of_the_first_group_counts() {
     for (layer, group) in [(0, 3), (1, 0), (1, 3)] {
         tuned.layers[layer][1][group][0] = f64::INFINITY; // found before the one above
     }
-    let [base, tuned] = [("base", &base), ("tuned", &tuned)]
-        .map(|(name, weights)| folder.write(name, weights, Layout::Separate, Dtype::F64));
-    for threads in [1, 2, 7] {
-        for _ in 0..20 {
-            let way = Options { threads: Some(threads), ..options(Form::Qkv) };
-            let error = scan(&base, &tuned, &way, &Control::default()).unwrap_err().to_string();
-            assert!(error.contains("NaN at [2, 19999] (query head 2 of layer 0)"), "{threads}: {error}");
-        }
+    assert_always_says(&Folder::new(), &base, &tuned, "NaN at [2, 19999] (query head 2 of layer 0)");
+}
+
+#[test]
+fn of_several_failures_in_a_group_that_of_the_first_head_counts() {
+    let shape = Shape { layers: 1, groups: 1, heads_per_group: 8, head_size: 1, hidden_size: 20_000 };
+    let base = Weights::random(shape, 12);
+    let mut tuned = base.clone();
+    *tuned.layers[0][0][2].last_mut().unwrap() = f64::NAN;
+    for head in [3, 4, 7] {
+        tuned.layers[0][0][head][0] = f64::INFINITY; // found before the one above
     }
+    assert_always_says(&Folder::new(), &base, &tuned, "NaN at [2, 19999] (query head 2 of layer 0)");
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {

@@ -20,6 +20,6 @@ mod way;
 
 pub use head::{Heads, Measured, NotFiniteIn, PartSums};
 pub use part::{Part, Stored};
-pub use product::{MatrixPair, Product, Refused};
+pub use product::{MatrixPair, Middle, Product, Refused};
 pub use softmax::NotFinite;
 pub use table::{STATISTICS, Statistic};

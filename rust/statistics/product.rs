@@ -5,8 +5,9 @@
 //! hundred columns at a time, so that no more than stored bytes is held of any of them.
 //!
 //! The multiplications of large heads are in `f32`, whose rounding errors average out over the many
-//! entries, unless changes undo one another over and over: they take half the time, which is nearly all there is. Those of small heads, and of weights so
-//! large or small that a product could leave the range of `f32`, are in `f64`.
+//! entries, unless changes undo one another over and over: they take half the time, which is nearly all
+//! there is. Those of small heads, and of weights so large or small that a product could leave the range
+//! of `f32`, are in `f64`.
 
 use std::ops::Range;
 
@@ -60,15 +61,38 @@ pub enum Refused {
     Value(NotFinite),
 }
 
+/// K V^T of one key/value group, which its query heads share.
+#[derive(Debug)]
+pub struct Middle(InWidth);
+
+#[derive(Debug)]
+enum InWidth {
+    Narrow(Sides<f32>),
+    Wide(Sides<f64>),
+}
+
+impl Middle {
+    /// Multiplies the key and the value matrix of a group.
+    pub fn of(key: &MatrixPair, value: &MatrixPair, instructions: Instructions) -> Result<Self, Refused> {
+        let is_many = key.columns * value.rows() >= MANY;
+        if is_many && key.fits_f32() && value.fits_f32() {
+            let (narrow, has_room) = Sides::of(key, value, instructions)?;
+            if has_room {
+                return Ok(Self(InWidth::Narrow(narrow)));
+            }
+        }
+        let (wide, _) = Sides::of(key, value, instructions)?;
+        Ok(Self(InWidth::Wide(wide)))
+    }
+}
+
 /// theta of one head after the other in the `product` form, [model width, value size] in row-major order.
 #[derive(Debug)]
 pub struct Product {
     instructions: Instructions,
     narrow: Multiplication<f32>,
     wide: Multiplication<f64>,
-    /// Whether K V^T is in `narrow`.
-    middle_is_narrow: bool,
-    /// Whether theta is.
+    /// Whether theta is in `narrow`.
     is_narrow: bool,
 }
 
@@ -79,7 +103,6 @@ impl Product {
             instructions,
             narrow: Multiplication::default(),
             wide: Multiplication::default(),
-            middle_is_narrow: false,
             is_narrow: false,
         }
     }
@@ -89,28 +112,19 @@ impl Product {
         (self.narrow.theta, self.wide.theta) = Default::default();
     }
 
-    /// Multiplies the key and the value matrix of a group, which its query heads share.
-    pub fn load_group(&mut self, key: &MatrixPair, value: &MatrixPair) -> Result<(), Refused> {
-        let is_many = key.columns * value.rows() >= MANY;
-        self.middle_is_narrow = is_many
-            && key.fits_f32()
-            && value.fits_f32()
-            && self.narrow.load_middle(key, value, self.instructions)?;
-        if !self.middle_is_narrow {
-            self.wide.load_middle(key, value, self.instructions)?;
-        }
-        Ok(())
-    }
-
-    /// Multiplies a head's query matrix with what its group has prepared.
-    pub fn load_head(&mut self, query: &MatrixPair) -> Result<(), NotFinite> {
-        self.is_narrow =
-            self.middle_is_narrow && query.fits_f32() && self.narrow.load_theta(query, self.instructions)?;
-        if !self.is_narrow {
-            if self.middle_is_narrow {
-                self.wide.middle = self.narrow.middle.widened();
+    /// Multiplies a head's query matrix with what its group shares.
+    pub fn load(&mut self, query: &MatrixPair, Middle(middle): &Middle) -> Result<(), NotFinite> {
+        self.is_narrow = match middle {
+            InWidth::Narrow(middle) if query.fits_f32() => {
+                self.narrow.load(query, middle, self.instructions)?
             }
-            self.wide.load_theta(query, self.instructions)?;
+            _ => false,
+        };
+        if !self.is_narrow {
+            match middle {
+                InWidth::Narrow(middle) => self.wide.load(query, &middle.widened(), self.instructions)?,
+                InWidth::Wide(middle) => self.wide.load(query, middle, self.instructions)?,
+            };
         }
         Ok(())
     }
@@ -127,28 +141,49 @@ impl Product {
     }
 }
 
-/// The matrices of a multiplication in one width.
+/// K V^T on both sides, [head size, value size].
 #[derive(Debug, Default)]
-struct Multiplication<R> {
-    middle: Middle<R>,
-    theta: Theta<R>,
-    tiles: [Tile<R>; 2],
-}
-
-/// K_g V_g^T of one key/value group, [head size, value size].
-#[derive(Debug, Default)]
-struct Middle<R> {
+struct Sides<R> {
     base: Vec<R>,
     tuned: Vec<R>,
     delta: Vec<R>,
 }
 
-impl Middle<f32> {
-    fn widened(&self) -> Middle<f64> {
+impl Sides<f32> {
+    fn widened(&self) -> Sides<f64> {
         let [base, tuned, delta] =
             [&self.base, &self.tuned, &self.delta].map(|part| part.iter().copied().map(f64::from).collect());
-        Middle { base, tuned, delta }
+        Sides { base, tuned, delta }
     }
+}
+
+impl<R: Real> Sides<R> {
+    /// The product, and whether this width has room for the matrices.
+    fn of(key: &MatrixPair, value: &MatrixPair, instructions: Instructions) -> Result<(Self, bool), Refused> {
+        let (rows, columns) = (key.rows(), value.rows());
+        let [mut base, mut delta] = [(); 2].map(|()| vec![R::default(); rows * columns]);
+        let [mut k, mut v] = <[Tile<R>; 2]>::default();
+        let (mut of_key, mut of_value) = (Largest::default(), Largest::default());
+        for range in tiles(key.columns) {
+            of_key.merge(k.load(key, range.clone(), instructions).map_err(Refused::Key)?);
+            of_value.merge(v.load(value, range, instructions).map_err(Refused::Value)?);
+            let of = |entries| Factor::of(entries, k.columns);
+            let transposed = |entries| Factor::transposed(entries, k.columns);
+            add_product(&mut base, rows, columns, of(&k.base), transposed(&v.base));
+            add_product(&mut delta, rows, columns, of(&k.delta), transposed(&v.tuned));
+            add_product(&mut delta, rows, columns, of(&k.base), transposed(&v.delta));
+        }
+        let tuned = base.iter().zip(&delta).map(|(base, delta)| *base + *delta).collect();
+        let has_room = !R::IS_NARROW || (of_key.is_narrow() && of_value.is_narrow());
+        Ok((Self { base, tuned, delta }, has_room))
+    }
+}
+
+/// The matrices of a multiplication in one width.
+#[derive(Debug, Default)]
+struct Multiplication<R> {
+    theta: Theta<R>,
+    tile: Tile<R>,
 }
 
 #[derive(Debug, Default)]
@@ -189,43 +224,18 @@ impl Largest {
 }
 
 impl<R: Real> Multiplication<R> {
-    /// Whether this width has room for the matrices.
-    fn load_middle(
-        &mut self,
-        key: &MatrixPair,
-        value: &MatrixPair,
-        instructions: Instructions,
-    ) -> Result<bool, Refused> {
-        let (rows, columns) = (key.rows(), value.rows());
-        let Middle { base, tuned, delta } = &mut self.middle;
-        let [k, v] = &mut self.tiles;
-        for product in [&mut *base, &mut *delta] {
-            product.clear();
-            product.resize(rows * columns, R::default());
-        }
-        let (mut of_key, mut of_value) = (Largest::default(), Largest::default());
-        for range in tiles(key.columns) {
-            of_key.merge(k.load(key, range.clone(), instructions).map_err(Refused::Key)?);
-            of_value.merge(v.load(value, range, instructions).map_err(Refused::Value)?);
-            let of = |entries| Factor::of(entries, k.columns);
-            let transposed = |entries| Factor::transposed(entries, k.columns);
-            add_product(base, rows, columns, of(&k.base), transposed(&v.base));
-            add_product(delta, rows, columns, of(&k.delta), transposed(&v.tuned));
-            add_product(delta, rows, columns, of(&k.base), transposed(&v.delta));
-        }
-        tuned.clear();
-        tuned.extend(base.iter().zip(delta).map(|(base, delta)| *base + *delta));
-        Ok(!R::IS_NARROW || (of_key.is_narrow() && of_value.is_narrow()))
-    }
-
     /// Whether this width has room for the matrix.
-    fn load_theta(&mut self, query: &MatrixPair, instructions: Instructions) -> Result<bool, NotFinite> {
-        let Middle { base, tuned, delta } = &self.middle;
-        let [tile, _] = &mut self.tiles;
+    fn load(
+        &mut self,
+        query: &MatrixPair,
+        Sides { base, tuned, delta }: &Sides<R>,
+        instructions: Instructions,
+    ) -> Result<bool, NotFinite> {
+        let Self { theta, tile } = self;
         let value_size = base.len() / query.rows();
-        for theta in [&mut self.theta.base, &mut self.theta.delta] {
-            theta.clear();
-            theta.resize(query.columns * value_size, R::default());
+        for entries in [&mut theta.base, &mut theta.delta] {
+            entries.clear();
+            entries.resize(query.columns * value_size, R::default());
         }
         let mut largest = Largest::default();
         for range in tiles(query.columns) {
@@ -235,9 +245,9 @@ impl<R: Real> Multiplication<R> {
                 let left = Factor::transposed(left, tile.columns);
                 add_product(out, tile.columns, value_size, left, Factor::of(right, value_size));
             };
-            product(&mut self.theta.base[rows.clone()], &tile.base, base);
-            product(&mut self.theta.delta[rows.clone()], &tile.delta, tuned);
-            product(&mut self.theta.delta[rows], &tile.base, delta);
+            product(&mut theta.base[rows.clone()], &tile.base, base);
+            product(&mut theta.delta[rows.clone()], &tile.delta, tuned);
+            product(&mut theta.delta[rows], &tile.base, delta);
         }
         Ok(!R::IS_NARROW || largest.is_narrow())
     }
@@ -364,6 +374,7 @@ fn add_product<R: Real>(out: &mut [R], rows: usize, columns: usize, left: Factor
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::dtype::Dtype;
@@ -410,9 +421,9 @@ mod tests {
                 tuned: Stored { dtype: Dtype::F64, bytes: &stored[index].1 },
                 columns: width,
             };
+            let middle = Middle::of(&pair(1), &pair(2), Instructions::best()).unwrap();
             let mut product = Product::new(Instructions::best());
-            prop_assert!(product.load_group(&pair(1), &pair(2)).is_ok());
-            prop_assert!(product.load_head(&pair(0)).is_ok());
+            prop_assert!(product.load(&pair(0), &middle).is_ok());
             let Theta { base: found, delta: found_delta } = &product.wide.theta;
             let base = definition(&q.0, &k.0, &v.0, width);
             let tuned = definition(&q.1, &k.1, &v.1, width);
