@@ -9,6 +9,7 @@ pub mod control;
 pub mod dtype;
 pub mod error;
 pub mod linear;
+mod lock;
 mod mapping;
 pub mod model;
 mod options;

@@ -2,10 +2,11 @@
 
 use std::mem::take;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::aligned::AlignedBytes;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::mapping::View;
 use crate::side::Matrix;
 use crate::statistics::{MatrixPair, NotFinite, Part, Stored};
@@ -136,7 +137,7 @@ impl<'a> Done<'a> {
         let pair: Vec<_> = bytes.views().collect();
         // A thread needs a pair of queries, one of keys and one of values, which are about as large.
         let spare = MAPPED.saturating_sub(3 * size_of(&pair)).min(KEPT * size_of(&pair));
-        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut views = lock(&self.views);
         views.extend(pair);
         if size_of(&views) < self.threads * spare {
             return;

@@ -6,13 +6,14 @@
 //! whatever the size of the model.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rayon::ThreadPoolBuilder;
 
 use crate::comparable::{check_pair, check_product};
 use crate::control::Control;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::mapping::prepare_thread;
 use crate::model::Geometry;
 pub use crate::options::{Form, Options};
@@ -184,9 +185,4 @@ fn tabulate(
         table.push((statistic.name, values));
     }
     Ok(table)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A thread that panics takes the scan with it, so what it left behind is never looked at.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,9 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crate::lock::lock;
 
 /// Groups of tasks, and how far they are done. `G` is what a thread prepares for the tasks of a group.
 #[derive(Debug)]
@@ -32,7 +34,7 @@ impl<G> Turns<G> {
 
     /// The first group that nobody has taken.
     pub(crate) fn take(&self) -> Option<Turn<'_, G>> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if state.next == self.count {
             return None;
         }
@@ -45,7 +47,7 @@ impl<G> Turns<G> {
     /// The open group that has most tasks left. Waits where one may still be opened; there is none once all have been
     /// taken and all their tasks have as well.
     pub(crate) fn join(&self) -> Option<Arc<Open<G>>> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         loop {
             let most = state.open.iter().max_by_key(|group| group.tasks_left());
             if let Some(group) = most.filter(|group| group.tasks_left() > 0) {
@@ -61,12 +63,8 @@ impl<G> Turns<G> {
     /// Ends a thread's part in a group none of whose tasks is left to take. What was prepared goes to the last thread that
     /// does so.
     pub(crate) fn leave(&self, group: Arc<Open<G>>) -> Option<G> {
-        self.lock().open.retain(|open| !Arc::ptr_eq(open, &group));
+        lock(&self.state).open.retain(|open| !Arc::ptr_eq(open, &group));
         Arc::into_inner(group).map(|open| open.prepared)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<G>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,14 +85,14 @@ impl<G> Turn<'_, G> {
     pub(crate) fn open(self, prepared: G, tasks: Range<usize>) -> Arc<Open<G>> {
         let next = AtomicUsize::new(tasks.start);
         let group = Arc::new(Open { place: self.place, prepared, next, end: tasks.end });
-        self.turns.lock().open.push(Arc::clone(&group));
+        lock(&self.turns.state).open.push(Arc::clone(&group));
         group
     }
 }
 
 impl<G> Drop for Turn<'_, G> {
     fn drop(&mut self) {
-        self.turns.lock().in_preparation -= 1;
+        lock(&self.turns.state).in_preparation -= 1;
         self.turns.changed.notify_all();
     }
 }

@@ -170,8 +170,8 @@ impl<'a> Walk<'a> {
         let mut taken = Vec::new();
         let heads_taken = heads.by_ref().inspect(|head| taken.push(*head));
         let measured = self.measure_heads(group, heads_taken, workspace);
-        // Both are asked, or the next group would hear of this one's.
-        if !(workspace.query.bytes.take_gap() | group.loaded.has_gap()) {
+        // First its own, of which the next group must not hear.
+        if !(workspace.query.bytes.take_gap() || group.loaded.has_gap()) {
             return measured;
         }
         let again = self.again();

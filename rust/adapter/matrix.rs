@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::dtype::Dtype;
 use crate::error::quote;
+use crate::lock::lock;
 use crate::vector::{Instructions, LANES};
 use crate::{Error, Result};
 
@@ -32,7 +33,7 @@ impl Factors {
     /// A whole tensor.
     fn whole(&self, name: &str) -> Result<Arc<[f32]>> {
         // Whoever else needs the same tensor waits, rather than reading it as well.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         if let Some(place) = kept.iter().position(|(other, _)| other == name) {
             return Ok(kept[place].1.clone());
         }

@@ -6,14 +6,16 @@
 use std::ffi::{c_int, c_void};
 use std::mem::{self, MaybeUninit};
 use std::ptr::{null, null_mut};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{
     BUS_ADRERR, BUS_MCEERR_AR, SA_ONSTACK, SA_SIGINFO, SIG_DFL, SIG_IGN, SIG_UNBLOCK, SIGBUS,
     pthread_sigmask, raise, sigaction, sigaddset, sigemptyset, siginfo_t,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+
+use crate::lock::lock;
 
 /// Makes a thread ready to look at files that are mapped: where the signal is blocked, it ends the process.
 pub(crate) fn prepare_thread() {
@@ -143,13 +145,9 @@ static HANDLER: Mutex<Handler> = Mutex::new(Handler { holders: 0, is_covered: fa
 static PREVIOUS: AtomicPtr<sigaction> = AtomicPtr::new(null_mut());
 
 impl Handler {
-    fn lock() -> MutexGuard<'static, Self> {
-        HANDLER.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Puts the handler in place, if it is not there, until it is released as often as it was held.
     fn hold() -> Option<()> {
-        let mut handler = Self::lock();
+        let mut handler = lock(&HANDLER);
         let present = present()?;
         if handler.is_covered || (handler.holders > 0 && present.sa_sigaction != address()) {
             return None;
@@ -169,7 +167,7 @@ impl Handler {
     }
 
     fn release() {
-        let mut handler = Self::lock();
+        let mut handler = lock(&HANDLER);
         handler.holders -= 1;
         if handler.holders > 0 {
             return;
