@@ -5,9 +5,9 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use alps::dtype::Dtype;
+use alps::number_format::Dtype;
+use alps::simd::Instructions;
 use alps::statistics::{Heads, MatrixPair, Middle, Part, PartSums, Product, Stored};
-use alps::vector::Instructions;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 

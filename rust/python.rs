@@ -11,16 +11,17 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::adapter::{Origin, origin};
+use crate::attention as heads;
+use crate::attention::{Attention, Component, Contents, Layer, Layout, Orientation, Size};
 use crate::checkpoint::parse_config;
-use crate::control::{Control, watch};
 use crate::error::{Error, Result};
-use crate::linear::Linear;
-use crate::model::{self, Attention, Component, Contents, Family, Layer, Orientation, Size};
+use crate::progress::{Control, watch};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
+use crate::scan::{Location, OpenedModel, Provenance};
 use crate::select::{self, LayerShape, Report, Shape};
-use crate::side::{Location, Reading, Side};
 use crate::statistics::STATISTICS;
+use crate::weights::WeightMatrix;
+use crate::weights::adapter::{Origin, origin};
 
 /// How often a long call looks for signals and reports its progress.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -31,7 +32,7 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Adapter, Scan, adapter, attention, families, geometry, inspect, ranking, report, scan, select_random,
+        Adapter, Scan, adapter, attention, geometry, inspect, layouts, ranking, report, scan, select_random,
         select_ranked, select_within_budget,
     };
 
@@ -66,7 +67,7 @@ fn location((checkpoint, adapter): Paths) -> Location {
     Location { checkpoint: checkpoint.into(), adapter: adapter.map(Into::into) }
 }
 
-fn reading_fields(reading: Reading) -> BTreeMap<&'static str, String> {
+fn reading_fields(reading: Provenance) -> BTreeMap<&'static str, String> {
     let optional = [
         ("adapter", reading.adapter.map(str::to_owned)),
         ("quantisation", reading.quantisation),
@@ -143,7 +144,7 @@ fn adapter(path: &str) -> PyResult<Option<Adapter>> {
 #[pyfunction]
 fn geometry<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
-    let side = py.detach(|| Side::open(&location(path), component))?;
+    let side = py.detach(|| OpenedModel::open(&location(path), component))?;
     geometry_fields(py, side.geometry())
 }
 
@@ -154,8 +155,8 @@ type ModuleFields = (String, &'static str, usize, usize);
 #[pyfunction]
 fn inspect<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
-    let side = py.detach(|| Side::open(&location(path), component))?;
-    let module = |(module, linear): (&model::Module, &dyn Linear)| -> ModuleFields {
+    let side = py.detach(|| OpenedModel::open(&location(path), component))?;
+    let module = |(module, linear): (&heads::Module, &dyn WeightMatrix)| -> ModuleFields {
         (module.name.clone(), linear.dtype().name(), module.out_features, module.in_features)
     };
     let left_out = side.attention().left_out().iter().map(|it| (it.what.clone(), it.why.clone()));
@@ -171,17 +172,17 @@ fn inspect<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResu
     Ok(fields)
 }
 
-/// A family of storage: (name, description, (component, model type) of all that are stored so).
+/// A layout of storage: (name, description, (component, model type) of all that are stored so).
 type FamilyFields = (&'static str, &'static str, Vec<(&'static str, &'static str)>);
 
-/// The families of storage that are known.
+/// The layouts of storage that are known.
 #[pyfunction]
-fn families() -> Result<Vec<FamilyFields>> {
-    let fields = |family: &'static Family| {
-        let types = family.model_types().map(|(component, model_type)| (component.name(), model_type));
-        (family.name(), family.description(), types.collect())
+fn layouts() -> Result<Vec<FamilyFields>> {
+    let fields = |layout: &'static Layout| {
+        let types = layout.model_types().map(|(component, model_type)| (component.name(), model_type));
+        (layout.name(), layout.description(), types.collect())
     };
-    Ok(model::families()?.iter().map(fields).collect())
+    Ok(heads::layouts()?.iter().map(fields).collect())
 }
 
 /// One matrix of one head: (row of the layer, role, index, tensor, axis of the tensor, first, count).
@@ -243,7 +244,7 @@ fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
 }
 
 /// The arguments of `alps.Geometry.of_layers`.
-fn geometry_fields<'py>(py: Python<'py>, geometry: &model::Geometry) -> PyResult<Bound<'py, PyDict>> {
+fn geometry_fields<'py>(py: Python<'py>, geometry: &heads::Geometry) -> PyResult<Bound<'py, PyDict>> {
     let size = |size: Option<Size>| size.map_or((0, 0), |Size { rows, columns }| (rows, columns));
     let sizes = |layer: &Layer| {
         let (query, key) = (size(Some(layer.query)), size(layer.key));
@@ -252,7 +253,7 @@ fn geometry_fields<'py>(py: Python<'py>, geometry: &model::Geometry) -> PyResult
     };
     let fields = PyDict::new(py);
     fields.set_item("model_type", &geometry.model_type)?;
-    fields.set_item("family", &geometry.family)?;
+    fields.set_item("layout", &geometry.layout)?;
     fields.set_item("component", geometry.component.name())?;
     fields.set_item("layers", geometry.layers.iter().map(|layer| layer.number).collect::<Vec<_>>())?;
     fields.set_item("sizes", geometry.layers.iter().map(sizes).collect::<Vec<_>>())?;

@@ -13,7 +13,7 @@ def small_geometry(**changes: Any) -> Geometry:
     """Three layers, the second without attention; four heads that share two groups."""
     fields: dict[str, Any] = {
         "model_type": "llama",
-        "family": "separate",
+        "layout": "separate",
         "layers": (0, 2, 3),
         "query_heads": 4,
         "key_value_heads": 2,
@@ -50,7 +50,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
     groups = draw(size)
     return Geometry(
         model_type=draw(st.text(max_size=5)),
-        family="separate",
+        layout="separate",
         layers=tuple(sorted(draw(st.sets(st.integers(0, 99), min_size=1, max_size=5)))),
         query_heads=groups * draw(size),
         key_value_heads=groups,

@@ -20,7 +20,7 @@ class Row:
 
     status: Status
     components: tuple[tuple[str, str, bool], ...] = ()
-    """Component, family, and whether its heads were held against a model that runs."""
+    """Component, layout, and whether its heads were held against a model that runs."""
     unread: tuple[str, ...] = ()
     """Attention that is in none of the components."""
     reason: str = ""
@@ -36,7 +36,7 @@ class Row:
         proved = {verdict.component for verdict in found.verdicts.values()}
         return cls(
             "read",
-            tuple((name, family, name in proved) for name, family in sorted(found.components.items())),
+            tuple((name, layout, name in proved) for name, layout in sorted(found.components.items())),
             tuple(
                 sorted(pattern for pattern, verdict in found.verdicts.items() if verdict.component is None)
             ),
@@ -121,7 +121,7 @@ def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
 
 def _cell(components: tuple[tuple[str, str, bool], ...]) -> str:
     return ", ".join(
-        f"{name} `{family}`" if done else f"({name} `{family}`)" for name, family, done in components
+        f"{name} `{layout}`" if done else f"({name} `{layout}`)" for name, layout, done in components
     )
 
 
@@ -142,7 +142,7 @@ def read(page: str) -> dict[str, Row]:
         ):
             if status == "read":
                 parts = re.findall(r"(\()?(\w+) `(\w+)`", first)
-                components = tuple((name, family, not doubt) for doubt, name, family in parts)
+                components = tuple((name, layout, not doubt) for doubt, name, layout in parts)
                 rows[model_type] = Row(status, components, tuple(re.findall(r"`([^`]+)`", second)))
             else:
                 rows[model_type] = Row(status, reason=first)

@@ -351,7 +351,7 @@ class Proof:
     verdicts: dict[str, Verdict]
     """By the module's name without numbers."""
     components: dict[str, str]
-    """The family of every component that alps reads."""
+    """The layout of every component that alps reads."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Proof:
@@ -415,7 +415,7 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
         default,
         refusal,
         verdicts,
-        {component: scores.geometry.family for component, scores in idle.scores.items()},
+        {component: scores.geometry.layout for component, scores in idle.scores.items()},
     )
 
 

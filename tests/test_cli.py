@@ -309,7 +309,7 @@ def test_a_real_scan(pair: Path) -> None:
     [
         (["base", "missing"], "missing: there is no such file or folder"),
         (["base", "truncated"], r"truncated/model\.safetensors: .*truncated"),
-        (["base", "unknown"], "unknown: the model type `nonsense` is in no known family.*CONTRIBUTING"),
+        (["base", "unknown"], "unknown: the model type `nonsense` is in no known layout.*CONTRIBUTING"),
         (["base", "other"], "query heads"),
         (["base", "tuned", "--temperature", "0"], "temperature"),
         (["pickled", "tuned"], "pickle"),
@@ -553,5 +553,5 @@ def test_a_component_that_is_not_there_is_refused(checkpoint: Path) -> None:
 
 def test_layouts_lists_the_model_types() -> None:
     assert "transposed: GPT-2" in invoke("layouts").stdout
-    families = json.loads(invoke("layouts", "--json").stdout)["families"]
-    assert {"gpt2"} <= {of for family in families for of in family["model_types"].get("decoder", [])}
+    layouts = json.loads(invoke("layouts", "--json").stdout)["layouts"]
+    assert {"gpt2"} <= {of for layout in layouts for of in layout["model_types"].get("decoder", [])}

@@ -252,6 +252,6 @@ def test_an_inspection_says_what_is_read_and_what_is_not(tmp_path: Path) -> None
 
 
 def test_the_layouts_name_every_type_once_for_a_component_and_family() -> None:
-    families = {family.name: family for family in alps.layouts()}
-    assert "llama" in families["separate"].model_types["decoder"]
-    assert families["cross"].model_types.keys() == {"cross"}
+    layouts = {layout.name: layout for layout in alps.layouts()}
+    assert "llama" in layouts["separate"].model_types["decoder"]
+    assert layouts["cross"].model_types.keys() == {"cross"}

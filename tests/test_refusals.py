@@ -293,7 +293,7 @@ VALUES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "text": ({"num_hidden_layers": "2"}, ["`num_hidden_layers`", "whole number"]),
     "absurd size": ({"hidden_size": 2**62}, ["`hidden_size`", str(2**62)]),
     "uneven groups": ({"num_key_value_heads": 3}, ["4 query heads", "3 key/value heads", "not a multiple"]),
-    "unknown type": ({"model_type": "nonsense"}, ["`nonsense`", "no known family", "{layer}.self_attn.q_proj", "CONTRIBUTING.md"]),
+    "unknown type": ({"model_type": "nonsense"}, ["`nonsense`", "no known layout", "{layer}.self_attn.q_proj", "CONTRIBUTING.md"]),
     # What contradicts the shapes.
     "more layers": ({"num_hidden_layers": 3}, [f"tensor `{name(2, 'q')}` is missing", "3 layers"]),
     "more heads": ({"num_attention_heads": 8}, [f"`{name(0, 'q')}`", "[32, 24]", "[16, 24]", "8 query heads of size 4"]),
@@ -301,7 +301,7 @@ VALUES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "larger heads": ({"head_dim": 6}, [f"`{name(0, 'q')}`", "[24, 24]", "[16, 24]", "size 6"]),
     "head size left out": ({"head_dim": None}, [f"`{name(0, 'q')}`", "[24, 24]", "[16, 24]"]),
     "wider model": ({"hidden_size": 32}, [f"`{name(0, 'q')}`", "[16, 32]", "[16, 24]", "hidden size 32"]),
-    "other family": ({"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 24}, ["`attn.c_attn`", "there is nothing else"]),
+    "other layout": ({"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 24}, ["`attn.c_attn`", "there is nothing else"]),
 }  # fmt: skip
 
 
@@ -355,9 +355,7 @@ def test_models_of_different_families(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", shape)
     config = {"model_type": "gpt2", "n_layer": 1, "n_head": 4, "n_embd": 24}
     other = write(tmp_path / "other", config, {"h.0.attn.c_attn.weight": torch.zeros(24, 72)})
-    said = [
-        "layout family is separate (model type llama) in the one, transposed (model type gpt2) in the other"
-    ]
+    said = ["layout is separate (model type llama) in the one, transposed (model type gpt2) in the other"]
     refused(tmp_path, alps.PairError, (base, other), [f"{base} and {other}", *said])
 
 

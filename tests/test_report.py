@@ -52,7 +52,7 @@ class Page(HTMLParser):
 def hostile_scores() -> HeadScores:
     scores = small_scores()
     provenance = dict.fromkeys(("base", "tuned", "form", "temperature", HOSTILE), HOSTILE)
-    geometry = small_geometry(model_type=HOSTILE, family=HOSTILE)
+    geometry = small_geometry(model_type=HOSTILE, layout=HOSTILE)
     return HeadScores({HOSTILE: scores["wasserstein"], "kl": scores["kl"]}, geometry, provenance)
 
 

@@ -137,7 +137,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def arguments_of(geometry: alps.Geometry) -> dict[str, Any]:
     """What the extension gives to `Geometry.of_layers`."""
     fields = geometry.to_fields()
-    names = ("model_type", "family", "component", "layers")
+    names = ("model_type", "layout", "component", "layers")
     return {name: fields[name] for name in names} | {"sizes": geometry.sizes}
 
 

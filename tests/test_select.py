@@ -90,7 +90,7 @@ def test_random_heads_are_the_same_for_ever() -> None:
         mask = scores.select(0.2, rule=rule, seed=seed).mask
         return [int(index) for index in np.flatnonzero(mask)]
 
-    # tests/select.rs says where these come from
+    # tests/rust/select.rs says where these come from
     assert drawn("random", 0) == drawn("random", None) == [4, 13, 14, 16, 19, 22, 26]
     assert drawn("random", 2505) == [2, 8, 11, 12, 15, 18, 20]
     assert drawn("layer_consistent", 2**64 - 1) == [4, 7, 10, 13, 16, 21, 29, 31]

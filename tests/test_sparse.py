@@ -136,7 +136,7 @@ def test_a_terabyte_with_real_data_in_a_few_heads(tmp_path: Path, small_peak: in
         assert sum(file.st_blocks for file in files) * 512 < 32 * MEBIBYTE
 
     found, read, peak = scan_apart(base, tuned, tmp_path / "scores")
-    assert found.geometry.family == "separate"
+    assert found.geometry.layout == "separate"
     assert read == 2 * SHAPE.layers * sum(SHAPE.rows().values()) * SHAPE.hidden_size * 2
     assert {(layer, head) for layer, head, score in found.top(1000) if score != 0} == MOVED
     moved = np.zeros(found.geometry.shape, dtype=bool)

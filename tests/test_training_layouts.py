@@ -49,7 +49,7 @@ def test_what_trains_is_what_a_scan_finds_moved(model_type: str, tmp_path: Path)
     model = hybrid(model_type) if model_type == "qwen3_next" else tiny(model_type)[0]
     model.save_pretrained(tmp_path / "base")
     geometry = alps.geometry(tmp_path / "base")
-    assert geometry.family == STORED[model_type]
+    assert geometry.layout == STORED[model_type]
     layer = geometry.layers[-1]
     heads = chosen(model, [(layer, 1), (layer, 3)])
     alps.restrict(model, heads)

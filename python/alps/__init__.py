@@ -18,7 +18,7 @@ from alps.errors import (
 )
 from alps.geometry import Geometry, LayerSizes
 from alps.heads import HeadSet, Report
-from alps.inspection import Family, Inspection, inspect, layouts
+from alps.inspection import Inspection, Layout, inspect, layouts
 from alps.report import write_report
 from alps.scan import geometry, scan
 from alps.scores import HeadScores
@@ -34,12 +34,12 @@ __all__ = [
     "ArgumentError",
     "CheckpointError",
     "Comparison",
-    "Family",
     "Geometry",
     "HeadScores",
     "HeadSet",
     "Inspection",
     "LayerSizes",
+    "Layout",
     "MissingPackageError",
     "ModelError",
     "PairError",

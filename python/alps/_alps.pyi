@@ -16,9 +16,9 @@ __all__ = [
     "__version__",
     "adapter",
     "attention",
-    "families",
     "geometry",
     "inspect",
+    "layouts",
     "ranking",
     "report",
     "scan",
@@ -96,8 +96,8 @@ def inspect(path: tuple[str, str | None], component: str | None) -> dict[str, An
     The arguments of `Geometry.of_layers`, of every `Module`, pairs of what and why, and a number of bytes.
     """
 
-def families() -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """The families of storage that are known: name, description, (component, model type) of all stored so."""
+def layouts() -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """The layouts of storage that are known: name, description, (component, model type) of all stored so."""
 
 def attention(
     name: str, config: str, tensors: dict[str, list[int]], component: str | None

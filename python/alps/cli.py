@@ -339,12 +339,12 @@ def inspect(
 @app.command()
 def layouts(as_json: _Json = False) -> None:
     """List the layouts that are known, and the model types that have them."""
-    families = alps.layouts()
+    layouts = alps.layouts()
     if as_json:
-        _print_json({"families": [asdict(family) for family in families]})
+        _print_json({"layouts": [asdict(layout) for layout in layouts]})
         return
     console = _console()
-    for part in terminal.layouts(families):
+    for part in terminal.layouts(layouts):
         console.print(part)
 
 

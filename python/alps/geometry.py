@@ -43,7 +43,7 @@ class Geometry:
 
     Attributes:
         model_type: What the configuration calls the model ("llama").
-        family: The layout that its tensors follow.
+        layout: The layout that its tensors follow.
         layers: The layer number of each row of a score matrix. A layer without attention is absent.
         query_heads: H, the query heads of a layer. Heads are numbered by query head.
         key_value_heads: G, the key/value groups of a layer; divides H.
@@ -61,7 +61,7 @@ class Geometry:
     """
 
     model_type: str
-    family: str
+    layout: str
     layers: tuple[int, ...]
     query_heads: int
     key_value_heads: int
@@ -72,7 +72,7 @@ class Geometry:
     per_layer: tuple[LayerSizes, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("model_type", "family", "component"):
+        for name in ("model_type", "layout", "component"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentError(f"{name}: expected a string, found {getattr(self, name)!r}")
         for name in ("query_heads", "key_value_heads", "head_size", "value_size", "hidden_size"):
@@ -108,7 +108,7 @@ class Geometry:
     def of_layers(
         cls,
         model_type: str,
-        family: str,
+        layout: str,
         component: str,
         layers: Iterable[int],
         sizes: Iterable[tuple[int, int, int, int, int, int, int, int]],
@@ -125,7 +125,7 @@ class Geometry:
         uniform = _uniform(**largest)
         return cls(
             model_type=model_type,
-            family=family,
+            layout=layout,
             layers=tuple(layers),
             component=component,
             per_layer=() if all(of_layer == uniform for of_layer in per_layer) else per_layer,

@@ -1,4 +1,4 @@
-"""What a scan would read of a checkpoint, and the families of storage that are known."""
+"""What a scan would read of a checkpoint, and the layouts of storage that are known."""
 
 import os
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Family:
+class Layout:
     """A way in which models store their attention.
 
     Attributes:
@@ -88,12 +88,12 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
     )
 
 
-def layouts() -> tuple[Family, ...]:
-    """The families of storage that are known, in order of name."""
-    families = []
-    for name, description, types in _alps.families():
+def layouts() -> tuple[Layout, ...]:
+    """The layouts of storage that are known, in order of name."""
+    layouts = []
+    for name, description, types in _alps.layouts():
         by_component: dict[str, list[str]] = {}
         for component, model_type in types:
             by_component.setdefault(component, []).append(model_type)
-        families.append(Family(name, description, {of: tuple(names) for of, names in by_component.items()}))
-    return tuple(families)
+        layouts.append(Layout(name, description, {of: tuple(names) for of, names in by_component.items()}))
+    return tuple(layouts)

@@ -16,7 +16,7 @@ from alps import terminal_map
 from alps.compare import Comparison
 from alps.geometry import Geometry, LayerSizes, ranges
 from alps.heads import HeadSet, Report
-from alps.inspection import Family, Inspection
+from alps.inspection import Inspection, Layout
 from alps.scores import HeadScores
 
 COMPANIONS = ("relative_delta", "wasserstein_z")
@@ -94,7 +94,7 @@ def inspection(console: Console, found: Inspection) -> Iterator[RenderableType]:
     yield Text(str(geometry))
     formats = ", ".join(sorted({module.dtype for module in found.modules}))
     yield Text(
-        f"component {geometry.component}, layout {geometry.family}, {formats}, {len(found.modules)} tensors, "
+        f"component {geometry.component}, layout {geometry.layout}, {formats}, {len(found.modules)} tensors, "
         f"{found.bytes:,} bytes to read from {found.files}"
     )
     if found.quantisation is not None:
@@ -126,9 +126,9 @@ def _runs(geometry: Geometry) -> Iterator[tuple[LayerSizes, str]]:
         yield sizes, ranges(numbers)
 
 
-def layouts(families: Iterable[Family]) -> Iterator[RenderableType]:
-    """The families of storage with their model types."""
-    for family in families:
-        yield Text.assemble((family.name, "bold"), f": {family.description}")
-        for component, types in family.model_types.items():
+def layouts(layouts: Iterable[Layout]) -> Iterator[RenderableType]:
+    """The layouts of storage with their model types."""
+    for layout in layouts:
+        yield Text.assemble((layout.name, "bold"), f": {layout.description}")
+        for component, types in layout.model_types.items():
             yield Padding(Text(f"{component}: {', '.join(types)}"), (0, 0, 0, 4))

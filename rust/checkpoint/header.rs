@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::de::{IntoDeserializer, MapAccess};
 
+use super::file::Source;
 use super::json::{self, Member, Object, Record, quote};
-use super::source::Source;
 use super::{Tensor, pickle};
 use crate::{Error, Result};
 

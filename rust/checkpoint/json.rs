@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::source::{LocalFile, Source as _};
+use super::file::{LocalFile, Source as _};
 pub(super) use crate::error::quote;
 use crate::error::shorten;
 use crate::{Error, Result};

@@ -3,13 +3,15 @@
 //! Nothing but headers is read until it is asked for, and everything in them is checked before it is
 //! believed.
 
+pub(crate) mod aligned;
 mod config;
+mod file;
 mod header;
 mod index;
 mod json;
 mod locate;
+pub(crate) mod mapping;
 mod pickle;
-mod source;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,12 +20,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub use self::config::parse as parse_config;
+use self::file::{LocalFile, Source};
 use self::json::quote;
 pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::Start;
 pub(crate) use self::locate::has_weights;
-use self::source::{LocalFile, Source};
-use crate::mapping::View;
+use crate::checkpoint::mapping::View;
 use crate::{Error, Result};
 
 /// Where the weights of one tensor are: `length` bytes in row-major order, little-endian, inside their file.

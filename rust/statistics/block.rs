@@ -2,12 +2,12 @@
 
 use super::displacement::{BlockDisplacement, Displacement, Extent, Stretch};
 use super::divergence::TERMS;
-use super::lanes::Lanes;
-use super::part::{Entries, PAIR, PAIRS, Pairs};
-use super::real::Real;
-use super::segments::{BlockSegments, PER_BLOCK};
 use super::series::{Terms, exponential, terms_from, weight_of_power};
-use crate::vector::{Kernel, LANES, Vectors};
+use super::sign_bounds::{BlockSegments, PER_BLOCK};
+use super::weight_vector::{Entries, PAIR, PAIRS, Pairs};
+use crate::simd::lanes::Lanes;
+use crate::simd::real::Real;
+use crate::simd::{Kernel, LANES, Vectors};
 
 /// The sums over one block.
 #[derive(Debug, Default)]

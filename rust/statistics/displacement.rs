@@ -1,9 +1,9 @@
 //! How far the weights themselves have moved, before any softmax.
 
-use super::lanes::Lanes;
-use super::part::{BLOCK, Decoded, PAIR, Pairs};
-use super::real::Real;
-use crate::vector::{Kernel, Vectors};
+use super::weight_vector::{BLOCK, Decoded, PAIR, Pairs};
+use crate::simd::lanes::Lanes;
+use crate::simd::real::Real;
+use crate::simd::{Kernel, Vectors};
 
 /// Sums over the entries of theta that need neither the temperature nor a normaliser.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,6 +1,6 @@
 //! The exponential without a branch.
 
-use super::real::Real;
+use crate::simd::real::Real;
 
 /// 1/k! for k up to 25.
 pub(crate) const INVERSE_FACTORIALS: [f64; 26] = {

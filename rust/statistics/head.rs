@@ -2,16 +2,16 @@
 
 use std::{iter, mem, slice};
 
-use super::accumulator::Accumulator;
+use super::accumulate::Accumulator;
 use super::displacement::Displacement;
 use super::divergence::{self, Divergences};
-use super::part::{BLOCK, Part, for_each_entry};
-use super::segments::Running;
-use super::softmax::{Frame, NotFinite, Scaling, Sums};
-use super::transport::go_through;
-use super::values;
-use super::way::{NARROW_REACH, Scratch, WIDE_REACH};
-use crate::vector::Instructions;
+use super::precision::{NARROW_REACH, Scratch, WIDE_REACH};
+use super::sign_bounds::Running;
+use super::softmax_sums::{Frame, NotFinite, Scaling, Sums};
+use super::sorted_wasserstein;
+use super::wasserstein::go_through;
+use super::weight_vector::{BLOCK, Part, for_each_entry};
+use crate::simd::Instructions;
 
 /// What every statistic of a head is made of.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +131,7 @@ impl<'a> Heads<'a> {
             Measured { displacement: sums.displacement, ..framed }
         };
         if self.sorted {
-            measured.sorted_wasserstein = Some(values::distance(&self.parts_of(own)));
+            measured.sorted_wasserstein = Some(sorted_wasserstein::distance(&self.parts_of(own)));
         }
         self.measured.push(measured);
         Ok(())

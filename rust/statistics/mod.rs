@@ -1,25 +1,25 @@
 //! How far a head has moved: every statistic, from two weight vectors.
 
-mod accumulator;
-mod block;
+mod accumulate;
+pub(crate) mod block;
 mod displacement;
 mod divergence;
 mod exponential;
 mod head;
-mod lanes;
-mod part;
+
 mod product;
-mod real;
-mod segments;
+mod weight_vector;
+
+mod precision;
 mod series;
-mod softmax;
+mod sign_bounds;
+mod softmax_sums;
+mod sorted_wasserstein;
 mod table;
-mod transport;
-mod values;
-mod way;
+mod wasserstein;
 
 pub use head::{Heads, Measured, NotFiniteIn, PartSums};
-pub use part::{Part, Stored};
 pub use product::{MatrixPair, Middle, Product, Refused};
-pub use softmax::NotFinite;
+pub use softmax_sums::NotFinite;
 pub use table::{STATISTICS, Statistic};
+pub use weight_vector::{Part, Stored};

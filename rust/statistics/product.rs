@@ -13,13 +13,13 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
-use super::lanes::Lanes;
-use super::part::{Part, Stored};
-use super::real::Real;
-use super::softmax::NotFinite;
-use super::way::MANY;
-use crate::dtype::Dtype;
-use crate::vector::{Instructions, Kernel, LANES, Vectors};
+use super::precision::MANY;
+use super::softmax_sums::NotFinite;
+use super::weight_vector::{Part, Stored};
+use crate::number_format::Dtype;
+use crate::simd::lanes::Lanes;
+use crate::simd::real::Real;
+use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
 /// Columns decoded at a time: tiles of two matrices and their product fit a core's cache. Results
 /// depend on it in their last bits, so it is fixed.
@@ -377,7 +377,7 @@ fn add_product<R: Real>(out: &mut [R], rows: usize, columns: usize, left: Factor
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::dtype::Dtype;
+    use crate::number_format::Dtype;
     use proptest::prelude::*;
 
     fn bytes(weights: &[f64]) -> Vec<u8> {

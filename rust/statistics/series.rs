@@ -3,11 +3,11 @@
 //! With m the mean of the two exponents, y their difference and w = e^m, the two exponentials have the mean
 //! c = w cosh(y / 2) and the difference u = 2 w sinh(y / 2). A power series of few terms is enough for the
 //! weights of a model, which lie near 0, and for their changes, which lie nearer; and in y only every other
-//! term is there. How many terms are right for which reach stands in [`super::way`].
+//! term is there. How many terms are right for which reach stands in [`super::precision`].
 
 use super::exponential::{INVERSE_FACTORIALS, exp};
-use super::lanes::Lanes;
-use super::part::Entries;
+use super::weight_vector::Entries;
+use crate::simd::lanes::Lanes;
 
 /// Stands for the exponential of any number, in place of a number of terms.
 pub(crate) const FULL: usize = 0;
@@ -93,8 +93,8 @@ fn coefficient<const X: usize>(k: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::statistics::real::Real;
-    use crate::vector::{Instructions, Kernel, LANES, Vectors};
+    use crate::simd::real::Real;
+    use crate::simd::{Instructions, Kernel, LANES, Vectors};
     use proptest::prelude::*;
 
     struct Both<R, const X: usize, const K: usize>([R; LANES], [R; LANES]);

@@ -1,0 +1,76 @@
+//! Reads a range of bytes from wherever the bytes are.
+
+use std::fmt::Debug;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use crate::checkpoint::mapping::{Mapped, View};
+use crate::{Error, Result};
+
+/// Bytes that can be read from any position, by several threads at once.
+pub(super) trait Source: Debug + Send + Sync {
+    /// How many bytes there are.
+    fn length(&self) -> u64;
+
+    /// Fills `buffer` from `offset` on, or fails with [`io::ErrorKind::UnexpectedEof`] if there are too few
+    /// bytes.
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// `length` bytes from `offset` on where they lie, if they lie in memory.
+    fn view(&self, _offset: u64, _length: usize) -> Option<View<'_>> {
+        None
+    }
+}
+
+/// A file of this machine, kept open.
+#[derive(Debug)]
+pub(super) struct LocalFile {
+    file: File,
+    length: u64,
+    mapped: Mapped,
+}
+
+impl LocalFile {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        // Opening a named pipe would wait for a writer, so look before opening.
+        if !fs::metadata(path).map_err(|error| Error::io(path, error))?.is_file() {
+            return Err(Error::checkpoint(path, "expected a regular file, found something else"));
+        }
+        let file = File::open(path).map_err(|error| Error::io(path, error))?;
+        let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
+        Ok(LocalFile { file, length, mapped: Mapped::default() })
+    }
+}
+
+impl Source for LocalFile {
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    fn view(&self, offset: u64, length: usize) -> Option<View<'_>> {
+        self.mapped.view(&self.file, offset, length)
+    }
+
+    #[cfg(unix)]
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, buffer, offset)
+    }
+
+    #[cfg(windows)]
+    fn read_exact_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        use std::os::windows::fs::FileExt;
+        while !buffer.is_empty() {
+            match self.file.seek_read(buffer, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    buffer = &mut buffer[count..];
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,270 @@
+//! The matrices that an adapter's changes are made of, read as `f32`.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use half::{bf16, f16};
+
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::error::quote;
+use crate::lock::lock;
+use crate::number_format::Dtype;
+use crate::simd::{Instructions, LANES};
+use crate::{Error, Result};
+
+/// The most bytes of whole matrices that are kept for the next reader of the same ones, apart from the newest.
+/// That is the A of the layers that are being read: one of rank 64 takes 1 MB where rows are 4096 long.
+const KEPT: usize = 32 << 20;
+
+/// The tensors of an adapter.
+#[derive(Debug)]
+pub(super) struct Factors {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    /// The matrices that were read whole last, the newest first.
+    kept: Mutex<VecDeque<(String, Arc<[f32]>)>>,
+}
+
+impl Factors {
+    pub(super) fn new(checkpoint: Checkpoint) -> Self {
+        Self { checkpoint: Arc::new(checkpoint), kept: Mutex::default() }
+    }
+
+    /// A whole tensor.
+    fn whole(&self, name: &str) -> Result<Arc<[f32]>> {
+        // Whoever else needs the same tensor waits, rather than reading it as well.
+        let mut kept = lock(&self.kept);
+        if let Some(place) = kept.iter().position(|(other, _)| other == name) {
+            return Ok(kept[place].1.clone());
+        }
+        let tensor = self.tensor(name)?;
+        let entries = tensor.shape.iter().product();
+        let matrix: Arc<[f32]> = self.read(name, tensor, 0..entries)?.into();
+        kept.push_front((name.to_owned(), matrix.clone()));
+        let mut bytes = 0;
+        let enough = kept.iter().position(|(_, matrix)| {
+            bytes += matrix.len() * size_of::<f32>();
+            bytes > KEPT
+        });
+        kept.truncate(enough.map_or(usize::MAX, |first| first.max(1)));
+        Ok(matrix)
+    }
+
+    /// These entries of a tensor, all of which have to be finite.
+    fn read(&self, name: &str, tensor: &Tensor, entries: Range<usize>) -> Result<Vec<f32>> {
+        let dtype = self.dtype(name, tensor)?;
+        let mut bytes = vec![0; entries.len() * dtype.size()];
+        self.checkpoint.read_at(tensor, (entries.start * dtype.size()) as u64, &mut bytes)?;
+        let mut numbers = vec![0.0_f32; entries.len()];
+        decode(dtype, &bytes, &mut numbers);
+        match numbers.iter().position(|number| !number.is_finite()) {
+            None => Ok(numbers),
+            Some(place) => Err(Error::weights(
+                self.checkpoint.path(),
+                format!(
+                    "tensor {} holds {} at its entry {}; every weight has to be finite",
+                    quote(name),
+                    numbers[place],
+                    entries.start + place
+                ),
+            )),
+        }
+    }
+
+    pub(super) fn refuse(&self, problem: impl Into<String>) -> Error {
+        Error::checkpoint(self.checkpoint.path(), problem)
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.checkpoint.tensor(name).ok_or_else(|| self.refuse(format!("tensor {} is missing", quote(name))))
+    }
+
+    fn dtype(&self, name: &str, tensor: &Tensor) -> Result<Dtype> {
+        Dtype::from_stored(tensor.dtype).ok_or_else(|| {
+            self.refuse(format!(
+                "tensor {} is stored as {}; expected F16, BF16, F32 or F64",
+                quote(name),
+                tensor.dtype
+            ))
+        })
+    }
+}
+
+/// A matrix that is stored, or is the product of two that are.
+#[derive(Debug)]
+pub(super) enum Matrix {
+    Stored(Stored),
+    Product(Stored, Stored),
+}
+
+/// A stored matrix.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) name: String,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl Stored {
+    pub(super) fn read_rows(&self, factors: &Factors, rows: Range<usize>) -> Result<Vec<f32>> {
+        let tensor = factors.tensor(&self.name)?;
+        factors.read(&self.name, tensor, rows.start * self.columns..rows.end * self.columns)
+    }
+
+    pub(super) fn read(&self, factors: &Factors) -> Result<Arc<[f32]>> {
+        factors.whole(&self.name)
+    }
+}
+
+impl Matrix {
+    pub(super) fn rows(&self) -> usize {
+        let (Self::Stored(left) | Self::Product(left, _)) = self;
+        left.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        let (Self::Stored(right) | Self::Product(_, right)) = self;
+        right.columns
+    }
+
+    /// These rows, one after the other.
+    pub(super) fn read_rows(&self, factors: &Factors, rows: Range<usize>) -> Result<Vec<f32>> {
+        match self {
+            Self::Stored(matrix) => matrix.read_rows(factors, rows),
+            Self::Product(left, right) => {
+                let mut product = vec![0.0; rows.len() * right.columns];
+                let (left_rows, right_rows) = (left.read_rows(factors, rows)?, right.read(factors)?);
+                multiply(&left_rows, &right_rows, left.columns, right.columns, &mut product);
+                Ok(product)
+            }
+        }
+    }
+}
+
+/// Sets `product` to `left` x `right`, of [rows, inner] and [inner, columns].
+///
+/// Every entry is summed in the order of `inner`, so that no result depends on which rows are asked for.
+fn multiply(left: &[f32], right: &[f32], inner: usize, columns: usize, product: &mut [f32]) {
+    const WIDTH: usize = 4 * LANES;
+    // A few columns of `right`, side by side: as they lie, at large powers of two from each other, they would
+    // push each other out of the cache.
+    let mut panel = vec![[0.0_f32; WIDTH]; inner];
+    Instructions::best().run_loops(
+        #[inline(always)]
+        || {
+            for from in (0..columns).step_by(WIDTH) {
+                let to = columns.min(from + WIDTH);
+                for (line, row) in panel.iter_mut().zip(right.chunks_exact(columns)) {
+                    line[..to - from].copy_from_slice(&row[from..to]);
+                }
+                for (factors, product) in left.chunks_exact(inner).zip(product.chunks_exact_mut(columns)) {
+                    let mut sums = [0.0_f32; WIDTH];
+                    for (factor, line) in factors.iter().zip(&panel) {
+                        for (sum, weight) in sums.iter_mut().zip(line) {
+                            *sum = factor.mul_add(*weight, *sum);
+                        }
+                    }
+                    product[from..to].copy_from_slice(&sums[..to - from]);
+                }
+            }
+        },
+    );
+}
+
+/// The numbers in `bytes`, rounded to the width of `N`.
+#[inline(always)]
+pub(super) fn decode<N: Number>(dtype: Dtype, bytes: &[u8], into: &mut [N]) {
+    let chunks = bytes.chunks_exact(dtype.size()).zip(into);
+    match dtype {
+        Dtype::F16 => chunks
+            .for_each(|(bytes, number)| *number = N::from_f32(f16::from_le_bytes(array(bytes)).to_f32())),
+        Dtype::BF16 => chunks
+            .for_each(|(bytes, number)| *number = N::from_f32(bf16::from_le_bytes(array(bytes)).to_f32())),
+        Dtype::F32 => {
+            chunks.for_each(|(bytes, number)| *number = N::from_f32(f32::from_le_bytes(array(bytes))))
+        }
+        Dtype::F64 => {
+            chunks.for_each(|(bytes, number)| *number = N::from_f64(f64::from_le_bytes(array(bytes))))
+        }
+    }
+}
+
+/// A width to compute in.
+pub(super) trait Number {
+    fn from_f32(number: f32) -> Self;
+    fn from_f64(number: f64) -> Self;
+}
+
+impl Number for f32 {
+    fn from_f32(number: f32) -> Self {
+        number
+    }
+    fn from_f64(number: f64) -> Self {
+        number as f32
+    }
+}
+
+impl Number for f64 {
+    fn from_f32(number: f32) -> Self {
+        number.into()
+    }
+    fn from_f64(number: f64) -> Self {
+        number
+    }
+}
+
+fn array<const SIZE: usize>(bytes: &[u8]) -> [u8; SIZE] {
+    let mut array = [0; SIZE];
+    array.copy_from_slice(bytes);
+    array
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn few_whole_matrices_are_kept() {
+        let entries = KEPT / 10; // 40 % of what may be kept
+        let names = ["a", "b", "c", "d"];
+        let zeros = vec![0; entries * 4];
+        let view =
+            || safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![entries], &zeros).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = safetensors::serialize(names.map(|name| (name, view())), None).unwrap();
+        fs::write(folder.path().join("factors.safetensors"), bytes).unwrap();
+        let factors = Factors::new(Checkpoint::open_file(folder.path(), "factors.safetensors").unwrap());
+        for name in names.into_iter().chain(["c"]) {
+            assert_eq!(factors.whole(name).unwrap().len(), entries);
+        }
+        let kept: Vec<String> = factors.kept.lock().unwrap().iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(kept, ["d", "c"]);
+    }
+
+    proptest! {
+        #[test]
+        fn products_are_those_of_f64(
+            (rows, inner, columns) in (1..4_usize, 1..9_usize, 1..200_usize),
+            seed in any::<u32>(),
+        ) {
+            let number = |place: usize| ((place as u32 ^ seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 1e7 - 0.8;
+            let left: Vec<f32> = (0..rows * inner).map(number).collect();
+            let right: Vec<f32> = (0..inner * columns).map(|place| number(place + 1000)).collect();
+            let mut product = vec![0.0; rows * columns];
+            multiply(&left, &right, inner, columns, &mut product);
+            for row in 0..rows {
+                for column in 0..columns {
+                    let terms = (0..inner).map(|k| f64::from(left[row * inner + k]) * f64::from(right[k * columns + column]));
+                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                    let found = f64::from(product[row * columns + column]);
+                    prop_assert!((found - sum).abs() <= size * 1e-6, "{found} {sum}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The weights of one linear layer, whatever form they are stored in.
+
+pub mod adapter;
+pub(crate) mod plain;
+pub mod quantised;
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use crate::checkpoint::mapping::View;
+use crate::error::Result;
+use crate::number_format::Dtype;
+
+/// A weight matrix of [out features, in features], read by rows.
+///
+/// Plain tensors, transposed ones, quantised ones and adapted ones all look like this to a scan, which
+/// knows only which rows are a head's. No implementation holds more than the rows that were asked for.
+pub trait WeightMatrix: Debug + Send + Sync {
+    /// How many rows there are, and how long a row is.
+    fn features(&self) -> [usize; 2];
+
+    /// How many rows there are.
+    fn out_features(&self) -> usize {
+        self.features()[0]
+    }
+
+    /// How long a row is.
+    fn in_features(&self) -> usize {
+        self.features()[1]
+    }
+
+    /// The format of the weights that [`WeightMatrix::read_rows`] gives: the stored one where it is a plain
+    /// floating-point format, `F32` where weights are computed.
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    /// How many bytes [`WeightMatrix::read_rows`] reads from disk for these rows.
+    fn stored_bytes(&self, rows: Range<usize>) -> u64;
+
+    /// Whether the weights of a row are scattered in the file, so that reading many rows together takes hardly
+    /// longer than reading one.
+    fn is_scattered(&self) -> bool {
+        false
+    }
+
+    /// What [`WeightMatrix::read_rows`] would give, if it lies in memory.
+    fn view_rows(&self, _rows: Range<usize>) -> Option<View<'_>> {
+        None
+    }
+
+    /// Fills `into` with these rows, row after row, little-endian: rows x in features x the size of
+    /// [`WeightMatrix::dtype`] bytes. `scratch` is memory for the call's own use, kept from call to call.
+    ///
+    /// # Errors
+    ///
+    /// As of [`crate::checkpoint::Checkpoint::read_at`]; [`crate::Error::Checkpoint`] if what is stored
+    /// makes no weights, such as a scale that is not finite.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows, or `into` has another length.
+    fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()>;
+}
+
+/// Panics unless there are such rows and `into` has room for exactly these.
+pub(crate) fn assert_fits(linear: &impl WeightMatrix, rows: &Range<usize>, into: &[u8]) {
+    let [out, inputs] = linear.features();
+    assert!(rows.start <= rows.end && rows.end <= out, "there are no rows {rows:?}");
+    let length = rows.len() * inputs * linear.dtype().size();
+    assert_eq!(into.len(), length, "the memory is of another size than the rows {rows:?}");
+}

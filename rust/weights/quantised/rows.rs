@@ -1,0 +1,187 @@
+//! Weights whose codes lie row after row, with scales in blocks.
+
+use std::ops::Range;
+
+use super::field::{field, words};
+use super::grid::Grid;
+use super::number::{E2M1, Number};
+use super::stored::Stored;
+use crate::error::Result;
+use crate::weights::{WeightMatrix, assert_fits};
+
+/// weight = (code - zero point) * scale / divisor, with the scale and zero point of the block that it is in.
+#[derive(Debug)]
+pub(super) struct Rows {
+    pub(super) codes: Stored,
+    pub(super) code: Code,
+    /// Of the weights: out, in.
+    pub(super) features: [usize; 2],
+    pub(super) scales: Grid,
+    pub(super) divisor: f32,
+    pub(super) zero_points: ZeroPoints,
+    /// For each column which of the blocks across it belongs to, where they are not in order.
+    pub(super) order: Option<Stored>,
+}
+
+/// What a code is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Code {
+    /// A number of its own.
+    Number(Number),
+    /// 4 bits of the format E2M1, the first of two in the lower half of a byte.
+    E2m1,
+    /// This many bits, half of their range below zero; a row begins with a new word.
+    Integer(usize),
+}
+
+/// What is taken from the codes of a block.
+#[derive(Debug)]
+pub(super) enum ZeroPoints {
+    None,
+    Plain(Grid),
+    /// I32 [words, blocks across]: packed like the codes, but down the columns; a block is one row high.
+    Packed(Stored),
+}
+
+impl Code {
+    /// Bytes of a row of `columns` codes.
+    fn row_bytes(self, columns: usize) -> usize {
+        match self {
+            Code::Number(format) => columns * format.size(),
+            Code::E2m1 => columns.div_ceil(2),
+            Code::Integer(bits) => words(columns, bits) * 4,
+        }
+    }
+
+    fn decode(self, stored: &[u8], into: &mut [f32]) {
+        match self {
+            Code::Number(format) => format.decode(stored, into),
+            Code::E2m1 => {
+                for (pair, byte) in into.chunks_mut(2).zip(stored) {
+                    let nibbles = [byte & 0xf, byte >> 4];
+                    pair.iter_mut().zip(nibbles).for_each(|(weight, code)| *weight = E2M1[usize::from(code)]);
+                }
+            }
+            Code::Integer(bits) => {
+                let words = stored.as_chunks::<4>().0;
+                let word = |place: usize| u32::from_le_bytes(words[place]);
+                for (place, weight) in into.iter_mut().enumerate() {
+                    *weight = signed(field(word, place * bits, bits), bits);
+                }
+            }
+        }
+    }
+}
+
+/// The integer that a field of this many bits stands for.
+fn signed(field: u32, bits: usize) -> f32 {
+    field as f32 - (1_u32 << (bits - 1)) as f32
+}
+
+impl ZeroPoints {
+    /// The words that hold those of these rows.
+    fn packed_words(rows: &Range<usize>, bits: usize) -> Range<usize> {
+        rows.start * bits / 32..words(rows.end, bits)
+    }
+
+    /// The zero points for these rows, in the order of the scales; none if all are 0.
+    fn read(
+        &self,
+        rows: &Range<usize>,
+        across: usize,
+        code: Code,
+        scratch: &mut Vec<u8>,
+    ) -> Result<Option<Vec<f32>>> {
+        match (self, code) {
+            (ZeroPoints::Plain(grid), _) => grid.read(rows, scratch, "zero point").map(Some),
+            (ZeroPoints::Packed(stored), Code::Integer(bits)) => {
+                let range = Self::packed_words(rows, bits);
+                let mut words = Vec::new();
+                stored.read_words(range.start * across..range.end * across, scratch, &mut words)?;
+                let zero_point = |row: usize, block: usize| {
+                    let word = |place: usize| words[(place - range.start) * across + block];
+                    signed(field(word, row * bits, bits), bits)
+                };
+                let zero_points = rows.clone().flat_map(|row| (0..across).map(move |block| (row, block)));
+                Ok(Some(zero_points.map(|(row, block)| zero_point(row, block)).collect()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn stored_bytes(&self, rows: &Range<usize>, across: usize, code: Code) -> u64 {
+        match (self, code) {
+            (ZeroPoints::Plain(grid), _) => grid.stored_bytes(rows),
+            (ZeroPoints::Packed(_), Code::Integer(bits)) => {
+                (Self::packed_words(rows, bits).len() * across * 4) as u64
+            }
+            _ => 0,
+        }
+    }
+}
+
+impl Rows {
+    /// For each column the block across that it belongs to.
+    fn blocks(&self, scratch: &mut Vec<u8>) -> Result<Option<Vec<usize>>> {
+        let Some(order) = &self.order else { return Ok(None) };
+        let mut words = Vec::new();
+        order.read_words(0..self.features[1], scratch, &mut words)?;
+        // All -1 means that the columns were not reordered.
+        if words.iter().all(|word| *word == u32::MAX) {
+            return Ok(None);
+        }
+        super::columns::check_groups(order, &words, self.scales.across()).map(Some)
+    }
+}
+
+impl WeightMatrix for Rows {
+    fn features(&self) -> [usize; 2] {
+        self.features
+    }
+
+    fn stored_bytes(&self, rows: Range<usize>) -> u64 {
+        let codes = (rows.len() * self.code.row_bytes(self.features[1])) as u64;
+        let zero_points = self.zero_points.stored_bytes(&rows, self.scales.across(), self.code);
+        codes + self.scales.stored_bytes(&rows) + zero_points + self.order.as_ref().map_or(0, Stored::length)
+    }
+
+    fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let (columns, across) = (self.features[1], self.scales.across());
+        let [block_rows, block_columns] = self.scales.block();
+        assert_fits(self, &rows, into);
+        let scales = self.scales.read(&rows, scratch, "scale")?;
+        let zero_points = self.zero_points.read(&rows, across, self.code, scratch)?;
+        let blocks = self.blocks(scratch)?;
+        let first_block = self.scales.rows_of_blocks(&rows).start;
+
+        let row_bytes = self.code.row_bytes(columns);
+        scratch.resize(rows.len() * row_bytes, 0);
+        self.codes.read_at((rows.start * row_bytes) as u64, scratch)?;
+        let mut weights = vec![0.0; columns];
+        let stored = scratch.chunks_exact(row_bytes).zip(into.chunks_exact_mut(columns * 4));
+        for (row, (stored, into)) in rows.zip(stored) {
+            self.code.decode(stored, &mut weights);
+            let first = (row / block_rows - first_block) * across;
+            let of_block = |block: usize| {
+                let zero_point = zero_points.as_ref().map_or(0.0, |zero_points| zero_points[first + block]);
+                (zero_point, scales[first + block] / self.divisor)
+            };
+            match &blocks {
+                Some(blocks) => {
+                    for (weight, block) in weights.iter_mut().zip(blocks) {
+                        let (zero_point, scale) = of_block(*block);
+                        *weight = (*weight - zero_point) * scale;
+                    }
+                }
+                None => {
+                    for (block, weights) in weights.chunks_mut(block_columns).enumerate() {
+                        let (zero_point, scale) = of_block(block);
+                        weights.iter_mut().for_each(|weight| *weight = (*weight - zero_point) * scale);
+                    }
+                }
+            }
+            super::store(&weights, into);
+        }
+        Ok(())
+    }
+}
