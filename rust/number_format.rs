@@ -1,4 +1,6 @@
-//! The number formats that weights are read in.
+//! The number formats that weights are stored in, and the one decoder of them.
+
+use crate::simd::real::Real;
 
 /// A number format whose weights can be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,6 +46,59 @@ impl Dtype {
             Dtype::F64 => 8,
         }
     }
+
+    /// Decodes little-endian weights into `numbers`. `F64` is rounded where `N` is `f32`; every other
+    /// conversion is exact.
+    #[inline(always)]
+    pub(crate) fn decode<N: Real>(self, bytes: &[u8], numbers: &mut [N]) {
+        self.decode_with(bytes, numbers.iter_mut(), |number, weight| *number = weight);
+    }
+
+    /// Decodes little-endian weights and passes each to `keep`, together with its place.
+    #[inline(always)]
+    pub(crate) fn decode_with<N: Real, P>(
+        self,
+        bytes: &[u8],
+        places: impl Iterator<Item = P>,
+        keep: impl Fn(P, N),
+    ) {
+        match self {
+            Dtype::F16 => decode_as(bytes, places, |bytes| N::of(f64::from(f16_to_f32(bytes))), keep),
+            Dtype::BF16 => decode_as(bytes, places, |bytes| N::of(f64::from(bf16_to_f32(bytes))), keep),
+            Dtype::F32 => decode_as(bytes, places, |bytes| N::of(f64::from(f32::from_le_bytes(bytes))), keep),
+            Dtype::F64 => decode_as(bytes, places, |bytes| N::of(f64::from_le_bytes(bytes)), keep),
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_as<N, P, const SIZE: usize>(
+    bytes: &[u8],
+    places: impl Iterator<Item = P>,
+    decode: impl Fn([u8; SIZE]) -> N,
+    keep: impl Fn(P, N),
+) {
+    for (place, bytes) in places.zip(bytes.as_chunks::<SIZE>().0) {
+        keep(place, decode(*bytes));
+    }
+}
+
+/// A `BF16` is the upper half of an `f32`.
+#[inline(always)]
+fn bf16_to_f32(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+/// Converts an `F16` exactly, by operations that vectorise: a multiplication rebiases the exponent, which
+/// also normalises the subnormal numbers.
+#[inline(always)]
+pub(crate) fn f16_to_f32(bytes: [u8; 2]) -> f32 {
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23); // 2^(127 - 15)
+    let half = u16::from_le_bytes(bytes);
+    let magnitude = u32::from(half & 0x7fff) << 13;
+    let special = if magnitude >= 0x7c00 << 13 { 0x7f80_0000 } else { 0 };
+    let value = f32::from_bits(magnitude) * REBIAS;
+    f32::from_bits(value.to_bits() | special | (u32::from(half & 0x8000) << 16))
 }
 
 #[cfg(test)]
@@ -61,6 +116,29 @@ mod tests {
             let size = Dtype::from_stored(stored).map(Dtype::size);
             assert_eq!(size, Some(stored.bitsize() / 8), "{stored}");
         }
+    }
+
+    #[test]
+    fn every_16_bit_number_decodes_as_the_half_crate_does() {
+        fn decoded<N: Real>(dtype: Dtype, bytes: &[u8]) -> Vec<N> {
+            let mut numbers = vec![N::default(); bytes.len() / dtype.size()];
+            dtype.decode(bytes, &mut numbers);
+            numbers
+        }
+        let halves: Vec<u16> = (0..=u16::MAX).collect();
+        let bytes: Vec<u8> = halves.iter().flat_map(|half| half.to_le_bytes()).collect();
+        let check = |dtype, reference: fn(u16) -> f64| {
+            let (singles, doubles) = (decoded::<f32>(dtype, &bytes), decoded::<f64>(dtype, &bytes));
+            for ((half, single), double) in halves.iter().zip(singles).zip(doubles) {
+                let expected = reference(*half);
+                for found in [f64::from(single), double] {
+                    assert!(found == expected || (found.is_nan() && expected.is_nan()), "{half:#06x}");
+                    assert_eq!(found.is_sign_negative(), expected.is_sign_negative(), "{half:#06x}");
+                }
+            }
+        };
+        check(Dtype::F16, |bits| half::f16::from_bits(bits).to_f64());
+        check(Dtype::BF16, |bits| half::bf16::from_bits(bits).to_f64());
     }
 
     #[test]

@@ -57,16 +57,11 @@ impl Stored<'_> {
         self.bytes.len() / self.dtype.size()
     }
 
-    /// Decodes the entries `entries`. `F64` is rounded where `R` is `f32`; every other conversion is exact.
+    /// Decodes these entries into `numbers`.
     #[inline(always)]
-    pub(crate) fn decode_into<R: Real>(&self, entries: Range<usize>, out: &mut [R]) {
+    pub(crate) fn decode_into<R: Real>(&self, entries: Range<usize>, numbers: &mut [R]) {
         let size = self.dtype.size();
-        let mut out = out.iter_mut();
-        decode(self.dtype, &self.bytes[entries.start * size..entries.end * size], |_, weight| {
-            if let Some(out) = out.next() {
-                *out = weight;
-            }
-        });
+        self.dtype.decode(&self.bytes[entries.start * size..entries.end * size], numbers);
     }
 
     /// One entry.
@@ -81,53 +76,6 @@ impl Stored<'_> {
         let start = block * BLOCK * size;
         &self.bytes[start..self.bytes.len().min(start + BLOCK * size)]
     }
-}
-
-/// Decodes weights and calls `keep` with the place and number of each.
-#[inline(always)]
-fn decode<R: Real>(dtype: Dtype, bytes: &[u8], keep: impl FnMut(usize, R)) {
-    match dtype {
-        Dtype::F16 => decode_as(bytes, |b| R::of(f16(b) as f64), keep),
-        Dtype::BF16 => decode_as(bytes, |b| R::of(bf16(b) as f64), keep),
-        Dtype::F32 => decode_as(bytes, |b| R::of(f32::from_le_bytes(b) as f64), keep),
-        Dtype::F64 => decode_as(bytes, |b| R::of(f64::from_le_bytes(b)), keep),
-    }
-}
-
-#[inline(always)]
-fn decode_as<R: Real, const SIZE: usize>(
-    bytes: &[u8],
-    decode: impl Fn([u8; SIZE]) -> R,
-    mut keep: impl FnMut(usize, R),
-) {
-    let (weights, _) = bytes.as_chunks::<SIZE>();
-    // The same loop twice: of a length known to the compiler for all blocks but the last of a part.
-    if let Ok(weights) = <&[[u8; SIZE]; BLOCK]>::try_from(weights) {
-        for (entry, weight) in weights.iter().enumerate() {
-            keep(entry, decode(*weight));
-        }
-    } else {
-        for (entry, weight) in weights.iter().enumerate() {
-            keep(entry, decode(*weight));
-        }
-    }
-}
-
-#[inline(always)]
-fn bf16(bytes: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
-}
-
-/// Exact, and made of operations that vectorise: the exponent is rebiased by a multiplication, which
-/// also normalises the denormals.
-#[inline(always)]
-fn f16(bytes: [u8; 2]) -> f32 {
-    let half = u16::from_le_bytes(bytes);
-    const REBIAS: f32 = f32::from_bits((127 + 112) << 23); // 2^(127 - 15)
-    let magnitude = u32::from(half & 0x7fff) << 13;
-    let special = if magnitude >= 0x7c00 << 13 { 0x7f80_0000 } else { 0 };
-    let value = f32::from_bits(magnitude) * REBIAS;
-    f32::from_bits(value.to_bits() | special | (u32::from(half & 0x8000) << 16))
 }
 
 impl Part<'_> {
@@ -187,9 +135,10 @@ impl Part<'_> {
         let valid = self.entries_of(block);
         match self {
             Part::Stored { base: from, tuned } => {
-                decode(from.dtype, from.block(block), |entry, weight| base[entry] = weight);
-                decode(tuned.dtype, tuned.block(block), |entry, weight: R| {
-                    delta[entry] = weight - base[entry]
+                from.dtype.decode(from.block(block), base);
+                let places = delta.iter_mut().zip(&*base);
+                tuned.dtype.decode_with(tuned.block(block), places, |(delta, base), weight: R| {
+                    *delta = weight - *base;
                 });
             }
             Part::Wide { base: from, delta: delta_from } => {
@@ -320,32 +269,6 @@ pub(crate) fn for_each_entry(parts: &[Part], mut visit: impl FnMut(f64, f64)) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn decoded<R: Real>(dtype: Dtype, bytes: &[u8]) -> Vec<R> {
-        let stored = Stored { dtype, bytes };
-        let mut out = Vec::new();
-        for block in 0..stored.entries().div_ceil(BLOCK) {
-            decode(dtype, stored.block(block), |_, weight: R| out.push(weight));
-        }
-        out
-    }
-
-    #[test]
-    fn every_half_decodes_as_the_half_crate_does() {
-        let halves: Vec<u16> = (0..=u16::MAX).collect();
-        let bytes: Vec<u8> = halves.iter().flat_map(|half| half.to_le_bytes()).collect();
-        let check = |dtype, reference: fn(u16) -> f64| {
-            let (narrow, wide) = (decoded::<f32>(dtype, &bytes), decoded::<f64>(dtype, &bytes));
-            for ((half, narrow), wide) in halves.iter().zip(narrow).zip(wide) {
-                let expected = reference(*half);
-                assert!(narrow as f64 == expected || (narrow.is_nan() && expected.is_nan()), "{half:#06x}");
-                assert!(wide == expected || (wide.is_nan() && expected.is_nan()), "{half:#06x}");
-                assert_eq!(narrow.is_sign_negative(), expected.is_sign_negative(), "{half:#06x}");
-            }
-        };
-        check(Dtype::F16, |bits| half::f16::from_bits(bits).to_f64());
-        check(Dtype::BF16, |bits| half::bf16::from_bits(bits).to_f64());
-    }
 
     #[test]
     fn the_last_block_is_filled_with_zeros() {

@@ -4,8 +4,6 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use half::{bf16, f16};
-
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::quote;
 use crate::lock::lock;
@@ -56,7 +54,7 @@ impl Factors {
         let mut bytes = vec![0; entries.len() * dtype.size()];
         self.checkpoint.read_at(tensor, (entries.start * dtype.size()) as u64, &mut bytes)?;
         let mut numbers = vec![0.0_f32; entries.len()];
-        decode(dtype, &bytes, &mut numbers);
+        dtype.decode(&bytes, &mut numbers);
         match numbers.iter().position(|number| !number.is_finite()) {
             None => Ok(numbers),
             Some(place) => Err(Error::weights(
@@ -169,54 +167,6 @@ fn multiply(left: &[f32], right: &[f32], inner: usize, columns: usize, product: 
             }
         },
     );
-}
-
-/// The numbers in `bytes`, rounded to the width of `N`.
-#[inline(always)]
-pub(super) fn decode<N: Number>(dtype: Dtype, bytes: &[u8], into: &mut [N]) {
-    let chunks = bytes.chunks_exact(dtype.size()).zip(into);
-    match dtype {
-        Dtype::F16 => chunks
-            .for_each(|(bytes, number)| *number = N::from_f32(f16::from_le_bytes(array(bytes)).to_f32())),
-        Dtype::BF16 => chunks
-            .for_each(|(bytes, number)| *number = N::from_f32(bf16::from_le_bytes(array(bytes)).to_f32())),
-        Dtype::F32 => {
-            chunks.for_each(|(bytes, number)| *number = N::from_f32(f32::from_le_bytes(array(bytes))))
-        }
-        Dtype::F64 => {
-            chunks.for_each(|(bytes, number)| *number = N::from_f64(f64::from_le_bytes(array(bytes))))
-        }
-    }
-}
-
-/// A width to compute in.
-pub(super) trait Number {
-    fn from_f32(number: f32) -> Self;
-    fn from_f64(number: f64) -> Self;
-}
-
-impl Number for f32 {
-    fn from_f32(number: f32) -> Self {
-        number
-    }
-    fn from_f64(number: f64) -> Self {
-        number as f32
-    }
-}
-
-impl Number for f64 {
-    fn from_f32(number: f32) -> Self {
-        number.into()
-    }
-    fn from_f64(number: f64) -> Self {
-        number
-    }
-}
-
-fn array<const SIZE: usize>(bytes: &[u8]) -> [u8; SIZE] {
-    let mut array = [0; SIZE];
-    array.copy_from_slice(bytes);
-    array
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::matrix::{Factors, Matrix, Stored, decode};
+use super::matrix::{Factors, Matrix, Stored};
 use crate::Result;
 use crate::error::quote;
 use crate::number_format::Dtype;
@@ -93,7 +93,7 @@ impl Changed {
             Instructions::best().run_loops(
                 #[inline(always)]
                 || {
-                    decode(from, &into[stored..stored + stored_length], &mut weights);
+                    from.decode(&into[stored..stored + stored_length], &mut weights);
                     change(row, &mut weights)?;
                     encode(to, &weights, &mut into[place * length..(place + 1) * length]);
                     Ok(())
@@ -176,7 +176,7 @@ impl WeightMatrix for Changed {
                     others.read_rows(run, &mut stored, scratch)?;
                     let into = into[place * columns * to.size()..].chunks_exact_mut(columns * to.size());
                     for (stored, into) in stored.chunks_exact(columns * from.size()).zip(into) {
-                        decode(from, stored, &mut weights);
+                        from.decode(stored, &mut weights);
                         encode(to, &weights, into);
                     }
                 }

@@ -1,6 +1,6 @@
 //! The number formats that codes, scales and zero points are stored in.
 
-use half::{bf16, f16};
+use crate::number_format::{Dtype, f16_to_f32};
 
 /// A format whose numbers are all numbers of `f32` too, so that decoding is exact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,21 +53,20 @@ impl Number {
     /// Decodes little-endian numbers, as many as `into` holds.
     pub(super) fn decode(self, stored: &[u8], into: &mut [f32]) {
         match self {
-            Number::F32 => decode_each(stored, into, f32::from_le_bytes),
-            Number::F16 => decode_each(stored, into, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Number::Bf16 => decode_each(stored, into, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            Number::E4m3 => decode_each(stored, into, |[code]| E4M3[usize::from(code)]),
+            Number::F32 => Dtype::F32.decode(stored, into),
+            Number::F16 => Dtype::F16.decode(stored, into),
+            Number::Bf16 => Dtype::BF16.decode(stored, into),
+            Number::E4m3 => decode_codes(stored, into, |code| E4M3[usize::from(code)]),
             // The upper half of an F16.
-            Number::E5m2 => decode_each(stored, into, |[code]| f16::from_le_bytes([0, code]).to_f32()),
-            Number::E8m0 => decode_each(stored, into, |[code]| e8m0(code)),
-            Number::I8 => decode_each(stored, into, |[code]| f32::from(code.cast_signed())),
+            Number::E5m2 => decode_codes(stored, into, |code| f16_to_f32([0, code])),
+            Number::E8m0 => decode_codes(stored, into, e8m0),
+            Number::I8 => decode_codes(stored, into, |code| f32::from(code.cast_signed())),
         }
     }
 }
 
-fn decode_each<const SIZE: usize>(stored: &[u8], into: &mut [f32], decode: impl Fn([u8; SIZE]) -> f32) {
-    let stored = stored.as_chunks::<SIZE>().0;
-    into.iter_mut().zip(stored).for_each(|(number, bytes)| *number = decode(*bytes));
+fn decode_codes(stored: &[u8], into: &mut [f32], decode: impl Fn(u8) -> f32) {
+    into.iter_mut().zip(stored).for_each(|(number, code)| *number = decode(*code));
 }
 
 /// The values of the 16 codes of 4 bits with 1 sign, 2 exponent and 1 mantissa bits.
