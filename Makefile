@@ -78,7 +78,7 @@ test: lint ## lint, the Rust tests, the Python tests
 	@$(python) -m pytest
 
 models: $(environment)/.extension ## hold alps against every model type of transformers; writes docs/models.md
-	@$(python) tests/survey.py
+	@PYTHONPATH=tests $(python) -m layouts.survey $(MODEL_TYPES)
 
 bench: $(environment)/.extension ## compare a scan with what else could be done, time the parts of the core
 	@PYTHONPATH=benches:tests $(python) -m compare

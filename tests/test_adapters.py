@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import alps
-from adapters import assert_same, edit, load, merge, save_adapter, save_base
 from alps import cli
 from alps.scan import Form
-from models import LAYERS, tiny
+from support.adapters import assert_same, edit, load, merge, save_adapter, save_base
+from support.tiny_models import LAYERS, tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # PEFT asks transformers

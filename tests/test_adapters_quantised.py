@@ -15,9 +15,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import alps
-from adapters import assert_same, edit, merge, save_adapter
-from checkpoints import Tensors, write
-from quantisers import QUANTISERS
+from support.adapters import assert_same, edit, merge, save_adapter
+from support.checkpoints import Tensors, write
+from support.quantisers import QUANTISERS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # PEFT asks transformers

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 import alps
-import oracle
 from alps import _alps
-from checkpoints import Shape
 from compare import cache, careful, published, reading, table
 from compare.__main__ import main
 from compare.bench import Bench
@@ -21,6 +19,8 @@ from compare.products import Products
 from compare.result import Bar, Result
 from compare.rows import ROWS
 from compare.timing import Spread, in_turns, quotient
+from support import oracle
+from support.checkpoints import Shape
 
 SHAPE = Shape(layers=2, query_heads=4, key_value_heads=2, head_size=4, hidden_size=24)
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 import alps
 from alps import ArgumentError, HeadScores, HeadSet, cli, terminal_map
-from builders import small_geometry, small_scores
-from checkpoints import Shape, name, random_weights, write, write_long_pair
+from support.checkpoints import Shape, name, random_weights, write, write_long_pair
+from support.scores import small_geometry, small_scores
 
 
 def invoke(*arguments: str | Path) -> Result:

@@ -11,7 +11,7 @@ from scipy.stats import ConstantInputWarning, spearmanr
 
 import alps
 from alps import ArgumentError, Geometry, HeadScores, HeadSet
-from builders import geometries, small_geometry, small_scores
+from support.scores import geometries, small_geometry, small_scores
 
 
 @st.composite

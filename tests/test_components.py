@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import alps
-import oracle
-from checkpoints import Tensors, write
+from support import oracle
+from support.checkpoints import Tensors, write
 
 HEAD_SIZE = 4
 HIDDEN_SIZE = 24

@@ -11,7 +11,7 @@ import pytest
 
 import alps
 from alps.scan import Form
-from checkpoints import Shape, random_weights, write, write_long_pair
+from support.checkpoints import Shape, random_weights, write, write_long_pair
 
 SOON = 0.5
 """Seconds."""

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import alps
-from checkpoints import Shape, Tensors, name, random_weights, write
-from oracle import statistics
+from support.checkpoints import Shape, Tensors, name, random_weights, write
+from support.oracle import statistics
 
 SHAPE = Shape(layers=2, query_heads=4, key_value_heads=2, head_size=6, hidden_size=24)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alps import ArgumentError, CheckpointError, Geometry, HeadSet
 from alps.files import write_whole
-from builders import head_sets, small_geometry
+from support.scores import head_sets, small_geometry
 
 PAIRS = [(0, 1), (2, 0), (2, 3), (3, 2)]
 

@@ -8,17 +8,15 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import alps
-import coverage_table
-import models
-import oracle
-import proof
-from coverage_table import Row
+from layouts import coverage_table, proof
+from layouts.coverage_table import Row
+from support import oracle, tiny_models
 
 # Of transformers' own making: these models warn of this and that when they are made and run.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TABLE = coverage_table.read(coverage_table.FILE.read_text())
-LANGUAGE_MODELS = models.words(
+LANGUAGE_MODELS = tiny_models.words(
     """
     afmoe apertus arcee beam biogpt bitnet cohere cohere2 cohere2_moe cwm dots1 ernie4_5 ernie4_5_moe
     eurobert exaone4 exaone_moe flex_olmo flint gemma gemma2 gemma3 gemma3_text glm glm4 glm4_moe gpt_oss
@@ -32,7 +30,7 @@ LANGUAGE_MODELS = models.words(
     """
 )
 """Models that can be run on text alone, and trained."""
-OTHERS = models.words(
+OTHERS = tiny_models.words(
     """
     albert bamba bart beit bloom clip codegen convbert deberta deberta-v2 deepseek_v3 deepseek_v32
     deepseek_v4 distilbert falcon falcon_h1 fsmt gemma3n_text gemma4_text gpt_bigcode gpt_neo
@@ -110,7 +108,7 @@ UNREADABLE = [model_type for model_type, row in TABLE.items() if row.status in (
 
 @pytest.mark.parametrize("model_type", UNREADABLE[::8])
 def test_what_the_table_says_is_refused_is_refused(model_type: str, tmp_path: Path) -> None:
-    models.build(model_type).save_pretrained(tmp_path / "base")
+    tiny_models.build(model_type).save_pretrained(tmp_path / "base")
     with pytest.raises(alps.ModelError) as refusal:
         alps.geometry(tmp_path / "base")
     assert model_type in str(refusal.value) or "configuration" in str(refusal.value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import Shape, write_zeros
+from support.checkpoints import Shape, write_zeros
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files are looked at in memory on Linux")
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from alps import HeadScores, HeadSet
-from builders import small_geometry, small_scores
+from support.scores import small_geometry, small_scores
 
 HOSTILE = "<script>alert('x')</script>&\""
 

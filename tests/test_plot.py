@@ -19,7 +19,7 @@ from matplotlib.text import Text
 import alps
 from alps import ArgumentError, Geometry, HeadScores, HeadSet, pictures, wording
 from alps.borders import groups_in_common, runs
-from builders import geometries, small_geometry, small_scores
+from support.scores import geometries, small_geometry, small_scores
 
 HOSTILE = "$\\frac{}$ <b>&amp;\x00\n\u202e中文" + "long/" * 60
 
@@ -298,7 +298,7 @@ def test_the_callers_matplotlib_is_left_alone() -> None:
         assert dict(mpl.rcParams) == before
         assert pictures.encode(figure, "png") == plain
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from builders import small_scores; import io;"
+        "import sys; sys.path.insert(0, 'tests'); from support.scores import small_scores; import io;"
         "small_scores().plot(small_scores().select()).savefig(io.BytesIO());"
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import alps
 from alps.cli import app
-from checkpoints import Shape, Tensors, name, random_weights, write
-from models import tiny
-from quantisers import QUANTISERS, Quantiser, fp8_rows
+from support.checkpoints import Shape, Tensors, name, random_weights, write
+from support.quantisers import QUANTISERS, Quantiser, fp8_rows
+from support.tiny_models import tiny
 
 SHAPE = Shape(layers=2, query_heads=4, key_value_heads=2, head_size=48, hidden_size=320)
 """Queries of 192 rows and 320 columns: neither is a whole number of blocks of 128."""

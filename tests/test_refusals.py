@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import alps
 from alps import cli
-from checkpoints import DTYPES, Shape, name, random_weights, write, write_zeros
+from support.checkpoints import DTYPES, Shape, name, random_weights, write, write_zeros
 
 SHAPE = Shape(layers=2)
 WEIGHTS = "model.safetensors"

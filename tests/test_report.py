@@ -10,7 +10,7 @@ import pytest
 import alps
 from alps import ArgumentError, HeadScores, HeadSet
 from alps.report_document import document
-from builders import small_geometry, small_scores
+from support.scores import small_geometry, small_scores
 
 HOSTILE = "<script>alert('x')</script>\"&{{ 7 * 7 }}$\u202e"
 

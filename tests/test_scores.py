@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import alps
 from alps import ArgumentError, CheckpointError, HeadScores, _alps, sources
-from builders import scores, small_geometry, small_scores
+from support.scores import scores, small_geometry, small_scores
 
 
 def test_scores_are_a_mapping_of_read_only_arrays() -> None:

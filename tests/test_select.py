@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from alps import ArgumentError, HeadScores
 from alps.scores import RandomRule, RankedRule, Rule
-from builders import scores, small_geometry, small_scores
+from support.scores import scores, small_geometry, small_scores
 
 ratios = st.one_of(st.floats(0, 1), st.integers(0, 100).map(lambda percent: percent / 100))
 rules = st.sampled_from([*get_args(RankedRule), *get_args(RandomRule)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from checkpoints import Shape, name, random_weights
+from support.checkpoints import Shape, name, random_weights
 
 FIRST, SECOND = "1" * 40, "2" * 40
 SHAPE = Shape(layers=2)

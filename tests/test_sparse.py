@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import alps
-import oracle
-from checkpoints import Shape, Tensors, name, random_weights, theta, write, write_sparse
+from support import oracle
+from support.checkpoints import Shape, Tensors, name, random_weights, theta, write, write_sparse
 from test_statistics import check
 
 MEBIBYTE = 1 << 20

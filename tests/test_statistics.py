@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import alps
-import oracle
 from alps.scan import Form
-from checkpoints import DTYPES, Shape, Tensors, matrices, name, random_weights, theta, write
+from support import oracle
+from support.checkpoints import DTYPES, Shape, Tensors, matrices, name, random_weights, theta, write
 
 TOLERANCE = {"qkv": 1e-6, "product": 1e-5}
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import alps
-from restricted import Model, chosen, states, tiny_model, tokens, train, trainable
+from support.training import Model, chosen, states, tiny_model, tokens, train, trainable
 
 pytestmark = [
     # The data loader of torch says so on every machine without an accelerator.

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import distributed_worker
-from restricted import tiny_model
+from support import distributed_worker
+from support.training import tiny_model
 
 TORCHRUN = (
     "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
@@ -31,8 +31,8 @@ JOBS = [
 
 def launch(launcher: tuple[str, ...], folder: Path, jobs: list[str]) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", *launcher, distributed_worker.__file__, str(folder), *jobs],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", *launcher, "-m", "support.distributed_worker", str(folder), *jobs],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,

@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from models import VOCABULARY
-from restricted import chosen, masks, tiny_model, tokens
+from support.tiny_models import VOCABULARY
+from support.training import chosen, masks, tiny_model, tokens
 
 pytestmark = [
     # PEFT still asks what transformers deprecates.

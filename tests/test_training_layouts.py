@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import alps
-from models import tiny
-from restricted import chosen, projections
+from support.tiny_models import tiny
+from support.training import chosen, projections
 
 STORED = {
     "gpt_neox": "interleaved",

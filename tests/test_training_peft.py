@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Tr
 import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
 from alps.training.adapter_layer import AlpsLayer
-from restricted import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
+from support.training import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
 from test_training_checkpoints import Tokens, run
 
 pytestmark = [

@@ -16,8 +16,8 @@ import alps
 from alps import AlpsError, ArgumentError, Geometry, HeadScores, HeadSet, ModelError
 from alps.training import attention
 from alps.training.projection import RestrictedProjection
-from models import tiny
-from restricted import (
+from support.tiny_models import tiny
+from support.training import (
     PAIRS,
     MakeOptimizer,
     Model,

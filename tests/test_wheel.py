@@ -86,4 +86,4 @@ def test_the_wheel_works(wheel: Path, tmp_path: Path, minor: int, interpreter: P
         if minor != sys.version_info.minor and OFFLINE.search(str(failure)):
             pytest.skip(f"the dependencies for Python 3.{minor} cannot be fetched")
         raise
-    run(python, "-W", "error", Path(__file__).with_name("installed.py"), folder, cwd=folder)
+    run(python, "-W", "error", ROOT / "tests" / "support" / "installed_wheel.py", folder, cwd=folder)

@@ -8,9 +8,9 @@ from functools import partial
 
 import alps
 from alps.scan import Form
-from checkpoints import Shape
 from compare.pairs import Pair, Pairs
 from compare.result import duration
+from support.checkpoints import Shape
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from checkpoints import Shape, name
 from compare.workers import workers
+from support.checkpoints import Shape, name
 
 
 def heads(file: Path, shape: Shape, layer: int) -> Iterator[torch.Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import Shape, name, write_sparse
+from support.checkpoints import Shape, name, write_sparse
 
 SHAPES = {
     "Llama-3.1-8B": Shape(layers=32, query_heads=32, key_value_heads=8, head_size=128, hidden_size=4096),

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from checkpoints import Shape, name
 from compare.workers import workers
+from support.checkpoints import Shape, name
 
 
 class Products:

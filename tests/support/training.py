@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from alps import HeadSet
 from alps.training import attention
 from alps.training.projection import RestrictedProjection
-from models import VOCABULARY, tiny
+from support.tiny_models import VOCABULARY, tiny
 
 PAIRS = [(0, 1), (0, 3), (2, 5)]
 """The heads to train: two in one layer, none in the next, one in the last."""

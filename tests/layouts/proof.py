@@ -1,6 +1,6 @@
 """What a scan says of the heads of a model, held against what its weights do when it runs.
 
-Which entries of the file a head is made of is found by `attention.py`, without alps. Here they are changed in the file, and
+Which entries of the file a head is made of is found by `trace_rows.py`, without alps. Here they are changed in the file, and
 every component of the model is scanned: exactly the heads that need the changed entries have to have moved, in one component and
 one layer.
 """
@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import alps
-import attention
-import models
-import tracing
 from alps.scan import Component
-from watching import ROLES
+from layouts import run_model, trace_rows
+from layouts.attention_recorder import ROLES
+from support import tiny_models
 
 COMPONENTS: tuple[Component, ...] = ("decoder", "encoder", "cross", "vision", "audio")
 
@@ -63,12 +62,12 @@ class Truth:
     @property
     def pattern(self) -> str:
         """The module's name without its numbers."""
-        return attention.layered(self.module)[0]
+        return run_model.layered(self.module)[0]
 
     @property
     def numbers(self) -> list[int]:
         """The numbers in the module's name."""
-        return attention.layered(self.module)[1]
+        return run_model.layered(self.module)[1]
 
     def to_json(self) -> dict[str, Any]:
         """The fields, in a form for JSON: the rows of each role as runs of (first, end, heads)."""
@@ -101,14 +100,19 @@ class Known:
 
     model: Any
     truths: list[Truth]
-    runs: list[attention.Run]
+    runs: list[run_model.Run]
     left: list[str]
     """What looks like attention and could not be run."""
     failures: dict[str, str]
     """Why."""
 
 
-_WAYS: tuple[tuple[models.Attempt, ...], ...] = (models.ATTEMPTS, ((0, True),), ((2, True),), ((3, True),))
+_WAYS: tuple[tuple[tiny_models.Attempt, ...], ...] = (
+    tiny_models.ATTEMPTS,
+    ((0, True),),
+    ((2, True),),
+    ((3, True),),
+)
 _PATIENCE = 15
 """Seconds after which no other way to build a model is tried."""
 
@@ -123,7 +127,7 @@ def understand(model_type: str) -> Known:
     start = time.process_time()
     for attempts in _WAYS:
         try:
-            model = models.build(model_type, attempts)
+            model = tiny_models.build(model_type, attempts)
         except ValueError:
             if best is None:
                 raise
@@ -138,18 +142,18 @@ def understand(model_type: str) -> Known:
 
 
 def _understood(model: Any) -> Known:
-    if not attention.looks_like_attention(model):
+    if not run_model.looks_like_attention(model):
         return Known(model, [], [], [], {})
     known, runs, failures = truths(model)
-    left = attention.not_run(model, {truth.module for truth in known})
-    if not known and attention.NONE in failures.get("", ""):  # what looked like it was not
+    left = run_model.not_run(model, {truth.module for truth in known})
+    if not known and run_model.NONE in failures.get("", ""):  # what looked like it was not
         left = []
-    return Known(model, known, runs, sorted({attention.layered(name)[0] for name in left}), failures)
+    return Known(model, known, runs, sorted({run_model.layered(name)[0] for name in left}), failures)
 
 
-def truths(model: Any) -> tuple[list[Truth], list[attention.Run], dict[str, str]]:
+def truths(model: Any) -> tuple[list[Truth], list[run_model.Run], dict[str, str]]:
     """Every softmax attention of a model that runs, in the order of running, and the runs that show them."""
-    found, runs, failures = tracing.traced(model)
+    found, runs, failures = trace_rows.traced(model)
     result: list[Truth] = []
     for one in found:
         rows: dict[str, Rows] = {}
@@ -190,7 +194,7 @@ def _rows(name: str, code: torch.Tensor) -> Rows | None:
             flat == union[:, None]
         ).float().mean() > 0.9:
             owners = tuple(
-                frozenset(h for h in range(tracing.MOST_HEADS) if mask >> h & 1) for mask in union.tolist()
+                frozenset(h for h in range(trace_rows.MOST_HEADS) if mask >> h & 1) for mask in union.tolist()
             )
             if len(set(owners)) > 1 or axis == 0:
                 return Rows(name, axis, owners)
@@ -445,12 +449,12 @@ def _check(
     return None, place
 
 
-def heads_that_differ(base: Any, tuned: Any, runs: list[attention.Run], module: str) -> set[int]:
+def heads_that_differ(base: Any, tuned: Any, runs: list[run_model.Run], module: str) -> set[int]:
     """The heads of one attention that put out something else in `tuned` than in `base`, whatever their weights."""
     outputs = []
     for model in (base, tuned):
-        with attention.without_norms(model, {module}):
-            outputs.append(attention.output_of(model, runs, module))
+        with run_model.without_norms(model, {module}):
+            outputs.append(run_model.output_of(model, runs, module))
     before, after = outputs
     heads = range(before.heads)
     return {

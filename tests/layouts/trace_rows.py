@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from attention import Run, observe, run, stirred, without_norms
-from watching import ROLES, Attention, Part
+from layouts.attention_recorder import ROLES, Attention, Part
+from layouts.run_model import Run, observe, run, stirred, without_norms
 
 MOST_HEADS = 52
 """Bits of the integers that a float64 holds; later heads of an attention are left out."""

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import alps
 from alps.training.projection import RestrictedProjection
-from restricted import Model, chosen, tiny_model, tokens, trainable
+from support.training import Model, chosen, tiny_model, tokens, trainable
 
 STEPS = 6
 FULL = StateDictOptions(full_state_dict=True)

@@ -15,8 +15,8 @@ import torch
 import transformers
 from transformers.pytorch_utils import Conv1D
 
-import inputs
-from watching import Attention, Part, Watch
+from layouts import model_inputs
+from layouts.attention_recorder import Attention, Part, Watch
 
 NONE = "it ran without attention"
 _SECONDS = 6
@@ -30,7 +30,7 @@ _NOT_ATTENTION = re.compile(
 )
 
 
-Run = tuple[str, inputs.Arguments]
+Run = tuple[str, model_inputs.Arguments]
 """A part of a model and arguments that it runs with."""
 
 
@@ -48,7 +48,7 @@ def observe(model: torch.nn.Module) -> tuple[list[Attention], list[Run], dict[st
     failures: dict[str, str] = {}
     end = time.process_time() + _SECONDS
 
-    def attempt(name: str, tries: Iterator[inputs.Arguments]) -> None:
+    def attempt(name: str, tries: Iterator[model_inputs.Arguments]) -> None:
         errors = []
         for arguments in tries:
             if time.process_time() > end:
@@ -66,11 +66,11 @@ def observe(model: torch.nn.Module) -> tuple[list[Attention], list[Run], dict[st
     for name, module in model.named_modules():
         took_part = name and any(owner.startswith(f"{name}.") for owner, _ in found)
         if isinstance(module, transformers.PreTrainedModel) and not took_part:
-            attempt(name, inputs.of_model(module))
+            attempt(name, model_inputs.of_model(module))
     given_up: set[str] = set()
     for name in not_run(model, {owner for owner, _ in found}):
         if layered(name)[0] not in given_up:
-            attempt(name, inputs.of_attention(model.get_submodule(name)))
+            attempt(name, model_inputs.of_attention(model.get_submodule(name)))
             if name in failures:
                 given_up.add(layered(name)[0])
     return list(found.values()), runs, failures
@@ -89,7 +89,10 @@ def output_of(model: torch.nn.Module, runs: list[Run], module: str) -> Part:
 
 
 def run(
-    model: torch.nn.Module, name: str, arguments: inputs.Arguments, found: dict[tuple[str, int], Attention]
+    model: torch.nn.Module,
+    name: str,
+    arguments: model_inputs.Arguments,
+    found: dict[tuple[str, int], Attention],
 ) -> tuple[bool, str | None]:
     """Runs a part of a model; adds the attention it shows to `found`. Whether there was any, and the error if it failed."""
     module = model.get_submodule(name)

@@ -1,6 +1,6 @@
 """Holds alps against every model type of transformers, and writes the table of models, `docs/models.md`.
 
-    python tests/survey.py [--anew] [MODEL_TYPE ...]
+    PYTHONPATH=tests python -m layouts.survey [--anew] [MODEL_TYPE ...]
 
 A model of each type is built and run once, which takes most of the time; what was found stays in `build/models` for
 the next survey. Only a survey of all types writes the table.
@@ -28,10 +28,9 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-import coverage_table
-import proof
+from layouts import coverage_table, proof
 
-FOLDER = Path(__file__).parents[1] / "build" / "models"
+FOLDER = Path(__file__).parents[2] / "build" / "models"
 SECONDS = 300
 """For one model, after which it counts as not built."""
 MEMORY = 6 << 30
@@ -108,12 +107,12 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, __file__, "--worker"],
+            [sys.executable, "-m", "layouts.survey", "--worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def ask(self, model_type: str, facts: dict[str, Any]) -> dict[str, Any]:

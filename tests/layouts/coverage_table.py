@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import proof
+from layouts import proof
 
-FILE = Path(__file__).parents[1] / "docs" / "models.md"
+FILE = Path(__file__).parents[2] / "docs" / "models.md"
 Status = Literal["read", "refused", "wrong", "none", "unbuilt"]
 
 
