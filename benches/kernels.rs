@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use alps::number_format::Dtype;
 use alps::simd::Instructions;
-use alps::statistics::{Heads, MatrixPair, Middle, Part, PartSums, Product, Stored};
+use alps::statistics::{
+    GroupMeasurement, HeadMatrix, HeadProduct, KeyValueProduct, StoredWeights, VectorSums, WeightVector,
+};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -52,14 +54,14 @@ impl Weights {
         Self::new(dtype, 0.04, 1e-3, seed)
     }
 
-    fn part(&self) -> Part<'_> {
-        let MatrixPair { base, tuned, .. } = self.matrices();
-        Part::Stored { base, tuned }
+    fn part(&self) -> WeightVector<'_> {
+        let HeadMatrix { base, tuned, .. } = self.matrices();
+        WeightVector::Stored { base, tuned }
     }
 
-    fn matrices(&self) -> MatrixPair<'_> {
-        let stored = |bytes| Stored { dtype: self.dtype, bytes };
-        MatrixPair { base: stored(&self.base), tuned: stored(&self.tuned), columns: HIDDEN_SIZE }
+    fn matrices(&self) -> HeadMatrix<'_> {
+        let stored = |bytes| StoredWeights { dtype: self.dtype, bytes };
+        HeadMatrix { base: stored(&self.base), tuned: stored(&self.tuned), columns: HIDDEN_SIZE }
     }
 }
 
@@ -86,7 +88,7 @@ fn time_sums(
     weights: &Weights,
     instructions: Instructions,
 ) {
-    let mut sums = PartSums::new(1.0, instructions);
+    let mut sums = VectorSums::new(1.0, instructions);
     group.bench_function(name, |bencher| {
         bencher.iter(|| {
             sums.clear();
@@ -130,7 +132,7 @@ fn transport(criterion: &mut Criterion) {
     let mut group = group(criterion, "transport", (HEADS + 2) * ENTRIES);
     for instructions in instruction_sets() {
         let sums = matrices.each_ref().map(|matrix| {
-            let mut sums = PartSums::new(1.0, instructions);
+            let mut sums = VectorSums::new(1.0, instructions);
             let _ = sums.add_up_to(ENTRIES, &matrix.part());
             sums
         });
@@ -138,7 +140,7 @@ fn transport(criterion: &mut Criterion) {
         group.bench_function(instructions.name(), |bencher| {
             bencher.iter(|| {
                 let shared = vec![(key.part(), &sums[1]), (value.part(), &sums[2])];
-                let mut heads = Heads::new(shared, 1.0, false, instructions);
+                let mut heads = GroupMeasurement::new(shared, 1.0, false, instructions);
                 for _ in 0..HEADS {
                     black_box(heads.add(query.part(), &sums[0]).is_ok());
                 }
@@ -153,13 +155,13 @@ fn product(criterion: &mut Criterion) {
     let instructions = Instructions::best();
     let mut group = group(criterion, "product", ENTRIES);
     group.sample_size(10);
-    let of_group = || Middle::of(&key.matrices(), &value.matrices(), instructions);
+    let of_group = || KeyValueProduct::new(&key.matrices(), &value.matrices(), instructions);
     group.bench_function("of a group", |bencher| bencher.iter(|| black_box(of_group().is_ok())));
-    let (Ok(middle), mut product) = (of_group(), Product::new(instructions)) else {
+    let (Ok(middle), mut product) = (of_group(), HeadProduct::new(instructions)) else {
         panic!("the weights are finite");
     };
     group.bench_function("of a head", |bencher| {
-        bencher.iter(|| black_box(product.load(&query.matrices(), &middle).is_ok()));
+        bencher.iter(|| black_box(product.compute(&query.matrices(), &middle).is_ok()));
     });
 }
 

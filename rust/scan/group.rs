@@ -9,7 +9,10 @@ use super::options::{Form, Options};
 use crate::attention::Role;
 use crate::error::{Error, Result};
 use crate::progress::Control;
-use crate::statistics::{Heads, Measured, Middle, NotFiniteIn, Part, PartSums, Product, Refused};
+use crate::statistics::{
+    GroupMeasurement, HeadMeasurements, HeadProduct, KeyValueProduct, NonFiniteIn, NonFiniteMatrix,
+    VectorSums, WeightVector,
+};
 
 /// What all threads share.
 pub(crate) struct Walk<'a> {
@@ -39,8 +42,8 @@ pub(crate) struct Workspace<'a> {
     query: Loaded<'a>,
     /// What a group has left behind.
     group: Option<LoadedGroup<'a>>,
-    product: Product,
-    product_sums: PartSums,
+    product: HeadProduct,
+    product_sums: VectorSums,
     scratch: Vec<u8>,
 }
 
@@ -48,25 +51,25 @@ pub(crate) struct Workspace<'a> {
 struct LoadedGroup<'a> {
     key: Loaded<'a>,
     value: Loaded<'a>,
-    middle: Option<Middle>,
+    middle: Option<KeyValueProduct>,
 }
 
 /// The bytes of one matrix from both sides, and their sums.
 struct Loaded<'a> {
     bytes: Bytes<'a>,
-    sums: PartSums,
+    sums: VectorSums,
 }
 
 /// Heads of a layer, with what was measured of each; or one that could not be measured, and why.
-pub(crate) type MeasuredHeads = std::result::Result<Vec<(usize, Measured)>, (usize, Error)>;
+pub(crate) type MeasuredHeads = std::result::Result<Vec<(usize, HeadMeasurements)>, (usize, Error)>;
 
 impl Workspace<'_> {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             query: Loaded::nothing(options),
             group: None,
-            product: Product::new(options.instructions),
-            product_sums: PartSums::new(options.temperature, options.instructions),
+            product: HeadProduct::new(options.instructions),
+            product_sums: VectorSums::new(options.temperature, options.instructions),
             scratch: Vec::new(),
         }
     }
@@ -84,7 +87,7 @@ impl LoadedGroup<'_> {
 
 impl Loaded<'_> {
     fn nothing(options: &Options) -> Self {
-        Self { bytes: Bytes::default(), sums: PartSums::new(options.temperature, options.instructions) }
+        Self { bytes: Bytes::default(), sums: VectorSums::new(options.temperature, options.instructions) }
     }
 }
 
@@ -125,7 +128,7 @@ impl<'a> Walk<'a> {
         };
         if self.options.form == Form::Product {
             workspace.query.bytes = Bytes::default();
-            workspace.product.clear();
+            workspace.product.free();
         }
         match self.load(&mut group, workspace) {
             Err(_) if group.loaded.has_gap() => self.again().load(&mut group, workspace)?,
@@ -150,13 +153,14 @@ impl<'a> Walk<'a> {
     }
 
     /// The product of keys and values; nothing unless there are both.
-    fn multiplied(&self, group: &Group<'a>) -> Result<Option<Middle>> {
+    fn multiplied(&self, group: &Group<'a>) -> Result<Option<KeyValueProduct>> {
         let mut parts = group.parts().map(|(pair, loaded)| (pair, &loaded.bytes));
         let Some(((key, keys), (value, values))) = parts.next().zip(parts.next()) else { return Ok(None) };
-        let middle = Middle::of(&key.matrices(keys), &value.matrices(values), self.options.instructions);
+        let middle =
+            KeyValueProduct::new(&key.matrices(keys), &value.matrices(values), self.options.instructions);
         middle.map(Some).map_err(|refused| match refused {
-            Refused::Key(entry) => key.refuse(keys, entry),
-            Refused::Value(entry) => value.refuse(values, entry),
+            NonFiniteMatrix::Key(entry) => key.refuse(keys, entry),
+            NonFiniteMatrix::Value(entry) => value.refuse(values, entry),
         })
     }
 
@@ -215,9 +219,11 @@ impl<'a> Walk<'a> {
         let parts = shared.iter().map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums)).collect();
         let mut of_heads = self.heads(parts);
         // Every entry was found finite when it was summed, so somebody writes to the weights.
-        let refuse = |query: &Pair, bytes: &Bytes, (part, entry): NotFiniteIn| match part.checked_sub(1) {
+        let refuse = |query: &Pair, bytes: &Bytes, NonFiniteIn { vector, entry }: NonFiniteIn| match vector
+            .checked_sub(1)
+        {
             None => query.refuse(bytes, entry),
-            Some(part) => shared[part].0.refuse(&shared[part].1.bytes, entry),
+            Some(place) => shared[place].0.refuse(&shared[place].1.bytes, entry),
         };
         let mut done = Vec::new();
         for (head, query) in queries {
@@ -229,11 +235,10 @@ impl<'a> Walk<'a> {
             done.push((head, query));
         }
         let mut measured = of_heads.finish();
-        for ((head, query), measured) in done.iter().zip(&mut measured).filter(|(_, head)| head.is_delicate())
-        {
+        for ((head, query), measured) in done.iter().zip(&mut measured).filter(|(_, head)| head.needs_f64()) {
             let bytes = &mut own.bytes;
             self.reread(query, bytes, scratch).map_err(|error| (*head, error))?;
-            let again = of_heads.measure_again(query.part(bytes), measured);
+            let again = of_heads.remeasure_in_f64(query.part(bytes), measured);
             *measured = again.map_err(|entry| (*head, refuse(query, bytes, entry)))?;
             self.done.add(bytes);
         }
@@ -243,14 +248,14 @@ impl<'a> Walk<'a> {
     fn measure_product(
         &self,
         pair: &Pair<'a>,
-        middle: &Middle,
+        middle: &KeyValueProduct,
         workspace: &mut Workspace<'a>,
-    ) -> Result<Measured> {
+    ) -> Result<HeadMeasurements> {
         let Workspace { query, product, product_sums, scratch, .. } = workspace;
         self.read(pair, query, scratch)?;
-        let loaded = product.load(&pair.matrices(&query.bytes), middle);
+        let loaded = product.compute(&pair.matrices(&query.bytes), middle);
         loaded.map_err(|entry| pair.refuse(&query.bytes, entry))?;
-        let part = product.part();
+        let part = product.weight_vector();
         product_sums.clear();
         let mut head = self.heads(Vec::new());
         let overflows = || {
@@ -262,9 +267,9 @@ impl<'a> Walk<'a> {
         Ok(head.finish().remove(0))
     }
 
-    fn heads<'b>(&self, shared: Vec<(Part<'b>, &'b PartSums)>) -> Heads<'b> {
+    fn heads<'b>(&self, shared: Vec<(WeightVector<'b>, &'b VectorSums)>) -> GroupMeasurement<'b> {
         let Options { temperature, sorted, instructions, .. } = *self.options;
-        Heads::new(shared, temperature, sorted, instructions)
+        GroupMeasurement::new(shared, temperature, sorted, instructions)
     }
 
     /// Puts away a group that no thread needs any more.

@@ -9,7 +9,7 @@ use crate::checkpoint::aligned::AlignedBytes;
 use crate::checkpoint::mapping::View;
 use crate::error::{Error, Result};
 use crate::lock::lock;
-use crate::statistics::{MatrixPair, NotFinite, Part, Stored};
+use crate::statistics::{HeadMatrix, NonFiniteEntry, StoredWeights, WeightVector};
 
 /// One matrix on both sides.
 pub(crate) struct Pair<'a> {
@@ -24,24 +24,24 @@ impl Pair<'_> {
         self.base.stored_bytes() + self.tuned.stored_bytes()
     }
 
-    pub(crate) fn part<'b>(&self, bytes: &'b Bytes) -> Part<'b> {
-        let MatrixPair { base, tuned, .. } = self.matrices(bytes);
-        Part::Stored { base, tuned }
+    pub(crate) fn part<'b>(&self, bytes: &'b Bytes) -> WeightVector<'b> {
+        let HeadMatrix { base, tuned, .. } = self.matrices(bytes);
+        WeightVector::Stored { base, tuned }
     }
 
-    pub(crate) fn matrices<'b>(&self, bytes: &'b Bytes) -> MatrixPair<'b> {
+    pub(crate) fn matrices<'b>(&self, bytes: &'b Bytes) -> HeadMatrix<'b> {
         let [base, tuned] = bytes.sides();
-        MatrixPair {
-            base: Stored { dtype: self.base.linear.dtype(), bytes: base },
-            tuned: Stored { dtype: self.tuned.linear.dtype(), bytes: tuned },
+        HeadMatrix {
+            base: StoredWeights { dtype: self.base.linear.dtype(), bytes: base },
+            tuned: StoredWeights { dtype: self.tuned.linear.dtype(), bytes: tuned },
             columns: self.base.columns(),
         }
     }
 
-    pub(crate) fn refuse(&self, bytes: &Bytes, NotFinite { entry, tuned }: NotFinite) -> Error {
+    pub(crate) fn refuse(&self, bytes: &Bytes, NonFiniteEntry { entry, is_tuned }: NonFiniteEntry) -> Error {
         let matrices = self.matrices(bytes);
         let (matrix, stored) =
-            if tuned { (&self.tuned, matrices.tuned) } else { (&self.base, matrices.base) };
+            if is_tuned { (&self.tuned, matrices.tuned) } else { (&self.base, matrices.base) };
         matrix.refuse(entry, stored.entry(entry), &self.whose)
     }
 }

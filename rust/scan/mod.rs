@@ -28,7 +28,7 @@ use crate::checkpoint::mapping::prepare_thread;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 use crate::progress::Control;
-use crate::statistics::{Measured, STATISTICS, Statistic};
+use crate::statistics::{HeadMeasurements, STATISTICS, Statistic};
 
 /// The statistics of every head.
 #[derive(Clone, Debug)]
@@ -122,7 +122,7 @@ pub fn scan(
 /// What was measured of the heads, or why it was not.
 struct Outcome {
     /// [layers, heads of the layer that has most] in row-major order.
-    measured: Vec<Option<Measured>>,
+    measured: Vec<Option<HeadMeasurements>>,
     heads: usize,
     /// Of several failures that of the first group and head counts, whichever thread meets its own first.
     failure: Option<((usize, usize), Error)>,
@@ -156,7 +156,7 @@ impl Outcome {
         matches!(self.failure, Some(((failed, _), _)) if failed < group)
     }
 
-    fn of_all(self) -> Result<Vec<Option<Measured>>> {
+    fn of_all(self) -> Result<Vec<Option<HeadMeasurements>>> {
         self.failure.map_or(Ok(self.measured), |(_, error)| Err(error))
     }
 }
@@ -165,7 +165,7 @@ impl Outcome {
 fn tabulate(
     tuned: &OpenedModel,
     options: &Options,
-    measured: &[Option<Measured>],
+    measured: &[Option<HeadMeasurements>],
 ) -> Result<Vec<(&'static str, Vec<f64>)>> {
     let computed = |statistic: &&Statistic| {
         !(statistic.of_stored_entries && options.form == Form::Product)

@@ -7,8 +7,8 @@ use super::displacement::{Displacement, Extent};
 use super::divergence;
 use super::precision::{self, Reach, Scratch, Visitor, Way};
 use super::sign_bounds::{BlockSegments, Segments};
-use super::softmax_sums::{NotFinite, Scaling, Sums};
-use super::weight_vector::{BLOCK, Block, Pairs, Part, SEGMENT};
+use super::softmax_sums::{NonFiniteEntry, Scaling, Sums};
+use super::weight_vector::{BLOCK, Block, Pairs, SEGMENT, WeightVector};
 use crate::simd::real::Real;
 
 /// The sums of one part as they grow, and its segments.
@@ -48,10 +48,10 @@ impl Accumulator {
     /// Adds blocks of `part`, which follow those added before.
     pub(crate) fn add(
         &mut self,
-        part: &Part,
+        part: &WeightVector,
         blocks: Range<usize>,
         scratch: &mut Scratch,
-    ) -> Result<(), NotFinite> {
+    ) -> Result<(), NonFiniteEntry> {
         let scaling = self.scaling;
         for block in blocks {
             self.sums.entries += part.entries_of(block);

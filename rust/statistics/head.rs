@@ -7,15 +7,15 @@ use super::displacement::Displacement;
 use super::divergence::{self, Divergences};
 use super::precision::{NARROW_REACH, Scratch, WIDE_REACH};
 use super::sign_bounds::Running;
-use super::softmax_sums::{Frame, NotFinite, Scaling, Sums};
+use super::softmax_sums::{Frame, NonFiniteEntry, Scaling, Sums};
 use super::sorted_wasserstein;
 use super::wasserstein::go_through;
-use super::weight_vector::{BLOCK, Part, for_each_entry};
+use super::weight_vector::{BLOCK, WeightVector, for_each_entry};
 use crate::simd::Instructions;
 
 /// What every statistic of a head is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct Measured {
+pub struct HeadMeasurements {
     pub(super) entries: usize,
     pub(super) displacement: Displacement,
     /// The sum of |C_T - C_B| over the entries.
@@ -35,23 +35,23 @@ pub struct Measured {
 /// show in it. Changes in no order give five times as much, sqrt(pi / 32).
 const DELICATE: f64 = 1.0 / 16.0;
 
-impl Measured {
+impl HeadMeasurements {
     /// Whether the running sums stay so near to one another, much nearer than by chance, that the head had better be
-    /// [measured again](Heads::measure_again) with more digits.
-    pub fn is_delicate(&self) -> bool {
+    /// [measured again](GroupMeasurement::remeasure_in_f64) with more digits.
+    pub fn needs_f64(&self) -> bool {
         self.has_narrow && self.area < DELICATE * self.distance * self.entries as f64
     }
 }
 
 /// The sums of one part, which every head that reads the part shares.
 #[derive(Debug)]
-pub struct PartSums {
+pub struct VectorSums {
     accumulator: Accumulator,
     blocks: usize,
     scratch: Scratch,
 }
 
-impl PartSums {
+impl VectorSums {
     /// Sums of nothing.
     pub fn new(temperature: f64, instructions: Instructions) -> Self {
         let scaling = Scaling { temperature, frame: None, instructions };
@@ -65,7 +65,7 @@ impl PartSums {
     }
 
     /// Adds what is whole of the first `entries` entries of `part` and was not added before.
-    pub fn add_up_to(&mut self, entries: usize, part: &Part) -> Result<(), NotFinite> {
+    pub fn add_up_to(&mut self, entries: usize, part: &WeightVector) -> Result<(), NonFiniteEntry> {
         let end = if entries == part.entries() { part.blocks() } else { entries / BLOCK };
         let blocks = self.blocks..end;
         self.blocks = end;
@@ -78,11 +78,11 @@ impl PartSums {
 ///
 /// The weight vector of a head is its own part and then the parts that are shared.
 #[derive(Debug)]
-pub struct Heads<'a> {
-    shared: Vec<(Part<'a>, &'a PartSums)>,
+pub struct GroupMeasurement<'a> {
+    shared: Vec<(WeightVector<'a>, &'a VectorSums)>,
     scaling: Scaling,
     sorted: bool,
-    measured: Vec<Measured>,
+    measured: Vec<HeadMeasurements>,
     /// Those that still have to go through the shared parts, with their places and what their areas are scaled by.
     running: Vec<Running>,
     scales: Vec<(usize, f64)>,
@@ -91,14 +91,20 @@ pub struct Heads<'a> {
     scratch: Scratch,
 }
 
-/// An entry that is not finite, and the part of the head that has it: 0 for its own, then those that are shared.
-pub type NotFiniteIn = (usize, NotFinite);
+/// An entry of a head that is NaN or infinite.
+#[derive(Clone, Copy, Debug)]
+pub struct NonFiniteIn {
+    /// The weight vector that holds it: 0 is the head's own, 1 the first shared one.
+    pub vector: usize,
+    /// The entry of that weight vector.
+    pub entry: NonFiniteEntry,
+}
 
-impl<'a> Heads<'a> {
+impl<'a> GroupMeasurement<'a> {
     /// No heads yet. The sums are of the same temperature. W1 between the sets of values needs a sort and is left out
     /// unless `sorted`.
     pub fn new(
-        shared: Vec<(Part<'a>, &'a PartSums)>,
+        shared: Vec<(WeightVector<'a>, &'a VectorSums)>,
         temperature: f64,
         sorted: bool,
         instructions: Instructions,
@@ -116,7 +122,7 @@ impl<'a> Heads<'a> {
     }
 
     /// Adds a head, of whose own part nothing is needed afterwards.
-    pub fn add(&mut self, own: Part, own_sums: &PartSums) -> Result<(), NotFiniteIn> {
+    pub fn add(&mut self, own: WeightVector, own_sums: &VectorSums) -> Result<(), NonFiniteIn> {
         let accumulator = &own_sums.accumulator;
         let sums =
             merged(iter::once(accumulator).chain(self.shared.iter().map(|(_, sums)| &sums.accumulator)));
@@ -128,7 +134,7 @@ impl<'a> Heads<'a> {
             finish(&sums, 0.0)
         } else {
             let framed = measure_in_frame(&self.parts_of(own), &self.scaling)?;
-            Measured { displacement: sums.displacement, ..framed }
+            HeadMeasurements { displacement: sums.displacement, ..framed }
         };
         if self.sorted {
             measured.sorted_wasserstein = Some(sorted_wasserstein::distance(&self.parts_of(own)));
@@ -138,7 +144,7 @@ impl<'a> Heads<'a> {
     }
 
     /// Goes through the shared parts, and gives what is measured of each head.
-    pub fn finish(&mut self) -> Vec<Measured> {
+    pub fn finish(&mut self) -> Vec<HeadMeasurements> {
         for (part, sums) in &self.shared {
             go_through(part, &sums.accumulator, &mut self.running, &mut self.scratch);
         }
@@ -149,28 +155,38 @@ impl<'a> Heads<'a> {
     }
 
     /// Measures a head once more, all in `f64`. `first` is what was measured of it before.
-    pub fn measure_again(&mut self, own: Part, first: &Measured) -> Result<Measured, NotFiniteIn> {
+    pub fn remeasure_in_f64(
+        &mut self,
+        own: WeightVector,
+        first: &HeadMeasurements,
+    ) -> Result<HeadMeasurements, NonFiniteIn> {
         // A frame leaves out the ways in `f32`; such weights are near enough to 0 for one around it.
         let scaling = Scaling { frame: Some(Frame::default()), ..self.scaling };
         for (place, (part, _)) in self.shared.iter().enumerate().skip(self.precise.len()) {
-            let accumulator = summed(part, scaling, &mut self.scratch).map_err(|entry| (place + 1, entry))?;
+            let accumulator = summed(part, scaling, &mut self.scratch)
+                .map_err(|entry| NonFiniteIn { vector: place + 1, entry })?;
             self.precise.push(accumulator);
         }
-        let of_own = summed(&own, scaling, &mut self.scratch).map_err(|entry| (0, entry))?;
+        let of_own =
+            summed(&own, scaling, &mut self.scratch).map_err(|entry| NonFiniteIn { vector: 0, entry })?;
         let parts = iter::once(&own).chain(self.shared.iter().map(|(part, _)| part));
         let accumulators = iter::once(&of_own).chain(&self.precise);
         let sums = merged(accumulators.clone());
         let measured = finish_alone(&sums, parts.zip(accumulators), &mut self.scratch);
-        let Measured { displacement, sorted_wasserstein, .. } = *first;
-        Ok(Measured { displacement, sorted_wasserstein, ..measured })
+        let HeadMeasurements { displacement, sorted_wasserstein, .. } = *first;
+        Ok(HeadMeasurements { displacement, sorted_wasserstein, ..measured })
     }
 
-    fn parts_of<'b>(&'b self, own: Part<'b>) -> Vec<Part<'b>> {
+    fn parts_of<'b>(&'b self, own: WeightVector<'b>) -> Vec<WeightVector<'b>> {
         iter::once(own).chain(self.shared.iter().map(|(part, _)| *part)).collect()
     }
 }
 
-fn summed(part: &Part, scaling: Scaling, scratch: &mut Scratch) -> Result<Accumulator, NotFinite> {
+fn summed(
+    part: &WeightVector,
+    scaling: Scaling,
+    scratch: &mut Scratch,
+) -> Result<Accumulator, NonFiniteEntry> {
     let mut accumulator = Accumulator::new(scaling);
     accumulator.add(part, 0..part.blocks(), scratch)?;
     Ok(accumulator)
@@ -203,13 +219,15 @@ const PASSES: usize = 64;
 
 /// Measures one head relative to its largest entries, all in `f64`: right for every finite theta, and
 /// slower. The first pass finds log(Z_T / Z_B), from which the next sets out.
-fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFiniteIn> {
+fn measure_in_frame(parts: &[WeightVector], scaling: &Scaling) -> Result<HeadMeasurements, NonFiniteIn> {
     let (mut frame, mut passes, mut scratch) = (frame(parts), 0, Scratch::default());
     loop {
         passes += 1;
         let scaling = Scaling { frame: Some(frame), ..*scaling };
         let accumulators = (parts.iter().enumerate())
-            .map(|(place, part)| summed(part, scaling, &mut scratch).map_err(|entry| (place, entry)))
+            .map(|(place, part)| {
+                summed(part, scaling, &mut scratch).map_err(|entry| NonFiniteIn { vector: place, entry })
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let sums = merged(accumulators.iter());
         let (rest, _) = sums.normalisers();
@@ -223,7 +241,7 @@ fn measure_in_frame(parts: &[Part], scaling: &Scaling) -> Result<Measured, NotFi
 }
 
 /// The largest entries of both sides.
-fn frame(parts: &[Part]) -> Frame {
+fn frame(parts: &[WeightVector]) -> Frame {
     let (mut base_max, mut tuned_max, mut of_tuned) = (f64::NEG_INFINITY, f64::NEG_INFINITY, (0.0, 0.0));
     for_each_entry(parts, |base, delta| {
         base_max = base_max.max(base);
@@ -238,9 +256,9 @@ fn frame(parts: &[Part]) -> Frame {
 /// Measures a head by itself: the sums over all its parts, and each part with its own.
 fn finish_alone<'a>(
     sums: &Sums,
-    parts: impl Iterator<Item = (&'a Part<'a>, &'a Accumulator)>,
+    parts: impl Iterator<Item = (&'a WeightVector<'a>, &'a Accumulator)>,
     scratch: &mut Scratch,
-) -> Measured {
+) -> HeadMeasurements {
     let mut running = Running::new(sums.ratio());
     for (part, accumulator) in parts {
         go_through(part, accumulator, slice::from_mut(&mut running), scratch);
@@ -255,10 +273,10 @@ fn scale(sums: &Sums) -> f64 {
 }
 
 /// What the sums say, and the sum of |U - rho C| over all entries.
-fn finish(sums: &Sums, area: f64) -> Measured {
+fn finish(sums: &Sums, area: f64) -> HeadMeasurements {
     let (shift, normaliser) = sums.normalisers();
     let near = divergence::of_moments(&sums.moments, shift);
-    Measured {
+    HeadMeasurements {
         entries: sums.entries,
         displacement: sums.displacement,
         area: scale(sums) * area,

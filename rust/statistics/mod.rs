@@ -18,8 +18,8 @@ mod sorted_wasserstein;
 mod table;
 mod wasserstein;
 
-pub use head::{Heads, Measured, NotFiniteIn, PartSums};
-pub use product::{MatrixPair, Middle, Product, Refused};
-pub use softmax_sums::NotFinite;
+pub use head::{GroupMeasurement, HeadMeasurements, NonFiniteIn, VectorSums};
+pub use product::{HeadMatrix, HeadProduct, KeyValueProduct, NonFiniteMatrix};
+pub use softmax_sums::NonFiniteEntry;
 pub use table::{STATISTICS, Statistic};
-pub use weight_vector::{Part, Stored};
+pub use weight_vector::{StoredWeights, WeightVector};

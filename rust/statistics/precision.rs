@@ -10,15 +10,15 @@
 //!
 //! where m and y are the mean and the difference of the two exponents, theta_B and theta_T over the temperature. The weights of large models take the first way or the second, at any usual temperature.
 //! `f32` is for parts of [`MANY`] entries and more, whose rounding errors average out far below the
-//! precision of a score, but for [delicate](super::Measured::is_delicate) ones; smaller parts cost next to nothing
+//! precision of a score, but for [delicate](super::HeadMeasurements::needs_f64) ones; smaller parts cost next to nothing
 //! in `f64`. What decides is the part alone, so
 //! the result depends neither on threads nor on how a file is read.
 
 use super::accumulate::Accumulator;
 use super::displacement::{Extent, Measure};
 use super::series::{FULL, exponent_reach};
-use super::softmax_sums::{Frame, NotFinite, Scaling};
-use super::weight_vector::{BLOCK, Block, Decoded, Pairs, Part};
+use super::softmax_sums::{Frame, NonFiniteEntry, Scaling};
+use super::weight_vector::{BLOCK, Block, Decoded, Pairs, WeightVector};
 use crate::simd::real::Real;
 
 /// What is done with a block, in the way that is right for it. `valid` of its entries exist; the others
@@ -140,13 +140,13 @@ impl Scratch {
 /// before: to look at the entries first would take a third of the time that it takes to sum them.
 #[inline]
 pub(crate) fn visit(
-    part: &Part,
+    part: &WeightVector,
     block: usize,
     scaling: &Scaling,
     expected: Option<Way>,
     scratch: &mut Scratch,
     sums: &mut Accumulator,
-) -> Result<Way, NotFinite> {
+) -> Result<Way, NonFiniteEntry> {
     let valid = part.entries_of(block);
     if valid == BLOCK && part.entries() >= MANY && scaling.frame.is_none() {
         let mut reach = match expected {
@@ -168,7 +168,7 @@ pub(crate) fn visit(
 /// Goes through one block in the way in which it was computed before.
 #[inline]
 pub(crate) fn revisit(
-    part: &Part,
+    part: &WeightVector,
     block: usize,
     scaling: &Scaling,
     way: Way,
@@ -190,7 +190,7 @@ pub(crate) fn revisit(
 }
 
 fn visit_narrow(
-    part: &Part,
+    part: &WeightVector,
     block: usize,
     scaling: &Scaling,
     reach: Reach,
@@ -233,12 +233,12 @@ fn visit_series<P: Pairs<f32>>(pairs: P, reach: Reach, visitor: &mut impl Visito
 /// [`visit`] in `f64`.
 #[cold]
 fn visit_wide(
-    part: &Part,
+    part: &WeightVector,
     block: usize,
     scaling: &Scaling,
     scratch: &mut Scratch,
     sums: &mut Accumulator,
-) -> Result<Way, NotFinite> {
+) -> Result<Way, NonFiniteEntry> {
     let valid = part.entries_of(block);
     let [x, y] = &mut scratch.decoding().wide;
     decode(part, block, scaling, x, y);
@@ -293,14 +293,14 @@ fn arguments(x: &mut Block<f64>, y: &mut Block<f64>, valid: usize, scaling: &Sca
 
 /// Decodes one block.
 #[inline]
-fn decode<R: Real>(part: &Part, block: usize, scaling: &Scaling, x: &mut Block<R>, y: &mut Block<R>) {
+fn decode<R: Real>(part: &WeightVector, block: usize, scaling: &Scaling, x: &mut Block<R>, y: &mut Block<R>) {
     scaling.instructions.run_loops(
         #[inline(always)]
         || part.load(block, x, y),
     );
 }
 
-fn not_finite(block: usize, base: &Block<f64>, delta: &Block<f64>) -> Option<NotFinite> {
+fn not_finite(block: usize, base: &Block<f64>, delta: &Block<f64>) -> Option<NonFiniteEntry> {
     let index = base.iter().zip(delta).position(|(base, delta)| !(base.is_finite() && delta.is_finite()))?;
-    Some(NotFinite { entry: block * BLOCK + index, tuned: base[index].is_finite() })
+    Some(NonFiniteEntry { entry: block * BLOCK + index, is_tuned: base[index].is_finite() })
 }

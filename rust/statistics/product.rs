@@ -14,8 +14,8 @@ use std::ops::Range;
 use gemm::Parallelism;
 
 use super::precision::MANY;
-use super::softmax_sums::NotFinite;
-use super::weight_vector::{Part, Stored};
+use super::softmax_sums::NonFiniteEntry;
+use super::weight_vector::{StoredWeights, WeightVector};
 use crate::number_format::Dtype;
 use crate::simd::lanes::Lanes;
 use crate::simd::real::Real;
@@ -33,16 +33,16 @@ const NARROW_DELTA: f64 = 1.0 / (1u64 << 50) as f64;
 
 /// Both sides of one matrix of a head: `rows` rows, as long as the model is wide.
 #[derive(Clone, Copy, Debug)]
-pub struct MatrixPair<'a> {
+pub struct HeadMatrix<'a> {
     /// The base side.
-    pub base: Stored<'a>,
+    pub base: StoredWeights<'a>,
     /// The tuned side.
-    pub tuned: Stored<'a>,
+    pub tuned: StoredWeights<'a>,
     /// The length of a row.
     pub columns: usize,
 }
 
-impl MatrixPair<'_> {
+impl HeadMatrix<'_> {
     fn rows(&self) -> usize {
         self.base.entries() / self.columns
     }
@@ -54,16 +54,16 @@ impl MatrixPair<'_> {
 
 /// Which of two matrices held something that is not finite.
 #[derive(Clone, Copy, Debug)]
-pub enum Refused {
+pub enum NonFiniteMatrix {
     /// The first.
-    Key(NotFinite),
+    Key(NonFiniteEntry),
     /// The second.
-    Value(NotFinite),
+    Value(NonFiniteEntry),
 }
 
 /// K V^T of one key/value group, which its query heads share.
 #[derive(Debug)]
-pub struct Middle(InWidth);
+pub struct KeyValueProduct(InWidth);
 
 #[derive(Debug)]
 enum InWidth {
@@ -71,9 +71,13 @@ enum InWidth {
     Wide(Sides<f64>),
 }
 
-impl Middle {
+impl KeyValueProduct {
     /// Multiplies the key and the value matrix of a group.
-    pub fn of(key: &MatrixPair, value: &MatrixPair, instructions: Instructions) -> Result<Self, Refused> {
+    pub fn new(
+        key: &HeadMatrix,
+        value: &HeadMatrix,
+        instructions: Instructions,
+    ) -> Result<Self, NonFiniteMatrix> {
         let is_many = key.columns * value.rows() >= MANY;
         if is_many && key.fits_f32() && value.fits_f32() {
             let (narrow, has_room) = Sides::of(key, value, instructions)?;
@@ -88,7 +92,7 @@ impl Middle {
 
 /// theta of one head after the other in the `product` form, [model width, value size] in row-major order.
 #[derive(Debug)]
-pub struct Product {
+pub struct HeadProduct {
     instructions: Instructions,
     narrow: Multiplication<f32>,
     wide: Multiplication<f64>,
@@ -96,7 +100,7 @@ pub struct Product {
     is_narrow: bool,
 }
 
-impl Product {
+impl HeadProduct {
     /// A product of nothing.
     pub fn new(instructions: Instructions) -> Self {
         Self {
@@ -108,12 +112,16 @@ impl Product {
     }
 
     /// Gives back the memory of theta, which the matrices of the next group are read into.
-    pub fn clear(&mut self) {
+    pub fn free(&mut self) {
         (self.narrow.theta, self.wide.theta) = Default::default();
     }
 
     /// Multiplies a head's query matrix with what its group shares.
-    pub fn load(&mut self, query: &MatrixPair, Middle(middle): &Middle) -> Result<(), NotFinite> {
+    pub fn compute(
+        &mut self,
+        query: &HeadMatrix,
+        KeyValueProduct(middle): &KeyValueProduct,
+    ) -> Result<(), NonFiniteEntry> {
         self.is_narrow = match middle {
             InWidth::Narrow(middle) if query.fits_f32() => {
                 self.narrow.load(query, middle, self.instructions)?
@@ -130,13 +138,13 @@ impl Product {
     }
 
     /// theta of the head that was loaded last.
-    pub fn part(&self) -> Part<'_> {
+    pub fn weight_vector(&self) -> WeightVector<'_> {
         if self.is_narrow {
             let Theta { base, delta } = &self.narrow.theta;
-            Part::Narrow { base, delta }
+            WeightVector::F32 { base, delta }
         } else {
             let Theta { base, delta } = &self.wide.theta;
-            Part::Wide { base, delta }
+            WeightVector::F64 { base, delta }
         }
     }
 }
@@ -159,14 +167,18 @@ impl Sides<f32> {
 
 impl<R: Real> Sides<R> {
     /// The product, and whether this width has room for the matrices.
-    fn of(key: &MatrixPair, value: &MatrixPair, instructions: Instructions) -> Result<(Self, bool), Refused> {
+    fn of(
+        key: &HeadMatrix,
+        value: &HeadMatrix,
+        instructions: Instructions,
+    ) -> Result<(Self, bool), NonFiniteMatrix> {
         let (rows, columns) = (key.rows(), value.rows());
         let [mut base, mut delta] = [(); 2].map(|()| vec![R::default(); rows * columns]);
         let [mut k, mut v] = <[Tile<R>; 2]>::default();
         let (mut of_key, mut of_value) = (Largest::default(), Largest::default());
         for range in tiles(key.columns) {
-            of_key.merge(k.load(key, range.clone(), instructions).map_err(Refused::Key)?);
-            of_value.merge(v.load(value, range, instructions).map_err(Refused::Value)?);
+            of_key.merge(k.load(key, range.clone(), instructions).map_err(NonFiniteMatrix::Key)?);
+            of_value.merge(v.load(value, range, instructions).map_err(NonFiniteMatrix::Value)?);
             let of = |entries| Factor::of(entries, k.columns);
             let transposed = |entries| Factor::transposed(entries, k.columns);
             add_product(&mut base, rows, columns, of(&k.base), transposed(&v.base));
@@ -193,7 +205,7 @@ struct Theta<R> {
     delta: Vec<R>,
 }
 
-/// Some columns of a [`MatrixPair`], decoded.
+/// Some columns of a [`HeadMatrix`], decoded.
 #[derive(Debug, Default)]
 struct Tile<R> {
     base: Vec<R>,
@@ -227,10 +239,10 @@ impl<R: Real> Multiplication<R> {
     /// Whether this width has room for the matrix.
     fn load(
         &mut self,
-        query: &MatrixPair,
+        query: &HeadMatrix,
         Sides { base, tuned, delta }: &Sides<R>,
         instructions: Instructions,
-    ) -> Result<bool, NotFinite> {
+    ) -> Result<bool, NonFiniteEntry> {
         let Self { theta, tile } = self;
         let value_size = base.len() / query.rows();
         for entries in [&mut theta.base, &mut theta.delta] {
@@ -256,10 +268,10 @@ impl<R: Real> Multiplication<R> {
 impl<R: Real> Tile<R> {
     fn load(
         &mut self,
-        matrix: &MatrixPair,
+        matrix: &HeadMatrix,
         columns: Range<usize>,
         instructions: Instructions,
-    ) -> Result<Largest, NotFinite> {
+    ) -> Result<Largest, NonFiniteEntry> {
         (self.rows, self.columns) = (matrix.rows(), columns.len());
         for side in [&mut self.base, &mut self.tuned, &mut self.delta] {
             side.resize(self.rows * self.columns, R::default());
@@ -270,16 +282,16 @@ impl<R: Real> Tile<R> {
         }
         let is_finite = |number: &R| number.wide().is_finite();
         let index = self.delta.iter().position(|delta| !is_finite(delta)).unwrap_or_default();
-        Err(NotFinite {
+        Err(NonFiniteEntry {
             entry: index / self.columns * matrix.columns + columns.start + index % self.columns,
-            tuned: is_finite(&self.base[index]),
+            is_tuned: is_finite(&self.base[index]),
         })
     }
 }
 
 struct Decode<'a, R> {
     tile: &'a mut Tile<R>,
-    matrix: &'a MatrixPair<'a>,
+    matrix: &'a HeadMatrix<'a>,
     first: usize,
 }
 
@@ -416,14 +428,14 @@ mod tests {
             };
             let [q, k, v] = [rows, rows, values].map(|rows| (random(rows * width), random(rows * width)));
             let stored: Vec<_> = [&q, &k, &v].map(|(base, tuned)| (bytes(base), bytes(tuned))).into();
-            let pair = |index: usize| MatrixPair {
-                base: Stored { dtype: Dtype::F64, bytes: &stored[index].0 },
-                tuned: Stored { dtype: Dtype::F64, bytes: &stored[index].1 },
+            let pair = |index: usize| HeadMatrix {
+                base: StoredWeights { dtype: Dtype::F64, bytes: &stored[index].0 },
+                tuned: StoredWeights { dtype: Dtype::F64, bytes: &stored[index].1 },
                 columns: width,
             };
-            let middle = Middle::of(&pair(1), &pair(2), Instructions::best()).unwrap();
-            let mut product = Product::new(Instructions::best());
-            prop_assert!(product.load(&pair(0), &middle).is_ok());
+            let middle = KeyValueProduct::new(&pair(1), &pair(2), Instructions::best()).unwrap();
+            let mut product = HeadProduct::new(Instructions::best());
+            prop_assert!(product.compute(&pair(0), &middle).is_ok());
             let Theta { base: found, delta: found_delta } = &product.wide.theta;
             let base = definition(&q.0, &k.0, &v.0, width);
             let tuned = definition(&q.1, &k.1, &v.1, width);

@@ -114,9 +114,9 @@ impl Sums {
 
 /// An entry that is NaN or infinite.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NotFinite {
+pub struct NonFiniteEntry {
     /// Its place in the part.
     pub entry: usize,
     /// Whether it is the tuned side's.
-    pub tuned: bool,
+    pub is_tuned: bool,
 }

@@ -1,11 +1,11 @@
 //! W1 between two sets of weight values, whatever their order: the mean of |sorted theta_T - sorted theta_B|.
 
-use super::weight_vector::{Part, Stored, for_each_entry};
+use super::weight_vector::{StoredWeights, WeightVector, for_each_entry};
 use crate::number_format::Dtype;
 
 /// The distance between the values of theta_B and those of theta_T.
-pub(super) fn distance(parts: &[Part]) -> f64 {
-    let entries: usize = parts.iter().map(Part::entries).sum();
+pub(super) fn distance(parts: &[WeightVector]) -> f64 {
+    let entries: usize = parts.iter().map(WeightVector::entries).sum();
     let sum = match (Counts::of_side(parts, |base, _| base), Counts::of_side(parts, |_, tuned| tuned)) {
         (Some(base), Some(tuned)) => base.sum_of_distances(&tuned),
         _ => by_sorting(parts, entries),
@@ -13,7 +13,7 @@ pub(super) fn distance(parts: &[Part]) -> f64 {
     sum / entries as f64
 }
 
-fn by_sorting(parts: &[Part], entries: usize) -> f64 {
+fn by_sorting(parts: &[WeightVector], entries: usize) -> f64 {
     let (mut base, mut tuned) = (Vec::with_capacity(entries), Vec::with_capacity(entries));
     for_each_entry(parts, |from, delta| {
         base.push(from);
@@ -32,10 +32,13 @@ struct Counts {
 }
 
 impl Counts {
-    fn of_side<'a>(parts: &[Part<'a>], side: fn(Stored<'a>, Stored<'a>) -> Stored<'a>) -> Option<Self> {
+    fn of_side<'a>(
+        parts: &[WeightVector<'a>],
+        side: fn(StoredWeights<'a>, StoredWeights<'a>) -> StoredWeights<'a>,
+    ) -> Option<Self> {
         let mut counts: Option<Self> = None;
         for part in parts {
-            let Part::Stored { base, tuned } = *part else { return None };
+            let WeightVector::Stored { base, tuned } = *part else { return None };
             let stored = side(base, tuned);
             let counts =
                 counts.get_or_insert_with(|| Self { of_bits: vec![0; 1 << 16], dtype: stored.dtype });
@@ -55,7 +58,7 @@ impl Counts {
         let bits = (0x8000..=0xffff).rev().chain(0..0x8000);
         bits.filter(|bits| self.of_bits[usize::from(*bits)] > 0).map(|bits: u16| {
             let bytes = bits.to_le_bytes();
-            let value = Stored { dtype: self.dtype, bytes: &bytes }.entry(0);
+            let value = StoredWeights { dtype: self.dtype, bytes: &bytes }.entry(0);
             (value, u64::from(self.of_bits[usize::from(bits)]))
         })
     }
@@ -102,9 +105,9 @@ mod tests {
             let base: Vec<u8> = weights.iter().flat_map(|(base, _)| finite(*base)).collect();
             let tuned: Vec<u8> = weights.iter().flat_map(|(_, tuned)| finite(*tuned)).collect();
             let cut = 2 * (cut * weights.len() as f64) as usize;
-            let parts = [0..cut, cut..base.len()].map(|range| Part::Stored {
-                base: Stored { dtype: dtypes.0, bytes: &base[range.clone()] },
-                tuned: Stored { dtype: dtypes.1, bytes: &tuned[range] },
+            let parts = [0..cut, cut..base.len()].map(|range| WeightVector::Stored {
+                base: StoredWeights { dtype: dtypes.0, bytes: &base[range.clone()] },
+                tuned: StoredWeights { dtype: dtypes.1, bytes: &tuned[range] },
             });
             let (found, expected) = (distance(&parts), by_sorting(&parts, weights.len()) / weights.len() as f64);
             prop_assert!((found - expected).abs() <= 1e-12 * expected, "{} {}", found, expected);
@@ -117,8 +120,8 @@ mod tests {
         let [base, tuned, shuffled] = [[1.0, -2.0, 0.5], [-2.0, 1.5, 1.0], [0.5, 1.0, -2.0]].map(bytes);
         let between = |base: &[[u8; 2]; 3], tuned: &[[u8; 2]; 3]| {
             let [base, tuned] =
-                [base, tuned].map(|side| Stored { dtype: Dtype::BF16, bytes: side.as_flattened() });
-            distance(&[Part::Stored { base, tuned }])
+                [base, tuned].map(|side| StoredWeights { dtype: Dtype::BF16, bytes: side.as_flattened() });
+            distance(&[WeightVector::Stored { base, tuned }])
         };
         assert_eq!(between(&base, &tuned), (0.0 + 0.5 + 0.5) / 3.0);
         assert_eq!(between(&base, &shuffled), 0.0);

@@ -1,6 +1,6 @@
 //! The table of statistics: a name, and how it follows from what was measured.
 
-use super::head::Measured;
+use super::head::HeadMeasurements;
 
 /// One statistic of a head.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub struct Statistic {
     /// Whether it is computed only when it is named.
     pub on_request: bool,
     /// Its value for one head.
-    pub value: fn(&Measured) -> f64,
+    pub value: fn(&HeadMeasurements) -> f64,
 }
 
 impl Statistic {
@@ -27,7 +27,7 @@ impl Statistic {
     }
 }
 
-const fn one_pass(name: &'static str, value: fn(&Measured) -> f64) -> Statistic {
+const fn one_pass(name: &'static str, value: fn(&HeadMeasurements) -> f64) -> Statistic {
     Statistic { name, of_stored_entries: false, on_request: false, value }
 }
 
@@ -57,11 +57,11 @@ pub const STATISTICS: [Statistic; 11] = [
 ];
 
 /// The score of ALPS: W1 between the softmaxes, their entries placed evenly on [0, 1].
-fn wasserstein(head: &Measured) -> f64 {
+fn wasserstein(head: &HeadMeasurements) -> f64 {
     if head.entries < 2 { 0.0 } else { head.area / (head.entries - 1) as f64 }
 }
 
-fn relative_delta(head: &Measured) -> f64 {
+fn relative_delta(head: &HeadMeasurements) -> f64 {
     let displacement = &head.displacement;
     if displacement.delta_squares == 0.0 {
         return 0.0;
@@ -72,7 +72,7 @@ fn relative_delta(head: &Measured) -> f64 {
 /// The standard score of the Wasserstein score among the same changes in shuffled order. Their running
 /// sum is a Brownian bridge of total variance `distance`^2: its mean absolute area is sqrt(pi / 32), and
 /// the mean square of that area 7 / 60. Not a number where nothing has moved.
-fn wasserstein_z(head: &Measured) -> f64 {
+fn wasserstein_z(head: &HeadMeasurements) -> f64 {
     const MEAN_SQUARED: f64 = std::f64::consts::PI / 32.0;
     const MEAN_SQUARE: f64 = 7.0 / 60.0;
     if head.distance == 0.0 {

@@ -8,7 +8,7 @@ use super::displacement::Extent;
 use super::precision::{Scratch, Visitor, revisit};
 use super::series::terms;
 use super::sign_bounds::{PER_BLOCK, Running};
-use super::weight_vector::{Block, PAIR, PAIRS, Pairs, Part, SEGMENT};
+use super::weight_vector::{Block, PAIR, PAIRS, Pairs, SEGMENT, WeightVector};
 use crate::simd::lanes::Lanes;
 use crate::simd::real::Real;
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
@@ -19,7 +19,7 @@ use crate::simd::{Instructions, Kernel, LANES, Vectors};
 /// Where the running difference D cannot change its sign within a segment, what is known of the segment
 /// says all. The other segments, about an eighth, are gone through entry by entry, once for all heads.
 pub(crate) fn go_through(
-    part: &Part,
+    part: &WeightVector,
     accumulator: &Accumulator,
     heads: &mut [Running],
     scratch: &mut Scratch,
@@ -165,7 +165,7 @@ impl Visitor for OpenSegments<'_> {
 mod tests {
     use super::*;
     use crate::number_format::Dtype;
-    use crate::statistics::Stored;
+    use crate::statistics::StoredWeights;
     use crate::statistics::softmax_sums::Scaling;
     use proptest::prelude::*;
 
@@ -189,9 +189,9 @@ mod tests {
             let tuned: Vec<f64> = base.iter().zip(&deltas).map(|(base, entry)| base + delta(entry)).collect();
             let cut = 8 * (cut * base.len() as f64) as usize;
             let (base_bytes, tuned_bytes) = (bytes(&base), bytes(&tuned));
-            let part = |range: std::ops::Range<usize>| Part::Stored {
-                base: Stored { dtype: Dtype::F64, bytes: &base_bytes[range.clone()] },
-                tuned: Stored { dtype: Dtype::F64, bytes: &tuned_bytes[range] },
+            let part = |range: std::ops::Range<usize>| WeightVector::Stored {
+                base: StoredWeights { dtype: Dtype::F64, bytes: &base_bytes[range.clone()] },
+                tuned: StoredWeights { dtype: Dtype::F64, bytes: &tuned_bytes[range] },
             };
             let parts = [part(0..cut), part(cut..base_bytes.len())];
             let scaling = Scaling { temperature: 1.0, frame: None, instructions: Instructions::best() };

@@ -19,7 +19,7 @@ pub(crate) type Block<R> = [R; BLOCK];
 
 /// Weights as they are stored: little-endian, row after row of the matrix in [out, in] order.
 #[derive(Clone, Copy, Debug)]
-pub struct Stored<'a> {
+pub struct StoredWeights<'a> {
     /// The format of one weight.
     pub dtype: Dtype,
     /// The weights.
@@ -28,23 +28,23 @@ pub struct Stored<'a> {
 
 /// One stretch of a head's weight vector theta.
 #[derive(Clone, Copy, Debug)]
-pub enum Part<'a> {
+pub enum WeightVector<'a> {
     /// The weights of both sides.
     Stored {
         /// theta_B.
-        base: Stored<'a>,
+        base: StoredWeights<'a>,
         /// theta_T.
-        tuned: Stored<'a>,
+        tuned: StoredWeights<'a>,
     },
     /// Computed numbers.
-    Wide {
+    F64 {
         /// theta_B.
         base: &'a [f64],
         /// theta_T - theta_B, known more precisely than the two subtracted.
         delta: &'a [f64],
     },
     /// Numbers computed in `f32`.
-    Narrow {
+    F32 {
         /// theta_B.
         base: &'a [f32],
         /// theta_T - theta_B, known more precisely than the two subtracted.
@@ -52,7 +52,7 @@ pub enum Part<'a> {
     },
 }
 
-impl Stored<'_> {
+impl StoredWeights<'_> {
     pub(crate) fn entries(&self) -> usize {
         self.bytes.len() / self.dtype.size()
     }
@@ -78,13 +78,13 @@ impl Stored<'_> {
     }
 }
 
-impl Part<'_> {
+impl WeightVector<'_> {
     /// How many entries of theta the part has.
     pub fn entries(&self) -> usize {
         match self {
-            Part::Stored { base, .. } => base.entries(),
-            Part::Wide { base, .. } => base.len(),
-            Part::Narrow { base, .. } => base.len(),
+            WeightVector::Stored { base, .. } => base.entries(),
+            WeightVector::F64 { base, .. } => base.len(),
+            WeightVector::F32 { base, .. } => base.len(),
         }
     }
 
@@ -98,20 +98,22 @@ impl Part<'_> {
         (self.entries() - block * BLOCK).min(BLOCK)
     }
 
-    /// Whether [`Part::load`] into `f32` loses nothing that is stored.
+    /// Whether [`WeightVector::load`] into `f32` loses nothing that is stored.
     #[inline(always)]
     pub(crate) fn fits_f32(&self) -> bool {
         match self {
-            Part::Stored { base, tuned } => base.dtype != Dtype::F64 && tuned.dtype != Dtype::F64,
-            Part::Wide { .. } => false,
-            Part::Narrow { .. } => true,
+            WeightVector::Stored { base, tuned } => base.dtype != Dtype::F64 && tuned.dtype != Dtype::F64,
+            WeightVector::F64 { .. } => false,
+            WeightVector::F32 { .. } => true,
         }
     }
 
     /// A whole block as it is stored, if both sides are `BF16`.
     pub(crate) fn bf16(&self, block: usize) -> Option<Bf16<'_>> {
         match self {
-            Part::Stored { base, tuned } if base.dtype == Dtype::BF16 && tuned.dtype == Dtype::BF16 => {
+            WeightVector::Stored { base, tuned }
+                if base.dtype == Dtype::BF16 && tuned.dtype == Dtype::BF16 =>
+            {
                 Some(Bf16 {
                     base: base.block(block).as_chunks().0.try_into().ok()?,
                     tuned: tuned.block(block).as_chunks().0.try_into().ok()?,
@@ -123,7 +125,7 @@ impl Part<'_> {
 
     /// A whole block that is there in `f32`.
     pub(crate) fn narrow(&self, block: usize) -> Option<Decoded<'_, f32>> {
-        let Part::Narrow { base, delta } = self else { return None };
+        let WeightVector::F32 { base, delta } = self else { return None };
         let block = block * BLOCK..(block + 1) * BLOCK;
         let base = base.get(block.clone())?.try_into().ok()?;
         Some(Decoded { base, delta: delta.get(block)?.try_into().ok()? })
@@ -134,20 +136,20 @@ impl Part<'_> {
     pub(crate) fn load<R: Real>(&self, block: usize, base: &mut Block<R>, delta: &mut Block<R>) {
         let valid = self.entries_of(block);
         match self {
-            Part::Stored { base: from, tuned } => {
+            WeightVector::Stored { base: from, tuned } => {
                 from.dtype.decode(from.block(block), base);
                 let places = delta.iter_mut().zip(&*base);
                 tuned.dtype.decode_with(tuned.block(block), places, |(delta, base), weight: R| {
                     *delta = weight - *base;
                 });
             }
-            Part::Wide { base: from, delta: delta_from } => {
+            WeightVector::F64 { base: from, delta: delta_from } => {
                 for entry in 0..valid {
                     base[entry] = R::of(from[block * BLOCK + entry]);
                     delta[entry] = R::of(delta_from[block * BLOCK + entry]);
                 }
             }
-            Part::Narrow { base: from, delta: delta_from } => {
+            WeightVector::F32 { base: from, delta: delta_from } => {
                 for entry in 0..valid {
                     base[entry] = R::of(from[block * BLOCK + entry].into());
                     delta[entry] = R::of(delta_from[block * BLOCK + entry].into());
@@ -254,7 +256,7 @@ fn widen<S: Vectors>(simd: S, words: &[[u8; 4]; BLOCK / 2], index: usize) -> [Na
 }
 
 /// Calls `visit(theta_B, theta_T - theta_B)` for every entry.
-pub(crate) fn for_each_entry(parts: &[Part], mut visit: impl FnMut(f64, f64)) {
+pub(crate) fn for_each_entry(parts: &[WeightVector], mut visit: impl FnMut(f64, f64)) {
     let (mut base, mut delta): (Block<f64>, Block<f64>) = ([0.0; BLOCK], [0.0; BLOCK]);
     for part in parts {
         for block in 0..part.blocks() {
@@ -274,8 +276,8 @@ mod tests {
     fn the_last_block_is_filled_with_zeros() {
         let weights: Vec<f32> = (0..BLOCK + 3).map(|entry| entry as f32 + 1.0).collect();
         let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
-        let stored = Stored { dtype: Dtype::F32, bytes: &bytes };
-        let part = Part::Stored { base: stored, tuned: stored };
+        let stored = StoredWeights { dtype: Dtype::F32, bytes: &bytes };
+        let part = WeightVector::Stored { base: stored, tuned: stored };
         let (mut base, mut delta) = ([f64::NAN; BLOCK], [f64::NAN; BLOCK]);
         part.load(1, &mut base, &mut delta);
         assert_eq!(part.entries_of(1), 3);
