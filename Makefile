@@ -1,13 +1,13 @@
-# What people, hooks and CI call. Every target does its own set-up, once, in .venv and target/.
+# The targets that people, hooks and CI call. Each does its own set-up, once, in .venv and target/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo docs test develop lint models bench constraints clean environment-anew
+.PHONY: help develop check format lint test test-rust test-python demo docs models bench constraints clean cargo-tools environment-anew
 
-# An environment of the caller's must not leak into ours.
+# The caller's Python environment must not affect ours.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
 
 environment := .venv
@@ -16,7 +16,7 @@ uv := $(environment)/bin/uv
 export VIRTUAL_ENV := $(CURDIR)/$(environment)
 export PYO3_PYTHON := $(CURDIR)/$(python)
 
-# The environment is made anew when it does not run, or when another Python is asked for.
+# The environment is made again when its Python does not run, or when PYTHON names another one.
 identity = $(shell $(1) -c 'import sys; print(sys.version, sys.base_prefix)' 2>&1)
 ifneq ($(wildcard $(environment)/.made),)
 ifneq ($(shell $(python) -c 'print("runs")' 2>&1),runs)
@@ -30,11 +30,10 @@ endif
 PYTHON ?= python3
 
 rust := Cargo.toml Cargo.lock $(shell find rust -type f)
-cargo_tools := fmt clippy
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "PYTHON=python3.12 make ... takes another Python than python3 (3.10 or newer)."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "PYTHON=python3.12 make ... uses another Python than python3 (3.10 or newer)."
 
 $(environment)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
@@ -54,37 +53,51 @@ $(environment)/.extension: $(environment)/.dependencies $(rust)
 	@$(python) -m maturin develop --release --uv --quiet
 	@touch $@
 
+cargo-tools:
+	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+
 develop: $(environment)/.extension ## set up .venv: dependencies, release build of the extension
 
-demo: $(environment)/.extension ## the whole method on a tiny model, into demo/
+demo: $(environment)/.extension ## run the whole method on a tiny model, into demo/
 	@rm -rf demo
 	@$(environment)/bin/alps demo demo
 
 docs: $(environment)/.dependencies ## build the documentation, into target/docs/
 	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --quiet
 
-lint: $(environment)/.extension ## formatting, clippy, ruff, mypy
-	@for tool in $(cargo_tools); do \
-	    cargo $$tool --version >/dev/null 2>&1 || rustup component add $${tool/fmt/rustfmt}; \
-	done
+check: lint ## for every save: lint and the tests of both languages that are quick and need no torch
+	cargo test --quiet --locked
+	@$(python) -m pytest --quick --quiet
+
+format: $(environment)/.dependencies cargo-tools ## format Rust and Python, and sort the imports
+	cargo fmt
+	$(environment)/bin/ruff check --quiet --select I --fix
+	$(environment)/bin/ruff format --quiet
+
+lint: $(environment)/.extension cargo-tools ## formatting, clippy, ruff, mypy
 	cargo fmt --check
 	cargo clippy --quiet --locked --all-targets --all-features -- -D warnings
 	$(environment)/bin/ruff check --quiet
 	$(environment)/bin/ruff format --quiet --check
 	$(python) -m mypy
 
-test: lint ## lint, the Rust tests, the Python tests
+test: lint test-rust test-python ## lint, all Rust tests, all Python tests
+
+test-rust: ## all Rust tests
 	cargo test --quiet --locked
+
+test-python: $(environment)/.extension ## all Python tests
 	@$(python) -m pytest
 
-models: $(environment)/.extension ## hold alps against every model type of transformers; writes docs/models.md
+models: $(environment)/.extension ## check every model type of transformers, or those in MODEL_TYPES; writes docs/models.md
 	@PYTHONPATH=tests $(python) -m layouts.survey $(MODEL_TYPES)
 
-bench: $(environment)/.extension ## compare a scan with what else could be done, time the parts of the core
+bench: $(environment)/.extension ## time a scan against other programs that read the same weights, and the kernels one by one
 	@PYTHONPATH=benches:tests $(python) -m compare
 	cargo bench --locked
 
-constraints: $(environment)/.made ## pin the newest versions of all dependencies anew
+constraints: $(environment)/.made ## pin the newest versions of all dependencies
 	$(uv) pip compile --quiet --universal --upgrade --python-version 3.10 --extra all --no-header --no-annotate \
 	    --no-emit-index-url --output-file constraints.txt pyproject.toml
 

@@ -37,13 +37,6 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     )
 
 
-@pytest.fixture
-def scores_file(tmp_path: Path) -> Path:
-    path = tmp_path / "scores.safetensors"
-    small_scores().save(path)
-    return path
-
-
 class FakeScan:
     """Stands in for `alps.scan`."""
 

@@ -21,10 +21,8 @@ import alps
 from alps.cli import app
 from alps.demo import Settings, run
 from alps.demo.ways import WAYS
+from support.documents import DOCUMENTS, MAKE_TARGETS, README, ROOT
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\b\d+(,\d{3})*(\.\d+)?(e[-+]\d+)?")
 MAP = re.compile(r"[·░▒▓█]+")
@@ -170,7 +168,7 @@ def test_the_commands_of_a_shell_exist() -> None:
         if program == "alps":
             assert what in commands
         else:
-            assert (program, what) == ("pip", "install") or (program == "make" and what in make_targets())
+            assert (program, what) == ("pip", "install") or (program == "make" and what in MAKE_TARGETS)
 
 
 def test_the_readme_shows_the_table_of_the_demo() -> None:
@@ -194,26 +192,3 @@ def test_the_documentation_builds_without_warnings_and_names_everything(tmp_path
     for name in set(alps.__all__) - {"STATISTICS", "__version__"}:
         what = getattr(alps, name)
         assert f'id="{what.__module__}.{what.__qualname__}"' in page, name
-
-
-def make_targets() -> list[str]:
-    return re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-
-
-def test_the_make_targets_exist() -> None:
-    named = [
-        target
-        for text in (*(it.read_text(encoding="utf-8") for it in DOCUMENTS), contributing())
-        for target in re.findall(r"(?:^|`|3\.\d+ )make ([a-z]+)", text, re.MULTILINE)
-    ]
-    assert {"demo", "test", "docs"} <= set(named) <= set(make_targets())
-
-
-def contributing() -> str:
-    return (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_the_links_between_the_documents_lead_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), target
