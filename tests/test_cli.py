@@ -16,7 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import alps
-from alps import ArgumentError, HeadScores, HeadSet, cli, terminal_map
+from alps import ArgumentError, HeadScores, HeadSet, cli
+from alps.visual.terminal_map import count_map, head_map
 from support.checkpoints import Shape, name, random_weights, write, write_long_pair
 from support.scores import small_geometry, small_scores
 
@@ -231,7 +232,7 @@ def wide(heads: int, layers: tuple[int, ...] = (0, 1), width: int = 80) -> list[
     numbers = np.arange(geometry.heads, dtype=np.float64).reshape(geometry.shape)
     console = Console(width=width)
     selection = HeadSet.from_pairs([(layers[-1], heads - 1)], geometry)
-    return terminal_map.head_map(console, geometry, numbers, selection).plain.splitlines()
+    return head_map(console, geometry, numbers, selection).plain.splitlines()
 
 
 @pytest.mark.parametrize("heads", [1, 4, 32, 37, 38, 64, 71, 74, 75, 96, 97, 128, 149, 256, 1000])
@@ -257,7 +258,7 @@ def test_a_merged_cell_shows_the_highest_score() -> None:
     numbers = np.zeros((1, 100))
     numbers[0, 1] = 1.0
     numbers[0, 2:4] = np.nan
-    row = terminal_map.head_map(Console(width=80), geometry, numbers, None).plain.splitlines()[1]
+    row = head_map(Console(width=80), geometry, numbers, None).plain.splitlines()[1]
     assert row[6:9] == "▓ ·"
 
 
@@ -459,7 +460,7 @@ def in_colour(heads: int, width: int = 80, **options: Any) -> Console:
     }
     console = Console(width=width, **settings | options)
     selection = HeadSet.from_pairs([(3, heads - 1)], geometry)
-    console.print(terminal_map.head_map(console, geometry, numbers, selection))
+    console.print(head_map(console, geometry, numbers, selection))
     return console
 
 
@@ -513,7 +514,7 @@ def test_without_colours_the_map_is_of_characters(options: dict[str, Any]) -> No
 
 def test_a_count_map_is_filled_where_all_agree() -> None:
     geometry = small_geometry(layers=(0,))
-    shown = terminal_map.count_map(Console(width=80), geometry, np.array([[0, 1, 2, 3]]), 3).plain
+    shown = count_map(Console(width=80), geometry, np.array([[0, 1, 2, 3]]), 3).plain
     assert shown.splitlines()[1:] == ["    0 ··▒▒▓▓██", "·░▒▓ selected by 0 to 2 of 3 tasks   █ all"]
 
 

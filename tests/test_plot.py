@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import alps
-from alps import ArgumentError, Geometry, HeadScores, HeadSet, pictures, wording
-from alps.borders import groups_in_common, runs
+from alps import ArgumentError, Geometry, HeadScores, HeadSet, statistics
+from alps.visual import image_file
+from alps.visual.cells import group_borders, have_uniform_groups
 from support.scores import geometries, small_geometry, small_scores
 
 HOSTILE = "$\\frac{}$ <b>&amp;\x00\n\u202e中文" + "long/" * 60
@@ -150,9 +151,9 @@ def test_a_border_stands_wherever_another_group_begins(geometry: Geometry) -> No
         for head in range(1, heads)
         if shared and geometry.group_of(head) != geometry.group_of(head - 1)
     }
-    found = [(first + step, head) for head, first, rows in runs(geometry) for step in range(rows)]
+    found = [(first + step, head) for head, first, rows in group_borders(geometry) for step in range(rows)]
     assert sorted(found) == sorted(expected)
-    assert groups_in_common(geometry) == shared
+    assert have_uniform_groups(geometry) == shared
 
 
 def test_colours_begin_at_0_and_never_decrease_in_darkness() -> None:
@@ -219,8 +220,8 @@ def test_the_titles_say_what_is_shown() -> None:
 
 
 def test_every_statistic_has_words() -> None:
-    assert set(wording.MEANINGS) == set(alps.STATISTICS)
-    assert set(wording.UNITS) <= set(alps.STATISTICS)
+    assert set(statistics.MEANINGS) == set(alps.STATISTICS)
+    assert set(statistics.UNITS) <= set(alps.STATISTICS)
 
 
 def test_a_comparison_has_a_map_for_each_task_and_one_of_all() -> None:
@@ -260,13 +261,13 @@ def test_hostile_names_are_drawn_as_they_are(form: str) -> None:
         named.select().plot(),
         alps.compare({HOSTILE: named, "b": named}).plot(),
     ):
-        assert pictures.encode(figure, form)
+        assert image_file.encode(figure, form)
 
 
 def test_the_same_scores_give_the_same_bytes() -> None:
     scores = small_scores()
     for form in ("png", "svg", "pdf"):
-        one, other = (pictures.encode(scores.plot(scores.select(), kind="map"), form) for _ in range(2))
+        one, other = (image_file.encode(scores.plot(scores.select(), kind="map"), form) for _ in range(2))
         assert one == other
 
 
@@ -291,12 +292,12 @@ def test_what_cannot_be_drawn_is_refused(call: Any, said: str) -> None:
 
 
 def test_the_callers_matplotlib_is_left_alone() -> None:
-    plain = pictures.encode(small_scores().plot(), "png")
+    plain = image_file.encode(small_scores().plot(), "png")
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "image.cmap": "jet"}):
         before = dict(mpl.rcParams)
         figure = small_scores().plot()
         assert dict(mpl.rcParams) == before
-        assert pictures.encode(figure, "png") == plain
+        assert image_file.encode(figure, "png") == plain
     code = (
         "import sys; sys.path.insert(0, 'tests'); from support.scores import small_scores; import io;"
         "small_scores().plot(small_scores().select()).savefig(io.BytesIO());"

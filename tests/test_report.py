@@ -9,7 +9,7 @@ import pytest
 
 import alps
 from alps import ArgumentError, HeadScores, HeadSet
-from alps.report_document import document
+from alps.visual.html_report import document
 from support.scores import small_geometry, small_scores
 
 HOSTILE = "<script>alert('x')</script>\"&{{ 7 * 7 }}$\u202e"
@@ -192,5 +192,5 @@ def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_templates_are_part_of_the_package() -> None:
-    names = {file.name for file in files("alps").joinpath("templates").iterdir()}
+    names = {file.name for file in files("alps.visual").joinpath("templates").iterdir()}
     assert names == {"page.html", "pieces.html", "scores.html", "comparison.html", "demo.html"}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.heads import HeadSet
-from alps.optional import PICTURES, needed
+from alps.optional import visual
 from alps.scores import DEFAULT_RATIO, HeadScores
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ class Comparison:
         Raises:
             MissingPackageError: matplotlib is not installed.
         """
-        with needed("a picture", PICTURES):
-            from alps import plot
-        return plot.comparison_figure(self)
+        figure: Figure = visual("figures", "a picture").comparison_figure(self)
+        return figure
 
 
 def compare(

@@ -1,9 +1,14 @@
-"""Files that are written whole or not at all."""
+"""The files of alps: written whole or not at all, and checked when they are read."""
 
 import errno
+import json
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from alps.errors import ArgumentError, CheckpointError
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -47,3 +52,72 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) -> str:
+    """The suffix of the name of `what`, in lower case.
+
+    Raises:
+        ArgumentError: It is none of `suffixes`.
+    """
+    suffix = Path(path).suffix
+    if suffix.lower() not in suffixes:
+        *others, last = suffixes
+        raise ArgumentError(
+            f"{os.fspath(path)}: a {what}'s name ends in {', '.join(others)} or {last}; "
+            f"found {suffix or 'no suffix'}"
+        )
+    return suffix.lower()
+
+
+def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any]:
+    """The JSON object in `text`, which was read from `path`.
+
+    Raises:
+        CheckpointError: `text` is not JSON, not an object, or says something twice.
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {error}") from None
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in one object")
+    return document
+
+
+def check_document(
+    document: Mapping[str, Any],
+    form: str,
+    version: int,
+    fields: Mapping[str, type[dict[Any, Any]] | type[list[Any]]],
+) -> None:
+    """Checks that `document` is of format `form` and has exactly these fields, of these types.
+
+    A field "provenance" maps strings to strings.
+
+    Raises:
+        ArgumentError: It is not so; names the field.
+    """
+    if document.get("format") != form:
+        raise ArgumentError(f"format: expected {form!r}, found {document.get('format')!r}")
+    if document.get("version") != version:
+        raise ArgumentError(f"version: this alps reads {version}, found {document.get('version')!r}")
+    expected = {"format", "version", *fields}
+    for name in sorted(expected ^ set(document)):
+        raise ArgumentError(f"{name}: {'missing' if name in expected else 'unknown'} field")
+    for name, kind in fields.items():
+        if not isinstance(document[name], kind):
+            expected_kind = "an object" if kind is dict else "a list"
+            raise ArgumentError(f"{name}: expected {expected_kind}, found {document[name]!r}")
+    for name, value in document.get("provenance", {}).items():
+        if not isinstance(value, str):
+            raise ArgumentError(f"provenance.{name}: expected a string, found {value!r}")

@@ -227,6 +227,8 @@ class Geometry:
         Raises:
             ArgumentError: A field is missing, unknown or out of its domain.
         """
+        if "family" in values and "layout" not in values:  # the name of the field in older files
+            values = {"layout" if name == "family" else name: value for name, value in values.items()}
         expected = {field.name for field in fields(cls)} - {"per_layer"}
         for name in sorted(expected ^ (set(values) - {"per_layer"})):
             raise ArgumentError(f"{name}: {'missing' if name in expected else 'unknown'} field")
@@ -309,3 +311,15 @@ def ranges(numbers: Iterable[int]) -> str:
         else:
             runs.append((number, number))
     return ", ".join(f"{first}-{last}" if first != last else str(first) for first, last in runs) or "none"
+
+
+def geometry_of(values: Mapping[str, Any]) -> Geometry:
+    """The geometry that a document's field "geometry" holds.
+
+    Raises:
+        ArgumentError: A field is missing, unknown or out of its domain; names the field.
+    """
+    try:
+        return Geometry.from_fields(values)
+    except ArgumentError as error:
+        raise ArgumentError(f"geometry.{error}") from None

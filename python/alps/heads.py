@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alps import _alps
-from alps.documents import check_document, geometry_of, parse_json
 from alps.errors import ArgumentError, CheckpointError
-from alps.files import write_whole
-from alps.geometry import Geometry
-from alps.optional import PICTURES, needed
+from alps.files import check_document, parse_json, write_whole
+from alps.geometry import Geometry, geometry_of
+from alps.optional import visual
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,13 +56,21 @@ class Report:
         """Trainable parameters as a share of all Q/K/V parameters, 0 to 1."""
         return self.trainable_parameters / self.total_parameters if self.total_parameters else 0.0
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """The heads, the key/value groups and the share of the parameters, in one line."""
+        return f"{self._counts}, {100 * self.share:.1f} % of Q/K/V parameters"
+
+    @property
+    def _counts(self) -> str:
         return (
-            f"{self.heads} of {self.total_heads} heads, "
-            f"{self.key_value_groups} of {self.total_key_value_groups} key/value groups, "
-            f"{self.trainable_parameters:,} of {self.total_parameters:,} Q/K/V parameters "
-            f"({100 * self.share:.1f} %)"
+            f"{self.heads:,} of {self.total_heads:,} heads, "
+            f"{self.key_value_groups:,} of {self.total_key_value_groups:,} key/value groups"
         )
+
+    def __str__(self) -> str:
+        parameters = f"{self.trainable_parameters:,} of {self.total_parameters:,} Q/K/V parameters"
+        return f"{self._counts}, {parameters} ({100 * self.share:.1f} %)"
 
 
 class HeadSet:
@@ -197,9 +204,8 @@ class HeadSet:
         return HeadSet, (self._mask, self._geometry, self._provenance)
 
     def _repr_html_(self) -> str:
-        from alps.notebook import set_html
-
-        return set_html(self)
+        html: str = visual("notebook", "a notebook").set_html(self)
+        return html
 
     def to_pandas(self) -> "Series[bool]":
         """A flag for every (layer, head), named "selected", to be joined with `HeadScores.to_pandas`.
@@ -207,9 +213,8 @@ class HeadSet:
         Raises:
             MissingPackageError: pandas is not installed.
         """
-        with needed("a table of pandas", "pandas"):
-            from alps import frames
-        return frames.set_series(self)
+        series: Series[bool] = visual("pandas", "a table of pandas", "pandas").set_series(self)
+        return series
 
     def plot(self) -> "Figure":
         """Draws a map of layers x heads with the heads of the set filled.
@@ -221,9 +226,8 @@ class HeadSet:
             ArgumentError: The model has no attention.
             MissingPackageError: matplotlib is not installed.
         """
-        with needed("a picture", PICTURES):
-            from alps import plot
-        return plot.set_figure(self)
+        figure: Figure = visual("figures", "a picture").set_figure(self)
+        return figure
 
     def union(self, other: "HeadSet") -> "HeadSet":
         """The heads of either set.

@@ -1,13 +1,11 @@
 """Writing reports, whole or not at all."""
 
 import os
-from pathlib import Path
 
 from alps.compare import Comparison
-from alps.errors import ArgumentError
-from alps.files import check_writable, write_whole
+from alps.files import check_writable, suffix_of, write_whole
 from alps.heads import HeadSet
-from alps.optional import PICTURES, needed
+from alps.optional import visual
 from alps.scores import HeadScores
 
 _SUFFIXES = (".html", ".htm")
@@ -38,9 +36,8 @@ def write_report(
         OSError: The file cannot be written.
     """
     check_report(path)
-    from alps import report_document
-
-    write_whole(path, report_document.document(content, heads, statistic=statistic).encode())
+    html: str = visual("html_report", "a report").document(content, heads, statistic=statistic)
+    write_whole(path, html.encode())
 
 
 def check_report(path: str | os.PathLike[str]) -> None:
@@ -51,11 +48,6 @@ def check_report(path: str | os.PathLike[str]) -> None:
         MissingPackageError: jinja2 or matplotlib is not installed.
         OSError: The file could not be written.
     """
-    suffix = Path(path).suffix
-    if suffix.lower() not in _SUFFIXES:
-        raise ArgumentError(
-            f"{os.fspath(path)}: a report's name ends in {' or '.join(_SUFFIXES)}; found {suffix or 'no suffix'}"
-        )
+    suffix_of(path, "report", _SUFFIXES)
     check_writable(path)
-    with needed("a report", PICTURES):
-        from alps import report_document  # noqa: F401
+    visual("html_report", "a report")

@@ -10,23 +10,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alps import _alps
-from alps.documents import check_document, geometry_of, parse_json
 from alps.errors import ArgumentError, CheckpointError
-from alps.files import write_whole
-from alps.geometry import Geometry
+from alps.files import check_document, parse_json, write_whole
+from alps.geometry import Geometry, geometry_of
 from alps.heads import HeadSet
-from alps.optional import PICTURES, needed
+from alps.optional import visual
 from alps.statistics import DEFAULT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from alps.plot import Kind
-
 RankedRule = Literal["global", "per_layer", "key_value_groups"]
 RandomRule = Literal["random", "layer_consistent"]
-Rule = RankedRule | RandomRule
+Rule = Literal[RankedRule, RandomRule]
+
+Kind = Literal["overview", "map", "layers", "ranks"]
+"""The kinds of picture that `HeadScores.plot` draws."""
 
 DEFAULT_RATIO = 0.10
 """The share of the heads that the paper trains."""
@@ -134,9 +134,8 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         return HeadScores, (self._arrays, self._geometry, self._provenance)
 
     def _repr_html_(self) -> str:
-        from alps.notebook import scores_html
-
-        return scores_html(self)
+        html: str = visual("notebook", "a notebook").scores_html(self)
+        return html
 
     def to_pandas(self) -> "DataFrame":
         """The scores as a table: a row for every (layer, head), a column for every statistic.
@@ -144,12 +143,11 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         Raises:
             MissingPackageError: pandas is not installed.
         """
-        with needed("a table of pandas", "pandas"):
-            from alps import frames
-        return frames.scores_frame(self)
+        frame: DataFrame = visual("pandas", "a table of pandas", "pandas").scores_frame(self)
+        return frame
 
     def plot(
-        self, heads: HeadSet | None = None, *, kind: "Kind" = "overview", statistic: str | None = None
+        self, heads: HeadSet | None = None, *, kind: Kind = "overview", statistic: str | None = None
     ) -> "Figure":
         """Draws the scores.
 
@@ -175,9 +173,9 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
                 attention.
             MissingPackageError: matplotlib is not installed.
         """
-        with needed("a picture", PICTURES):
-            from alps import plot
-        return plot.scores_figure(self, heads, kind=kind, statistic=statistic)
+        draw = visual("figures", "a picture").scores_figure
+        figure: Figure = draw(self, heads, kind=kind, statistic=statistic)
+        return figure
 
     def ranking_statistic(self, statistic: str | None = None) -> str:
         """The statistic that ranks heads: `statistic`, else "wasserstein", else the only one there is.
@@ -253,8 +251,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
                 raise ArgumentError(f"rule {rule!r} takes a ratio, found budget {budget}")
             return self._draw(rule, DEFAULT_RATIO if ratio is None else ratio, 0 if seed is None else seed)
         if rule not in get_args(RankedRule):
-            rules = ", ".join((*get_args(RankedRule), *get_args(RandomRule)))
-            raise ArgumentError(f"there is no rule {rule!r}; the rules are {rules}")
+            raise ArgumentError(f"there is no rule {rule!r}; the rules are {', '.join(get_args(Rule))}")
         if seed is not None:
             raise ArgumentError(f"rule {rule!r} draws nothing at random, found seed {seed}")
         statistic = self.ranking_statistic(statistic)

@@ -1,4 +1,4 @@
-"""The names of the statistics, and the forms that have them."""
+"""The statistics: their names, what they mean, and the forms that have them."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,31 @@ _OF_STORED_ENTRIES = tuple(name for name, of_stored_entries, _ in _alps.STATISTI
 
 DEFAULT = "wasserstein"
 """The statistic that ranks heads: the PAD score of the paper."""
+
+
+UNITS = {
+    "wasserstein": "of the vector's length",
+    "kl": "nats",
+    "js": "nats",
+    "changed": "of the entries",
+    "wasserstein_z": "standard deviations",
+}
+"""The unit of a statistic that is neither a bare number nor a weight."""
+
+MEANINGS = {
+    "wasserstein": "how far probability travels along the head's vector of weights; the paper's score",
+    "kl": "Kullback-Leibler divergence of the tuned distribution from the base's",
+    "js": "Jensen-Shannon divergence of the two distributions",
+    "cosine": "1 minus the cosine between the two distributions",
+    "euclidean": "norm of the difference of the two distributions",
+    "delta_norm": "norm of the change of the weights",
+    "relative_delta": "norm of the change over the norm of the base's weights",
+    "max_delta": "largest change of a weight",
+    "changed": "share of the weights whose stored value differs",
+    "wasserstein_z": "wasserstein against changes of the same size in random order; near 0: no structure beyond size",
+    "sorted_wasserstein": "mean absolute difference of the sorted weights",
+}
+"""What a statistic measures, in a line."""
 
 
 def of_form(form: str) -> tuple[str, ...]:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from alps import pictures, report_document
 from alps.demo import table
 from alps.demo.findings import findings
 from alps.demo.picture import trade_off
 from alps.demo.results import Results
 from alps.heads import HeadSet
 from alps.scores import HeadScores
+from alps.visual import html_report, image_file
 
 CONTENTS = {
     "base/": "the base, a checkpoint with its tokenizer",
@@ -40,19 +40,19 @@ def write(folder: Path, scores: HeadScores, heads: HeadSet, results: Results) ->
     """Writes all but the checkpoints."""
     scores.save(folder / "scores.safetensors")
     heads.save(folder / "heads.json")
-    pictures.save(scores.plot(heads), folder / "heads.png")
+    image_file.save(scores.plot(heads), folder / "heads.png")
     (folder / "results.json").write_text(results.to_json(), encoding="utf-8")
     figure = trade_off(results)
-    pictures.save(figure, folder / "ways.png")
-    about = report_document.of_scores(scores, heads, None) | {
+    image_file.save(figure, folder / "ways.png")
+    about = html_report.of_scores(scores, heads, None) | {
         "parameters": f"{results.parameters:,}",
         "headings": [heading.replace("\n", " ") for heading in table.HEADINGS],
         "rows": table.rows(results),
         "explanation": table.explanation(results),
-        "trade_off": report_document.picture(figure, "Task loss against general loss of each way to train"),
+        "trade_off": html_report.picture(figure, "Task loss against general loss of each way to train"),
         "findings": findings(results),
     }
-    (folder / "report.html").write_text(report_document.render("demo.html", about), encoding="utf-8")
+    (folder / "report.html").write_text(html_report.render("demo.html", about), encoding="utf-8")
     page = [
         table.for_page(results),
         table.explanation(results),

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from alps.demo.results import Results
 from alps.demo.ways import EVERYTHING, FROZEN, LORA, RANDOM, RANDOM_ALONE, SELECTED, SELECTED_ALONE
-from alps.drawing.look import INK, in_our_style
-from alps.drawing.look import SELECTED as ORANGE
+from alps.visual.style import INK, in_our_style
+from alps.visual.style import SELECTED as ORANGE
 
 _BLUE, _GREY = "#2171b5", "#8a9099"
 _LOOKS = {

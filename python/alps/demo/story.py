@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from alps import terminal, terminal_map
 from alps.demo import artefacts, table
 from alps.demo import model as models
 from alps.demo.experiment import Experiment
@@ -22,6 +21,7 @@ from alps.demo.surroundings import one_thread, quiet
 from alps.demo.team import Team
 from alps.demo.ways import SELECTED, SIDE_BY_SIDE, WAYS
 from alps.errors import ArgumentError
+from alps.visual.terminal_map import head_map
 
 _WIDEST = 100
 """Characters of a line of text."""
@@ -103,9 +103,9 @@ def _tell(unfinished: Path, folder: Path, team: Team, console: Console) -> Resul
     scores, selected = artefacts.renamed(first.scores, first.heads.selected, unfinished, folder)
     _say(console, "Nothing is run for this: alps scan compares the weights of the two, head by head.")
     console.print()
-    console.print(terminal_map.head_map(console, scores.geometry, scores["wasserstein"], selected))
+    console.print(head_map(console, scores.geometry, scores["wasserstein"], selected))
     console.print()
-    _say(console, terminal.summary(selected.report))
+    _say(console, selected.report.summary)
 
     _head(console, "4  Is it enough to train those?")
     _say(

@@ -1,4 +1,4 @@
-"""A figure with its title, measured in inches."""
+"""A figure with its title and the places of its axes, measured in inches."""
 
 import math
 import warnings
@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from alps import wording
-from alps.drawing.look import INK
+from alps.visual.style import INK
+from alps.visual.text import elided
 
 # Inches.
 LEFT, RIGHT, BOTTOM = 0.62, 0.3, 0.55
@@ -21,13 +21,34 @@ _NARROWEST = 5.4
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A figure with its title, and what lies below it in inches from the left and from the body's top."""
+class FigureLayout:
+    """A figure with its title; places below it are in inches from the left and from the end of the title."""
 
     figure: Figure
     width: float
     height: float
     top: float
+
+    @classmethod
+    def titled(cls, width: float, body: float, title: str, lines: Sequence[str]) -> "FigureLayout":
+        """A figure of at least `width` inches, as high as its title and `body` inches below it."""
+        width = max(width, _NARROWEST)
+        room = width - 2 * RIGHT
+        titles = _wrapped([title], room, 11, "bold")  # an empty one takes no room
+        texts = _wrapped(lines, room, 8)
+        top = _MARGIN_UNTITLED
+        if titles or texts:
+            top = _MARGIN_TOP + len(titles) * _TITLE + len(texts) * _LINE + _BELOW_TITLE
+        height = top + body
+        figure = Figure(figsize=(width, height))
+        y = _MARGIN_TOP
+        for line in titles:
+            figure.text(RIGHT / width, 1 - y / height, line, va="top", fontsize=11, fontweight="bold")
+            y += _TITLE
+        for line in texts:
+            figure.text(RIGHT / width, 1 - y / height, line, va="top", fontsize=8)
+            y += _LINE
+        return cls(figure, width, height, top)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes at that place."""
@@ -37,7 +58,7 @@ class Sheet:
         )
 
     def heading(self, left: float, top: float, text: str) -> None:
-        """A heading just above axes whose corner is there."""
+        """A heading just above axes whose upper left corner is there."""
         y = 1 - (self.top + top - 0.07) / self.height
         self.figure.text(left / self.width, y, text, va="bottom", fontsize=8, color=INK)
 
@@ -48,27 +69,6 @@ class Sheet:
             self.figure.text(left / self.width, y, text, va="top", fontsize=points, fontweight=weight)
 
 
-def new_sheet(width: float, body: float, title: str, lines: Sequence[str]) -> Sheet:
-    """A figure at least as wide as `width`, as high as its title and `body` need, in inches."""
-    width = max(width, _NARROWEST)
-    room = width - 2 * RIGHT
-    titles = wrapped([title], room, 11, "bold")  # an empty one takes no room
-    texts = wrapped(lines, room, 8)
-    top = _MARGIN_UNTITLED
-    if titles or texts:
-        top = _MARGIN_TOP + len(titles) * _TITLE + len(texts) * _LINE + _BELOW_TITLE
-    height = top + body
-    figure = Figure(figsize=(width, height))
-    y = _MARGIN_TOP
-    for line in titles:
-        figure.text(RIGHT / width, 1 - y / height, line, va="top", fontsize=11, fontweight="bold")
-        y += _TITLE
-    for line in texts:
-        figure.text(RIGHT / width, 1 - y / height, line, va="top", fontsize=8)
-        y += _LINE
-    return Sheet(figure, width, height, top)
-
-
 def _fits(text: str, inches: float, points: float, weight: str) -> bool:
     font = FontProperties(family="DejaVu Sans", size=points, weight=weight)
     with warnings.catch_warnings():
@@ -77,8 +77,8 @@ def _fits(text: str, inches: float, points: float, weight: str) -> bool:
     return bool(width <= 72 * inches)
 
 
-def wrapped(lines: Iterable[str], inches: float, points: float, weight: str = "normal") -> list[str]:
-    """The lines, broken between words, or within one that is too long, so that none is wider than `inches`."""
+def _wrapped(lines: Iterable[str], inches: float, points: float, weight: str = "normal") -> list[str]:
+    """The lines, broken between words, or within a word that is too long, none wider than `inches`."""
     wrapped = []
     for line in filter(None, lines):
         rest = line
@@ -98,11 +98,11 @@ def wrapped(lines: Iterable[str], inches: float, points: float, weight: str = "n
 
 
 def shortened(text: str, inches: float, points: float, weight: str = "normal") -> str:
-    """The end of the text, as much of it as is not wider than `inches`."""
+    """As much of the end of the text as is not wider than `inches`."""
     longest = len(text)
-    while longest > 1 and not _fits(wording.elided(text, longest), inches, points, weight):
+    while longest > 1 and not _fits(elided(text, longest), inches, points, weight):
         longest -= 1
-    return wording.elided(text, longest)
+    return elided(text, longest)
 
 
 def inches_of(axes: Axes) -> tuple[float, float]:
@@ -114,7 +114,7 @@ def inches_of(axes: Axes) -> tuple[float, float]:
     return box.width * width, box.height * height
 
 
-def step(count: int, inches: float, apart: float) -> int:
-    """How many cells from one label to the next, a power of two, so that labels are `apart` inches apart."""
+def label_step(count: int, inches: float, apart: float) -> int:
+    """How many cells lie between labels that are at least `apart` inches apart; a power of two."""
     fewest = max(1.0, apart * count / inches)
     return 1 << math.ceil(math.log2(fewest))

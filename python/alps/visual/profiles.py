@@ -1,6 +1,5 @@
-"""Scores by layer and by rank."""
+"""Draws scores by layer and by rank with matplotlib."""
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -8,89 +7,87 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from alps.drawing.look import INK, PALE, SELECTED
-from alps.drawing.scale import STEPS, Scale
-from alps.drawing.sheet import inches_of, step
-from alps.drawing.view import View
+from alps.visual.cells import HeadGrid
+from alps.visual.figure_layout import inches_of, label_step
+from alps.visual.style import INK, PALE, SELECTED, TICK_STEPS, AxisNumbers
+
+_MANY = 2000
+"""Heads of which a vector picture holds one image in place of that many dots."""
 
 
-def draw_profile(axes: Axes, view: View) -> None:
+def draw_profile(axes: Axes, grid: HeadGrid, statistic: str) -> None:
     """For every layer, beside its row of the map: the range of the scores, their mean, the selected heads."""
-    layers = len(view.geometry.layers)
+    layers = len(grid.geometry.layers)
     axes.set_ylim(layers - 0.5, -0.5)
     axes.set_yticks([])
-    rows, low, mean, high = _by_layer(view)
+    rows, low, mean, high = _by_layer(grid.values)
     _, height = inches_of(axes)
     thickness = 72 * height / layers
     axes.hlines(rows, low, high, color=PALE, linewidth=float(np.clip(0.25 * thickness, 0.8, 3)), zorder=1)
     axes.scatter(
         mean, rows, s=float(np.clip(0.35 * thickness, 1.4, 4)) ** 2, color=INK, linewidths=0, zorder=2
     )
-    if view.heads is not None:
-        row, head = np.nonzero(view.heads.mask)
+    if grid.selected is not None:
+        row, head = np.nonzero(grid.selected)
         size = float(np.clip(0.3 * thickness, 1.2, 3.4)) ** 2
-        axes.scatter(view.numbers[row, head], row, s=size, color=SELECTED, linewidths=0, zorder=3)
-    _score_axis(axes, "x", view, ticks=3)
+        axes.scatter(grid.values[row, head], row, s=size, color=SELECTED, linewidths=0, zorder=3)
+    _score_axis(axes, "x", grid, statistic, ticks=3)
 
 
-def draw_layers(axes: Axes, view: View) -> None:
+def draw_layers(axes: Axes, grid: HeadGrid, statistic: str) -> None:
     """For every layer, all its heads, their mean, and the selected ones."""
-    layers = view.geometry.layers
-    rows = np.broadcast_to(np.arange(len(layers))[:, None], view.numbers.shape)
-    many = view.geometry.heads > 2000
+    layers = grid.geometry.layers
+    rows = np.broadcast_to(np.arange(len(layers))[:, None], grid.values.shape)
+    many = grid.geometry.heads > _MANY
     axes.scatter(
         rows.ravel(),
-        view.numbers.ravel(),
+        grid.values.ravel(),
         s=9 if not many else 4,
         color=PALE,
         alpha=0.5,
         linewidths=0,
         rasterized=many,
     ).set_gid("heads")
-    number, _, mean, _ = _by_layer(view)
+    number, _, mean, _ = _by_layer(grid.values)
     axes.plot(number, mean, color=INK, linewidth=1.2, label="mean").pop().set_gid("mean")
-    if view.heads is not None:
-        row, head = np.nonzero(view.heads.mask)
+    if grid.selected is not None:
+        row, head = np.nonzero(grid.selected)
         axes.scatter(
-            row, view.numbers[row, head], s=12 if not many else 6, color=SELECTED, linewidths=0, zorder=3
+            row, grid.values[row, head], s=12 if not many else 6, color=SELECTED, linewidths=0, zorder=3
         ).set_gid("selected")
     width, _ = inches_of(axes)
-    ticks = range(0, len(layers), step(len(layers), width, 0.24))
+    ticks = range(0, len(layers), label_step(len(layers), width, 0.24))
     axes.set_xticks(ticks, [str(layers[row]) for row in ticks])
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.set_xlabel("layer: a dot for each head, a line for their mean", labelpad=2)
-    _score_axis(axes, "y", view, ticks=5)
+    _score_axis(axes, "y", grid, statistic, ticks=5)
 
 
 def _by_layer(
-    view: View,
+    values: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The rows that have numbers, with the lowest, the mean and the highest."""
-    rows = np.flatnonzero(np.isfinite(view.numbers).any(axis=1))
-    numbers = view.numbers[rows]
+    rows = np.flatnonzero(np.isfinite(values).any(axis=1))
+    numbers = values[rows]
     return rows, np.nanmin(numbers, axis=1), np.nanmean(numbers, axis=1), np.nanmax(numbers, axis=1)
 
 
-def draw_ranks(axes: Axes, view: View) -> None:
+def draw_ranks(axes: Axes, grid: HeadGrid, statistic: str) -> None:
     """All scores in order, the selected heads among them, and the cut where they are the best ones."""
-    geometry = view.geometry
-    order = [
-        (geometry.row_of(layer), head)
-        for layer, head, score in view.scores.top(geometry.heads, view.statistic)
-        if math.isfinite(score)
-    ]
-    scores = np.array([view.numbers[place] for place in order])
+    numbers = np.isfinite(grid.values)
+    order = np.argsort(-grid.values[numbers], kind="stable")  # ties stay in order of (layer, head)
+    scores = grid.values[numbers][order]
     ranks = np.arange(1, len(order) + 1)
-    many = len(order) > 2000
+    many = len(order) > _MANY
     size = 12.0 if len(order) <= 64 else 5.0
     axes.scatter(ranks, scores, s=size, color=PALE, linewidths=0, rasterized=many).set_gid("heads")
-    if view.heads is not None:
-        chosen = np.array([view.heads.mask[place] for place in order], dtype=bool)
+    if grid.selected is not None:
+        selected = grid.selected[numbers][order]
         axes.scatter(
-            ranks[chosen], scores[chosen], s=size, color=SELECTED, linewidths=0, rasterized=many, zorder=3
+            ranks[selected], scores[selected], s=size, color=SELECTED, linewidths=0, rasterized=many, zorder=3
         ).set_gid("selected")
-        count = int(chosen.sum())
-        if 0 < count < len(order) and chosen[:count].all():
+        count = int(selected.sum())
+        if 0 < count < len(order) and selected[:count].all():
             axes.axvline(count + 0.5, color=INK, linewidth=0.7, linestyle=(0, (4, 3))).set_gid("cut")
             axes.annotate(
                 f"the {count:,} best of {len(order):,} heads, from {scores[count - 1]:.3g} up",
@@ -102,22 +99,22 @@ def draw_ranks(axes: Axes, view: View) -> None:
                 fontsize=7,
             )
     axes.set_xlim(0.5 - 0.01 * len(order), len(order) + 0.5 + 0.01 * len(order))
-    between = MaxNLocator(8, integer=True, steps=STEPS).tick_values(1, max(2, len(order)))
+    between = MaxNLocator(8, integer=True, steps=TICK_STEPS).tick_values(1, max(2, len(order)))
     ticks = [1, *(int(rank) for rank in between if between[1] / 2 <= rank <= len(order) and rank > 1)]
     axes.set_xticks(ticks, [f"{rank:,}" for rank in ticks])
     axes.set_xlabel("rank", labelpad=2)
-    _score_axis(axes, "y", view, ticks=5)
+    _score_axis(axes, "y", grid, statistic, ticks=5)
 
 
-def _score_axis(axes: Axes, which: Literal["x", "y"], view: View, ticks: int) -> None:
-    low, high = view.range
+def _score_axis(axes: Axes, which: Literal["x", "y"], grid: HeadGrid, statistic: str, ticks: int) -> None:
+    low, high = grid.limits
     margin = 0.04 * (high - low)
-    scale = Scale.of(view.range)
+    numbers = AxisNumbers.within(grid.limits)
     axis = axes.xaxis if which == "x" else axes.yaxis
     set_limits = axes.set_xlim if which == "x" else axes.set_ylim
     set_limits(low - margin if low < 0 else low, high + margin)
-    axis.set_major_locator(MaxNLocator(ticks, steps=STEPS))
-    axis.set_major_formatter(scale.formatter)
-    axis.set_label_text(scale.label(view.statistic), fontsize=8)
+    axis.set_major_locator(MaxNLocator(ticks, steps=TICK_STEPS))
+    axis.set_major_formatter(numbers.formatter)
+    axis.set_label_text(numbers.label(statistic), fontsize=8)
     axis.labelpad = 3
     axes.spines[["top", "right"]].set_visible(False)

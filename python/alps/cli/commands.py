@@ -1,60 +1,43 @@
-"""The command `alps`."""
+"""The commands of `alps`, their arguments and their options."""
 
 import json
 import math
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 from typer.core import TyperGroup
 
 import alps
-from alps import pictures, statistics, terminal, terminal_map
+from alps import statistics
+from alps.cli import json_output, tables
 from alps.compare import Comparison
 from alps.errors import AlpsError, ArgumentError, CheckpointError
 from alps.files import check_writable
 from alps.heads import HeadSet
 from alps.optional import needed
 from alps.report import check_report, write_report
-from alps.scores import DEFAULT_RATIO, HeadScores
-
-
-class _Form(str, Enum):
-    qkv = "qkv"
-    product = "product"
-
-
-class _Component(str, Enum):
-    decoder = "decoder"
-    encoder = "encoder"
-    cross = "cross"
-    vision = "vision"
-    audio = "audio"
-
-
-class _Rule(str, Enum):
-    global_ = "global"
-    per_layer = "per_layer"
-    key_value_groups = "key_value_groups"
-    random = "random"
-    layer_consistent = "layer_consistent"
+from alps.scan import Component, Form
+from alps.scores import DEFAULT_RATIO, HeadScores, Rule
+from alps.visual import image_file
+from alps.visual.terminal_map import count_map, head_map, set_map
 
 
 class _Commands(TyperGroup):
-    """Turns a refusal into one line and an exit code."""
+    """Commands that report an error in one line, with an exit code."""
 
     def invoke(self, *arguments: Any, **named: Any) -> Any:
         try:
             return super().invoke(*arguments, **named)
         except BrokenPipeError:
-            raise  # of whoever reads our output; typer knows what to do
+            raise  # typer ends quietly when the reader of the output has gone
         except (AlpsError, OSError) as error:
             typer.echo(f"alps: error: {_line(error)}", err=True)
             raise typer.Exit(1) from None
@@ -92,7 +75,7 @@ _Ratio = typer.Option(min=0, max=1, callback=_number, help="Share of the heads t
 _Statistic = typer.Option(metavar="NAME", help="What ranks the heads.")
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 _ComponentOption = Annotated[
-    _Component | None, typer.Option(help="Whose heads: the decoder's, else the encoder's, when not given.")
+    Component | None, typer.Option(help="Whose heads: the decoder's, else the encoder's, when not given.")
 ]
 _HeadsFile = typer.Option(metavar="FILE", help="Write the selected heads here (JSON).")
 _PlotFile = Annotated[
@@ -120,7 +103,7 @@ def scan(
     tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning.")],
     ratio: Annotated[float, _Ratio] = DEFAULT_RATIO,
     component: _ComponentOption = None,
-    form: Annotated[_Form, typer.Option(help="What a head's weight vector is.")] = _Form.qkv,
+    form: Annotated[Form, typer.Option(help="What a head's weight vector is.")] = "qkv",
     statistic: Annotated[str, _Statistic] = statistics.DEFAULT,
     temperature: Annotated[float, typer.Option(help="Of the softmax over a head's weights.")] = 1.0,
     adapter_base: Annotated[
@@ -136,19 +119,19 @@ def scan(
     as_json: _Json = False,
 ) -> None:
     """Score every head of a model by how far tuning has moved it."""
-    statistics.resolve([statistic], form.value)
+    statistics.resolve([statistic], form)
     for path in (output, heads):
         if path is not None:
             check_writable(path)
     _check_pictures(plot, report)
-    wanted = dict.fromkeys((*statistics.resolve(None, form.value), statistic))
-    with nullcontext() if as_json else terminal.progress(sys.stderr) as progress:
+    wanted = dict.fromkeys((*statistics.resolve(None, form), statistic))
+    with nullcontext() if as_json else tables.progress_bar(sys.stderr) as progress:
         scores = alps.scan(
             base,
             tuned,
             adapter_base=adapter_base,
-            component=None if component is None else component.value,
-            form=form.value,
+            component=component,
+            form=form,
             temperature=temperature,
             statistics=tuple(wanted),
             threads=threads,
@@ -161,10 +144,12 @@ def scan(
         selection.save(heads)
     _draw(plot, report, scores, selection, statistic)
     if as_json:
-        _print_json({"scores": _scores_document(scores), "heads": _heads_document(selection)})
+        _print_json(
+            {"scores": json_output.scores_document(scores), "heads": json_output.heads_document(selection)}
+        )
         return
     _print_scores(scores, statistic, selection)
-    _print_read(scores.provenance)
+    _print_sources(scores.provenance)
     _print_written(scores=output, heads=heads, picture=plot, report=report)
 
 
@@ -175,7 +160,7 @@ def select(
     budget: Annotated[
         int | None, typer.Option(min=0, help="Q/K/V parameters that may train, instead of a ratio.")
     ] = None,
-    rule: Annotated[_Rule, typer.Option(help="How heads are chosen.")] = _Rule.global_,
+    rule: Annotated[Rule, typer.Option(help="How heads are chosen.")] = "global",
     statistic: Annotated[str | None, _Statistic] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the random rules.")] = None,
     output: Annotated[Path | None, _HeadsFile] = None,
@@ -186,13 +171,13 @@ def select(
     """Choose heads from scores."""
     _check_pictures(plot, report)
     scores = HeadScores.load(scores_file)
-    selection = scores.select(ratio, budget=budget, rule=rule.value, statistic=statistic, seed=seed)
+    selection = scores.select(ratio, budget=budget, rule=rule, statistic=statistic, seed=seed)
     if output is not None:
         selection.save(output)
     ranked_by = selection.provenance.get("statistic")
     _draw(plot, report, scores, selection, ranked_by)
     if as_json:
-        _print_json(_heads_document(selection))
+        _print_json(json_output.heads_document(selection))
         return
     if ranked_by is None:
         _print_heads(selection)
@@ -211,15 +196,15 @@ def show(
     """Show what is in a file of scores or of heads."""
     _check_pictures(plot, report)
     content = _load(file)
-    _draw(plot, report, content, None, None)
+    _draw(plot, report, content)
     if isinstance(content, HeadScores):
         if as_json:
-            _print_json(_scores_document(content))
+            _print_json(json_output.scores_document(content))
         else:
             _print_provenance(content.provenance)
             _print_scores(content, content.ranking_statistic(), None)
     elif as_json:
-        _print_json(_heads_document(content))
+        _print_json(json_output.heads_document(content))
     else:
         _print_provenance(content.provenance)
         _print_heads(content)
@@ -247,18 +232,14 @@ def compare(
     comparison = alps.compare(
         {name: _load(file) for name, file in zip(names, files, strict=True)}, ratio=ratio, statistic=statistic
     )
-    if plot is not None:
-        pictures.save(comparison.plot(), plot)
-    if report is not None:
-        write_report(report, comparison)
+    _draw(plot, report, comparison)
     if as_json:
-        _print_json(_comparison_document(comparison))
+        _print_json(json_output.comparison_document(comparison))
         return
     console = _console()
     console.print(Text(str(comparison.geometry)))
-    console.print(terminal.pairs_table(comparison))
-    tasks = len(comparison.names)
-    console.print(terminal_map.count_map(console, comparison.geometry, comparison.counts, tasks))
+    console.print(tables.comparison_table(comparison))
+    console.print(count_map(console, comparison.geometry, comparison.counts, len(comparison.names)))
     _print_written(picture=plot, report=report)
 
 
@@ -276,7 +257,7 @@ def _names(files: list[Path]) -> list[str]:
 
 def _check_pictures(plot: Path | None, report: Path | None) -> None:
     if plot is not None:
-        pictures.check_picture(plot)
+        image_file.check_picture(plot)
     if report is not None:
         check_report(report)
 
@@ -284,15 +265,15 @@ def _check_pictures(plot: Path | None, report: Path | None) -> None:
 def _draw(
     plot: Path | None,
     report: Path | None,
-    content: HeadScores | HeadSet,
-    heads: HeadSet | None,
-    statistic: str | None,
+    content: HeadScores | HeadSet | Comparison,
+    heads: HeadSet | None = None,
+    statistic: str | None = None,
 ) -> None:
     if plot is not None:
         figure = (
             content.plot(heads, statistic=statistic) if isinstance(content, HeadScores) else content.plot()
         )
-        pictures.save(figure, plot)
+        image_file.save(figure, plot)
     if report is not None:
         write_report(report, content, heads, statistic=statistic)
 
@@ -319,21 +300,11 @@ def inspect(
     as_json: _Json = False,
 ) -> None:
     """Say what a scan would read of a checkpoint, and what it leaves out and why."""
-    found = alps.inspect(path, component=None if component is None else component.value)
+    found = alps.inspect(path, component=component)
     if as_json:
-        _print_json(
-            {
-                "geometry": found.geometry.to_fields(),
-                "modules": [asdict(module) for module in found.modules],
-                "left_out": [{"what": what, "why": why} for what, why in found.left_out],
-                "bytes": found.bytes,
-                "quantisation": found.quantisation,
-            }
-        )
-        return
-    console = _console()
-    for part in terminal.inspection(console, found):
-        console.print(part)
+        _print_json(json_output.inspection_document(found))
+    else:
+        _print(tables.inspection_tables(found))
 
 
 @app.command()
@@ -342,10 +313,8 @@ def layouts(as_json: _Json = False) -> None:
     layouts = alps.layouts()
     if as_json:
         _print_json({"layouts": [asdict(layout) for layout in layouts]})
-        return
-    console = _console()
-    for part in terminal.layouts(layouts):
-        console.print(part)
+    else:
+        _print(tables.layout_list(layouts))
 
 
 def _load(path: Path) -> HeadScores | HeadSet:
@@ -360,37 +329,6 @@ def _load(path: Path) -> HeadScores | HeadSet:
     raise CheckpointError(f"{path}: expected scores or heads that alps wrote, found something else")
 
 
-def _scores_document(scores: HeadScores) -> dict[str, Any]:
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None  # JSON has no other way to say it
-
-    return {
-        "geometry": scores.geometry.to_fields(),
-        "provenance": scores.provenance,
-        "statistics": {
-            name: [[number(value) for value in row] for row in array.tolist()]
-            for name, array in scores.items()
-        },
-    }
-
-
-def _heads_document(heads: HeadSet) -> dict[str, Any]:
-    report = heads.report
-    document: dict[str, Any] = json.loads(heads.to_json())
-    return document | {"report": asdict(report) | {"share": report.share}}
-
-
-def _comparison_document(comparison: Comparison) -> dict[str, Any]:
-    def number(value: float | str) -> float | str | None:
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return {
-        "statistic": comparison.statistic,
-        "heads": {name: _heads_document(heads) for name, heads in comparison.heads.items()},
-        "pairs": [{name: number(value) for name, value in asdict(pair).items()} for pair in comparison.pairs],
-    }
-
-
 def _print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, allow_nan=False))
 
@@ -398,12 +336,12 @@ def _print_json(document: dict[str, Any]) -> None:
 def _print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None) -> None:
     console = _console()
     console.print(Text(str(scores.geometry)))
-    for note in terminal.quantisation_notes(scores):
+    for note in tables.quantisation_notes(scores):
         console.print(Text(note, style="yellow"))
     console.print()
     console.print(Text(f"Top heads by {statistic}", style="bold"))
-    console.print(terminal.top_table(console, scores, statistic, heads))
-    console.print(terminal_map.head_map(console, scores.geometry, scores[statistic], heads))
+    console.print(tables.top_table(console, scores, statistic, heads))
+    console.print(head_map(console, scores.geometry, scores[statistic], heads))
     if heads is not None:
         _print_summary(console, heads)
 
@@ -412,13 +350,13 @@ def _print_heads(heads: HeadSet) -> None:
     console = _console()
     console.print(Text(str(heads.geometry)))
     console.print()
-    console.print(terminal_map.set_map(console, heads))
+    console.print(set_map(console, heads))
     _print_summary(console, heads)
 
 
 def _print_summary(console: Console, heads: HeadSet) -> None:
     console.print()
-    console.print(Text(terminal.summary(heads.report), style="bold"))
+    console.print(Text(heads.report.summary, style="bold"))
 
 
 def _print_provenance(provenance: dict[str, str]) -> None:
@@ -426,21 +364,27 @@ def _print_provenance(provenance: dict[str, str]) -> None:
         typer.echo(f"{name}: {value}")
 
 
-def _print_read(provenance: dict[str, str]) -> None:
+def _print_sources(provenance: dict[str, str]) -> None:
     typer.echo(f"base read from {provenance['base_files']}, tuned from {provenance['tuned_files']}")
-    for side in ("base", "tuned"):
-        if over := provenance.get(f"{side}_adapter_over"):
-            trained_on = provenance.get(f"{side}_adapter_trained_on", over)
+    for name in ("base", "tuned"):
+        if over := provenance.get(f"{name}_adapter_over"):
+            trained_on = provenance.get(f"{name}_adapter_trained_on", over)
             named = f"; its configuration names {trained_on}" if trained_on != over else ""
-            typer.echo(f"{side} is an adapter ({provenance[f'{side}_adapter']}) over {over}{named}")
-        if note := provenance.get(f"{side}_note"):
-            typer.echo(f"note on {side}: {note}")
+            typer.echo(f"{name} is an adapter ({provenance[f'{name}_adapter']}) over {over}{named}")
+        if note := provenance.get(f"{name}_note"):
+            typer.echo(f"note on {name}: {note}")
 
 
 def _print_written(**files: Path | None) -> None:
     for what, path in files.items():
         if path is not None:
             typer.echo(f"{what} written to {path}")
+
+
+def _print(lines: Iterable[RenderableType]) -> None:
+    console = _console()
+    for line in lines:
+        console.print(line)
 
 
 def _console() -> Console:
@@ -450,7 +394,3 @@ def _console() -> Console:
 def main() -> None:
     """Runs the command."""
     app(prog_name="alps")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,23 +5,26 @@ Needs jinja2 and matplotlib, and is imported only where a report is asked for.
 
 import base64
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from alps import _alps, pictures, plot, wording
+from alps import _alps
 from alps.compare import Comparison
-from alps.drawing.look import INK
-from alps.drawing.scale import limits
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.heads import HeadSet
-from alps.scores import HeadScores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from alps.scores import HeadScores, Kind
+from alps.statistics import MEANINGS, UNITS
+from alps.visual import image_file, text
+from alps.visual.cells import HeadGrid
+from alps.visual.figures import comparison_figure, scores_figure, set_figure
+from alps.visual.style import INK
 
 _TOP = 50
 """Heads in the table of scores that no heads were selected of."""
@@ -43,92 +46,96 @@ def document(
     return render("comparison.html", _of_comparison(content))
 
 
-def render(template: str, context: dict[str, Any]) -> str:
-    """A page from a template of this package and what it says."""
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """A page with this content, from a template of this package."""
     environment = Environment(
-        loader=PackageLoader("alps"),
+        loader=PackageLoader("alps.visual"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(context, version=_alps.__version__)
+    return environment.get_template(template).render(content, version=_alps.__version__)
 
 
 def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) -> dict[str, Any]:
-    """What the page of scores says."""
+    """The content of the page of scores."""
     name = scores.ranking_statistic(statistic)
     geometry = scores.geometry
-    numbers = scores[name]
-    low, high = limits(numbers)
+    grid = HeadGrid.of_scores(geometry, scores[name])
+    low, high = grid.limits
     ranked = [
-        (rank, geometry.row_of(layer), layer, head)
-        for rank, (layer, head, _) in enumerate(scores.top(geometry.heads, name), start=1)
+        (rank, layer, head) for rank, (layer, head, _) in enumerate(scores.top(geometry.heads, name), start=1)
     ]
+    names = [name, *(other for other in scores if other != name)]
+    pictures: dict[str, Any] = dict.fromkeys(("map", "layers", "ranks"))
+    kinds: dict[Kind, str] = {"map": "layers by heads", "layers": "by layer", "ranks": "by rank"}
+    if geometry.heads:
+        for kind, order in kinds.items():
+            figure = scores_figure(scores, heads, kind=kind, statistic=name, titled=False)
+            pictures[kind] = picture(figure, f"Scores of the attention heads by {name}, {order}")
     if heads is None:
         listed, heads_title = ranked[:_TOP], f"The {min(_TOP, geometry.heads)} heads that moved most"
     else:
-        listed = [place for place in ranked if heads.mask[place[1], place[3]]]
+        listed = [place for place in ranked if heads.mask[geometry.row_of(place[1]), place[2]]]
         heads_title = "The selected heads"
-    names = [name, *(other for other in scores if other != name)]
-    drawn: dict[str, Any] = dict.fromkeys(("map", "layers", "ranks"))
-    if geometry.heads:
-        for kind, words in (("map", "layers by heads"), ("layers", "by layer"), ("ranks", "by rank")):
-            figure = plot.scores_figure(scores, heads, kind=kind, statistic=name, titled=False)  # type: ignore[arg-type]
-            drawn[kind] = picture(figure, f"Scores of the attention heads by {name}, {words}")
-    chosen = 0 if heads is None else len(heads)
-    return drawn | {
-        "title": "How far each attention head moved",
-        "pair": wording.pair(scores.provenance, 200),
-        "numbers": [*_facts(geometry, heads), _Fact("ranked by", wording.printable(name))],
-        "statistic": name,
-        "lowest": f"{low:.3g}",
-        "highest": f"{high:.3g}",
-        "selected": heads is not None,
-        "blank": int((~np.isfinite(numbers)).sum()),
-        "grouped": geometry.heads_per_group > 1,
-        "cut": heads is not None and chosen > 0 and all(rank <= chosen for rank, *_ in listed),
-        "heads_title": heads_title,
-        "choice": "" if heads is None else wording.choice(heads.provenance),
-        "columns": ["rank", "layer", "head", "K/V group", *names],
-        "heads": [
-            [
-                rank,
-                layer,
-                head,
-                geometry.group_of(head, layer),
-                *(f"{scores[other][row, head]:.4g}" for other in names),
-            ]
-            for rank, row, layer, head in listed
-        ],
-        "statistics": [_statistic(other, scores[other]) for other in scores],
-        "provenance": scores.provenance,
-        "geometry": _fields(geometry),
-    }
+    content = _content(geometry, scores.provenance, heads)
+    return (
+        content
+        | pictures
+        | {
+            "title": "How far each attention head moved",
+            "facts": [*content["facts"], _Fact("ranked by", text.printable(name))],
+            "statistic": name,
+            "lowest": f"{low:.3g}",
+            "highest": f"{high:.3g}",
+            "blank": int(np.isnan(grid.values).sum()),
+            "cut": heads is not None and len(heads) > 0 and all(rank <= len(heads) for rank, *_ in listed),
+            "heads_title": heads_title,
+            "columns": ["rank", "layer", "head", "K/V group", *names],
+            "heads": [
+                [
+                    rank,
+                    layer,
+                    head,
+                    geometry.group_of(head, layer),
+                    *(f"{scores[other][geometry.row_of(layer), head]:.4g}" for other in names),
+                ]
+                for rank, layer, head in listed
+            ],
+            "statistics": [_statistic(other, values) for other, values in scores.items()],
+        }
+    )
 
 
 def _of_set(heads: HeadSet) -> dict[str, Any]:
     geometry = heads.geometry
-    return {
+    return _content(geometry, heads.provenance, heads) | {
         "title": "The selected attention heads",
-        "pair": wording.pair(heads.provenance, 200),
-        "numbers": _facts(geometry, heads),
-        "map": picture(plot.set_figure(heads, titled=False), "The selected heads, layers by heads")
+        "map": picture(set_figure(heads, titled=False), "The selected heads, layers by heads")
         if geometry.heads
         else None,
         "layers": None,
         "ranks": None,
         "statistic": None,
-        "selected": True,
         "blank": 0,
-        "grouped": geometry.heads_per_group > 1,
         "heads_title": "The selected heads",
-        "choice": wording.choice(heads.provenance),
         "columns": ["layer", "head", "K/V group"],
         "heads": [[layer, head, geometry.group_of(head, layer)] for layer, head in heads],
         "statistics": [],
-        "provenance": heads.provenance,
+    }
+
+
+def _content(geometry: Geometry, provenance: dict[str, str], heads: HeadSet | None) -> dict[str, Any]:
+    """The content that the pages of scores and of a head set have in common."""
+    return {
+        "checkpoints": text.checkpoints(provenance, 200),
+        "facts": _facts(geometry, heads),
+        "selected": heads is not None,
+        "grouped": geometry.heads_per_group > 1,
+        "selection": "" if heads is None else text.selection(heads.provenance),
+        "provenance": provenance,
         "geometry": _fields(geometry),
     }
 
@@ -139,27 +146,15 @@ def _of_comparison(comparison: Comparison) -> dict[str, Any]:
     several = sorted(np.argwhere(counts > 1).tolist(), key=lambda place: (-counts[place[0], place[1]], place))
     return {
         "title": "The attention heads of several tasks",
-        "numbers": [
+        "facts": [
             _Fact("model", geometry.model_type),
             *(
                 _Fact(name, f"{len(heads):,}", f"of {geometry.heads:,} heads")
                 for name, heads in comparison.heads.items()
             ),
         ],
-        "pairs": [
-            {
-                "first": pair.first,
-                "second": pair.second,
-                "shared": f"{pair.shared:,}",
-                "by_chance": f"{pair.by_chance:,.1f}",
-                "jaccard": f"{pair.jaccard:.3f}",
-                "rank_correlation": "" if np.isnan(pair.rank_correlation) else f"{pair.rank_correlation:.3f}",
-            }
-            for pair in comparison.pairs
-        ],
-        "map": picture(
-            plot.comparison_figure(comparison, titled=False), "The heads of each task, layers by heads"
-        )
+        "pairs": [text.pair_cells(pair) for pair in comparison.pairs],
+        "map": picture(comparison_figure(comparison, titled=False), "The heads of each task, layers by heads")
         if geometry.heads
         else None,
         "statistic": comparison.statistic,
@@ -201,20 +196,15 @@ def _facts(geometry: Geometry, heads: HeadSet | None) -> list[_Fact]:
     ]
 
 
-def _statistic(name: str, numbers: Any) -> dict[str, str]:
+def _statistic(name: str, numbers: NDArray[np.float64]) -> dict[str, str]:
     finite = numbers[np.isfinite(numbers)]
     lowest, median, highest = (
         (f"{of(finite):.4g}" for of in (np.min, np.median, np.max)) if finite.size else ("",) * 3
     )
-    unit = wording.UNITS.get(name)
-    meaning = wording.MEANINGS.get(name, "")
-    return {
-        "name": name,
-        "lowest": lowest,
-        "median": median,
-        "highest": highest,
-        "meaning": f"{meaning} ({unit})" if unit else meaning,
-    }
+    meaning = MEANINGS.get(name, "")
+    if unit := UNITS.get(name):
+        meaning += f" ({unit})"
+    return {"name": name, "lowest": lowest, "median": median, "highest": highest, "meaning": meaning}
 
 
 def _fields(geometry: Geometry) -> dict[str, str]:
@@ -231,10 +221,10 @@ class _Picture:
     alternative: str
 
 
-def picture(figure: "Figure", alternative: str) -> _Picture:
+def picture(figure: Figure, alternative: str) -> _Picture:
     """An SVG picture as an address that holds it, drawn light on dark where the page is."""
     width, height = (round(float(inches) * _PIXELS_PER_INCH) for inches in figure.get_size_inches())
-    svg = pictures.encode(figure, "svg", transparent=True).decode()
+    svg = image_file.encode(figure, "svg", transparent=True).decode()
     style = (
         f"<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:{_LIGHT_ON_DARK}}}}}</style>"
     )

@@ -1,7 +1,4 @@
-"""Scores and head sets as tables of pandas.
-
-Needs pandas, and is imported only where a table is asked for.
-"""
+"""Scores and head sets as tables of pandas."""
 
 import pandas as pd
 

@@ -1,22 +1,20 @@
-"""Figures as files: PNG, SVG or PDF, whole or not at all, the same bytes for the same figure."""
+"""Figures as image files: the same figure gives the same bytes."""
 
 import io
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alps.errors import ArgumentError
-from alps.files import check_writable, write_whole
-from alps.optional import PICTURES, needed
+from alps.files import check_writable, suffix_of, write_whole
+from alps.optional import needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
-
+_SUFFIXES = (".png", ".svg", ".pdf")
 _DOTS_PER_INCH = 200
 _UNDATED: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""The metadata of a file by its format: without the date, which would change its bytes."""
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
@@ -27,9 +25,9 @@ def check_picture(path: str | os.PathLike[str]) -> None:
         MissingPackageError: matplotlib is not installed.
         OSError: The file could not be written.
     """
-    _format(path)
+    suffix_of(path, "picture", _SUFFIXES)
     check_writable(path)
-    with needed("a picture", PICTURES):
+    with needed("a picture"):
         import matplotlib.figure  # noqa: F401
 
 
@@ -54,13 +52,4 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
         ArgumentError: The name does not end in .png, .svg or .pdf.
         OSError: The file cannot be written.
     """
-    write_whole(path, encode(figure, _format(path)))
-
-
-def _format(path: str | os.PathLike[str]) -> str:
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise ArgumentError(
-            f"{os.fspath(path)}: a picture's name ends in .png, .svg or .pdf; found {suffix or 'no suffix'}"
-        )
-    return FORMATS[suffix]
+    write_whole(path, encode(figure, suffix_of(path, "picture", _SUFFIXES).removeprefix(".")))

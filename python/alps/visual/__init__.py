@@ -1,0 +1,1 @@
+"""How a person sees scores and head sets: text, maps, figures, pages and tables."""

@@ -1,0 +1,66 @@
+"""Scores and head sets in words, for figures, reports and notebooks."""
+
+import math
+from collections.abc import Mapping
+
+from alps.compare import Pair
+from alps.geometry import Geometry
+from alps.heads import HeadSet
+
+_ELLIPSIS = "…"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without characters that have no shape."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
+def elided(text: str, longest: int) -> str:
+    """The end of `text`, at most `longest` characters: paths differ at their ends."""
+    text = printable(text)
+    return text if len(text) <= longest else _ELLIPSIS + text[-(longest - 1) :]
+
+
+def joined(*phrases: str) -> str:
+    """The phrases that are not empty, in one sentence."""
+    return "; ".join(phrase for phrase in phrases if phrase)
+
+
+def checkpoints(provenance: Mapping[str, str], longest: int = 60) -> str:
+    """The base and the tuned checkpoint; empty where the provenance does not name both."""
+    if not {"base", "tuned"} <= provenance.keys():
+        return ""
+    return f"{elided(provenance['base'], longest)} → {elided(provenance['tuned'], longest)}"
+
+
+def method(provenance: Mapping[str, str]) -> str:
+    """The form and the temperature, as far as they are known."""
+    known = ((name, provenance[name]) for name in ("form", "temperature") if name in provenance)
+    return ", ".join(f"{name} {elided(value.removesuffix('.0'), 20)}" for name, value in known)
+
+
+def selection(provenance: Mapping[str, str]) -> str:
+    """How heads were selected, as far as it is known."""
+    names = ("rule", "statistic", "ratio", "budget", "seed")
+    return ", ".join(f"{name} {elided(provenance[name], 30)}" for name in names if name in provenance)
+
+
+def model(geometry: Geometry) -> str:
+    """The model type and its number of layers, heads and key/value groups."""
+    layers, heads = geometry.shape
+    groups = geometry.key_value_heads
+    return f"{elided(geometry.model_type, 30)}: {layers} layers × {heads} heads, {groups} key/value groups"
+
+
+def head_set(heads: HeadSet) -> str:
+    """How many heads a set has, and how they were selected."""
+    return joined(heads.report.summary, selection(heads.provenance))
+
+
+def pair_cells(pair: Pair) -> tuple[str, ...]:
+    """A row of the table of a comparison: two tasks, and the numbers that say how alike they are."""
+    correlation = "" if math.isnan(pair.rank_correlation) else f"{pair.rank_correlation:.3f}"
+    numbers = f"{pair.shared:,}", f"{pair.by_chance:,.1f}", f"{pair.jaccard:.3f}", correlation
+    return pair.first, pair.second, *numbers
