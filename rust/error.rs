@@ -3,6 +3,7 @@
 //! A message names the file, the tensor, what was expected, what was found and, where there is one,
 //! what to do. Each variant is one exception class in Python.
 
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,40 @@ pub enum Error {
         /// What was expected, what was found.
         problem: String,
     },
+    /// A file became shorter after it was opened.
+    #[error(
+        "{}: the file had {opened_length} bytes when it was opened, but ended before byte {end} while {reading} was \
+         read: it was truncated meanwhile",
+        path.display(),
+        reading = tensor.as_ref().map_or_else(|| "its header".into(), |tensor| format!("tensor {}", quote(tensor)))
+    )]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// The tensor that was read; none for the header.
+        tensor: Option<String>,
+        /// The bytes of the file when it was opened.
+        opened_length: u64,
+        /// The end of the bytes that were read for, which the file no longer had.
+        end: u64,
+    },
+    /// A file lost bytes after it was opened, and has them again.
+    #[error(
+        "{}: the file had {opened_length} bytes when it was opened and has {current_length} now: it changed while \
+         tensor {} was read",
+        path.display(),
+        quote(tensor)
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// The tensor that was read.
+        tensor: String,
+        /// The bytes of the file when it was opened.
+        opened_length: u64,
+        /// The bytes of the file now.
+        current_length: u64,
+    },
     /// The model is of no known layout, or contradicts its own configuration.
     #[error("{}: {problem}", path.display())]
     Model {
@@ -43,12 +78,28 @@ pub enum Error {
         /// What differs.
         problem: String,
     },
-    /// A weight is not a number that a score can be made of.
+    /// A weight is not finite, or too far from that of the other checkpoint.
+    #[error("{}: {}", path.display(), describe_weight(tensor, *is_adapted, *position, *head, *value))]
+    Weight {
+        /// The file that holds the weight, or that of the adapter which changes it.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Whether an adapter changes the tensor.
+        is_adapted: bool,
+        /// The place in the tensor, as stored.
+        position: [usize; 2],
+        /// The head that the weight belongs to.
+        head: HeadName,
+        /// The weight.
+        value: f64,
+    },
+    /// Weights are not numbers that a score can be made of.
     #[error("{}: {problem}", path.display())]
     Weights {
-        /// The file that holds the weight.
+        /// The file that holds the weights.
         path: PathBuf,
-        /// The tensor, the head and the value.
+        /// The tensor or the head, what was expected, what was found.
         problem: String,
     },
     /// An argument is out of its domain.
@@ -57,6 +108,44 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// The name of a query head, or of the key or value head of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadName {
+    /// "query", "key" or "value".
+    pub role: &'static str,
+    /// The number of the head within its layer.
+    pub index: usize,
+    /// The number of the layer.
+    pub layer: usize,
+}
+
+impl Display for HeadName {
+    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
+        let Self { role, index, layer } = self;
+        write!(formatter, "{role} head {index} of layer {layer}")
+    }
+}
+
+fn describe_weight(
+    tensor: &str,
+    is_adapted: bool,
+    [row, column]: [usize; 2],
+    head: HeadName,
+    value: f64,
+) -> String {
+    let adapted = if is_adapted { ", as the adapter changes it," } else { "" };
+    if value.is_finite() {
+        format!(
+            "the weight {value:e} of tensor {tensor}{adapted} at [{row}, {column}] ({head}) is too far from that of \
+             the other checkpoint"
+        )
+    } else {
+        format!(
+            "tensor {tensor}{adapted} holds {value} at [{row}, {column}] ({head}); every weight has to be finite"
+        )
+    }
 }
 
 /// The result of everything that can be refused.

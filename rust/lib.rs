@@ -4,7 +4,6 @@
 pub mod attention;
 pub mod checkpoint;
 pub mod error;
-mod lock;
 pub mod number_format;
 pub mod progress;
 #[cfg(feature = "python")]

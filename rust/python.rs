@@ -15,16 +15,16 @@ use crate::attention as heads;
 use crate::attention::{Attention, Component, Contents, Layer, Layout, Orientation, Size};
 use crate::checkpoint::parse_config;
 use crate::error::{Error, Result};
-use crate::progress::{Control, watch};
+use crate::progress::{Progress, run_with_progress};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
-use crate::scan::{Location, OpenedModel, Provenance};
+use crate::scan::{ModelPath, OpenedModel, Provenance};
 use crate::select::{self, LayerShape, Report, Shape};
 use crate::statistics::STATISTICS;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Origin, origin};
 
-/// How often a long call looks for signals and reports its progress.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a long call checks for signals and reports its progress.
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 
 #[pymodule]
 mod _alps {
@@ -63,8 +63,8 @@ struct Scan {
 /// A checkpoint, and the folder of an adapter that changes it.
 type Paths = (String, Option<String>);
 
-fn location((checkpoint, adapter): Paths) -> Location {
-    Location { checkpoint: checkpoint.into(), adapter: adapter.map(Into::into) }
+fn model_path((checkpoint, adapter): Paths) -> ModelPath {
+    ModelPath { checkpoint: checkpoint.into(), adapter: adapter.map(Into::into) }
 }
 
 fn reading_fields(reading: Provenance) -> BTreeMap<&'static str, String> {
@@ -99,8 +99,8 @@ fn scan(
     };
     let component = component_of_name(component)?;
     let options = Options { form, component, temperature, sorted, threads, ..Options::default() };
-    let (base, tuned) = (location(base), location(tuned));
-    let scores = long_call(py, progress, |control| scan_checkpoints(base, tuned, &options, control))?;
+    let (base, tuned) = (model_path(base), model_path(tuned));
+    let scores = long_call(py, progress, |progress| scan_checkpoints(base, tuned, &options, progress))?;
     let shape = [scores.geometry.layers.len(), scores.geometry.heads()];
     let statistics = PyDict::new(py);
     for (name, values) in scores.statistics {
@@ -144,7 +144,7 @@ fn adapter(path: &str) -> PyResult<Option<Adapter>> {
 #[pyfunction]
 fn geometry<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
-    let side = py.detach(|| OpenedModel::open(&location(path), component))?;
+    let side = py.detach(|| OpenedModel::open(&model_path(path), component))?;
     geometry_fields(py, side.geometry())
 }
 
@@ -155,18 +155,18 @@ type ModuleFields = (String, &'static str, usize, usize);
 #[pyfunction]
 fn inspect<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
-    let side = py.detach(|| OpenedModel::open(&location(path), component))?;
+    let side = py.detach(|| OpenedModel::open(&model_path(path), component))?;
     let module = |(module, linear): (&heads::Module, &dyn WeightMatrix)| -> ModuleFields {
         (module.name.clone(), linear.dtype().name(), module.out_features, module.in_features)
     };
     let left_out = side.attention().left_out().iter().map(|it| (it.what.clone(), it.why.clone()));
     let fields = PyDict::new(py);
     fields.set_item("geometry", geometry_fields(py, side.geometry())?)?;
-    let modules = side.attention().modules().iter().zip(side.linears());
+    let modules = side.attention().modules().iter().zip(side.weights());
     fields.set_item("modules", modules.map(module).collect::<Vec<_>>())?;
     fields.set_item("left_out", left_out.collect::<Vec<_>>())?;
     fields.set_item("bytes", side.bytes())?;
-    let reading = side.reading();
+    let reading = side.provenance();
     fields.set_item("files", reading.files)?;
     fields.set_item("quantisation", reading.quantisation)?;
     Ok(fields)
@@ -392,15 +392,15 @@ fn row_major<T: Element + Copy>(matrix: &PyReadonlyArray2<'_, T>) -> Vec<T> {
 fn long_call<T: Send>(
     py: Python<'_>,
     progress: Option<Py<PyAny>>,
-    work: impl FnOnce(&Control) -> Result<T> + Send,
+    work: impl FnOnce(&Progress) -> Result<T> + Send,
 ) -> PyResult<T> {
-    let look = |control: &Control| {
+    let report = |made: &Progress| {
         Python::attach(|py| {
             py.check_signals()?;
-            progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, control.progress()).map(drop))
+            progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, made.bytes()).map(drop))
         })
     };
-    py.detach(|| watch(LOOK_INTERVAL, work, look))
+    py.detach(|| run_with_progress(REPORT_INTERVAL, work, report))
 }
 
 impl From<Error> for PyErr {
@@ -413,10 +413,12 @@ impl From<Error> for PyErr {
                 Error::Interrupted => {
                     return PyErr::take(py).unwrap_or_else(|| PyKeyboardInterrupt::new_err(()));
                 }
-                Error::Checkpoint { .. } => "CheckpointError",
+                Error::Checkpoint { .. } | Error::Truncated { .. } | Error::Changed { .. } => {
+                    "CheckpointError"
+                }
                 Error::Model { .. } => "ModelError",
                 Error::Pair { .. } => "PairError",
-                Error::Weights { .. } => "WeightsError",
+                Error::Weight { .. } | Error::Weights { .. } => "WeightsError",
                 Error::Argument(_) => "ArgumentError",
             };
             exception(py, class, error.to_string()).unwrap_or_else(|failure| failure)

@@ -5,20 +5,23 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use crate::checkpoint::mapping::{Mapped, View};
+use super::mapping::{MappedFile, MappedRange};
 use crate::{Error, Result};
 
 /// Bytes that can be read from any position, by several threads at once.
 pub(super) trait Source: Debug + Send + Sync {
-    /// How many bytes there are.
+    /// How many bytes there were when it was opened.
     fn length(&self) -> u64;
 
     /// Fills `buffer` from `offset` on, or fails with [`io::ErrorKind::UnexpectedEof`] if there are too few
     /// bytes.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// `length` bytes from `offset` on where they lie, if they lie in memory.
-    fn view(&self, _offset: u64, _length: usize) -> Option<View<'_>> {
+    /// How many bytes there are by now.
+    fn current_length(&self) -> io::Result<u64>;
+
+    /// Maps `length` bytes from `offset` on, if they are in the page cache.
+    fn map(&self, _offset: u64, _length: usize) -> Option<MappedRange<'_>> {
         None
     }
 }
@@ -28,7 +31,7 @@ pub(super) trait Source: Debug + Send + Sync {
 pub(super) struct LocalFile {
     file: File,
     length: u64,
-    mapped: Mapped,
+    mapping: MappedFile,
 }
 
 impl LocalFile {
@@ -39,7 +42,7 @@ impl LocalFile {
         }
         let file = File::open(path).map_err(|error| Error::io(path, error))?;
         let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
-        Ok(LocalFile { file, length, mapped: Mapped::default() })
+        Ok(LocalFile { file, length, mapping: MappedFile::default() })
     }
 }
 
@@ -48,8 +51,12 @@ impl Source for LocalFile {
         self.length
     }
 
-    fn view(&self, offset: u64, length: usize) -> Option<View<'_>> {
-        self.mapped.view(&self.file, offset, length)
+    fn current_length(&self) -> io::Result<u64> {
+        self.file.metadata().map(|metadata| metadata.len())
+    }
+
+    fn map(&self, offset: u64, length: usize) -> Option<MappedRange<'_>> {
+        self.mapping.map(&self.file, offset, length)
     }
 
     #[cfg(unix)]

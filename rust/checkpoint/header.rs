@@ -59,11 +59,12 @@ fn read_text(source: &dyn Source, path: &Path) -> Result<String> {
     let fetch = |offset: u64, length: u64| {
         let mut bytes = vec![0; length as usize];
         source.read_exact_at(offset, &mut bytes).map(|()| bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => refuse(format!(
-                "the file had {file_length} bytes when it was opened, but ended before byte {} while \
-                 its header was read: it was truncated meanwhile",
-                offset + length
-            )),
+            io::ErrorKind::UnexpectedEof => Error::Truncated {
+                path: path.to_path_buf(),
+                tensor: None,
+                opened_length: file_length,
+                end: offset + length,
+            },
             _ => Error::io(path, error),
         })
     };

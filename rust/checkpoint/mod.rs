@@ -3,15 +3,15 @@
 //! Nothing but headers is read until it is asked for, and everything in them is checked before it is
 //! believed.
 
-pub(crate) mod aligned;
 mod config;
 mod file;
 mod header;
 mod index;
 mod json;
 mod locate;
-pub(crate) mod mapping;
+mod mapping;
 mod pickle;
+mod range;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,7 +25,8 @@ use self::json::quote;
 pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::Start;
 pub(crate) use self::locate::has_weights;
-use crate::checkpoint::mapping::View;
+pub use self::range::ByteRange;
+pub(crate) use self::range::{RangeBuffer, RangeReader};
 use crate::{Error, Result};
 
 /// Where the weights of one tensor are: `length` bytes in row-major order, little-endian, inside their file.
@@ -197,45 +198,40 @@ impl Checkpoint {
             return Err(Error::Argument(format!(
                 "{}: {wanted} bytes from byte {offset} on were asked for of tensor {}, which has {}",
                 self.file_of(tensor).display(),
-                self.describe(tensor),
+                quote(self.name_of(tensor)),
                 tensor.length
             )));
         }
         let OpenFile { path, source } = &self.files[tensor.file];
         let start = tensor.offset + offset;
         source.read_exact_at(start, buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::checkpoint(
-                path,
-                format!(
-                    "the file had {} bytes when it was opened, but ended before byte {} while tensor {} \
-                     was read: it was truncated meanwhile",
-                    source.length(),
-                    start + wanted,
-                    self.describe(tensor)
-                ),
-            ),
+            io::ErrorKind::UnexpectedEof => Error::Truncated {
+                path: path.clone(),
+                tensor: Some(self.name_of(tensor).to_owned()),
+                opened_length: source.length(),
+                end: start + wanted,
+            },
             _ => Error::io(path, error),
         })
     }
 
-    /// `length` bytes of a tensor of this checkpoint, from its byte `offset` on, where they lie; nothing if they are not in
-    /// memory or cannot be looked at there, or if the tensor has fewer.
-    ///
-    /// # Panics
-    ///
-    /// May panic if the tensor is one of another checkpoint.
-    pub(crate) fn view(&self, tensor: &Tensor, offset: u64, length: usize) -> Option<View<'_>> {
-        if !tensor.has_bytes(offset, length as u64) {
-            return None;
+    /// The error of a file that is not what it was when it was opened.
+    fn changed_error(&self, tensor: &Tensor) -> Error {
+        let OpenFile { path, source } = &self.files[tensor.file];
+        match source.current_length() {
+            Ok(current_length) => Error::Changed {
+                path: path.clone(),
+                tensor: self.name_of(tensor).to_owned(),
+                opened_length: source.length(),
+                current_length,
+            },
+            Err(error) => Error::io(path, error),
         }
-        self.files[tensor.file].source.view(tensor.offset + offset, length)
     }
 
-    /// The name of the tensor, for a message.
-    fn describe(&self, tensor: &Tensor) -> String {
-        self.tensors()
-            .find(|(_, other)| *other == tensor)
-            .map_or_else(|| "of no name".to_owned(), |(name, _)| quote(name))
+    /// The name of a tensor of this checkpoint.
+    fn name_of(&self, tensor: &Tensor) -> &str {
+        self.tensors().find(|(_, other)| *other == tensor).map_or("?", |(name, _)| name)
     }
 }
 

@@ -1,73 +1,59 @@
-//! How the heads of a group are measured: what is read, what they share, and whose fault it is if it cannot be done.
+//! Measures the query heads of one key/value group.
+//!
+//! The key and value matrices of a group are read and summed once, by the thread that claims the group. Any thread may
+//! then measure some of its heads: it reads the query matrix of each, adds it to the sums of the group and ends the use
+//! of the query's bytes. The last thread ends the use of the key and value bytes. In the form `product` the product of
+//! keys and values takes the place of the matrices.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::matrix_pair::{Bytes, Done, Pair};
+use super::matrix_pair::{LoadedMatrix, MatrixMemory, PairedMatrix};
 use super::opened_model::OpenedModel;
 use super::options::{Form, Options};
 use crate::attention::Role;
-use crate::error::{Error, Result};
-use crate::progress::Control;
-use crate::statistics::{
-    GroupMeasurement, HeadMeasurements, HeadProduct, KeyValueProduct, NonFiniteIn, NonFiniteMatrix,
-    VectorSums, WeightVector,
-};
+use crate::checkpoint::RangeReader;
+use crate::error::{Error, HeadName, Result};
+use crate::progress::Progress;
+use crate::statistics::{GroupMeasurement, HeadMeasurements, KeyValueProduct, NonFiniteIn, WeightVector, VectorSums, HeadProduct, NonFiniteMatrix};
 
-/// What all threads share.
-pub(crate) struct Walk<'a> {
+/// What all threads share to measure heads.
+pub(crate) struct HeadMeasurer<'a> {
     base: &'a OpenedModel,
     tuned: &'a OpenedModel,
     options: &'a Options,
-    control: &'a Control,
-    done: &'a Done<'a>,
-    /// Whether what is measured was measured before, and is read this time.
-    repeats: bool,
+    progress: &'a Progress,
+    reader: RangeReader<'a>,
 }
 
-/// One key/value group, with all that its query heads share.
-pub(crate) struct Group<'a> {
+/// One key/value group, with what its query heads share.
+pub(crate) struct KeyValueGroup<'a> {
+    /// The row of the layer in the table of scores.
     pub(crate) layer: usize,
-    index: usize,
-    /// The query heads that read it.
+    /// The query heads that read the group.
     pub(crate) heads: Range<usize>,
-    key: Option<Pair<'a>>,
-    /// None of its own where the keys are the values.
-    value: Option<Pair<'a>>,
-    loaded: LoadedGroup<'a>,
+    key: Option<LoadedMatrix<'a>>,
+    /// Nothing where the keys are the values.
+    value: Option<LoadedMatrix<'a>>,
+    /// The product of keys and values, in the form `product`.
+    product: Option<KeyValueProduct>,
 }
 
-/// What a thread needs, kept from group to group.
-pub(crate) struct Workspace<'a> {
-    query: Loaded<'a>,
-    /// What a group has left behind.
-    group: Option<LoadedGroup<'a>>,
+/// The memory of one thread, kept from group to group.
+pub(crate) struct ThreadMemory<'a> {
+    unused: Vec<MatrixMemory<'a>>,
     product: HeadProduct,
     product_sums: VectorSums,
     scratch: Vec<u8>,
 }
 
-/// The keys and values of a group, or their product.
-struct LoadedGroup<'a> {
-    key: Loaded<'a>,
-    value: Loaded<'a>,
-    middle: Option<KeyValueProduct>,
-}
-
-/// The bytes of one matrix from both sides, and their sums.
-struct Loaded<'a> {
-    bytes: Bytes<'a>,
-    sums: VectorSums,
-}
-
-/// Heads of a layer, with what was measured of each; or one that could not be measured, and why.
+/// GroupMeasurement with what was measured of each, or a head that could not be measured.
 pub(crate) type MeasuredHeads = std::result::Result<Vec<(usize, HeadMeasurements)>, (usize, Error)>;
 
-impl Workspace<'_> {
+impl ThreadMemory<'_> {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
-            query: Loaded::nothing(options),
-            group: None,
+            unused: Vec::new(),
             product: HeadProduct::new(options.instructions),
             product_sums: VectorSums::new(options.temperature, options.instructions),
             scratch: Vec::new(),
@@ -75,39 +61,24 @@ impl Workspace<'_> {
     }
 }
 
-impl LoadedGroup<'_> {
-    fn nothing(options: &Options) -> Self {
-        Self { key: Loaded::nothing(options), value: Loaded::nothing(options), middle: None }
-    }
-
-    fn has_gap(&self) -> bool {
-        self.key.bytes.has_gap() || self.value.bytes.has_gap()
+impl<'a> KeyValueGroup<'a> {
+    /// The matrices that follow the queries in the weight vector of every head.
+    fn shared(&self) -> impl Iterator<Item = &LoadedMatrix<'a>> {
+        self.key.iter().chain(self.value.as_ref().or(self.key.as_ref()))
     }
 }
 
-impl Loaded<'_> {
-    fn nothing(options: &Options) -> Self {
-        Self { bytes: Bytes::default(), sums: VectorSums::new(options.temperature, options.instructions) }
-    }
-}
-
-impl Group<'_> {
-    /// The parts of a weight vector that all heads share.
-    fn parts(&self) -> impl Iterator<Item = (&Pair<'_>, &Loaded<'_>)> {
-        let key = self.key.as_ref().map(|key| (key, &self.loaded.key));
-        let value = self.value.as_ref().map(|value| (value, &self.loaded.value));
-        key.into_iter().chain(value.or(key))
-    }
-}
-
-impl<'a> Walk<'a> {
+impl<'a> HeadMeasurer<'a> {
     pub(crate) fn new(
-        [base, tuned]: [&'a OpenedModel; 2],
+        base: &'a OpenedModel,
+        tuned: &'a OpenedModel,
         options: &'a Options,
-        control: &'a Control,
-        done: &'a Done<'a>,
+        threads: usize,
+        progress: &'a Progress,
     ) -> Self {
-        Self { base, tuned, options, control, done, repeats: false }
+        // Copying takes next to no time beside the multiplications of the product form, and copies are freed at once.
+        let reader = RangeReader::new(threads, options.mmap && options.form == Form::Qkv);
+        Self { base, tuned, options, progress, reader }
     }
 
     /// Reads what the heads of a group share.
@@ -115,93 +86,51 @@ impl<'a> Walk<'a> {
         &self,
         layer: usize,
         index: usize,
-        workspace: &mut Workspace<'a>,
-    ) -> Result<Group<'a>> {
-        let sizes = &self.base.geometry().layers[layer];
-        let mut group = Group {
-            layer,
-            index,
-            heads: sizes.heads_of(index),
-            key: self.pair(Role::Key, layer, index),
-            value: self.pair(Role::Value, layer, index).filter(|_| !sizes.keys_are_values),
-            loaded: workspace.group.take().unwrap_or_else(|| LoadedGroup::nothing(self.options)),
-        };
-        if self.options.form == Form::Product {
-            workspace.query.bytes = Bytes::default();
-            workspace.product.free();
+        memory: &mut ThreadMemory<'a>,
+    ) -> Result<KeyValueGroup<'a>> {
+        let is_product = self.options.form == Form::Product;
+        if is_product {
+            memory.unused.clear();
+            memory.product.free();
         }
-        match self.load(&mut group, workspace) {
-            Err(_) if group.loaded.has_gap() => self.again().load(&mut group, workspace)?,
-            loaded => loaded?,
+        let sizes = &self.base.geometry().layers[layer];
+        let mut load =
+            |role| self.matrix(role, layer, index).map(|matrix| self.load(matrix, memory)).transpose();
+        let key = load(Role::Key)?;
+        let value = if sizes.keys_are_values { None } else { load(Role::Value)? };
+        let group = KeyValueGroup { layer, heads: sizes.heads_of(index), key, value, product: None };
+        if is_product {
+            let product = self.key_value_product(&group)?;
+            return Ok(KeyValueGroup { key: None, value: None, product, ..group });
         }
         Ok(group)
     }
 
-    fn load(&self, group: &mut Group<'a>, workspace: &mut Workspace<'a>) -> Result<()> {
-        let Group { key, value, loaded, .. } = group;
-        for (pair, loaded) in [(key, &mut loaded.key), (value, &mut loaded.value)] {
-            if let Some(pair) = pair {
-                self.read(pair, loaded, &mut workspace.scratch)?;
-            }
-        }
-        if self.options.form == Form::Product {
-            group.loaded.middle = self.multiplied(group)?;
-            // It is all that the heads need, and takes the place of the matrices.
-            (group.loaded.key.bytes, group.loaded.value.bytes) = Default::default();
-        }
-        Ok(())
-    }
-
     /// The product of keys and values; nothing unless there are both.
-    fn multiplied(&self, group: &Group<'a>) -> Result<Option<KeyValueProduct>> {
-        let mut parts = group.parts().map(|(pair, loaded)| (pair, &loaded.bytes));
-        let Some(((key, keys), (value, values))) = parts.next().zip(parts.next()) else { return Ok(None) };
-        let middle =
-            KeyValueProduct::new(&key.matrices(keys), &value.matrices(values), self.options.instructions);
-        middle.map(Some).map_err(|refused| match refused {
-            NonFiniteMatrix::Key(entry) => key.refuse(keys, entry),
-            NonFiniteMatrix::Value(entry) => value.refuse(values, entry),
+    fn key_value_product(&self, group: &KeyValueGroup<'a>) -> Result<Option<KeyValueProduct>> {
+        let mut shared = group.shared();
+        let Some((key, value)) = shared.next().zip(shared.next()) else { return Ok(None) };
+        let product = KeyValueProduct::new(&key.weights(), &value.weights(), self.options.instructions);
+        product.map(Some).map_err(|refused| match refused {
+            NonFiniteMatrix::Key(entry) => key.refuse(entry),
+            NonFiniteMatrix::Value(entry) => value.refuse(entry),
         })
     }
 
     /// Measures heads of a group.
     pub(crate) fn measure(
         &self,
-        group: &Group<'a>,
-        mut heads: impl Iterator<Item = usize>,
-        workspace: &mut Workspace<'a>,
-    ) -> MeasuredHeads {
-        let mut taken = Vec::new();
-        let heads_taken = heads.by_ref().inspect(|head| taken.push(*head));
-        let measured = self.measure_heads(group, heads_taken, workspace);
-        // First its own, of which the next group must not hear.
-        if !(workspace.query.bytes.take_gap() || group.loaded.has_gap()) {
-            return measured;
-        }
-        let again = self.again();
-        let prepared = again.prepare(group.layer, group.index, workspace);
-        let group = prepared.map_err(|error| (group.heads.start, error))?;
-        again.measure_heads(&group, taken.into_iter().chain(heads), workspace)
-    }
-
-    /// The same for a group that was looked at in a file which became shorter under the eyes of the scan. To read it says
-    /// which file, and from where on.
-    fn again(&self) -> Self {
-        Self { repeats: true, ..*self }
-    }
-
-    fn measure_heads(
-        &self,
-        group: &Group<'a>,
+        group: &KeyValueGroup<'a>,
         heads: impl Iterator<Item = usize>,
-        workspace: &mut Workspace<'a>,
+        memory: &mut ThreadMemory<'a>,
     ) -> MeasuredHeads {
-        let queries = heads.filter_map(|head| Some((head, self.pair(Role::Query, group.layer, head)?)));
-        match &group.loaded.middle {
-            None => self.measure_qkv(group, queries, workspace),
-            Some(middle) => queries
-                .map(|(head, query)| {
-                    let measured = self.measure_product(&query, middle, workspace);
+        let queries = heads.filter_map(|head| self.matrix(Role::Query, group.layer, head));
+        match &group.product {
+            None => self.measure_qkv(group, queries, memory),
+            Some(product) => queries
+                .map(|query| {
+                    let head = query.name.index;
+                    let measured = self.measure_product(query, product, memory);
                     measured.map(|measured| (head, measured)).map_err(|error| (head, error))
                 })
                 .collect(),
@@ -210,61 +139,66 @@ impl<'a> Walk<'a> {
 
     fn measure_qkv(
         &self,
-        group: &Group<'a>,
-        queries: impl Iterator<Item = (usize, Pair<'a>)>,
-        workspace: &mut Workspace<'a>,
+        group: &KeyValueGroup<'a>,
+        queries: impl Iterator<Item = PairedMatrix<'a>>,
+        memory: &mut ThreadMemory<'a>,
     ) -> MeasuredHeads {
-        let Workspace { query: own, scratch, .. } = workspace;
-        let shared: Vec<_> = group.parts().collect();
-        let parts = shared.iter().map(|(pair, loaded)| (pair.part(&loaded.bytes), &loaded.sums)).collect();
-        let mut of_heads = self.heads(parts);
-        // Every entry was found finite when it was summed, so somebody writes to the weights.
-        let refuse = |query: &Pair, bytes: &Bytes, NonFiniteIn { vector, entry }: NonFiniteIn| match vector
-            .checked_sub(1)
-        {
-            None => query.refuse(bytes, entry),
-            Some(place) => shared[place].0.refuse(&shared[place].1.bytes, entry),
+        let shared: Vec<_> = group.shared().collect();
+        let mut heads = self.heads(shared.iter().map(|shared| (shared.weight_vector(), shared.sums())).collect());
+        // Every entry was finite when it was summed, so another process writes to the weights.
+        let refuse = |query: &LoadedMatrix, NonFiniteIn { vector, entry }: NonFiniteIn| match vector.checked_sub(1) {
+            None => query.refuse(entry),
+            Some(vector) => shared[vector].refuse(entry),
         };
-        let mut done = Vec::new();
-        for (head, query) in queries {
-            self.read(&query, own, scratch).map_err(|error| (head, error))?;
-            let Loaded { bytes, sums } = &*own;
-            let added = of_heads.add(query.part(bytes), sums);
-            added.map_err(|entry| (head, refuse(&query, bytes, entry)))?;
-            self.done.add(bytes);
-            done.push((head, query));
+        let mut added = Vec::new();
+        for query in queries {
+            let head = query.name.index;
+            let mut add = || {
+                let query = self.load(query.clone(), memory)?;
+                heads.add(query.weight_vector(), query.sums()).map_err(|entry| refuse(&query, entry))?;
+                self.release(query, memory)
+            };
+            add().map_err(|error| (head, error))?;
+            added.push(query);
         }
-        let mut measured = of_heads.finish();
-        for ((head, query), measured) in done.iter().zip(&mut measured).filter(|(_, head)| head.needs_f64()) {
-            let bytes = &mut own.bytes;
-            self.reread(query, bytes, scratch).map_err(|error| (*head, error))?;
-            let again = of_heads.remeasure_in_f64(query.part(bytes), measured);
-            *measured = again.map_err(|entry| (*head, refuse(query, bytes, entry)))?;
-            self.done.add(bytes);
+        let mut measured = heads.finish();
+        let in_f64 = added.iter().zip(&mut measured).filter(|(_, measured)| measured.needs_f64());
+        for (query, measured) in in_f64 {
+            let mut remeasure = || {
+                self.progress.check_cancelled()?;
+                let mut query = LoadedMatrix::new(query.clone(), self.take_memory(memory), &self.reader);
+                query.read(0..query.matrix.rows(), &mut memory.scratch)?;
+                let again = heads.remeasure_in_f64(query.weight_vector(), measured);
+                *measured = again.map_err(|entry| refuse(&query, entry))?;
+                self.release(query, memory)
+            };
+            remeasure().map_err(|error| (query.name.index, error))?;
         }
-        Ok(done.into_iter().map(|(head, _)| head).zip(measured).collect())
+        Ok(added.iter().map(|query| query.name.index).zip(measured).collect())
     }
 
     fn measure_product(
         &self,
-        pair: &Pair<'a>,
-        middle: &KeyValueProduct,
-        workspace: &mut Workspace<'a>,
+        query: PairedMatrix<'a>,
+        key_value_product: &KeyValueProduct,
+        memory: &mut ThreadMemory<'a>,
     ) -> Result<HeadMeasurements> {
-        let Workspace { query, product, product_sums, scratch, .. } = workspace;
-        self.read(pair, query, scratch)?;
-        let loaded = product.compute(&pair.matrices(&query.bytes), middle);
-        loaded.map_err(|entry| pair.refuse(&query.bytes, entry))?;
-        let part = product.weight_vector();
-        product_sums.clear();
-        let mut head = self.heads(Vec::new());
+        let query = self.load(query, memory)?;
+        let loaded = memory.product.compute(&query.weights(), key_value_product);
+        loaded.map_err(|entry| query.refuse(entry))?;
+        let name = query.matrix.name;
+        self.release(query, memory)?;
         let overflows = || {
-            let problem = format!("the product form of {} overflows: its weights are too large", pair.whose);
+            let problem = format!("the product form of {name} overflows: its weights are too large");
             Error::weights(self.tuned.path(), problem)
         };
-        product_sums.add_up_to(part.entries(), &part).map_err(|_| overflows())?;
-        head.add(part, product_sums).map_err(|_| overflows())?;
-        Ok(head.finish().remove(0))
+        let ThreadMemory { product, product_sums, .. } = memory;
+        let vector = product.weight_vector();
+        product_sums.clear();
+        product_sums.add_up_to(vector.entries(), &vector).map_err(|_| overflows())?;
+        let mut heads = self.heads(Vec::new());
+        heads.add(vector, product_sums).map_err(|_| overflows())?;
+        Ok(heads.finish().remove(0))
     }
 
     fn heads<'b>(&self, shared: Vec<(WeightVector<'b>, &'b VectorSums)>) -> GroupMeasurement<'b> {
@@ -272,73 +206,47 @@ impl<'a> Walk<'a> {
         GroupMeasurement::new(shared, temperature, sorted, instructions)
     }
 
-    /// Puts away a group that no thread needs any more.
-    pub(crate) fn put_away(&self, group: Group<'a>, workspace: &mut Workspace<'a>) {
-        for loaded in [&group.loaded.key, &group.loaded.value] {
-            self.done.add(&loaded.bytes);
-        }
-        workspace.group = Some(group.loaded);
+    /// Ends the use of a group that all threads have left. No result of its heads may be kept if this fails.
+    pub(crate) fn finish(&self, group: KeyValueGroup<'a>, memory: &mut ThreadMemory<'a>) -> Result<()> {
+        let mut matrices = group.key.into_iter().chain(group.value);
+        matrices.try_for_each(|matrix| self.release(matrix, memory))
     }
 
-    /// The matrices of a role; nothing if the layer has none of its own.
-    fn pair(&self, role: Role, layer: usize, index: usize) -> Option<Pair<'a>> {
-        let what = match role {
-            Role::Query => "query head",
-            Role::Key => "key head",
-            Role::Value => "value head",
-        };
-        Some(Pair {
+    /// The matrix of a query head, or of a key/value group; nothing if the layer has none of its own.
+    fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<PairedMatrix<'a>> {
+        Some(PairedMatrix {
             base: self.base.matrix(role, layer, index)?,
             tuned: self.tuned.matrix(role, layer, index)?,
-            whose: format!("{what} {index} of layer {}", self.base.geometry().layers[layer].number),
+            name: HeadName { role: role.name(), index, layer: self.base.geometry().layers[layer].number },
         })
     }
 
-    /// Looks at a pair where it lies, or makes room for a copy; whether it is the former. Beside the multiplications of the
-    /// form `product` copying is nothing, and a copy can be given back at once.
-    fn look_at(&self, pair: &Pair<'a>, bytes: &mut Bytes<'a>) -> bool {
-        let may_map = self.options.map && self.options.form == Form::Qkv && !self.repeats;
-        let is_mapped = may_map && bytes.look_at(pair);
-        if !is_mapped {
-            bytes.make_room(pair);
-        }
-        is_mapped
-    }
-
-    /// Takes up one matrix from both sides, once more.
-    fn reread(&self, pair: &Pair<'a>, bytes: &mut Bytes<'a>, scratch: &mut Vec<u8>) -> Result<()> {
-        self.control.check()?;
-        if self.look_at(pair, bytes) { Ok(()) } else { bytes.copy(pair, 0..pair.base.rows(), scratch) }
-    }
-
-    /// Takes up one matrix from both sides; in the form `qkv` sums it piece by piece, while it is in cache.
-    fn read(&self, pair: &Pair<'a>, loaded: &mut Loaded<'a>, scratch: &mut Vec<u8>) -> Result<()> {
-        let Pair { base, tuned, .. } = pair;
-        let Loaded { bytes, sums } = loaded;
-        let is_mapped = self.look_at(pair, bytes);
-        sums.clear();
-        let step = if base.linear.is_scattered() || tuned.linear.is_scattered() {
-            base.rows()
-        } else {
-            (self.options.buffer / base.row_bytes().max(tuned.row_bytes())).max(1)
-        };
-        let mut stored = 0;
-        for start in (0..base.rows()).step_by(step) {
-            self.control.check()?;
-            let end = base.rows().min(start + step);
-            if !is_mapped {
-                bytes.copy(pair, start..end, scratch)?;
-            }
+    /// Reads a matrix; in the form `qkv` sums it piece by piece, while each piece is in the core's cache.
+    fn load(&self, matrix: PairedMatrix<'a>, memory: &mut ThreadMemory<'a>) -> Result<LoadedMatrix<'a>> {
+        let (rows, stored) = (matrix.rows(), matrix.stored_bytes());
+        let step = matrix.rows_within(self.options.piece);
+        let mut loaded = LoadedMatrix::new(matrix, self.take_memory(memory), &self.reader);
+        let mut reported = 0;
+        for start in (0..rows).step_by(step) {
+            self.progress.check_cancelled()?;
+            let end = rows.min(start + step);
+            loaded.read(start..end, &mut memory.scratch)?;
             if self.options.form == Form::Qkv {
-                let entries = end * base.columns();
-                sums.add_up_to(entries, &pair.part(bytes)).map_err(|entry| pair.refuse(bytes, entry))?;
+                loaded.sum_rows(end)?;
             }
-            let so_far = pair.stored_bytes() * end as u64 / base.rows() as u64;
-            if !self.repeats {
-                self.control.done.fetch_add(so_far - stored, Ordering::Relaxed);
-            }
-            stored = so_far;
+            let so_far = stored * end as u64 / rows as u64;
+            self.progress.done.fetch_add(so_far - reported, Ordering::Relaxed);
+            reported = so_far;
         }
+        Ok(loaded)
+    }
+
+    fn take_memory(&self, memory: &mut ThreadMemory<'a>) -> MatrixMemory<'a> {
+        memory.unused.pop().unwrap_or_else(|| MatrixMemory::new(self.options))
+    }
+
+    fn release(&self, matrix: LoadedMatrix<'a>, memory: &mut ThreadMemory<'a>) -> Result<()> {
+        memory.unused.push(matrix.release(&self.reader)?);
         Ok(())
     }
 }

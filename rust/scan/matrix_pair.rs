@@ -1,151 +1,134 @@
-//! One matrix of a head as both checkpoints have it, and how its bytes come into memory.
+//! One matrix of a head in both models: its rows, its bytes and the sums over them.
 
-use std::mem::take;
 use std::ops::Range;
-use std::sync::Mutex;
 
-use super::opened_model::Matrix;
-use crate::checkpoint::aligned::AlignedBytes;
-use crate::checkpoint::mapping::View;
-use crate::error::{Error, Result};
-use crate::lock::lock;
-use crate::statistics::{HeadMatrix, NonFiniteEntry, StoredWeights, WeightVector};
+use super::opened_model::HeadRows;
+use super::options::Options;
+use crate::checkpoint::{RangeBuffer, RangeReader};
+use crate::error::{Error, HeadName, Result};
+use crate::statistics::{HeadMatrix, NonFiniteEntry, WeightVector, VectorSums, StoredWeights};
 
-/// One matrix on both sides.
-pub(crate) struct Pair<'a> {
-    pub(crate) base: Matrix<'a>,
-    pub(crate) tuned: Matrix<'a>,
-    /// Whose matrix it is, for messages.
-    pub(crate) whose: String,
+/// The rows of one matrix in the base and in the tuned model.
+#[derive(Clone, Debug)]
+pub(crate) struct PairedMatrix<'a> {
+    pub(crate) base: HeadRows<'a>,
+    pub(crate) tuned: HeadRows<'a>,
+    pub(crate) name: HeadName,
 }
 
-impl Pair<'_> {
+impl PairedMatrix<'_> {
+    pub(crate) fn rows(&self) -> usize {
+        self.base.rows()
+    }
+
     pub(crate) fn stored_bytes(&self) -> u64 {
         self.base.stored_bytes() + self.tuned.stored_bytes()
     }
 
-    pub(crate) fn part<'b>(&self, bytes: &'b Bytes) -> WeightVector<'b> {
-        let HeadMatrix { base, tuned, .. } = self.matrices(bytes);
-        WeightVector::Stored { base, tuned }
+    /// As many rows as fit into `bytes`, or all if they are scattered in a file.
+    pub(crate) fn rows_within(&self, bytes: usize) -> usize {
+        if self.base.is_scattered() || self.tuned.is_scattered() {
+            return self.rows();
+        }
+        (bytes / self.base.row_bytes().max(self.tuned.row_bytes())).max(1)
     }
 
-    pub(crate) fn matrices<'b>(&self, bytes: &'b Bytes) -> HeadMatrix<'b> {
-        let [base, tuned] = bytes.sides();
+    fn weights<'b>(&self, base: &'b RangeBuffer, tuned: &'b RangeBuffer) -> HeadMatrix<'b> {
         HeadMatrix {
-            base: StoredWeights { dtype: self.base.linear.dtype(), bytes: base },
-            tuned: StoredWeights { dtype: self.tuned.linear.dtype(), bytes: tuned },
+            base: StoredWeights { dtype: self.base.dtype(), bytes: base.bytes() },
+            tuned: StoredWeights { dtype: self.tuned.dtype(), bytes: tuned.bytes() },
             columns: self.base.columns(),
         }
     }
+}
 
-    pub(crate) fn refuse(&self, bytes: &Bytes, NonFiniteEntry { entry, is_tuned }: NonFiniteEntry) -> Error {
-        let matrices = self.matrices(bytes);
-        let (matrix, stored) =
-            if is_tuned { (&self.tuned, matrices.tuned) } else { (&self.base, matrices.base) };
-        matrix.refuse(entry, stored.entry(entry), &self.whose)
+/// What loading a matrix takes, kept from one matrix to the next.
+#[derive(Debug)]
+pub(crate) struct MatrixMemory<'a> {
+    base: RangeBuffer<'a>,
+    tuned: RangeBuffer<'a>,
+    sums: VectorSums,
+}
+
+impl MatrixMemory<'_> {
+    pub(crate) fn new(options: &Options) -> Self {
+        let sums = VectorSums::new(options.temperature, options.instructions);
+        Self { base: RangeBuffer::default(), tuned: RangeBuffer::default(), sums }
     }
 }
 
-/// The bytes of a pair: looked at where they lie, or copied to memory that is kept from pair to pair.
-#[derive(Default)]
-pub(crate) struct Bytes<'a> {
-    views: Option<[View<'a>; 2]>,
-    copies: [AlignedBytes; 2],
-    has_gap: bool,
+/// A matrix whose rows are being read.
+#[derive(Debug)]
+pub(crate) struct LoadedMatrix<'a> {
+    pub(crate) matrix: PairedMatrix<'a>,
+    memory: MatrixMemory<'a>,
 }
 
-impl<'a> Bytes<'a> {
-    /// Looks at a pair where it lies; whether that can be done. Of very large ones, the large pages that they begin and
-    /// end in would count as too much memory.
-    pub(crate) fn look_at(&mut self, pair: &Pair<'a>) -> bool {
-        self.forget();
-        if 4 * (pair.base.bytes() + pair.tuned.bytes()) <= MAPPED {
-            self.views = pair.base.view().zip(pair.tuned.view()).map(<[_; 2]>::from);
+impl<'a> LoadedMatrix<'a> {
+    /// Maps the matrix, or makes room for a copy of it.
+    pub(crate) fn new(
+        matrix: PairedMatrix<'a>,
+        mut memory: MatrixMemory<'a>,
+        reader: &RangeReader<'a>,
+    ) -> Self {
+        for (buffer, matrix) in [(&mut memory.base, &matrix.base), (&mut memory.tuned, &matrix.tuned)] {
+            buffer.start(reader, matrix.stored_range(), matrix.rows() * matrix.row_bytes());
         }
-        self.views.is_some()
+        memory.sums.clear();
+        Self { matrix, memory }
     }
 
-    /// Makes room for copies of a pair.
-    pub(crate) fn make_room(&mut self, pair: &Pair) {
-        self.forget();
-        for (copy, matrix) in self.copies.iter_mut().zip([&pair.base, &pair.tuned]) {
-            copy.set_length(matrix.bytes());
-        }
-    }
-
-    /// Copies these rows.
-    pub(crate) fn copy(&mut self, pair: &Pair, rows: Range<usize>, scratch: &mut Vec<u8>) -> Result<()> {
-        for (copy, matrix) in self.copies.iter_mut().zip([&pair.base, &pair.tuned]) {
-            let size = matrix.row_bytes();
-            matrix.read(rows.start, &mut copy[rows.start * size..rows.end * size], scratch)?;
+    /// Reads these rows. `scratch` is memory that is kept from call to call.
+    pub(crate) fn read(&mut self, rows: Range<usize>, scratch: &mut Vec<u8>) -> Result<()> {
+        let Self { matrix: PairedMatrix { base, tuned, .. }, memory } = self;
+        for (buffer, matrix) in [(&mut memory.base, base), (&mut memory.tuned, tuned)] {
+            let bytes = rows.start * matrix.row_bytes()..rows.end * matrix.row_bytes();
+            buffer.fill(bytes, |into| matrix.read_rows(rows.clone(), into, scratch))?;
         }
         Ok(())
     }
 
-    /// What is looked at, if it is not copied.
-    pub(crate) fn views(&self) -> impl Iterator<Item = View<'a>> + use<'a> {
-        self.views.into_iter().flatten()
+    /// Adds the rows before `end` to the sums, apart from those added before.
+    pub(crate) fn sum_rows(&mut self, end: usize) -> Result<()> {
+        let Self { matrix, memory: MatrixMemory { base, tuned, sums } } = self;
+        let summed = sums.add_up_to(end * matrix.base.columns(), &weight_vector(matrix.weights(base, tuned)));
+        summed.map_err(|entry| self.refuse(entry))
     }
 
-    /// Whether bytes were looked at that their file no longer had.
-    pub(crate) fn has_gap(&self) -> bool {
-        self.has_gap || self.views().any(|view| view.has_gap())
+    pub(crate) fn sums(&self) -> &VectorSums {
+        &self.memory.sums
     }
 
-    /// The same, of all since the last call.
-    pub(crate) fn take_gap(&mut self) -> bool {
-        self.forget();
-        take(&mut self.has_gap)
+    /// The weights as a vector.
+    pub(crate) fn weight_vector(&self) -> WeightVector<'_> {
+        weight_vector(self.weights())
     }
 
-    fn forget(&mut self) {
-        self.has_gap = self.has_gap();
-        self.views = None;
+    /// The weights as a matrix.
+    pub(crate) fn weights(&self) -> HeadMatrix<'_> {
+        self.matrix.weights(&self.memory.base, &self.memory.tuned)
     }
 
-    fn sides(&self) -> [&[u8]; 2] {
-        match &self.views {
-            Some(views) => views.each_ref().map(View::bytes),
-            None => self.copies.each_ref().map(|copy| &**copy),
+    /// The error of an entry that no score can be made of, or of a file that lost the entry while it was read.
+    pub(crate) fn refuse(&self, NonFiniteEntry { entry, is_tuned }: NonFiniteEntry) -> Error {
+        if let Err(error) = self.memory.base.check().and_then(|()| self.memory.tuned.check()) {
+            return error;
         }
+        let weights = self.weights();
+        let (matrix, stored) =
+            if is_tuned { (&self.matrix.tuned, weights.tuned) } else { (&self.matrix.base, weights.base) };
+        matrix.refuse(entry, stored.entry(entry), self.matrix.name)
+    }
+
+    /// Ends the use of the bytes. No result made of them may be kept if this fails.
+    pub(crate) fn release(self, reader: &RangeReader<'a>) -> Result<MatrixMemory<'a>> {
+        let Self { mut memory, .. } = self;
+        memory.base.release(reader)?;
+        memory.tuned.release(reader)?;
+        Ok(memory)
     }
 }
 
-/// Bytes that each thread may have mapped, whether it still needs them or not.
-const MAPPED: usize = 28 << 20;
-
-/// As many pairs that nobody needs any more may be mapped for each thread.
-const KEPT: usize = 4;
-
-/// Views that nobody needs any more. They are let go together, as few stretches as there are, since each time the kernel
-/// interrupts every core that runs a thread of the process.
-#[derive(Debug)]
-pub(crate) struct Done<'a> {
-    views: Mutex<Vec<View<'a>>>,
-    threads: usize,
-}
-
-impl<'a> Done<'a> {
-    /// As many threads as this have bytes mapped.
-    pub(crate) fn new(threads: usize) -> Self {
-        Self { views: Mutex::default(), threads }
-    }
-
-    /// Adds those of a pair.
-    pub(crate) fn add(&self, bytes: &Bytes<'a>) {
-        let size_of = |views: &[View]| views.iter().map(|view| view.bytes().len()).sum::<usize>();
-        let pair: Vec<_> = bytes.views().collect();
-        // A thread needs a pair of queries, one of keys and one of values, which are about as large.
-        let spare = MAPPED.saturating_sub(3 * size_of(&pair)).min(KEPT * size_of(&pair));
-        let mut views = lock(&self.views);
-        views.extend(pair);
-        if size_of(&views) < self.threads * spare {
-            return;
-        }
-        let mut together = take(&mut *views);
-        drop(views);
-        together.sort_unstable_by_key(|view| view.bytes().as_ptr());
-        together.dedup_by(|next, view| view.followed_by(*next).map(|both| *view = both).is_some());
-        together.into_iter().for_each(View::let_go);
-    }
+fn weight_vector(HeadMatrix { base, tuned, .. }: HeadMatrix<'_>) -> WeightVector<'_> {
+    WeightVector::Stored { base, tuned }
 }

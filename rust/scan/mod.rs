@@ -1,9 +1,11 @@
 //! Scores every attention head of two checkpoints.
 //!
-//! The unit of work is one key/value group of one layer: its key and value matrices are read and summed
-//! once for all query heads that share them. Threads take groups in the order of the file, and help with
-//! those in progress when there are no more; each holds, or looks at, the stored bytes of a few matrices,
-//! whatever the size of the model.
+//! # How a scan works
+//!
+//! Both models are opened and compared: the same layers, heads and sizes. The unit of work is then one key/value group
+//! of one layer, whose key and value matrices are read and summed once for all query heads that share them. Threads take
+//! the groups in the order of the layers and share the heads of the last ones. Each thread holds the bytes of a few
+//! matrices, whatever the size of the model. What was measured of each head becomes one number per statistic.
 
 mod compatibility;
 mod group;
@@ -12,22 +14,18 @@ mod opened_model;
 mod options;
 mod schedule;
 
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::ThreadPoolBuilder;
 
 use self::compatibility::{check_pair, check_product};
-use self::group::{Group, MeasuredHeads, Walk, Workspace};
-use self::matrix_pair::Done;
-pub use self::opened_model::{Location, OpenedModel, Provenance};
+use self::group::{HeadMeasurer, ThreadMemory};
+pub use self::opened_model::{ModelPath, OpenedModel, Provenance};
 pub use self::options::{Form, Options};
-use self::schedule::{Open, Turns};
+use self::schedule::Schedule;
 use crate::attention::Geometry;
-use crate::checkpoint::mapping::prepare_thread;
 use crate::error::{Error, Result};
-use crate::lock::lock;
-use crate::progress::Control;
+use crate::progress::Progress;
 use crate::statistics::{HeadMeasurements, STATISTICS, Statistic};
 
 /// The statistics of every head.
@@ -38,11 +36,11 @@ pub struct Scores {
     /// Each statistic with its values, [layers, heads of the layer that has most] in row-major order; NaN where a
     /// layer has no such head.
     pub statistics: Vec<(&'static str, Vec<f64>)>,
-    /// Bytes of weights read, from both sides.
+    /// Bytes of weights read, from both models.
     pub bytes: u64,
-    /// What the base was read from.
+    /// What the base weights were read from.
     pub base: Provenance,
-    /// What the tuned side was read from.
+    /// What the tuned weights were read from.
     pub tuned: Provenance,
 }
 
@@ -51,117 +49,114 @@ pub struct Scores {
 /// # Errors
 ///
 /// As of [`OpenedModel::open`]; [`Error::Pair`] if the two are of different models or sizes; [`Error::Model`] if the
-/// form makes no sense for the model; [`Error::Weights`] if a weight is NaN or infinite; [`Error::Argument`] if
-/// an option is out of its domain; [`Error::Interrupted`] if `control` asks to stop.
+/// form makes no sense for the model; [`Error::Weight`] if a weight is NaN or infinite, [`Error::Weights`] if weights
+/// are too large; [`Error::Truncated`] or [`Error::Changed`] if a file becomes shorter; [`Error::Argument`] if an option
+/// is out of its domain; [`Error::Interrupted`] if the caller cancels the scan.
 pub fn scan(
-    base: impl Into<Location>,
-    tuned: impl Into<Location>,
+    base: impl Into<ModelPath>,
+    tuned: impl Into<ModelPath>,
     options: &Options,
-    control: &Control,
+    progress: &Progress,
 ) -> Result<Scores> {
     let threads = options.checked_threads()?;
-    let open = |location: Location| OpenedModel::open(&location, options.component);
-    let (base, tuned) = (open(base.into())?, open(tuned.into())?);
+    let base = OpenedModel::open(&base.into(), options.component)?;
+    let tuned = OpenedModel::open(&tuned.into(), options.component)?;
     check_pair(&base, &tuned)?;
     if options.form == Form::Product {
         check_product(&base)?;
     }
-    let geometry = base.geometry();
-    let groups: Vec<(usize, usize)> = (geometry.layers.iter().enumerate())
+    let bytes = base.bytes() + tuned.bytes();
+    progress.total.store(bytes, Ordering::Relaxed);
+    let measured = measure_heads(&base, &tuned, options, threads, progress)?;
+    Ok(Scores {
+        geometry: base.geometry().clone(),
+        statistics: tabulate(&tuned, options, &measured)?,
+        bytes,
+        base: base.provenance(),
+        tuned: tuned.provenance(),
+    })
+}
+
+/// Measures every head, [layers, heads of the layer that has most] in row-major order.
+///
+/// Of several failures that of the first group and head is returned, whichever thread fails first.
+fn measure_heads(
+    base: &OpenedModel,
+    tuned: &OpenedModel,
+    options: &Options,
+    threads: usize,
+    progress: &Progress,
+) -> Result<Vec<Option<HeadMeasurements>>> {
+    let Geometry { layers, .. } = base.geometry();
+    let groups: Vec<(usize, usize)> = (layers.iter().enumerate())
         .flat_map(|(layer, sizes)| (0..sizes.key_value_heads).map(move |group| (layer, group)))
         .collect();
-    let bytes = base.bytes() + tuned.bytes();
-    control.total.store(bytes, Ordering::Relaxed);
-    let done = Done::new(threads);
-    let walk = Walk::new([&base, &tuned], options, control, &done);
-    let turns = Turns::new(groups.len());
-    let outcome = Mutex::new(Outcome::new(geometry));
+    let measurer = HeadMeasurer::new(base, tuned, options, threads, progress);
+    let schedule = Schedule::new(groups.len());
+    let first_failed = AtomicUsize::new(usize::MAX);
 
     let pool = ThreadPoolBuilder::new()
         .num_threads(threads)
-        .start_handler(|_| prepare_thread())
         .build()
         .map_err(|error| Error::Argument(format!("{threads} threads cannot be started: {error}")))?;
-    pool.broadcast(|_| {
-        let mut workspace = Workspace::new(options);
+    let results = pool.broadcast(|_| {
+        let mut memory = ThreadMemory::new(options);
+        let mut results = Vec::new();
+        let mut failures = Vec::new();
+        let mut fail = |group: usize, head: usize, error: Error| {
+            first_failed.fetch_min(group, Ordering::Relaxed);
+            failures.push(((group, head), error));
+        };
         loop {
-            let group = if let Some(turn) = turns.take() {
-                let place = turn.place();
-                if lock(&outcome).has_failed_before(place) {
-                    return;
+            let group = if let Some(claim) = schedule.claim() {
+                if first_failed.load(Ordering::Relaxed) < claim.group {
+                    break;
                 }
-                let (layer, group) = groups[place];
-                match walk.prepare(layer, group, &mut workspace) {
+                let (layer, index) = groups[claim.group];
+                match measurer.prepare(layer, index, &mut memory) {
                     Ok(group) => {
                         let heads = group.heads.clone();
-                        turn.open(group, heads)
+                        claim.open(group, heads)
                     }
                     Err(error) => {
-                        lock(&outcome).fail((place, 0), error);
+                        fail(claim.group, 0, error);
                         continue;
                     }
                 }
-            } else if let Some(group) = turns.join() {
+            } else if let Some(group) = schedule.join() {
                 group
             } else {
-                return;
+                break;
             };
-            let measured = walk.measure(&group.prepared, group.tasks(), &mut workspace);
-            lock(&outcome).add(&group, measured);
-            if let Some(group) = turns.leave(group) {
-                walk.put_away(group, &mut workspace);
+            let (position, layer) = (group.position, group.prepared.layer);
+            match measurer.measure(&group.prepared, group.tasks(), &mut memory) {
+                Ok(measured) => results.extend(measured.into_iter().map(|(head, it)| (layer, head, it))),
+                Err((head, error)) => fail(position, head, error),
+            }
+            if let Some(group) = schedule.leave(group)
+                && let Err(error) = measurer.finish(group, &mut memory)
+            {
+                fail(position, 0, error);
             }
         }
+        (results, failures)
     });
-    let measured = outcome.into_inner().unwrap_or_else(PoisonError::into_inner).of_all()?;
-    let statistics = tabulate(&tuned, options, &measured)?;
-    let (of_base, of_tuned) = (base.reading(), tuned.reading());
-    Ok(Scores { geometry: geometry.clone(), statistics, bytes, base: of_base, tuned: of_tuned })
-}
-
-/// What was measured of the heads, or why it was not.
-struct Outcome {
-    /// [layers, heads of the layer that has most] in row-major order.
-    measured: Vec<Option<HeadMeasurements>>,
-    heads: usize,
-    /// Of several failures that of the first group and head counts, whichever thread meets its own first.
-    failure: Option<((usize, usize), Error)>,
-}
-
-impl Outcome {
-    fn new(geometry: &Geometry) -> Self {
-        let heads = geometry.heads();
-        Self { measured: vec![None; geometry.layers.len() * heads], heads, failure: None }
-    }
-
-    fn add(&mut self, group: &Open<Group>, measured: MeasuredHeads) {
-        match measured {
-            Ok(measured) => {
-                for (head, measured) in measured {
-                    self.measured[group.prepared.layer * self.heads + head] = Some(measured);
-                }
-            }
-            Err((head, error)) => self.fail((group.place, head), error),
+    let width = base.geometry().heads();
+    let mut table = vec![None; layers.len() * width];
+    let mut failures = Vec::new();
+    for (of_thread, failures_of_thread) in results {
+        for (layer, head, measured) in of_thread {
+            table[layer * width + head] = Some(measured);
         }
+        failures.extend(failures_of_thread);
     }
-
-    fn fail(&mut self, place: (usize, usize), error: Error) {
-        if self.failure.as_ref().is_none_or(|(failed, _)| place < *failed) {
-            self.failure = Some((place, error));
-        }
-    }
-
-    /// Whether a group before this one has failed.
-    fn has_failed_before(&self, group: usize) -> bool {
-        matches!(self.failure, Some(((failed, _), _)) if failed < group)
-    }
-
-    fn of_all(self) -> Result<Vec<Option<HeadMeasurements>>> {
-        self.failure.map_or(Ok(self.measured), |(_, error)| Err(error))
+    match failures.into_iter().min_by_key(|(position, _)| *position) {
+        Some((_, error)) => Err(error),
+        None => Ok(table),
     }
 }
 
-/// Each statistic of `measured`, [layers, heads of the layer that has most] in row-major order.
+/// Computes each statistic of all heads, in the order of `measured`.
 fn tabulate(
     tuned: &OpenedModel,
     options: &Options,

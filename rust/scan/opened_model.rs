@@ -1,4 +1,4 @@
-//! One side of the comparison: a checkpoint, with where its heads are.
+//! Opens a model: its files, its attention heads and the weights that these are made of.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -8,65 +8,56 @@ use std::sync::Arc;
 use crate::attention::{
     Attention, Component, Contents, Geometry, Layer, Module, Orientation, Role, may_be_attention,
 };
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::mapping::View;
-use crate::error::{Error, Result};
+use crate::checkpoint::{ByteRange, Checkpoint};
+use crate::error::{Error, HeadName, Result};
+use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapted, Adapter};
-use crate::weights::plain;
+use crate::weights::float;
 use crate::weights::quantised::{Quantisation, Scheme};
 
-/// Where the weights of one side are.
+/// The files of a model: a checkpoint, and an adapter that changes it.
 #[derive(Clone, Debug)]
-pub struct Location {
+pub struct ModelPath {
     /// The checkpoint.
     pub checkpoint: PathBuf,
     /// The folder of an adapter that changes the checkpoint's weights.
     pub adapter: Option<PathBuf>,
 }
 
-impl<P: AsRef<Path>> From<P> for Location {
+impl<P: AsRef<Path>> From<P> for ModelPath {
     fn from(checkpoint: P) -> Self {
         Self { checkpoint: checkpoint.as_ref().to_path_buf(), adapter: None }
     }
 }
 
-/// A checkpoint that was found to hold attention heads.
+/// A model whose attention heads were found in its files.
 #[derive(Debug)]
 pub struct OpenedModel {
     checkpoint: Arc<Checkpoint>,
     adapted: Option<Adapted>,
     attention: Attention,
     /// The weights of the attention's modules, in their order.
-    linears: Vec<Box<dyn WeightMatrix>>,
-    /// How those of them are stored that are quantised.
+    weights: Vec<Box<dyn WeightMatrix>>,
+    /// The quantisation schemes of those weights.
     schemes: BTreeSet<Scheme>,
 }
 
-/// One matrix of one head: which rows of which weights.
-#[derive(Clone, Debug)]
-pub(crate) struct Matrix<'a> {
-    side: &'a OpenedModel,
-    module: &'a Module,
-    rows: Range<usize>,
-    pub(crate) linear: &'a dyn WeightMatrix,
-}
-
 impl OpenedModel {
-    /// Opens the checkpoint and finds its heads; of the weights nothing is read. Without a component it is the
-    /// text decoder's heads, else the encoder's, else those of the only tower there is.
+    /// Opens a model and finds the heads of `component`, without reading weights. Without a component these are the
+    /// heads of the text decoder, else of the encoder, else of the only tower there is.
     ///
     /// # Errors
     ///
     /// [`Error::Io`], [`Error::Checkpoint`] as of [`Checkpoint::open`] and [`Adapter::open`]; [`Error::Model`] if
     /// no layout matches the model, if the layout and the tensors contradict each other, or if the weights are
     /// not of a format that is read.
-    pub fn open(location: &Location, component: Option<Component>) -> Result<Self> {
-        let Location { checkpoint: path, adapter } = location;
+    pub fn open(path: &ModelPath, component: Option<Component>) -> Result<Self> {
+        let ModelPath { checkpoint: path, adapter } = path;
         let checkpoint = Arc::new(Checkpoint::open(path)?);
         let config = checkpoint.config()?;
         let quantisation = Quantisation::of(&checkpoint, &config)?;
-        // One that cannot be read is no obstacle until it turns out to be needed.
+        // Weights that cannot be read are no error unless attention needs them.
         let mut quantised: BTreeMap<&str, Result<_>> = BTreeMap::new();
         for module in quantisation.modules() {
             if may_be_attention(module)? {
@@ -83,7 +74,7 @@ impl OpenedModel {
         };
         let attention = match Attention::resolve(path, &config, &contents, component) {
             Ok(attention) => attention,
-            // What is missing may be what could not be read.
+            // The missing weights may be those that could not be read.
             Err(error) => return Err(quantised.into_values().find_map(Result::err).unwrap_or(error)),
         };
         drop(contents);
@@ -93,34 +84,34 @@ impl OpenedModel {
             .map(|folder| Adapter::open(folder)?.over(path, names(), Some(&attention)))
             .transpose()?;
         let mut schemes = BTreeSet::new();
-        let mut stored = |module: &Module| match quantised.remove(&*module.name).transpose()? {
+        let mut open_stored = |module: &Module| match quantised.remove(&*module.name).transpose()? {
             Some(quantised) => {
                 schemes.insert(quantised.scheme);
                 Ok(quantised.weights)
             }
-            None => plain::open(&checkpoint, module),
+            None => float::open(&checkpoint, module),
         };
-        let linears = (attention.modules().iter())
+        let weights = (attention.modules().iter())
             .map(|module| {
-                let Some(adapted) = &adapted else { return stored(module) };
+                let Some(adapted) = &adapted else { return open_stored(module) };
                 let base = match adapted.replacement(module)? {
-                    Some((checkpoint, module)) => plain::open(checkpoint, &module)?,
-                    None => stored(module)?,
+                    Some((checkpoint, module)) => float::open(checkpoint, &module)?,
+                    None => open_stored(module)?,
                 };
                 adapted.linear(&module.name, module.orientation, base)
             })
             .collect::<Result<_>>()?;
         drop(quantised);
-        Ok(Self { checkpoint, adapted, attention, linears, schemes })
+        Ok(Self { checkpoint, adapted, attention, weights, schemes })
     }
 
-    /// The path that was opened: of an adapter, the file of its weights.
+    /// The path that was opened, or that of the adapter's weights.
     pub fn path(&self) -> &Path {
         self.adapted.as_ref().map_or(self.checkpoint.path(), |adapted| adapted.adapter().path())
     }
 
-    /// What was opened, for whoever asks where the scores come from.
-    pub fn reading(&self) -> Provenance {
+    /// What the weights are read from.
+    pub fn provenance(&self) -> Provenance {
         let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let weights = name(self.checkpoint.start());
         let Some(adapted) = &self.adapted else {
@@ -156,23 +147,23 @@ impl OpenedModel {
     }
 
     /// The weights of the attention's modules, in their order.
-    pub fn linears(&self) -> impl ExactSizeIterator<Item = &dyn WeightMatrix> {
-        self.linears.iter().map(|linear| &**linear)
+    pub fn weights(&self) -> impl ExactSizeIterator<Item = &dyn WeightMatrix> {
+        self.weights.iter().map(|weights| &**weights)
     }
 
-    /// How the weights are quantised, all ways there are; nothing if they are plain.
+    /// The quantisation schemes of the weights, if there are any.
     pub fn quantisation(&self) -> Option<String> {
         let schemes: Vec<String> = self.schemes.iter().map(Scheme::to_string).collect();
         (!schemes.is_empty()).then(|| schemes.join("; "))
     }
 
-    /// How many bytes of weights a scan reads from this side.
+    /// The bytes of weights that a scan reads of this model.
     pub fn bytes(&self) -> u64 {
         let layers = &self.geometry().layers;
         let of_layer = |(row, layer): (usize, &Layer)| -> u64 {
             let of_role = |role: &Role| {
                 let matrices = (0..layer.count(*role)).filter_map(|index| self.matrix(*role, row, index));
-                // Heads that begin within a block of scales read more of them.
+                // GroupMeasurement that begin within a block of scales read more of them.
                 matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>()
             };
             layer.own_roles().iter().map(of_role).sum()
@@ -181,84 +172,96 @@ impl OpenedModel {
     }
 
     /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.
-    pub(crate) fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<Matrix<'_>> {
+    pub(crate) fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<HeadRows<'_>> {
         let slice = self.attention.slice(role, layer, index)?;
-        let linear = &*self.linears[slice.index];
-        Some(Matrix { side: self, module: slice.module, rows: slice.rows, linear })
+        let weights = &*self.weights[slice.index];
+        Some(HeadRows { model: self, module: slice.module, rows: slice.rows, weights })
     }
 }
 
-/// What one side was read from.
+/// What the weights of a model are read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Provenance {
-    /// The file of weights, or the index of several; of an adapter its own, and those that it changes.
+    /// The file of weights, or the index of several; with an adapter, its file and that of the weights it changes.
     pub files: String,
     /// The kind of the adapter, as PEFT calls it.
     pub adapter: Option<&'static str>,
     /// How the weights are quantised, if they are.
     pub quantisation: Option<String>,
-    /// What is to be known about the scores.
+    /// What a reader of the scores has to know.
     pub note: Option<String>,
 }
 
-impl<'a> Matrix<'a> {
+/// One matrix of one head: some rows of a weight matrix.
+#[derive(Clone, Debug)]
+pub(crate) struct HeadRows<'a> {
+    model: &'a OpenedModel,
+    module: &'a Module,
+    rows: Range<usize>,
+    weights: &'a dyn WeightMatrix,
+}
+
+impl<'a> HeadRows<'a> {
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.weights.dtype()
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows.len()
     }
 
     pub(crate) fn columns(&self) -> usize {
-        self.linear.in_features()
+        self.weights.in_features()
     }
 
-    /// How many bytes the weights take once they are read.
-    pub(crate) fn bytes(&self) -> usize {
-        self.rows() * self.row_bytes()
-    }
-
+    /// The bytes of a row once it is read.
     pub(crate) fn row_bytes(&self) -> usize {
-        self.columns() * self.linear.dtype().size()
+        self.columns() * self.dtype().size()
     }
 
-    /// How many bytes have to be read for the weights.
+    pub(crate) fn is_scattered(&self) -> bool {
+        self.weights.is_scattered()
+    }
+
+    /// The bytes that have to be read for the weights.
     pub(crate) fn stored_bytes(&self) -> u64 {
-        self.linear.stored_bytes(self.rows.clone())
+        self.weights.stored_bytes(self.rows.clone())
     }
 
-    /// All rows as [`Matrix::read`] gives them, if they lie so in memory.
-    pub(crate) fn view(&self) -> Option<View<'a>> {
-        self.linear.view_rows(self.rows.clone())
+    /// The range of a file that holds just the bytes of the rows, if there is one.
+    pub(crate) fn stored_range(&self) -> Option<ByteRange<'a>> {
+        self.weights.stored_range(self.rows.clone())
     }
 
-    /// Reads the rows from `first` on, as many as fit into `into`.
-    pub(crate) fn read(&self, first: usize, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
-        let start = self.rows.start + first;
-        self.linear.read_rows(start..start + into.len() / self.row_bytes(), into, scratch)
+    /// Reads these rows of the head into `into`.
+    pub(crate) fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
+        let first = self.rows.start;
+        self.weights.read_rows(first + rows.start..first + rows.end, into, scratch)
     }
 
-    /// The error of an entry that is not finite.
-    pub(crate) fn refuse(&self, entry: usize, value: f64, whose: &str) -> Error {
-        let OpenedModel { checkpoint, adapted, .. } = self.side;
-        let tensor = plain::tensor_name(checkpoint, &self.module.name);
+    /// The error of an entry that no score can be made of.
+    pub(crate) fn refuse(&self, entry: usize, value: f64, head: HeadName) -> Error {
+        let OpenedModel { checkpoint, adapted, .. } = self.model;
+        let module = &*self.module.name;
+        let tensor = float::find_tensor(checkpoint, module);
+        let adapted = adapted.as_ref().filter(|adapted| adapted.changes(module));
+        let file = match (adapted, tensor) {
+            (Some(adapted), _) => adapted.adapter().path(),
+            (None, Some((_, tensor))) => checkpoint.file_of(tensor),
+            (None, None) => checkpoint.path(),
+        };
         let (out, input) = (self.rows.start + entry / self.columns(), entry % self.columns());
-        let place = match self.module.orientation {
-            Orientation::OutIn => format!("[{out}, {input}]"),
-            Orientation::InOut => format!("[{input}, {out}]"),
-        };
-        let mut name = tensor.map_or(&*self.module.name, |(name, _)| name).to_owned();
-        let mut file = tensor.map_or(checkpoint.path(), |(_, tensor)| checkpoint.file_of(tensor));
-        if let Some(adapted) = adapted.as_ref().filter(|adapted| adapted.changes(&self.module.name)) {
-            name += ", as the adapter changes it,";
-            file = adapted.adapter().path();
+        Error::Weight {
+            path: file.to_path_buf(),
+            tensor: tensor.map_or(module, |(name, _)| name).to_owned(),
+            is_adapted: adapted.is_some(),
+            position: match self.module.orientation {
+                Orientation::OutIn => [out, input],
+                Orientation::InOut => [input, out],
+            },
+            head,
+            value,
         }
-        let problem = if value.is_finite() {
-            format!(
-                "the weight {value:e} of tensor {name} at {place} ({whose}) is too far from that of the other \
-                 checkpoint"
-            )
-        } else {
-            format!("tensor {name} holds {value} at {place} ({whose}); every weight has to be finite")
-        };
-        Error::weights(file, problem)
     }
 }

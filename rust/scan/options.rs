@@ -1,4 +1,4 @@
-//! What a scan is asked for.
+//! The options of a scan.
 
 use std::thread::available_parallelism;
 
@@ -15,24 +15,25 @@ pub enum Form {
     Product,
 }
 
-/// How to scan.
+/// The options of a scan.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// What the weight vector of a head is.
     pub form: Form,
-    /// Whose heads; without one, the text decoder's, else the encoder's, else those of the only tower there is.
+    /// The component whose heads are scored; without one, the text decoder, else the encoder, else the only tower there
+    /// is.
     pub component: Option<Component>,
     /// The temperature of the softmax.
     pub temperature: f64,
     /// Whether to compute the statistic that needs a sort.
     pub sorted: bool,
-    /// How many threads; as many as there are cores, if none is given.
+    /// The number of threads; that of the cores if none is given.
     pub threads: Option<usize>,
-    /// Bytes read at a time. No result depends on it.
-    pub buffer: usize,
-    /// Whether bytes that are in memory may be looked at there, where that can be done, instead of being copied. No
-    /// result depends on it.
-    pub map: bool,
+    /// The bytes of a matrix that are read and summed at a time. No result depends on it.
+    pub piece: usize,
+    /// Whether files in the page cache may be mapped instead of copied, which installs a process-wide handler of SIGBUS
+    /// while they are mapped. No result depends on it.
+    pub mmap: bool,
     /// The vector instructions. No result depends on them.
     pub instructions: Instructions,
 }
@@ -45,15 +46,15 @@ impl Default for Options {
             temperature: 1.0,
             sorted: false,
             threads: None,
-            buffer: 256 << 10,
-            map: true,
+            piece: 256 << 10,
+            mmap: true,
             instructions: Instructions::best(),
         }
     }
 }
 
 impl Options {
-    /// How many threads to start, once the numbers were found to be of their domains.
+    /// The number of threads to start, after a check that the options are in their domains.
     pub(crate) fn checked_threads(&self) -> Result<usize> {
         let temperature = self.temperature;
         if !(1e-6..=1e6).contains(&temperature) {

@@ -1,18 +1,16 @@
-//! Who does what, where several threads have groups of tasks to do.
+//! Distributes groups of tasks among threads.
 //!
-//! Threads take the groups in their order, and each does the tasks of its own. A thread that finds no more groups takes
-//! tasks of those that others are at, so that nobody waits for the last of them, and a group has as many threads as
-//! there are to spare.
+//! Each thread claims groups in their order, prepares what their tasks share and does the tasks. A thread that finds no
+//! group left to claim joins one in progress, so that no thread is idle while there are tasks, and the last groups have
+//! as many threads as there are.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::lock::lock;
-
-/// Groups of tasks, and how far they are done. `G` is what a thread prepares for the tasks of a group.
+/// The groups and their state. `G` is what a thread prepares for the tasks of a group.
 #[derive(Debug)]
-pub(crate) struct Turns<G> {
+pub(crate) struct Schedule<G> {
     count: usize,
     state: Mutex<State<G>>,
     changed: Condvar,
@@ -20,34 +18,39 @@ pub(crate) struct Turns<G> {
 
 #[derive(Debug)]
 struct State<G> {
+    /// The first group that is not claimed.
     next: usize,
-    /// How many are taken, but not open yet.
+    /// The number of groups that are claimed and not yet open.
     in_preparation: usize,
-    open: Vec<Arc<Open<G>>>,
+    open: Vec<Arc<OpenGroup<G>>>,
 }
 
-impl<G> Turns<G> {
+impl<G> Schedule<G> {
     pub(crate) fn new(count: usize) -> Self {
         let state = State { next: 0, in_preparation: 0, open: Vec::new() };
         Self { count, state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// The first group that nobody has taken.
-    pub(crate) fn take(&self) -> Option<Turn<'_, G>> {
-        let mut state = lock(&self.state);
+    fn state(&self) -> MutexGuard<'_, State<G>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Claims the first group that no thread has claimed.
+    pub(crate) fn claim(&self) -> Option<Claim<'_, G>> {
+        let mut state = self.state();
         if state.next == self.count {
             return None;
         }
-        let place = state.next;
+        let group = state.next;
         state.next += 1;
         state.in_preparation += 1;
-        Some(Turn { turns: self, place })
+        Some(Claim { schedule: self, group })
     }
 
-    /// The open group that has most tasks left. Waits where one may still be opened; there is none once all have been
-    /// taken and all their tasks have as well.
-    pub(crate) fn join(&self) -> Option<Arc<Open<G>>> {
-        let mut state = lock(&self.state);
+    /// Joins the open group with most tasks left, and waits for one while groups are in preparation. Returns nothing once
+    /// all tasks are taken.
+    pub(crate) fn join(&self) -> Option<Arc<OpenGroup<G>>> {
+        let mut state = self.state();
         loop {
             let most = state.open.iter().max_by_key(|group| group.tasks_left());
             if let Some(group) = most.filter(|group| group.tasks_left() > 0) {
@@ -60,54 +63,50 @@ impl<G> Turns<G> {
         }
     }
 
-    /// Ends a thread's part in a group none of whose tasks is left to take. What was prepared goes to the last thread that
-    /// does so.
-    pub(crate) fn leave(&self, group: Arc<Open<G>>) -> Option<G> {
-        lock(&self.state).open.retain(|open| !Arc::ptr_eq(open, &group));
+    /// Ends a thread's work on a group whose tasks are all taken. Returns what was prepared to the last thread that leaves.
+    pub(crate) fn leave(&self, group: Arc<OpenGroup<G>>) -> Option<G> {
+        self.state().open.retain(|open| !Arc::ptr_eq(open, &group));
         Arc::into_inner(group).map(|open| open.prepared)
     }
 }
 
-/// A group that a thread has taken. It is given up when this is dropped, unless it was opened.
+/// The claim of one thread to prepare a group. Dropping it gives the group up.
 #[derive(Debug)]
-pub(crate) struct Turn<'a, G> {
-    turns: &'a Turns<G>,
-    place: usize,
+pub(crate) struct Claim<'a, G> {
+    schedule: &'a Schedule<G>,
+    /// The position of the group in the order.
+    pub(crate) group: usize,
 }
 
-impl<G> Turn<'_, G> {
-    /// The group's place among all.
-    pub(crate) fn place(&self) -> usize {
-        self.place
-    }
-
-    /// Lets others take tasks, too.
-    pub(crate) fn open(self, prepared: G, tasks: Range<usize>) -> Arc<Open<G>> {
+impl<G> Claim<'_, G> {
+    /// Opens the group, so that other threads can join it.
+    pub(crate) fn open(self, prepared: G, tasks: Range<usize>) -> Arc<OpenGroup<G>> {
         let next = AtomicUsize::new(tasks.start);
-        let group = Arc::new(Open { place: self.place, prepared, next, end: tasks.end });
-        lock(&self.turns.state).open.push(Arc::clone(&group));
+        let group = Arc::new(OpenGroup { position: self.group, prepared, next, end: tasks.end });
+        self.schedule.state().open.push(Arc::clone(&group));
         group
     }
 }
 
-impl<G> Drop for Turn<'_, G> {
+impl<G> Drop for Claim<'_, G> {
     fn drop(&mut self) {
-        lock(&self.turns.state).in_preparation -= 1;
-        self.turns.changed.notify_all();
+        self.schedule.state().in_preparation -= 1;
+        self.schedule.changed.notify_all();
     }
 }
 
 /// A group whose tasks can be taken.
 #[derive(Debug)]
-pub(crate) struct Open<G> {
-    pub(crate) place: usize,
+pub(crate) struct OpenGroup<G> {
+    /// The position of the group in the order.
+    pub(crate) position: usize,
     pub(crate) prepared: G,
     next: AtomicUsize,
     end: usize,
 }
 
-impl<G> Open<G> {
-    /// The tasks that nobody has taken, which are taken one by one.
+impl<G> OpenGroup<G> {
+    /// Takes the tasks that no thread has taken, one by one.
     pub(crate) fn tasks(&self) -> impl Iterator<Item = usize> {
         std::iter::from_fn(|| {
             let task = self.next.fetch_add(1, Ordering::Relaxed);
@@ -130,17 +129,17 @@ mod tests {
 
     use proptest::prelude::*;
 
-    /// What every thread does: its groups, then those of others.
-    fn work(turns: &Turns<usize>, sizes: &[usize], mut task: impl FnMut(usize, usize)) {
-        let mut work_on = |group: Arc<Open<usize>>| {
-            group.tasks().for_each(|index| task(group.place, index));
-            turns.leave(group)
+    /// Works as every thread does: on its own groups, then on those of others.
+    fn work(schedule: &Schedule<usize>, sizes: &[usize], mut task: impl FnMut(usize, usize)) {
+        let mut work_on = |group: Arc<OpenGroup<usize>>| {
+            group.tasks().for_each(|index| task(group.position, index));
+            schedule.leave(group)
         };
-        while let Some(turn) = turns.take() {
-            let place = turn.place();
-            work_on(turn.open(place, 0..sizes[place]));
+        while let Some(claim) = schedule.claim() {
+            let group = claim.group;
+            work_on(claim.open(group, 0..sizes[group]));
         }
-        while let Some(group) = turns.join() {
+        while let Some(group) = schedule.join() {
             work_on(group);
         }
     }
@@ -148,12 +147,12 @@ mod tests {
     proptest! {
         #[test]
         fn every_task_is_done_once(sizes in prop::collection::vec(0usize..6, 0..12), threads in 1usize..6) {
-            let (turns, done) = (Turns::new(sizes.len()), Mutex::new(Vec::new()));
+            let (schedule, done) = (Schedule::new(sizes.len()), Mutex::new(Vec::new()));
             thread::scope(|scope| {
                 for _ in 0..threads {
                     scope.spawn(|| {
                         let mut mine = Vec::new();
-                        work(&turns, &sizes, |place, index| mine.push((place, index)));
+                        work(&schedule, &sizes, |place, index| mine.push((place, index)));
                         done.lock().unwrap().extend(mine);
                     });
                 }
@@ -166,37 +165,37 @@ mod tests {
     }
 
     #[test]
-    fn all_threads_take_part_in_the_last_group() {
-        let (turns, all) = (Turns::new(1), Barrier::new(3));
+    fn all_threads_join_the_last_group() {
+        let (schedule, all) = (Schedule::new(1), Barrier::new(3));
         thread::scope(|scope| {
             for _ in 0..3 {
                 // Each task waits until three are being done.
-                scope.spawn(|| work(&turns, &[3], |_, _| _ = all.wait()));
+                scope.spawn(|| work(&schedule, &[3], |_, _| _ = all.wait()));
             }
         });
     }
 
     #[test]
     fn the_last_to_leave_gets_what_was_prepared() {
-        let turns = Turns::new(1);
-        let group = turns.take().unwrap().open("prepared", 0..2);
-        let joined = turns.join().unwrap();
+        let schedule = Schedule::new(1);
+        let group = schedule.claim().unwrap().open("prepared", 0..2);
+        let joined = schedule.join().unwrap();
         assert_eq!(group.tasks().chain(joined.tasks()).collect::<Vec<_>>(), [0, 1]);
-        assert_eq!(turns.leave(group), None);
-        assert_eq!(turns.leave(joined), Some("prepared"));
-        assert!(turns.join().is_none());
+        assert_eq!(schedule.leave(group), None);
+        assert_eq!(schedule.leave(joined), Some("prepared"));
+        assert!(schedule.join().is_none());
     }
 
     #[test]
-    fn nobody_waits_for_a_group_that_was_given_up() {
-        let turns: Turns<()> = Turns::new(1);
-        let turn = turns.take().unwrap();
+    fn no_thread_waits_for_a_group_that_was_given_up() {
+        let schedule: Schedule<()> = Schedule::new(1);
+        let claim = schedule.claim().unwrap();
         thread::scope(|scope| {
-            let joining = scope.spawn(|| turns.join().is_none());
+            let joining = scope.spawn(|| schedule.join().is_none());
             let panics = || -> () { panic!("while the group is prepared") };
             assert!(
                 catch_unwind(std::panic::AssertUnwindSafe(move || {
-                    let _turn = turn;
+                    let _claim = claim;
                     panics()
                 }))
                 .is_err()

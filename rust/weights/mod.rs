@@ -1,41 +1,41 @@
 //! The weights of one linear layer, whatever form they are stored in.
 
 pub mod adapter;
-pub(crate) mod plain;
+pub(crate) mod float;
 pub mod quantised;
 
 use std::fmt::Debug;
 use std::ops::Range;
 
-use crate::checkpoint::mapping::View;
+use crate::checkpoint::ByteRange;
 use crate::error::Result;
 use crate::number_format::Dtype;
 
 /// A weight matrix of [out features, in features], read by rows.
 ///
-/// Plain tensors, transposed ones, quantised ones and adapted ones all look like this to a scan, which
-/// knows only which rows are a head's. No implementation holds more than the rows that were asked for.
+/// A scan reads every form of weights through this trait: floating-point, transposed, quantised and adapted ones. No
+/// implementation holds more than the rows that were asked for.
 pub trait WeightMatrix: Debug + Send + Sync {
-    /// How many rows there are, and how long a row is.
+    /// The number of rows and the length of a row.
     fn features(&self) -> [usize; 2];
 
-    /// How many rows there are.
+    /// The number of rows.
     fn out_features(&self) -> usize {
         self.features()[0]
     }
 
-    /// How long a row is.
+    /// The length of a row.
     fn in_features(&self) -> usize {
         self.features()[1]
     }
 
-    /// The format of the weights that [`WeightMatrix::read_rows`] gives: the stored one where it is a plain
-    /// floating-point format, `F32` where weights are computed.
+    /// The format of the weights that [`WeightMatrix::read_rows`] gives: the stored one where it is a floating-point
+    /// format, `F32` where weights are computed.
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
 
-    /// How many bytes [`WeightMatrix::read_rows`] reads from disk for these rows.
+    /// The bytes that [`WeightMatrix::read_rows`] reads from disk for these rows.
     fn stored_bytes(&self, rows: Range<usize>) -> u64;
 
     /// Whether the weights of a row are scattered in the file, so that reading many rows together takes hardly
@@ -44,8 +44,8 @@ pub trait WeightMatrix: Debug + Send + Sync {
         false
     }
 
-    /// What [`WeightMatrix::read_rows`] would give, if it lies in memory.
-    fn view_rows(&self, _rows: Range<usize>) -> Option<View<'_>> {
+    /// The range of a file that holds just what [`WeightMatrix::read_rows`] gives, if there is one.
+    fn stored_range(&self, _rows: Range<usize>) -> Option<ByteRange<'_>> {
         None
     }
 
@@ -64,9 +64,9 @@ pub trait WeightMatrix: Debug + Send + Sync {
 }
 
 /// Panics unless there are such rows and `into` has room for exactly these.
-pub(crate) fn assert_fits(linear: &impl WeightMatrix, rows: &Range<usize>, into: &[u8]) {
-    let [out, inputs] = linear.features();
+pub(crate) fn assert_fits(matrix: &impl WeightMatrix, rows: &Range<usize>, into: &[u8]) {
+    let [out, inputs] = matrix.features();
     assert!(rows.start <= rows.end && rows.end <= out, "there are no rows {rows:?}");
-    let length = rows.len() * inputs * linear.dtype().size();
+    let length = rows.len() * inputs * matrix.dtype().size();
     assert_eq!(into.len(), length, "the memory is of another size than the rows {rows:?}");
 }

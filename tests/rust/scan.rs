@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alps::Error;
-use alps::progress::Control;
+use alps::progress::Progress;
 use alps::scan::{Form, Options, Scores, scan};
 use alps::simd::Instructions;
 use half::{bf16, f16};
@@ -236,9 +236,9 @@ fn options(form: Form) -> Options {
 }
 
 fn score(base: &Path, tuned: &Path, options: &Options) -> Scores {
-    let control = Control::default();
-    let scores = scan(base, tuned, options, &control).unwrap();
-    assert_eq!(control.progress(), (scores.bytes, scores.bytes));
+    let progress = Progress::default();
+    let scores = scan(base, tuned, options, &progress).unwrap();
+    assert_eq!(progress.bytes(), (scores.bytes, scores.bytes));
     scores
 }
 
@@ -275,18 +275,18 @@ fn scan_in_every_way(sides: [&Weights; 2], layout: Layout, dtypes: [Dtype; 2], f
     let folder = Folder::new();
     let base = folder.write("base", sides[0], layout, dtypes[0]);
     let tuned = folder.write("tuned", sides[1], layout, dtypes[1]);
-    let reference = score(&base, &tuned, &Options { buffer: 1 << 20, ..options(form) });
+    let reference = score(&base, &tuned, &Options { piece: 1 << 20, ..options(form) });
     let expected = bits(&reference);
     let mut ways = vec![Options { threads: None, ..options(form) }];
     for threads in [2, 7] {
         ways.push(Options { threads: Some(threads), ..options(form) });
     }
     for buffer in [1, 100, 4096] {
-        ways.push(Options { buffer, ..options(form) });
-        ways.push(Options { buffer, map: false, ..options(form) });
+        ways.push(Options { piece: buffer, ..options(form) });
+        ways.push(Options { piece: buffer, mmap: false, ..options(form) });
     }
     for instructions in Instructions::available() {
-        ways.push(Options { instructions, threads: Some(2), buffer: 1000, ..options(form) });
+        ways.push(Options { instructions, threads: Some(2), piece: 1000, ..options(form) });
     }
     for way in ways {
         let found = score(&base, &tuned, &way);
@@ -467,11 +467,11 @@ fn a_scan_that_is_cancelled_before_it_begins_reads_nothing() {
     let weights = Weights::random(GROUPED, 10);
     let path = folder.write("base", &weights, Layout::Separate, Dtype::F32);
     for form in FORMS {
-        let control = Control::default();
-        control.cancelled.store(true, Ordering::Relaxed);
-        let result = scan(&path, &path, &options(form), &control);
+        let progress = Progress::default();
+        progress.cancelled.store(true, Ordering::Relaxed);
+        let result = scan(&path, &path, &options(form), &progress);
         assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
-        assert_eq!(control.done.load(Ordering::Relaxed), 0);
+        assert_eq!(progress.done.load(Ordering::Relaxed), 0);
     }
 }
 
@@ -512,16 +512,16 @@ fn a_scan_that_is_cancelled_stops_within_half_a_second() {
         let folder = Folder::new();
         let path = huge(&folder, layout);
         for form in FORMS {
-            let control = Control::default();
+            let progress = Progress::default();
             let cancelled = thread::scope(|scope| {
                 let watcher = scope.spawn(|| {
-                    while control.done.load(Ordering::Relaxed) == 0 {
+                    while progress.done.load(Ordering::Relaxed) == 0 {
                         thread::sleep(Duration::from_millis(1));
                     }
-                    control.cancelled.store(true, Ordering::Relaxed);
+                    progress.cancelled.store(true, Ordering::Relaxed);
                     Instant::now()
                 });
-                let result = scan(&path, &path, &Options { threads: Some(2), ..options(form) }, &control);
+                let result = scan(&path, &path, &Options { threads: Some(2), ..options(form) }, &progress);
                 assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
                 watcher.join().unwrap()
             });
@@ -530,7 +530,7 @@ fn a_scan_that_is_cancelled_stops_within_half_a_second() {
                 "{layout:?} {form:?} {:?}",
                 cancelled.elapsed()
             );
-            let (done, total) = control.progress();
+            let (done, total) = progress.bytes();
             assert!(done < total);
         }
     }
@@ -543,15 +543,15 @@ fn a_file_that_is_truncated_while_it_is_scanned_is_named() {
         let folders = [Folder::new(), Folder::new()];
         let [base, tuned] = folders.each_ref().map(|folder| huge(folder, Layout::Separate));
         let file = tuned.join("model.safetensors");
-        let control = Control::default();
+        let progress = Progress::default();
         let error = thread::scope(|scope| {
             scope.spawn(|| {
-                while control.done.load(Ordering::Relaxed) == 0 {
+                while progress.done.load(Ordering::Relaxed) == 0 {
                     thread::sleep(Duration::from_millis(1));
                 }
                 File::options().write(true).open(&file).unwrap().set_len(30_000).unwrap();
             });
-            scan(&base, &tuned, &Options { threads: Some(2), ..options(form) }, &control).unwrap_err()
+            scan(&base, &tuned, &Options { threads: Some(2), ..options(form) }, &progress).unwrap_err()
         });
         let problem = error.to_string();
         assert!(problem.starts_with(&file.display().to_string()), "{problem}");
@@ -566,7 +566,7 @@ fn assert_always_says(folder: &Folder, base: &Weights, tuned: &Weights, problem:
     for threads in [1, 2, 7] {
         for _ in 0..20 {
             let way = Options { threads: Some(threads), ..options(Form::Qkv) };
-            let error = scan(&base, &tuned, &way, &Control::default()).unwrap_err().to_string();
+            let error = scan(&base, &tuned, &way, &Progress::default()).unwrap_err().to_string();
             assert!(error.contains(problem), "{threads}: {error}");
         }
     }

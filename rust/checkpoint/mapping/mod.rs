@@ -1,82 +1,95 @@
-//! Bytes of files looked at where they lie in memory, without a copy.
+//! Maps ranges of files into memory, so that weights are read without a copy.
 //!
-//! A file that was written or read lately is in the page cache. To copy weights from there takes more than half as
-//! long as all that a scan does with them; to map them takes a fraction of that, and the core fetches the next bytes
-//! while the arithmetic is busy with these. Three things have to be seen to:
+//! # How mapping works
 //!
-//! - What is not in memory is read, not mapped: through a mapping it would come in smaller pieces.
-//! - A file may be shortened while it is looked at. The kernel then has nothing to show and sends SIGBUS, for which
-//!   a process ends. A handler shows zeros instead, and the mapping [knows](View::has_gap) that what was seen does
-//!   not count.
-//! - What is mapped counts as the process' memory until it is [let go](View::let_go).
+//! A file that was written or read lately is in the page cache. Copying weights from there takes more than half as
+//! long as everything else that a scan does with them. A mapping takes a fraction of that, and the core fetches the
+//! next bytes while it computes with these. Mapping has three costs, each of which is dealt with here:
 //!
-//! It is done on Linux, which can say what is in memory.
+//! - A range that is not in the page cache would arrive page by page. [`MappedFile::map`] asks the kernel first
+//!   (`preadv2` with `RWF_NOWAIT`) and maps nothing unless the range is there.
+//! - When a mapped file becomes shorter, access to the lost pages raises SIGBUS, which ends the process. While a file
+//!   is mapped, a process-wide handler is installed, which maps zeros over the whole file and records the loss.
+//!   [`MappedRange::has_lost_bytes`] reports it, and bytes of such a range must not be used.
+//! - Mapped pages count as memory of the process until [`MappedRange::release`] returns them.
+//!
+//! Files are mapped on Linux only, since other systems cannot say what is in the page cache.
 
-#[cfg(target_os = "linux")]
-mod fault;
 #[cfg_attr(target_os = "linux", path = "linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]
-mod of_system;
+mod platform;
+#[cfg(target_os = "linux")]
+mod sigbus;
 
 use std::fs::File;
 use std::ptr;
 use std::sync::OnceLock;
 
-pub(crate) use self::of_system::prepare_thread;
-use self::of_system::{Mapping, is_in_memory};
+use self::platform::{Mapping, is_in_page_cache, unblock_sigbus};
 
-/// A file that is mapped when somebody first looks at it.
+/// A file that is mapped as a whole when a range of it is first asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Mapped(OnceLock<Option<Mapping>>);
+pub(super) struct MappedFile(OnceLock<Option<Mapping>>);
 
-impl Mapped {
-    /// Looks at `length` bytes of `file`, always the same, from `offset` on. Nothing if they are not in memory or cannot
-    /// be mapped, or if the file was found to have become shorter.
-    pub(crate) fn view<'a>(&'a self, file: &'a File, offset: u64, length: usize) -> Option<View<'a>> {
-        if !is_in_memory(file, offset, length) {
+impl MappedFile {
+    /// Maps `length` bytes of `file`, the same at every call, from `offset` on.
+    ///
+    /// Returns nothing if the range is not in the page cache, if the file cannot be mapped, or if it has lost bytes.
+    pub(super) fn map<'a>(&'a self, file: &'a File, offset: u64, length: usize) -> Option<MappedRange<'a>> {
+        if !is_in_page_cache(file, offset, length) {
             return None;
         }
-        let mapping = self.0.get_or_init(|| Mapping::of(file)).as_ref()?;
+        let mapping = self.0.get_or_init(|| Mapping::new(file)).as_ref()?;
         let start = usize::try_from(offset).ok()?;
         let bytes = mapping.bytes().get(start..start.checked_add(length)?)?;
-        let view = View { bytes, mapping, file };
-        (!view.has_gap()).then_some(view)
+        let range = MappedRange { bytes, mapping, file };
+        (!range.has_lost_bytes()).then_some(range)
     }
 }
 
-/// Bytes of a file, where they lie in memory.
+/// A range of a mapped file.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub(super) struct MappedRange<'a> {
     bytes: &'a [u8],
     mapping: &'a Mapping,
     file: &'a File,
 }
 
-impl<'a> View<'a> {
-    /// The bytes. Zeros if the file has become shorter, others if somebody has written to it.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
+impl<'a> MappedRange<'a> {
+    /// The bytes, for use by the calling thread, where the signal must not be blocked. They are zeros if the file has
+    /// become shorter, and others than before if it was written to.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        unblock_sigbus();
         self.bytes
     }
 
-    /// Whether bytes of the file may have been looked at, by anyone, that it no longer had. Of its last page the kernel
-    /// shows zeros without a word.
-    pub(crate) fn has_gap(&self) -> bool {
-        let whole = self.mapping.bytes().len() as u64;
-        self.mapping.has_gap() || self.file.metadata().is_ok_and(|now| now.len() < whole)
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
-    /// Both as one, if `next` begins where this ends.
-    pub(crate) fn followed_by(&self, next: Self) -> Option<Self> {
-        let all = self.mapping.bytes();
-        let place = |bytes: &[u8]| bytes.as_ptr().addr().wrapping_sub(all.as_ptr().addr());
-        let (start, end) = (place(self.bytes), place(next.bytes).wrapping_add(next.bytes.len()));
+    pub(super) fn address(&self) -> usize {
+        self.bytes.as_ptr().addr()
+    }
+
+    /// Whether the file has become shorter since it was mapped. Its length is compared as well, since the kernel raises
+    /// no signal for the rest of the last page and shows zeros there.
+    pub(super) fn has_lost_bytes(&self) -> bool {
+        let length = self.mapping.bytes().len() as u64;
+        self.mapping.has_lost_bytes() || self.file.metadata().is_ok_and(|now| now.len() < length)
+    }
+
+    /// Both ranges as one, if `next` begins where this one ends.
+    pub(super) fn joined(&self, next: Self) -> Option<Self> {
         let adjoin = self.bytes.as_ptr_range().end == next.bytes.as_ptr();
-        (adjoin && ptr::eq(self.mapping, next.mapping)).then(|| Self { bytes: &all[start..end], ..*self })
+        let file = self.mapping.bytes();
+        let start = self.address().wrapping_sub(file.as_ptr().addr());
+        (adjoin && ptr::eq(self.mapping, next.mapping))
+            .then(|| Self { bytes: &file[start..start + self.len() + next.len()], ..*self })
     }
 
-    /// Counts them no longer as memory of the process. They can still be looked at, and then count again.
-    pub(crate) fn let_go(self) {
-        self.mapping.let_go(self.bytes);
+    /// Returns the pages to the kernel, so that they no longer count as memory of the process. Access maps them again.
+    pub(super) fn release(self) {
+        self.mapping.release(self.bytes);
     }
 }
 
@@ -103,63 +116,63 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(20))]
 
         #[test]
-        fn a_view_shows_what_the_file_holds(
-            stretches in prop::collection::vec((0..LENGTH, 0..LENGTH, any::<bool>()), 1..12),
+        fn a_mapped_range_shows_what_the_file_holds(
+            ranges in prop::collection::vec((0..LENGTH, 0..LENGTH, any::<bool>()), 1..12),
         ) {
-            let ((bytes, file), mapped) = (noise(), Mapped::default());
-            for (start, end, keep) in stretches {
+            let ((bytes, file), mapped) = (noise(), MappedFile::default());
+            for (start, end, keep) in ranges {
                 let (start, end) = (start.min(end), start.max(end));
-                let view = mapped.view(&file, start as u64, end - start).unwrap();
-                prop_assert!(view.bytes() == &bytes[start..end]);
+                let range = mapped.map(&file, start as u64, end - start).unwrap();
+                prop_assert!(range.bytes() == &bytes[start..end]);
                 if !keep {
-                    view.let_go();
-                    prop_assert!(view.bytes() == &bytes[start..end]);
+                    range.release();
+                    prop_assert!(range.bytes() == &bytes[start..end]);
                 }
-                prop_assert!(!view.has_gap());
+                prop_assert!(!range.has_lost_bytes());
             }
         }
     }
 
     #[test]
-    fn a_file_that_becomes_shorter_leaves_a_gap_and_is_looked_at_no_more() {
-        let ((bytes, file), mapped) = (noise(), Mapped::default());
-        let view = mapped.view(&file, 1000, 2_000_000).unwrap();
-        assert!(!view.has_gap());
+    fn a_file_that_becomes_shorter_is_noticed_and_mapped_no_more() {
+        let ((bytes, file), mapped) = (noise(), MappedFile::default());
+        let range = mapped.map(&file, 1000, 2_000_000).unwrap();
+        assert!(!range.has_lost_bytes());
         file.set_len(500_000).unwrap();
-        assert_eq!(view.bytes()[..400_000], bytes[1000..401_000]);
-        assert_eq!(view.bytes()[900_000..], [0; 1_100_000]);
-        assert!(view.has_gap());
-        assert!(mapped.view(&file, 1000, 400_000).is_none());
+        assert_eq!(range.bytes()[..400_000], bytes[1000..401_000]);
+        assert_eq!(range.bytes()[900_000..], [0; 1_100_000]);
+        assert!(range.has_lost_bytes());
+        assert!(mapped.map(&file, 1000, 400_000).is_none());
     }
 
     #[test]
-    fn a_gap_within_the_last_page_is_one() {
-        let ((_, file), mapped) = (noise(), Mapped::default());
-        let view = mapped.view(&file, LENGTH as u64 - 100, 100).unwrap();
+    fn bytes_lost_within_the_last_page_are_noticed() {
+        let ((_, file), mapped) = (noise(), MappedFile::default());
+        let range = mapped.map(&file, LENGTH as u64 - 100, 100).unwrap();
         file.set_len(LENGTH as u64 - 90).unwrap();
-        assert_eq!(view.bytes()[10..], [0; 90]);
-        assert!(view.has_gap());
-        assert!(mapped.view(&file, 0, 10).is_none());
+        assert_eq!(range.bytes()[10..], [0; 90]);
+        assert!(range.has_lost_bytes());
+        assert!(mapped.map(&file, 0, 10).is_none());
     }
 
     #[test]
-    fn of_a_file_that_becomes_shorter_no_other_suffers() {
-        let (cut, whole) = ((noise(), Mapped::default()), (noise(), Mapped::default()));
-        let [view, other] = [&cut, &whole].map(|((_, file), mapped)| mapped.view(file, 0, LENGTH).unwrap());
+    fn a_file_that_becomes_shorter_affects_no_other() {
+        let (cut, whole) = ((noise(), MappedFile::default()), (noise(), MappedFile::default()));
+        let [range, other] = [&cut, &whole].map(|((_, file), mapped)| mapped.map(file, 0, LENGTH).unwrap());
         cut.0.1.set_len(0).unwrap();
-        assert!(view.bytes().iter().all(|byte| *byte == 0));
-        assert!(view.has_gap());
+        assert!(range.bytes().iter().all(|byte| *byte == 0));
+        assert!(range.has_lost_bytes());
         assert!(other.bytes() == whole.0.0);
-        assert!(!other.has_gap());
+        assert!(!other.has_lost_bytes());
     }
 
     #[test]
-    fn what_is_not_there_cannot_be_looked_at() {
-        let ((_, file), mapped) = (noise(), Mapped::default());
-        assert!(mapped.view(&file, 5, LENGTH).is_none());
-        assert!(mapped.view(&file, LENGTH as u64 + 10_000, 1).is_none());
-        assert!(mapped.view(&file, u64::MAX - 5, 3).is_none());
-        assert!(mapped.view(&file, u64::MAX, usize::MAX).is_none());
-        assert!(mapped.view(&file, LENGTH as u64, 0).is_some());
+    fn a_range_outside_the_file_is_not_mapped() {
+        let ((_, file), mapped) = (noise(), MappedFile::default());
+        assert!(mapped.map(&file, 5, LENGTH).is_none());
+        assert!(mapped.map(&file, LENGTH as u64 + 10_000, 1).is_none());
+        assert!(mapped.map(&file, u64::MAX - 5, 3).is_none());
+        assert!(mapped.map(&file, u64::MAX, usize::MAX).is_none());
+        assert!(mapped.map(&file, LENGTH as u64, 0).is_some());
     }
 }

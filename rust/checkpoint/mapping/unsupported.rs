@@ -1,20 +1,18 @@
-//! Where nothing is mapped.
+//! Maps nothing, on systems other than Linux.
 
 use std::fs::File;
 
-/// There is none.
 #[derive(Debug)]
 pub(super) enum Mapping {}
 
-/// There is nothing to make ready.
-pub(crate) fn prepare_thread() {}
+pub(super) fn unblock_sigbus() {}
 
-pub(super) fn is_in_memory(_: &File, _: u64, _: usize) -> bool {
+pub(super) fn is_in_page_cache(_: &File, _: u64, _: usize) -> bool {
     false
 }
 
 impl Mapping {
-    pub(super) fn of(_: &File) -> Option<Self> {
+    pub(super) fn new(_: &File) -> Option<Self> {
         None
     }
 
@@ -22,11 +20,11 @@ impl Mapping {
         match *self {}
     }
 
-    pub(super) fn has_gap(&self) -> bool {
+    pub(super) fn has_lost_bytes(&self) -> bool {
         match *self {}
     }
 
-    pub(super) fn let_go(&self, _: &[u8]) {
+    pub(super) fn release(&self, _: &[u8]) {
         match *self {}
     }
 }

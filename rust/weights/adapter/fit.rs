@@ -9,7 +9,7 @@ use crate::attention::{Module, Orientation};
 use crate::checkpoint::Tensor;
 use crate::error::quote;
 use crate::weights::WeightMatrix;
-use crate::weights::plain;
+use crate::weights::float;
 use crate::{Error, Result};
 
 /// A module of the base with the tensors that change it.
@@ -132,7 +132,7 @@ impl<'a> Fit<'a, '_> {
                 quote(name)
             )));
         }
-        let rows = plain::open(checkpoint, &module)?;
+        let rows = float::open(checkpoint, &module)?;
         let mut bytes = vec![0; count * size_of::<i64>()];
         checkpoint.read_at(tensor, 0, &mut bytes)?;
         let mut sources = vec![None; out];

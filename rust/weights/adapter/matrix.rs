@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::quote;
-use crate::lock::lock;
 use crate::number_format::Dtype;
 use crate::simd::{Instructions, LANES};
 use crate::{Error, Result};
@@ -31,7 +30,7 @@ impl Factors {
     /// A whole tensor.
     fn whole(&self, name: &str) -> Result<Arc<[f32]>> {
         // Whoever else needs the same tensor waits, rather than reading it as well.
-        let mut kept = lock(&self.kept);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = kept.iter().position(|(other, _)| other == name) {
             return Ok(kept[place].1.clone());
         }

@@ -1,0 +1,253 @@
+//! Handles SIGBUS, which the kernel raises on access to mapped pages that their file has lost.
+//!
+//! # How the handler works
+//!
+//! The handler is installed while any file is mapped. Each mapping has a [`Guard`], whose addresses stand in a list that
+//! the handler can read. For a fault inside these addresses it maps zeros over all of them and sets the flag of the
+//! guard; the thread then goes on. For every other fault or signal it calls the handler that was there before.
+//!
+//! A signal handler may neither lock nor allocate. The list therefore only grows, is linked by atomic pointers, and
+//! entries whose guard is gone are used again.
+
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+use std::mem::{self, MaybeUninit};
+use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use libc::{
+    BUS_ADRERR, BUS_MCEERR_AR, SA_ONSTACK, SA_SIGINFO, SIG_DFL, SIG_IGN, SIG_UNBLOCK, SIGBUS,
+    pthread_sigmask, raise, sigaction, sigaddset, sigemptyset, siginfo_t,
+};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+
+/// Unblocks SIGBUS in the calling thread, once: a fault whose signal is blocked ends the process.
+pub(super) fn unblock_sigbus() {
+    thread_local!(static IS_UNBLOCKED: Cell<bool> = const { Cell::new(false) });
+    if IS_UNBLOCKED.replace(true) {
+        return;
+    }
+    let mut signals = MaybeUninit::uninit();
+    // SAFETY: the first call initialises the set that the others read.
+    unsafe {
+        sigemptyset(signals.as_mut_ptr());
+        sigaddset(signals.as_mut_ptr(), SIGBUS);
+        pthread_sigmask(SIG_UNBLOCK, signals.as_ptr(), null_mut());
+    }
+}
+
+/// Makes the handler answer for faults at some addresses, as long as it lives.
+#[derive(Debug)]
+pub(super) struct Guard {
+    entry: &'static Entry,
+}
+
+impl Guard {
+    /// Returns nothing if the handler cannot be installed, or if another one was installed over it.
+    pub(super) fn new(start: usize, length: usize) -> Option<Self> {
+        Handler::acquire()?;
+        let entry = Entry::claim();
+        entry.has_lost_bytes.store(false, Ordering::Relaxed);
+        entry.length.store(length, Ordering::Release);
+        entry.start.store(start, Ordering::Release);
+        Some(Self { entry })
+    }
+
+    /// Whether the handler has mapped zeros at these addresses.
+    pub(super) fn has_lost_bytes(&self) -> bool {
+        // Accesses made before this call stay before it.
+        fence(Ordering::SeqCst);
+        self.entry.has_lost_bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.entry.start.store(0, Ordering::Release);
+        self.entry.is_claimed.store(false, Ordering::Release);
+        Handler::release();
+    }
+}
+
+/// What the handler knows of one guard.
+#[derive(Debug)]
+struct Entry {
+    is_claimed: AtomicBool,
+    /// The first address, 0 if there is none.
+    start: AtomicUsize,
+    length: AtomicUsize,
+    has_lost_bytes: AtomicBool,
+    next: *const Entry,
+}
+
+// SAFETY: `next` is written before the entry is shared, and entries live as long as the process.
+unsafe impl Sync for Entry {}
+
+static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(null_mut());
+
+impl Entry {
+    fn all() -> impl Iterator<Item = &'static Entry> {
+        // SAFETY: entries are never freed.
+        let entry = |entry: *const Entry| unsafe { entry.as_ref() };
+        std::iter::successors(entry(ENTRIES.load(Ordering::Acquire)), move |last| entry(last.next))
+    }
+
+    /// Claims a free entry, or adds one to the list.
+    fn claim() -> &'static Self {
+        if let Some(entry) = Self::all().find(|entry| !entry.is_claimed.swap(true, Ordering::Acquire)) {
+            return entry;
+        }
+        let entry: *mut Self = Box::leak(Box::new(Self {
+            is_claimed: AtomicBool::new(true),
+            start: AtomicUsize::new(0),
+            length: AtomicUsize::new(0),
+            has_lost_bytes: AtomicBool::new(false),
+            next: null(),
+        }));
+        let mut first = ENTRIES.load(Ordering::Acquire);
+        loop {
+            // SAFETY: the entry is not shared yet, and is never freed.
+            unsafe { (*entry).next = first };
+            match ENTRIES.compare_exchange(first, entry, Ordering::AcqRel, Ordering::Acquire) {
+                // SAFETY: entries are never freed, and this one is only shared from here on.
+                Ok(_) => return unsafe { &*entry },
+                Err(other) => first = other,
+            }
+        }
+    }
+
+    /// The start and length of the guarded addresses, if `address` is one of them.
+    fn range_around(&self, address: usize) -> Option<(usize, usize)> {
+        let start = self.start.load(Ordering::Acquire);
+        let length = self.length.load(Ordering::Acquire);
+        // Another guard may have claimed the entry between the two loads.
+        let is_consistent = start != 0 && start == self.start.load(Ordering::Acquire);
+        let is_inside = address.checked_sub(start).is_some_and(|distance| distance < length);
+        (is_consistent && is_inside).then_some((start, length))
+    }
+
+    /// Maps zeros at all guarded addresses, since no byte of the file is used any more.
+    fn map_zeros(&self, (start, length): (usize, usize)) -> bool {
+        // Set before any thread can read a zero.
+        self.has_lost_bytes.store(true, Ordering::SeqCst);
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the addresses hold a read-only mapping, which stays while the thread stopped here is reading it.
+        unsafe { mmap_anonymous(start as *mut c_void, length, ProtFlags::READ, flags) }.is_ok()
+    }
+}
+
+/// The state of the process-wide handler.
+struct Handler {
+    guards: usize,
+    /// Another handler was installed over this one and may call it, so neither can be removed any more.
+    is_covered: bool,
+}
+
+static HANDLER: Mutex<Handler> = Mutex::new(Handler { guards: 0, is_covered: false });
+
+/// The action that was installed before. It is never freed, since the handler may be reading it.
+static PREVIOUS: AtomicPtr<sigaction> = AtomicPtr::new(null_mut());
+
+impl Handler {
+    fn lock() -> MutexGuard<'static, Self> {
+        HANDLER.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Installs the handler for the first of several guards.
+    fn acquire() -> Option<()> {
+        let mut handler = Self::lock();
+        let current = current_action()?;
+        if handler.is_covered || (handler.guards > 0 && current.sa_sigaction != address_of_handler()) {
+            return None;
+        }
+        if handler.guards == 0 {
+            keep_previous(current);
+            let mut action = default_action();
+            action.sa_sigaction = address_of_handler();
+            action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+            // SAFETY: `handle` does only what a signal handler may do.
+            if unsafe { sigaction(SIGBUS, &raw const action, null_mut()) } != 0 {
+                return None;
+            }
+        }
+        handler.guards += 1;
+        Some(())
+    }
+
+    /// Restores the previous action after the last guard.
+    fn release() {
+        let mut handler = Self::lock();
+        handler.guards -= 1;
+        if handler.guards > 0 {
+            return;
+        }
+        if current_action().is_some_and(|current| current.sa_sigaction == address_of_handler()) {
+            // SAFETY: the action was installed in this process before.
+            unsafe { sigaction(SIGBUS, PREVIOUS.load(Ordering::Acquire), null_mut()) };
+        } else {
+            handler.is_covered = true;
+        }
+    }
+}
+
+/// The action that is installed now.
+fn current_action() -> Option<sigaction> {
+    let mut current = default_action();
+    // SAFETY: the call installs nothing and writes the current action.
+    (unsafe { sigaction(SIGBUS, null(), &raw mut current) } == 0).then_some(current)
+}
+
+/// Keeps `action` as the previous one, in new memory unless it equals the one kept last.
+fn keep_previous(action: sigaction) {
+    let bytes = |action: &sigaction| {
+        // SAFETY: every byte is initialised, since the action was made from zeros.
+        unsafe { mem::transmute_copy::<sigaction, [u8; size_of::<sigaction>()]>(action) }
+    };
+    // SAFETY: kept actions are never freed.
+    let last = unsafe { PREVIOUS.load(Ordering::Acquire).as_ref() };
+    if last.is_none_or(|last| bytes(last) != bytes(&action)) {
+        PREVIOUS.store(Box::leak(Box::new(action)), Ordering::Release);
+    }
+}
+
+fn default_action() -> sigaction {
+    // SAFETY: zeros are a valid action, the default one.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+type Function = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+
+fn address_of_handler() -> usize {
+    handle as Function as usize
+}
+
+extern "C" fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a valid description of the signal.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
+    // The address means nothing in a signal that was sent or that is about something else than an access.
+    let is_access = code == BUS_ADRERR || code == BUS_MCEERR_AR;
+    let is_answered = |entry: &Entry| entry.range_around(address).is_some_and(|range| entry.map_zeros(range));
+    if is_access && Entry::all().any(is_answered) {
+        return;
+    }
+    // SAFETY: the kernel gave the previous action, which was kept before this handler was installed.
+    unsafe {
+        let previous = *PREVIOUS.load(Ordering::Acquire);
+        match previous.sa_sigaction {
+            SIG_IGN if !is_access => {}
+            SIG_DFL | SIG_IGN => {
+                // The access is repeated after this handler, and its second fault meets the default action.
+                let default = default_action();
+                sigaction(signal, &raw const default, null_mut());
+                if !is_access {
+                    raise(signal);
+                }
+            }
+            function if previous.sa_flags & SA_SIGINFO != 0 => {
+                mem::transmute::<usize, Function>(function)(signal, info, context);
+            }
+            function => mem::transmute::<usize, extern "C" fn(c_int)>(function)(signal),
+        }
+    }
+}

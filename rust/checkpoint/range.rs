@@ -1,0 +1,208 @@
+//! Reads ranges of files for several threads, mapped where that is faster and copied elsewhere.
+//!
+//! # How a range is read
+//!
+//! A [`RangeBuffer`] holds the bytes of one matrix after another. [`RangeBuffer::start`] maps the range if it can, and
+//! otherwise makes room for a copy, which [`RangeBuffer::fill`] reads piece by piece, so that each piece is summed while
+//! it is in the core's cache. [`RangeBuffer::release`] ends the use of the bytes. A file that became shorter while a
+//! range of it was mapped shows zeros, so `release` then fails, and no result made of such bytes may be kept.
+//!
+//! Mapped pages count as memory of the process. A thread maps at most [`MAPPED_PER_THREAD`] bytes: the matrices that it
+//! is using and some that it no longer uses, which are returned to the kernel together, in as few stretches as possible,
+//! since each return interrupts every core that runs a thread of the process.
+
+use std::mem::take;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Mutex, PoisonError};
+
+use super::mapping::MappedRange;
+use super::{Checkpoint, Tensor};
+use crate::error::{Error, Result};
+
+/// The most bytes that a thread has mapped, in use or not.
+const MAPPED_PER_THREAD: usize = 28 << 20;
+
+/// The matrices that a thread uses at a time: queries, keys and values, base and tuned.
+const MATRICES_IN_USE: usize = 6;
+
+/// The most unused matrices that stay mapped for each thread.
+const MATRICES_UNUSED: usize = 8;
+
+/// A contiguous range of the bytes of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct ByteRange<'a> {
+    checkpoint: &'a Checkpoint,
+    tensor: &'a Tensor,
+    offset: u64,
+    length: usize,
+}
+
+impl<'a> ByteRange<'a> {
+    /// `length` bytes of a tensor of the checkpoint, from its byte `offset` on; nothing if the tensor has fewer.
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        tensor: &'a Tensor,
+        offset: u64,
+        length: usize,
+    ) -> Option<Self> {
+        tensor.has_bytes(offset, length as u64).then_some(Self { checkpoint, tensor, offset, length })
+    }
+
+    fn map(&self) -> Option<MappedRange<'a>> {
+        let source = &self.checkpoint.files[self.tensor.file].source;
+        source.map(self.tensor.offset + self.offset, self.length)
+    }
+
+    /// Rereads a range whose file became shorter, to report where the file ends, or else that it changed.
+    fn report_lost_bytes(&self) -> Error {
+        let reread = self.checkpoint.read_at(self.tensor, self.offset, &mut vec![0; self.length]);
+        reread.err().unwrap_or_else(|| self.checkpoint.changed_error(self.tensor))
+    }
+}
+
+/// What the threads of a scan share for reading.
+#[derive(Debug)]
+pub(crate) struct RangeReader<'a> {
+    threads: usize,
+    may_map: bool,
+    unused: Mutex<Vec<MappedRange<'a>>>,
+}
+
+impl<'a> RangeReader<'a> {
+    /// A reader for `threads` threads. Without `may_map` every range is copied.
+    pub(crate) fn new(threads: usize, may_map: bool) -> Self {
+        Self { threads, may_map, unused: Mutex::default() }
+    }
+
+    /// Maps a range unless it is so long that a thread could not map all that it uses. The large pages that a range
+    /// begins and ends in count as well.
+    fn map(&self, range: &ByteRange<'a>) -> Option<MappedRange<'a>> {
+        let is_short = range.length <= MAPPED_PER_THREAD / (MATRICES_IN_USE + 2);
+        if self.may_map && is_short { range.map() } else { None }
+    }
+
+    /// Takes back a range, and returns all unused ones to the kernel once they are too many.
+    fn take_back(&self, range: MappedRange<'a>) {
+        let length = range.len();
+        let spare = MAPPED_PER_THREAD.saturating_sub(MATRICES_IN_USE * length).min(MATRICES_UNUSED * length);
+        let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
+        unused.push(range);
+        if unused.iter().map(MappedRange::len).sum::<usize>() < self.threads * spare {
+            return;
+        }
+        let mut stretches = take(&mut *unused);
+        drop(unused);
+        stretches.sort_unstable_by_key(MappedRange::address);
+        stretches.dedup_by(|next, last| last.joined(*next).map(|both| *last = both).is_some());
+        stretches.into_iter().for_each(MappedRange::release);
+    }
+}
+
+/// The bytes of one matrix, mapped or copied. The memory of copies is kept from one matrix to the next.
+#[derive(Debug, Default)]
+pub(crate) struct RangeBuffer<'a> {
+    mapped: Option<(ByteRange<'a>, MappedRange<'a>)>,
+    copy: AlignedBytes,
+}
+
+impl<'a> RangeBuffer<'a> {
+    /// Makes the buffer ready for a matrix of `length` bytes, those of `range` where they lie in one.
+    pub(crate) fn start(&mut self, reader: &RangeReader<'a>, range: Option<ByteRange<'a>>, length: usize) {
+        self.mapped = range.and_then(|range| Some((range, reader.map(&range)?)));
+        if self.mapped.is_none() {
+            self.copy.set_length(length);
+        }
+    }
+
+    /// Fills these bytes of the buffer by `read`, unless they are there already.
+    pub(crate) fn fill(
+        &mut self,
+        bytes: Range<usize>,
+        read: impl FnOnce(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        if self.mapped.is_some() { Ok(()) } else { read(&mut self.copy[bytes]) }
+    }
+
+    /// The bytes that were filled, for use by the calling thread.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.mapped.as_ref().map_or(&self.copy, |(_, mapped)| mapped.bytes())
+    }
+
+    /// Fails if the file became shorter while the bytes were mapped: they may be zeros.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Checkpoint::read_at`]; [`Error::Checkpoint`] if the bytes can be read now, so that the file changed.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.mapped {
+            Some((range, mapped)) if mapped.has_lost_bytes() => Err(range.report_lost_bytes()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the use of the bytes and [checks](Self::check) them.
+    pub(crate) fn release(&mut self, reader: &RangeReader<'a>) -> Result<()> {
+        self.check()?;
+        if let Some((_, mapped)) = self.mapped.take() {
+            reader.take_back(mapped);
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a cache line, and of the widest vectors.
+const LINE: usize = 64;
+
+/// Bytes that begin with a cache line. A vector load that reaches into a second line costs twice as much.
+#[derive(Debug, Default)]
+struct AlignedBytes {
+    memory: Vec<u8>,
+    length: usize,
+}
+
+impl AlignedBytes {
+    /// Changes the length and leaves the bytes unspecified.
+    fn set_length(&mut self, length: usize) {
+        self.memory.resize(length + LINE - 1, 0);
+        self.length = length;
+    }
+
+    fn range(&self) -> Range<usize> {
+        let start = self.memory.as_ptr().align_offset(LINE).min(self.memory.len());
+        start..start + self.length
+    }
+}
+
+impl Deref for AlignedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.range()]
+    }
+}
+
+impl DerefMut for AlignedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let range = self.range();
+        &mut self.memory[range]
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_begin_with_a_cache_line_whatever_their_length() {
+        let mut bytes = AlignedBytes::default();
+        assert!(bytes.is_empty());
+        for length in [1, 1000, 3, 70_000] {
+            bytes.set_length(length);
+            bytes.fill(7);
+            assert_eq!(bytes.len(), length);
+            assert_eq!(bytes.as_ptr().addr() % LINE, 0);
+            assert!(bytes.iter().all(|byte| *byte == 7));
+        }
+    }
+}
