@@ -1,16 +1,16 @@
-//! Everything that can go wrong, and how it is said.
+//! The errors of the crate and their messages.
 //!
-//! A message names the file, the tensor, what was expected, what was found and, where there is one,
-//! what to do. Each variant is one exception class in Python.
+//! A message names the file, the tensor, what was expected, what was found and, where there is one, what to do. Each
+//! variant belongs to one exception class in Python, whose attributes are the fields.
 
 use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What a refusal is about.
+/// The reason for which a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
+    /// The operating system refused an access.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
@@ -69,14 +69,19 @@ pub enum Error {
         problem: String,
     },
     /// The two checkpoints are not two states of one model.
-    #[error("{base} and {tuned} are not two states of one model: {problem}", base = base.display(), tuned = tuned.display())]
+    #[error(
+        "{} and {} are not two states of one model: {}",
+        base.display(),
+        tuned.display(),
+        differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
+    )]
     Pair {
         /// The base checkpoint.
         base: PathBuf,
         /// The tuned checkpoint.
         tuned: PathBuf,
         /// What differs.
-        problem: String,
+        differences: Vec<Difference>,
     },
     /// A weight is not finite, or too far from that of the other checkpoint.
     #[error("{}: {}", path.display(), describe_weight(tensor, *is_adapted, *position, *head, *value))]
@@ -108,6 +113,42 @@ pub enum Error {
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// What differs between the models of a pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// A size, a number or a name.
+    Quantity {
+        /// What it is.
+        quantity: &'static str,
+        /// The number of the layer, of a quantity that layers have.
+        layer: Option<usize>,
+        /// What the base model has.
+        base: String,
+        /// What the tuned model has.
+        tuned: String,
+    },
+    /// Only one of the two is in the consolidated form.
+    RowOrder,
+    /// The layers with attention have other numbers.
+    LayerNumbers,
+}
+
+impl Display for Difference {
+    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
+        match self {
+            Difference::Quantity { quantity, layer, base, tuned } => {
+                write!(formatter, "{quantity} is {base} in the one, {tuned} in the other")?;
+                layer.map_or(Ok(()), |layer| write!(formatter, " (layer {layer})"))
+            }
+            Difference::RowOrder => formatter.write_str(
+                "consolidated weights have the rows within a head in another order; compare them with others of \
+                 that form, or convert them with transformers first",
+            ),
+            Difference::LayerNumbers => formatter.write_str("their layers with attention are not the same"),
+        }
+    }
 }
 
 /// The name of a query head, or of the key or value head of a group.
@@ -148,7 +189,7 @@ fn describe_weight(
     }
 }
 
-/// The result of everything that can be refused.
+/// The result of a call that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
