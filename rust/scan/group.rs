@@ -15,7 +15,10 @@ use crate::attention::Role;
 use crate::checkpoint::RangeReader;
 use crate::error::{Error, HeadName, Result};
 use crate::progress::Progress;
-use crate::statistics::{GroupMeasurement, HeadMeasurements, KeyValueProduct, NonFiniteIn, WeightVector, VectorSums, HeadProduct, NonFiniteMatrix};
+use crate::statistics::{
+    GroupMeasurement, HeadMeasurements, HeadProduct, KeyValueProduct, NonFiniteIn, NonFiniteMatrix,
+    VectorSums, WeightVector,
+};
 
 /// What all threads share to measure heads.
 pub(crate) struct HeadMeasurer<'a> {
@@ -144,12 +147,14 @@ impl<'a> HeadMeasurer<'a> {
         memory: &mut ThreadMemory<'a>,
     ) -> MeasuredHeads {
         let shared: Vec<_> = group.shared().collect();
-        let mut heads = self.heads(shared.iter().map(|shared| (shared.weight_vector(), shared.sums())).collect());
+        let mut heads =
+            self.heads(shared.iter().map(|shared| (shared.weight_vector(), shared.sums())).collect());
         // Every entry was finite when it was summed, so another process writes to the weights.
-        let refuse = |query: &LoadedMatrix, NonFiniteIn { vector, entry }: NonFiniteIn| match vector.checked_sub(1) {
-            None => query.refuse(entry),
-            Some(vector) => shared[vector].refuse(entry),
-        };
+        let refuse =
+            |query: &LoadedMatrix, NonFiniteIn { vector, entry }: NonFiniteIn| match vector.checked_sub(1) {
+                None => query.refuse(entry),
+                Some(vector) => shared[vector].refuse(entry),
+            };
         let mut added = Vec::new();
         for query in queries {
             let head = query.name.index;

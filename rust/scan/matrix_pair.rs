@@ -6,7 +6,7 @@ use super::opened_model::HeadRows;
 use super::options::Options;
 use crate::checkpoint::{RangeBuffer, RangeReader};
 use crate::error::{Error, HeadName, Result};
-use crate::statistics::{HeadMatrix, NonFiniteEntry, WeightVector, VectorSums, StoredWeights};
+use crate::statistics::{HeadMatrix, NonFiniteEntry, StoredWeights, VectorSums, WeightVector};
 
 /// The rows of one matrix in the base and in the tuned model.
 #[derive(Clone, Debug)]
