@@ -71,6 +71,100 @@ impl Dtype {
     }
 }
 
+/// A format of codes, scales or zero points. Every number of it is one of `f32`, so decoding is exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CodeFormat {
+    /// Not `F64`.
+    Float(Dtype),
+    /// 1 sign, 4 exponent and 3 mantissa bits, without infinities (torch's `float8_e4m3fn`).
+    E4m3,
+    /// 1 sign, 5 exponent and 2 mantissa bits.
+    E5m2,
+    /// A power of two: the exponent alone, with a bias of 127.
+    E8m0,
+    I8,
+}
+
+impl CodeFormat {
+    /// The format of a tensor of codes or zero points.
+    pub(crate) fn from_stored(stored: safetensors::Dtype) -> Option<Self> {
+        match stored {
+            safetensors::Dtype::F8_E4M3 => Some(CodeFormat::E4m3),
+            safetensors::Dtype::F8_E5M2 => Some(CodeFormat::E5m2),
+            safetensors::Dtype::F8_E8M0 => Some(CodeFormat::E8m0),
+            safetensors::Dtype::I8 => Some(CodeFormat::I8),
+            other => Dtype::from_stored(other).filter(|dtype| *dtype != Dtype::F64).map(CodeFormat::Float),
+        }
+    }
+
+    /// The format of a tensor of scales, whose unsigned bytes are exponents.
+    pub(crate) fn of_scales(stored: safetensors::Dtype) -> Option<Self> {
+        match stored {
+            safetensors::Dtype::U8 => Some(CodeFormat::E8m0),
+            safetensors::Dtype::I8 => None,
+            other => CodeFormat::from_stored(other),
+        }
+    }
+
+    /// Bytes of one number.
+    pub(crate) const fn size(self) -> usize {
+        match self {
+            CodeFormat::Float(dtype) => dtype.size(),
+            CodeFormat::E4m3 | CodeFormat::E5m2 | CodeFormat::E8m0 | CodeFormat::I8 => 1,
+        }
+    }
+
+    /// Decodes little-endian numbers, as many as `numbers` holds.
+    pub(crate) fn decode(self, bytes: &[u8], numbers: &mut [f32]) {
+        let decode_codes = |decode: fn(u8) -> f32, numbers: &mut [f32]| {
+            numbers.iter_mut().zip(bytes).for_each(|(number, code)| *number = decode(*code));
+        };
+        match self {
+            CodeFormat::Float(dtype) => dtype.decode(bytes, numbers),
+            CodeFormat::E4m3 => decode_codes(|code| E4M3[usize::from(code)], numbers),
+            // An E5M2 is the upper half of an F16.
+            CodeFormat::E5m2 => decode_codes(|code| f16_to_f32([0, code]), numbers),
+            CodeFormat::E8m0 => decode_codes(e8m0, numbers),
+            CodeFormat::I8 => decode_codes(|code| f32::from(code.cast_signed()), numbers),
+        }
+    }
+}
+
+/// The values of the 16 codes of 4 bits with 1 sign, 2 exponent and 1 mantissa bits.
+pub(crate) const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+const E4M3: [f32; 256] = {
+    let mut values = [0.0; 256];
+    let mut code = 0;
+    while code < values.len() {
+        values[code] = e4m3(code as u32);
+        code += 1;
+    }
+    values
+};
+
+const fn e4m3(code: u32) -> f32 {
+    let sign = (code & 0x80) << 24;
+    let (exponent, mantissa) = ((code >> 3) & 0xf, code & 0x7);
+    let magnitude = if code & 0x7f == 0x7f {
+        f32::NAN.to_bits()
+    } else if exponent == 0 {
+        (mantissa as f32 / 512.0).to_bits() // subnormal: multiples of 2^-9
+    } else {
+        ((exponent + 127 - 7) << 23) | (mantissa << 20)
+    };
+    f32::from_bits(sign | magnitude)
+}
+
+fn e8m0(code: u8) -> f32 {
+    match code {
+        0 => f32::MIN_POSITIVE / 2.0, // 2^-127
+        255 => f32::NAN,
+        exponent => f32::from_bits(u32::from(exponent) << 23),
+    }
+}
+
 #[inline(always)]
 fn decode_as<N, P, const SIZE: usize>(
     bytes: &[u8],
@@ -92,7 +186,7 @@ fn bf16_to_f32(bytes: [u8; 2]) -> f32 {
 /// Converts an `F16` exactly, by operations that vectorise: a multiplication rebiases the exponent, which
 /// also normalises the subnormal numbers.
 #[inline(always)]
-pub(crate) fn f16_to_f32(bytes: [u8; 2]) -> f32 {
+fn f16_to_f32(bytes: [u8; 2]) -> f32 {
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23); // 2^(127 - 15)
     let half = u16::from_le_bytes(bytes);
     let magnitude = u32::from(half & 0x7fff) << 13;
@@ -146,5 +240,62 @@ mod tests {
         for stored in [safetensors::Dtype::I16, safetensors::Dtype::F8_E4M3, safetensors::Dtype::C64] {
             assert_eq!(Dtype::from_stored(stored), None, "{stored}");
         }
+    }
+
+    /// The value of a code by the formula of its format: (-1)^s 2^(e - bias) (1 + m / 2^mantissa bits).
+    fn by_formula(code: u8, exponent_bits: u32, mantissa_bits: u32) -> f64 {
+        let (code, bias) = (u32::from(code), (1 << (exponent_bits - 1)) - 1);
+        let sign = if code >> (exponent_bits + mantissa_bits) == 0 { 1.0 } else { -1.0 };
+        let exponent = ((code >> mantissa_bits) & ((1 << exponent_bits) - 1)).cast_signed();
+        let fraction = f64::from(code & ((1 << mantissa_bits) - 1)) / f64::from(1 << mantissa_bits);
+        let (whole, exponent) = if exponent == 0 { (0.0, 1 - bias) } else { (1.0, exponent - bias) };
+        sign * (whole + fraction) * f64::from(exponent).exp2()
+    }
+
+    fn decoded(number: CodeFormat, code: u8) -> f64 {
+        let mut decoded = [0.0];
+        number.decode(&[code], &mut decoded);
+        f64::from(decoded[0])
+    }
+
+    #[test]
+    fn every_code_of_8_bits_has_the_value_of_its_format() {
+        for code in 0..=u8::MAX {
+            match code & 0x7f {
+                0x7f => assert!(decoded(CodeFormat::E4m3, code).is_nan()),
+                _ => assert_eq!(decoded(CodeFormat::E4m3, code), by_formula(code, 4, 3), "{code:#x}"),
+            }
+            match code & 0x7f {
+                0x7c => assert!(decoded(CodeFormat::E5m2, code).is_infinite()),
+                0x7d.. => assert!(decoded(CodeFormat::E5m2, code).is_nan()),
+                _ => assert_eq!(decoded(CodeFormat::E5m2, code), by_formula(code, 5, 2), "{code:#x}"),
+            }
+            match code {
+                255 => assert!(decoded(CodeFormat::E8m0, code).is_nan()),
+                _ => assert_eq!(decoded(CodeFormat::E8m0, code), (f64::from(code) - 127.0).exp2()),
+            }
+            assert_eq!(decoded(CodeFormat::I8, code), f64::from(code as i8));
+        }
+        assert_eq!((decoded(CodeFormat::E4m3, 0x7e), decoded(CodeFormat::E5m2, 0x7b)), (448.0, 57344.0));
+    }
+
+    #[test]
+    fn every_code_of_4_bits_has_the_value_of_its_format() {
+        for (code, value) in (0..).zip(E2M1) {
+            assert_eq!(f64::from(value), by_formula(code, 2, 1), "{code}");
+            assert_eq!(value.is_sign_negative(), code >= 8);
+        }
+    }
+
+    #[test]
+    fn longer_numbers_are_little_endian() {
+        let two = |dtype: Dtype, bytes: &[u8]| {
+            let mut decoded = [0.0_f32; 2];
+            dtype.decode(bytes, &mut decoded);
+            decoded
+        };
+        assert_eq!(two(Dtype::F32, &[0, 0, 0xc0, 0xbf, 0, 0, 0, 0x40]), [-1.5, 2.0]);
+        assert_eq!(two(Dtype::F16, &[0x00, 0x3c, 0x01, 0x00]), [1.0, 2.0_f32.powi(-24)]);
+        assert_eq!(two(Dtype::BF16, &[0x80, 0x3f, 0x80, 0xbf]), [1.0, -1.0]);
     }
 }

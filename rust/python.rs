@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::attention as heads;
-use crate::attention::{Attention, Component, Contents, Layer, Layout, Orientation, Size};
+use crate::attention::{Attention, Component, Layout, MatrixSize, Orientation, TensorShapes};
 use crate::checkpoint::parse_config;
 use crate::error::{Error, Result};
 use crate::progress::{Progress, run_with_progress};
@@ -21,7 +21,7 @@ use crate::scan::{ModelPath, OpenedModel, Provenance};
 use crate::select::{self, LayerShape, Report, Shape};
 use crate::statistics::STATISTICS;
 use crate::weights::WeightMatrix;
-use crate::weights::adapter::{Origin, origin};
+use crate::weights::adapter::{AdapterOrigin, adapter_origin};
 
 /// How often a long call checks for signals and reports its progress.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
@@ -101,7 +101,7 @@ fn scan(
     let options = Options { form, component, temperature, sorted, threads, ..Options::default() };
     let (base, tuned) = (model_path(base), model_path(tuned));
     let scores = long_call(py, progress, |progress| scan_checkpoints(base, tuned, &options, progress))?;
-    let shape = [scores.geometry.layers.len(), scores.geometry.heads()];
+    let shape = [scores.geometry.layers.len(), scores.geometry.width()];
     let statistics = PyDict::new(py);
     for (name, values) in scores.statistics {
         statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
@@ -132,7 +132,7 @@ struct Adapter {
 /// Reads the configuration of the adapter at `path`; nothing if there is something else.
 #[pyfunction]
 fn adapter(path: &str) -> PyResult<Option<Adapter>> {
-    Ok(origin(Path::new(path))?.map(|Origin { folder, is_whole, base, revision }| Adapter {
+    Ok(adapter_origin(Path::new(path))?.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
         folder: folder.to_string_lossy().into_owned(),
         is_whole,
         base,
@@ -156,13 +156,13 @@ type ModuleFields = (String, &'static str, usize, usize);
 fn inspect<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
     let component = component_of_name(component)?;
     let side = py.detach(|| OpenedModel::open(&model_path(path), component))?;
-    let module = |(module, linear): (&heads::Module, &dyn WeightMatrix)| -> ModuleFields {
+    let module = |(module, linear): (&heads::Projection, &dyn WeightMatrix)| -> ModuleFields {
         (module.name.clone(), linear.dtype().name(), module.out_features, module.in_features)
     };
-    let left_out = side.attention().left_out().iter().map(|it| (it.what.clone(), it.why.clone()));
+    let left_out = side.attention().omissions().iter().map(|it| (it.what.clone(), it.why.clone()));
     let fields = PyDict::new(py);
     fields.set_item("geometry", geometry_fields(py, side.geometry())?)?;
-    let modules = side.attention().modules().iter().zip(side.weights());
+    let modules = side.attention().projections().iter().zip(side.weights());
     fields.set_item("modules", modules.map(module).collect::<Vec<_>>())?;
     fields.set_item("left_out", left_out.collect::<Vec<_>>())?;
     fields.set_item("bytes", side.bytes())?;
@@ -200,23 +200,24 @@ fn attention<'py>(
     component: Option<&str>,
 ) -> PyResult<(Bound<'py, PyDict>, Vec<SliceFields>)> {
     let path = Path::new(name);
-    let contents = Contents {
-        tensors: tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect(),
-        ..Contents::default()
+    let shapes = TensorShapes {
+        stored: tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect(),
+        ..TensorShapes::default()
     };
     let component = component_of_name(component)?;
-    let attention = Attention::resolve(path, &parse_config(path, config)?, &contents, component)?;
+    let attention = Attention::resolve(path, &parse_config(path, config)?, &shapes, component)?;
     let geometry = attention.geometry();
     let mut slices = Vec::new();
     for (row, layer) in geometry.layers.iter().enumerate() {
         for role in layer.own_roles().iter().copied() {
             for index in 0..layer.count(role) {
-                let Some(slice) = attention.slice(role, row, index) else { continue };
-                let axis = match slice.module.orientation {
+                let Some(slice) = attention.projection_rows(role, row, index) else { continue };
+                let axis = match slice.projection.orientation {
                     Orientation::OutIn => 0,
                     Orientation::InOut => 1,
                 };
-                let name = contents.tensor(&slice.module.name).map_or(&*slice.module.name, |(name, _)| name);
+                let name =
+                    shapes.tensor(&slice.projection.name).map_or(&*slice.projection.name, |(name, _)| name);
                 slices.push((
                     row,
                     role.name(),
@@ -245,8 +246,8 @@ fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
 
 /// The arguments of `alps.Geometry.of_layers`.
 fn geometry_fields<'py>(py: Python<'py>, geometry: &heads::Geometry) -> PyResult<Bound<'py, PyDict>> {
-    let size = |size: Option<Size>| size.map_or((0, 0), |Size { rows, columns }| (rows, columns));
-    let sizes = |layer: &Layer| {
+    let size = |size: Option<MatrixSize>| size.map_or((0, 0), |MatrixSize { rows, columns }| (rows, columns));
+    let sizes = |layer: &heads::LayerSizes| {
         let (query, key) = (size(Some(layer.query)), size(layer.key));
         let value = size(layer.value.filter(|_| !layer.keys_are_values));
         (layer.query_heads, layer.key_value_heads, query.0, key.0, value.0, query.1, key.1, value.1)

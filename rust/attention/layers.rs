@@ -1,104 +1,103 @@
-//! The geometry of an attention stack, layer by layer, and where in its tensors the heads are.
+//! Reads the geometry of a stack layer by layer, and finds the rows of every head in its tensors.
+//!
+//! # How rows are found
+//!
+//! The `out` axis of a tensor consists of equal blocks. Each block holds an equal share of the heads of every kind
+//! that the layout lists, kind after kind and head after head. With `share` matrices of a role in a block, the first
+//! row of matrix `i` is
+//!
+//! ```text
+//! i / share * block_rows + offset + i % share * rows
+//! ```
+//!
+//! where `offset` is the number of rows in a block before the first matrix of the role.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
-use super::component::Component;
-use super::find::{LeftOut, Module};
-use super::geometry::{Layer, Size};
-use super::layout_file::{Blocks, Held, KeysAsValues, Layout, Orientation, Role, StoredTensor};
-use super::sizes::{Expected, LayerSizes, Position, Reader, Stored};
-use super::stacks::{Block, Contents, Pattern};
-use super::submodels::Model;
-use super::{marks, names};
+use super::layout_file::{KeysAsValues, Layout, LayoutTensor, MatrixKind};
+use super::names;
+use super::sizes::{HeadSizes, LayerCount, LayerPosition, LayerTensors, SizeReader};
+use super::stacks::{LayerModules, StackName, TensorShapes};
+use super::submodels::ModelConfig;
+use super::types::{Component, LayerSizes, MatrixSize, Omission, OrProblem, Orientation, Projection, Role};
 use crate::error::quote;
 
-type Problem<T> = Result<T, String>;
+/// The tensors beside projections that mark linear attention, in order of name.
+const LINEAR_ATTENTION: [&str; 9] =
+    ["A_log", "conv1d", "dt_bias", "k_conv1d", "output_gate", "q_conv", "q_conv1d", "slope_rate", "v_conv1d"];
 
-/// Where the matrices of a role are within a module.
+/// Where the matrices of a role lie in a projection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    pub(super) module: usize,
-    /// How many rows a block has.
-    pub(super) block: usize,
-    /// How many of these stand before the first matrix.
-    pub(super) before: usize,
-    /// How many matrices a block has.
+pub(super) struct RoleRows {
+    /// The position of the projection among those of all layers.
+    pub(super) projection: usize,
+    /// The number of rows of a block.
+    pub(super) block_rows: usize,
+    /// The number of rows in a block before the first matrix of the role.
+    pub(super) offset: usize,
+    /// The number of matrices of the role in a block.
     pub(super) share: usize,
-    /// How many rows a matrix has.
+    /// The number of rows of a matrix.
     pub(super) rows: usize,
 }
 
-/// The names of the layout's tensors, if all that a layer needs are in the block.
-pub(super) fn spelling<'f>(layout: &'f Layout, block: &Block<'_>) -> Option<&'f [String]> {
-    let needed = |names: &&Vec<String>| {
-        let mut tensors = layout.tensors.iter().zip(names.iter());
-        tensors.all(|(tensor, name)| layout.may_lack(tensor) || block.modules.contains_key(&**name))
-    };
-    layout.names.iter().find(needed).map(|names| &**names)
-}
+/// Where the queries, keys and values of a layer are.
+pub(super) type LayerRows = [Option<RoleRows>; 3];
 
-/// Makes the geometry, layer by layer.
-pub(super) struct Builder<'m, 'c> {
-    pub(super) contents: &'c Contents<'c>,
-    pub(super) owner: &'m Model<'m>,
+/// The layers of a stack by their numbers.
+pub(super) type Layers<'b, 'c> = BTreeMap<Vec<usize>, &'b LayerModules<'c>>;
+
+/// Reads the layers of one stack.
+pub(super) struct StackReader<'m, 'c> {
+    pub(super) shapes: &'c TensorShapes<'c>,
+    pub(super) owner: &'m ModelConfig<'m>,
     pub(super) component: Component,
     pub(super) layout: &'static Layout,
-    pub(super) modules: Vec<Module>,
-    pub(super) left_out: Vec<LeftOut>,
+    pub(super) name: &'m StackName,
+    pub(super) projections: Vec<Projection>,
+    pub(super) omissions: Vec<Omission>,
 }
 
-/// Where the queries, keys and values of a layer are.
-pub(super) type Places = [Option<Place>; 3];
-
-/// The blocks of all layers by their numbers.
-pub(super) type Layers<'b, 'c> = BTreeMap<Vec<usize>, &'b Block<'c>>;
-
-impl<'c> Builder<'_, 'c> {
-    pub(super) fn layers(
-        &mut self,
-        pattern: &Pattern,
-        stack: &Layers<'_, 'c>,
-    ) -> Problem<(Vec<Layer>, Vec<Places>)> {
+impl<'c> StackReader<'_, 'c> {
+    pub(super) fn read(&mut self, stack: &Layers<'_, 'c>) -> OrProblem<(Vec<LayerSizes>, Vec<LayerRows>)> {
         let owner = self.owner;
-        let reader = Reader::new(&self.layout.sizes, &owner.section, self.component)?;
-        let staged = stack.keys().any(|numbers| numbers.len() > 1);
-        let expected = reader.layers(staged)?;
+        let reader = SizeReader::new(&self.layout.sizes, &owner.section, self.component)?;
+        let is_staged = stack.keys().any(|numbers| numbers.len() > 1);
+        let expected = reader.layer_count(is_staged)?;
         let count = expected.as_ref().map_or(stack.len(), |expected| expected.count);
         let stages = stack.keys().map(|numbers| numbers[0] + 1).max().unwrap_or(0);
         let is_hybrid = self.layout.is_hybrid(owner.model_type);
-        let marks = marks::linear_attention(self.contents.tensors.keys().copied());
-        let (mut layers, mut places) = (Vec::new(), Vec::new());
+        let (mut layers, mut rows) = (Vec::new(), Vec::new());
         let mut found = 0;
-        // As many turns as there are layers at most, whatever the configuration says: the first one that
-        // is missing ends it, unless layers with numbers above it show that it is there in another form.
+        // The loop is bounded by the layers that exist, whatever count a hostile configuration gives: the first
+        // missing layer ends it, except in a hybrid.
         let last = stack.keys().next_back().map_or(0, |numbers| numbers[numbers.len() - 1] + 1);
-        let turns = if staged { stack.len() + 1 } else { last + 1 };
-        for number in 0..count.min(turns) {
-            // Layers that come in stages are counted through all of these.
-            let block = if staged { stack.iter().nth(number) } else { stack.get_key_value(&vec![number]) };
-            let Some((numbers, block)) = block else {
+        let limit = if is_staged { stack.len() + 1 } else { last + 1 };
+        for number in 0..count.min(limit) {
+            // Layers in stages are counted through all stages.
+            let layer = if is_staged { stack.iter().nth(number) } else { stack.get_key_value(&vec![number]) };
+            let Some((numbers, modules)) = layer else {
                 if is_hybrid {
-                    self.leave_out(pattern, number);
+                    self.omit(number, self.describe_other_layer(number));
                     continue;
                 }
-                return Err(self.missing(pattern, number, &self.layout.names[0][0], &expected));
+                return Err(self.missing(number, &self.layout.names[0][0], &expected));
             };
             found += 1;
-            if let Some(mark) = marks.get(block.path) {
+            if let Some(mark) = self.linear_attention_mark(modules.path) {
                 let why = format!("{} beside it says that this is linear attention", quote(mark));
-                self.left_out.push(LeftOut { what: format!("layer {number}"), why });
+                self.omit(number, why);
                 continue;
             }
             let of_list = expected.as_ref().and_then(|expected| expected.stage_of(number));
-            let (stage, stages) = of_list.filter(|_| !staged).unwrap_or((numbers[0], stages));
-            let position = Position { layer: number, layers: count, stage, stages };
-            let (layer, place) = self.layer(&reader, position, pattern, block, &expected)?;
-            layers.push(layer);
-            places.push(place);
+            let (stage, stages) = of_list.filter(|_| !is_staged).unwrap_or((numbers[0], stages));
+            let position = LayerPosition { layer: number, layers: count, stage, stages };
+            let (sizes, places) = self.layer(&reader, position, modules, &expected)?;
+            layers.push(sizes);
+            rows.push(places);
         }
-        if let (beyond @ 1.., Some(Expected { key, .. })) = (stack.len() - found, expected) {
-            self.left_out.push(LeftOut {
+        if let (beyond @ 1.., Some(LayerCount { key, .. })) = (stack.len() - found, expected) {
+            self.omissions.push(Omission {
                 what: format!("{beyond} layers from number {count} on"),
                 why: format!("the configuration says that there are {count} layers (`{key}`)"),
             });
@@ -106,72 +105,80 @@ impl<'c> Builder<'_, 'c> {
         if layers.is_empty() {
             return Err(format!("none of the {count} layers has softmax attention"));
         }
-        Ok((layers, places))
+        Ok((layers, rows))
     }
 
-    /// Notes a layer that has something else in the place of attention.
-    fn leave_out(&mut self, pattern: &Pattern, number: usize) {
-        let prefix = pattern.prefix.replacen('#', &number.to_string(), 1);
-        let parts = names::children(self.contents.tensors.keys().copied(), &prefix);
-        let why = format!("it has no attention; its parts are {}", parts.join(", "));
-        self.left_out.push(LeftOut { what: format!("layer {number}"), why });
+    fn tensor_names(&self) -> impl Iterator<Item = &'c str> {
+        self.shapes.stored.keys().copied()
     }
 
-    fn missing(&self, pattern: &Pattern, number: usize, own: &str, expected: &Option<Expected>) -> String {
-        let prefix = pattern.prefix.replacen('#', &number.to_string(), 1);
-        let attention = &self.layout.attention[pattern.path];
-        let dot = if attention.is_empty() { "" } else { "." };
-        let Expected { count, key, .. } = expected.clone().unwrap_or_default();
+    fn omit(&mut self, number: usize, why: String) {
+        self.omissions.push(Omission { what: format!("layer {number}"), why });
+    }
+
+    /// Describes a layer that has something else in place of attention.
+    fn describe_other_layer(&self, number: usize) -> String {
+        let parts = names::list_children(self.tensor_names(), &self.name.prefix_of(number));
+        format!("it has no attention; its parts are {parts}")
+    }
+
+    /// The name of a tensor beside the projections that marks linear attention; of several the last.
+    fn linear_attention_mark(&self, path: &str) -> Option<&'static str> {
+        LINEAR_ATTENTION.into_iter().rev().find(|mark| {
+            let name = format!("{path}.{mark}");
+            let stored = &self.shapes.stored;
+            stored.contains_key(&*name) || stored.contains_key(&*format!("{name}.weight"))
+        })
+    }
+
+    /// The problem that a layer lacks the tensor of this name.
+    fn missing(&self, number: usize, own: &str, expected: &Option<LayerCount>) -> String {
+        let path = self.name.path_after(&self.name.prefix_of(number), self.layout);
+        let LayerCount { count, key, .. } = expected.clone().unwrap_or_default();
         format!(
             "tensor {} is missing, although {} says that there are {count} layers (`{key}`), all of which have \
              attention in a model of type {}; {}",
-            quote(&format!("{prefix}{dot}{attention}.{own}.weight")),
-            self.owner.section.place,
+            quote(&format!("{path}.{own}.weight")),
+            self.owner.section.name,
             quote(self.owner.model_type),
-            names::describe_attention(self.contents.tensors.keys().copied())
+            names::describe_attention(self.tensor_names())
         )
     }
 
     fn layer(
         &mut self,
-        reader: &Reader<'_>,
-        position: Position,
-        pattern: &Pattern,
-        block: &Block<'c>,
-        expected: &Option<Expected>,
-    ) -> Problem<(Layer, Places)> {
+        reader: &SizeReader<'_>,
+        position: LayerPosition,
+        modules: &LayerModules<'c>,
+        expected: &Option<LayerCount>,
+    ) -> OrProblem<(LayerSizes, LayerRows)> {
         let (layout, section) = (self.layout, &self.owner.section);
-        let Some(names) = spelling(layout, block) else {
-            let names = &layout.names;
-            let closest = names
-                .iter()
-                .max_by_key(|names| names.iter().filter(|name| block.modules.contains_key(&***name)).count());
-            let absent =
-                closest.and_then(|names| names.iter().find(|name| !block.modules.contains_key(&***name)));
-            let own = absent.unwrap_or(&names[0][0]);
-            return Err(self.missing(pattern, position.layer, own, expected));
+        let is_present = |name: &String| modules.modules.contains_key(&**name);
+        let missing = |names: &[String]| {
+            let absent = names.iter().find(|name| !is_present(name)).unwrap_or(&names[0]);
+            self.missing(position.layer, absent, expected)
         };
-        let without_keys = match &layout.layers_without_keys {
-            Some(key) => match section.given(key) {
-                Some(value) => position.layer >= position.layers.saturating_sub(section.count(key, value)?),
+        let Some(names) = modules.spelling(layout) else {
+            let present = |names: &&Vec<String>| names.iter().filter(|name| is_present(name)).count();
+            return Err(missing(layout.names.iter().max_by_key(present).unwrap_or(&layout.names[0])));
+        };
+        let without_keys =
+            match layout.layers_without_keys.as_ref().and_then(|key| Some((key, section.value(key)?))) {
+                Some((key, value)) => {
+                    position.layer >= position.layers.saturating_sub(section.count(key, value)?)
+                }
                 None => false,
-            },
-            None => false,
+            };
+        let is_used = |tensor: &LayoutTensor| !without_keys || tensor.holds.contains(&MatrixKind::Query);
+        let present = layout.tensors.iter().zip(names).filter(|(tensor, _)| is_used(tensor));
+        let tensors = LayerTensors {
+            shapes: self.shapes,
+            path: modules.path,
+            present: present
+                .filter_map(|(tensor, name)| Some((tensor, *modules.modules.get(&**name)?)))
+                .collect(),
         };
-        let mut held: BTreeMap<usize, (usize, &str)> = BTreeMap::new();
-        for (index, (tensor, name)) in layout.tensors.iter().zip(names).enumerate() {
-            if without_keys && !tensor.holds.contains(&Held::Query) {
-                continue;
-            }
-            if let Some(module) = block.modules.get(&**name) {
-                held.insert(index, (self.modules.len() + held.len(), module));
-            }
-        }
-        let has = |role: Role| {
-            layout.tensors.iter().enumerate().any(|(index, tensor)| {
-                held.contains_key(&index) && tensor.holds.iter().any(|held| held.role() == Some(role))
-            })
-        };
+        let has = |role: Role| tensors.of_role(role).is_some();
         let keys_are_values = !has(Role::Value)
             && has(Role::Key)
             && match &layout.keys_as_values {
@@ -179,49 +186,40 @@ impl<'c> Builder<'_, 'c> {
                 KeysAsValues::Always | KeysAsValues::WhereAbsent => true,
                 KeysAsValues::When(key) => section.flag(key)?,
             };
-        let complete = without_keys || has(Role::Key) && (has(Role::Value) || keys_are_values);
-        if !complete {
-            let absent =
-                layout.tensors.iter().zip(names).enumerate().find(|(index, _)| !held.contains_key(index));
-            let own = absent.map_or(&names[0], |(_, (_, name))| name);
-            return Err(self.missing(pattern, position.layer, own, expected));
+        if !(without_keys || has(Role::Key) && (has(Role::Value) || keys_are_values)) {
+            return Err(missing(names));
         }
-        let view = View { contents: self.contents, layout, block, held: &held };
         let sizes = reader
-            .of_layer(position, &view)
-            .map_err(|problem| format!("{problem} (layer {}, {})", position.layer, quote(block.path)))?;
-        let mut places: Places = [None; 3];
-        let mut columns = [0; 3];
-        for (index, (module_index, name)) in &held {
-            let tensor = &layout.tensors[*index];
-            let features = self.check(reader, tensor, name, &sizes)?;
-            self.modules.push(Module {
-                name: (*name).to_owned(),
-                orientation: tensor.orientation,
-                out_features: features[0],
-                in_features: features[1],
-            });
-            let blocks = blocks(tensor, &sizes);
-            let mut before = 0;
-            for held in &tensor.holds {
-                let (count, rows) = size(*held, &sizes);
-                if let Some(role) = held.role() {
-                    let (module, block) = (*module_index, features[0] / blocks);
-                    places[role as usize] =
-                        Some(Place { module, block, before, share: count / blocks, rows });
-                    columns[role as usize] = features[1];
+            .at(position)
+            .head_sizes(&tensors)
+            .map_err(|problem| format!("{problem} (layer {}, {})", position.layer, quote(modules.path)))?;
+        let mut places: LayerRows = [None; 3];
+        for (tensor, module) in tensors.present {
+            let [out_features, in_features] = self.check(reader, tensor, module, &sizes)?;
+            let blocks = sizes.blocks(tensor);
+            let mut offset = 0;
+            for kind in &tensor.holds {
+                let (count, rows) = sizes.matrices(*kind);
+                let (projection, share) = (self.projections.len(), count / blocks);
+                if let Some(role) = kind.role() {
+                    let block_rows = out_features / blocks;
+                    places[role as usize] = Some(RoleRows { projection, block_rows, offset, share, rows });
                 }
-                before += count / blocks * rows;
+                offset += share * rows;
             }
+            let (name, orientation) = (module.to_owned(), tensor.orientation);
+            self.projections.push(Projection { name, orientation, out_features, in_features });
         }
         if keys_are_values {
             places[Role::Value as usize] = places[Role::Key as usize];
-            columns[Role::Value as usize] = columns[Role::Key as usize];
         }
         let size = |role: Role| {
-            places[role as usize].map(|place| Size { rows: place.rows, columns: columns[role as usize] })
+            places[role as usize].map(|place| MatrixSize {
+                rows: place.rows,
+                columns: self.projections[place.projection].in_features,
+            })
         };
-        let layer = Layer {
+        let layer = LayerSizes {
             number: position.layer,
             query_heads: sizes.query_heads,
             key_value_heads: sizes.key_value_heads,
@@ -233,143 +231,52 @@ impl<'c> Builder<'_, 'c> {
         Ok((layer, places))
     }
 
-    /// The out and in features of a module, which are as its sizes demand.
+    /// The out and in features of a module, once they agree with the sizes of its heads.
     fn check(
         &self,
-        reader: &Reader<'_>,
-        tensor: &StoredTensor,
+        reader: &SizeReader<'_>,
+        tensor: &LayoutTensor,
         module: &str,
-        sizes: &LayerSizes,
-    ) -> Problem<[usize; 2]> {
-        let too_large = || {
-            format!("no tensor is as large as {} would have to be ({})", quote(module), reason(tensor, sizes))
-        };
-        let out = tensor.holds.iter().try_fold(0_usize, |sum, held| {
-            let (count, rows) = size(*held, sizes);
+        sizes: &HeadSizes,
+    ) -> OrProblem<[usize; 2]> {
+        let reason = sizes.describe(tensor);
+        let too_large = || format!("no tensor is as large as {} would have to be ({reason})", quote(module));
+        let out = tensor.holds.iter().try_fold(0_usize, |sum, kind| {
+            let (count, rows) = sizes.matrices(*kind);
             sum.checked_add(count.checked_mul(rows)?)
         });
         let out = out.ok_or_else(too_large)?;
-        let blocks = blocks(tensor, sizes);
-        if tensor.holds.iter().any(|held| !size(*held, sizes).0.is_multiple_of(blocks)) {
+        let blocks = sizes.blocks(tensor);
+        if tensor.holds.iter().any(|kind| !sizes.matrices(*kind).0.is_multiple_of(blocks)) {
             return Err(format!(
-                "{} should fall into {blocks} equal blocks, which {} cannot",
-                quote(module),
-                reason(tensor, sizes)
+                "{} should fall into {blocks} equal blocks, which {reason} cannot",
+                quote(module)
             ));
         }
-        let (name, found, stored) = match self.contents.tensor(module) {
-            Some((name, shape)) => (name, features(tensor.orientation, shape), Some(shape)),
-            None => (module, self.contents.computed.get(module).copied(), None),
-        };
-        let hidden = if tensor.any_inputs {
-            None
-        } else {
-            Some(sizes.hidden_size.ok_or_else(|| reader.lacks_hidden_size())?)
+        let found = self.shapes.features(module, tensor.orientation);
+        let hidden = match tensor.any_inputs {
+            true => None,
+            false => Some(sizes.hidden_size.ok_or_else(|| reader.lacks_hidden_size())?),
         };
         let columns = hidden.or(found.map(|[_, columns]| columns)).unwrap_or(0);
         out.checked_mul(columns).ok_or_else(too_large)?;
         if found == Some([out, columns]) && columns > 0 {
             return Ok([out, columns]);
         }
+        let stored = self.shapes.tensor(module);
         let columns = hidden.map_or("any".to_owned(), |columns| columns.to_string());
         let expected = match tensor.orientation {
             Orientation::InOut if stored.is_some() => format!("[{columns}, {out}]"),
             _ => format!("[{out}, {columns}]"),
         };
-        let found = match (stored, found) {
-            (Some(shape), _) => format!("{shape:?}"),
-            (None, found) => format!("{:?}", found.unwrap_or_default()),
+        let (name, found) = match stored {
+            Some((name, shape)) => (name, format!("{shape:?}")),
+            None => (module, format!("{:?}", found.unwrap_or_default())),
         };
         Err(format!(
-            "tensor {} should have the shape {expected} by {} ({}), but has the shape {found}",
+            "tensor {} should have the shape {expected} by {} ({reason}), but has the shape {found}",
             quote(name),
-            self.owner.section.place,
-            reason(tensor, sizes)
+            self.owner.section.name
         ))
-    }
-}
-
-/// The out and in features of a tensor of this shape, if it is a matrix.
-fn features(orientation: Orientation, shape: &[usize]) -> Option<[usize; 2]> {
-    match (orientation, shape) {
-        (Orientation::OutIn, [out, columns, rest @ ..]) if rest.iter().all(|size| *size == 1) => {
-            Some([*out, *columns])
-        }
-        (Orientation::InOut, [columns, out @ ..]) if !out.is_empty() => out
-            .iter()
-            .try_fold(1_usize, |product, size| product.checked_mul(*size))
-            .map(|out| [out, *columns]),
-        _ => None,
-    }
-}
-
-/// What one layer's tensors say about its sizes.
-struct View<'v, 'c> {
-    contents: &'c Contents<'c>,
-    layout: &'static Layout,
-    block: &'v Block<'c>,
-    held: &'v BTreeMap<usize, (usize, &'c str)>,
-}
-
-impl Stored for View<'_, '_> {
-    fn holding(&self, role: Role) -> Option<(usize, &[Held])> {
-        let holds = |index: usize| &*self.layout.tensors[index].holds;
-        let mut held = self.held.iter();
-        let (index, (_, module)) =
-            held.find(|(index, _)| holds(**index).iter().any(|held| held.role() == Some(role)))?;
-        let found = match self.contents.tensor(module) {
-            Some((_, shape)) => features(self.layout.tensors[*index].orientation, shape),
-            None => self.contents.computed.get(module).copied(),
-        };
-        found.map(|[out, _]| (out, holds(*index)))
-    }
-
-    fn length_of(&self, name: &str) -> Option<usize> {
-        let name = format!("{}.{name}", self.block.path);
-        match self.contents.tensors.get(&*name)? {
-            [length] => Some(*length),
-            _ => None,
-        }
-    }
-}
-
-/// How many matrices of this kind a layer has, and how many rows each.
-fn size(held: Held, sizes: &LayerSizes) -> (usize, usize) {
-    match held {
-        Held::Query => (sizes.query_heads, sizes.query_size),
-        Held::Key => (sizes.key_value_heads, sizes.key_size),
-        Held::Value => (sizes.key_value_heads, sizes.value_size),
-        Held::Gate => (sizes.query_heads, sizes.value_size),
-    }
-}
-
-fn blocks(tensor: &StoredTensor, sizes: &LayerSizes) -> usize {
-    match tensor.blocks {
-        Blocks::One => 1,
-        Blocks::QueryHeads => sizes.query_heads,
-        Blocks::KeyValueHeads => sizes.key_value_heads,
-        Blocks::Number(number) => number,
-    }
-}
-
-/// Where the shape comes from, in words.
-fn reason(tensor: &StoredTensor, sizes: &LayerSizes) -> String {
-    let mut text = String::new();
-    for held in &tensor.holds {
-        let kind = match held {
-            Held::Query => "query",
-            Held::Key | Held::Value if tensor.holds.len() == 1 => "key/value",
-            Held::Key => "key",
-            Held::Value => "value",
-            Held::Gate => "gate",
-        };
-        let (count, rows) = size(*held, sizes);
-        let heads = if count == 1 { "head" } else { "heads" };
-        // Writing to a text cannot fail.
-        let _ = write!(text, "{count} {kind} {heads} of size {rows}, ");
-    }
-    match sizes.hidden_size.filter(|_| !tensor.any_inputs) {
-        Some(hidden) => text + &format!("hidden size {hidden}"),
-        None => text.trim_end_matches(", ").to_owned(),
     }
 }

@@ -1,144 +1,161 @@
-//! The layouts of storage, read from the data files in `layouts/`.
+//! Reads the layouts, which say how models store their attention, from the data files in `layouts/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::component::Component;
-use super::sizes::Sizes;
+use super::types::{Component, OrProblem, Orientation, Role};
 use crate::error::quote;
 use crate::{Error, Result};
 
-/// Which of a head's matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// What the head looks for; one per query head.
-    Query,
-    /// What is found; one per key/value group.
-    Key,
-    /// What is carried on; one per key/value group.
-    Value,
-}
-
-impl Role {
-    /// Every role, in the order in which a head's weights are written one after the other.
-    pub const ALL: [Role; 3] = [Role::Query, Role::Key, Role::Value];
-
-    /// The name of the role.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Query => "query",
-            Role::Key => "key",
-            Role::Value => "value",
-        }
-    }
-}
-
-/// How a matrix from `in` features to `out` features is stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Orientation {
-    /// `[out, in]`, as torch's `Linear` does: a head owns rows.
-    #[default]
-    OutIn,
-    /// `[in, out]`, as GPT-2's `Conv1D` does: a head owns columns.
-    InOut,
-}
-
-/// One way in which models store their attention: a data file in `layouts/`.
+/// How some models store their attention: the content of a data file in `layouts/`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     pub(super) name: String,
-    pub(super) description: String,
-    /// The model types that store the attention of a component in this way.
-    pub(super) model_types: BTreeMap<Component, Vec<String>>,
-    /// Those of them in which a layer may have something else in the place of attention.
+    description: String,
+    /// The model types of each component whose attention is stored so.
+    model_types: BTreeMap<Component, Vec<String>>,
+    /// The model types among them whose layers may have something else in place of attention.
     #[serde(default)]
-    pub(super) hybrids: Vec<String>,
-    /// What may stand between the number of the layer and a tensor's own name; `#` is one more number.
+    hybrids: Vec<String>,
+    /// The paths that may stand between the number of the layer and a tensor's own name; `#` is one more number.
     pub(super) attention: Vec<String>,
     /// Parts of a name that count as the numbers 0, 1 and so on: stacks that follow each other.
     #[serde(default)]
     pub(super) counted: Vec<String>,
-    pub(super) tensors: Vec<StoredTensor>,
-    /// The tensors' own names, in their order: each list is one way to spell them.
+    pub(super) tensors: Vec<LayoutTensor>,
+    /// Each list spells the tensors' own names, in the order of the tensors.
     pub(super) names: Vec<Vec<String>>,
-    /// Where the sizes are to be found, if not where most configurations have them.
+    /// Where the sizes are given, if not under the usual keys of the configuration.
     #[serde(default)]
-    pub(super) sizes: Sizes,
-    /// The key that says how many of the last layers have no keys and values of their own.
+    pub(super) sizes: SizeSources,
+    /// The key with the number of last layers that have no keys and values of their own.
     #[serde(default)]
     pub(super) layers_without_keys: Option<String>,
     #[serde(default)]
     pub(super) keys_as_values: KeysAsValues,
 }
 
-/// One of the tensors that a layer's attention is stored in.
+/// One of the tensors that store a layer's attention.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct StoredTensor {
+pub(super) struct LayoutTensor {
     #[serde(default)]
     pub(super) orientation: Orientation,
-    /// Into how many equal blocks the `out` axis falls.
+    /// The number of equal blocks that the `out` axis consists of.
     #[serde(default)]
     pub(super) blocks: Blocks,
-    /// Whether it need not take inputs of the hidden size.
+    /// Whether its inputs may have another size than the hidden size.
     #[serde(default)]
     pub(super) any_inputs: bool,
-    /// What lies one after the other within a block; of each, an equal share of the heads, head after head.
-    pub(super) holds: Vec<Held>,
+    /// The matrices in each block, in this order: of each kind an equal share of the heads, head after head.
+    pub(super) holds: Vec<MatrixKind>,
 }
 
-/// How many blocks a tensor falls into.
+/// The number of blocks of a tensor.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Blocks {
     #[default]
     One,
-    /// One for each query head.
+    /// One block for each query head.
     QueryHeads,
-    /// One for each key/value group.
+    /// One block for each key/value group.
     KeyValueHeads,
-    /// So many, whatever the model.
+    /// This many blocks in every model.
     Number(usize),
 }
 
-/// What a block holds.
+/// A kind of matrix in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Held {
+pub(super) enum MatrixKind {
     Query,
     Key,
     Value,
-    /// What a head's output is multiplied by: as many rows as a value, for every query head.
+    /// The factors of a head's output: as many rows as a value, for every query head.
     Gate,
 }
 
-impl Held {
+impl MatrixKind {
     pub(super) fn role(self) -> Option<Role> {
         match self {
-            Held::Query => Some(Role::Query),
-            Held::Key => Some(Role::Key),
-            Held::Value => Some(Role::Value),
-            Held::Gate => None,
+            MatrixKind::Query => Some(Role::Query),
+            MatrixKind::Key => Some(Role::Key),
+            MatrixKind::Value => Some(Role::Value),
+            MatrixKind::Gate => None,
         }
     }
 }
 
-/// Whether a layer that stores no values takes its keys for them.
+/// Whether the keys of a layer that stores no values serve as values.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum KeysAsValues {
     #[default]
     Never,
     Always,
-    /// In every layer that has no tensor of values.
+    /// In every layer without a tensor of values.
     WhereAbsent,
-    /// In these, if the configuration says so under this key.
+    /// In every layer without a tensor of values, if the configuration sets this flag.
     When(String),
+}
+
+/// Where the sizes of a layout are given, if not under the usual keys of the configuration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SizeSources {
+    pub(super) layers: Option<SizeSource>,
+    pub(super) query_heads: Option<SizeSource>,
+    pub(super) key_value_heads: Option<SizeSource>,
+    /// The size of a query. Without a source and a usual key it is the hidden size divided by the query heads.
+    pub(super) head_size: Option<SizeSource>,
+    /// The size of a key. Without a source it is that of a query.
+    pub(super) key_size: Option<SizeSource>,
+    /// The size of a value. Without a source it is that of a query.
+    pub(super) value_size: Option<SizeSource>,
+    pub(super) hidden_size: Option<SizeSource>,
+}
+
+/// Where a size is given.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(super) enum SizeSource {
+    /// Under the first of these keys that the configuration has.
+    Keys(Vec<String>),
+    /// As the sum of the values of these keys.
+    Sum(Vec<String>),
+    /// As the product of the values of these keys.
+    Product(Vec<String>),
+    /// As the value of the first key divided by that of the second, rounded down.
+    Quotient(String, String),
+    /// It is this number.
+    Number(usize),
+    /// It is the length of this tensor, which is beside those of the attention.
+    LengthOf(String),
+    /// It follows from the shapes of the tensors.
+    Stored,
+    /// It is one if the flags of the configuration have these values, else it is given under the keys.
+    OneIf { flags: BTreeMap<String, bool>, keys: Vec<String> },
+    /// Under the key for the kind that `layer_types` gives for the layer.
+    ByKind(BTreeMap<String, String>),
+}
+
+impl SizeSources {
+    fn check(&self) -> OrProblem<()> {
+        let is_stored = |source: &Option<SizeSource>| *source == Some(SizeSource::Stored);
+        if is_stored(&self.query_heads) && is_stored(&self.head_size) {
+            return Err("shapes cannot say both the number of heads and their size".to_owned());
+        }
+        if [&self.key_size, &self.value_size, &self.hidden_size].into_iter().any(is_stored) {
+            return Err("only heads, the size of a head and the number of layers can be as stored".to_owned());
+        }
+        Ok(())
+    }
 }
 
 impl Layout {
@@ -147,18 +164,19 @@ impl Layout {
         &self.name
     }
 
-    /// One line about it.
+    /// The description of the layout, in one line.
     pub fn description(&self) -> &str {
         &self.description
     }
 
-    /// The values of `model_type` whose attention of a component is read in this way.
+    /// The model types whose attention is stored so, each with the component.
     pub fn model_types(&self) -> impl Iterator<Item = (Component, &str)> {
         self.model_types
             .iter()
             .flat_map(|(component, types)| types.iter().map(|model_type| (*component, &**model_type)))
     }
 
+    /// Whether models of this type store the attention of this component so.
     pub(super) fn has(&self, component: Component, model_type: &str) -> bool {
         self.model_types.get(&component).is_some_and(|types| types.iter().any(|known| known == model_type))
     }
@@ -167,21 +185,30 @@ impl Layout {
         self.hybrids.iter().any(|known| known == model_type)
     }
 
-    /// Whether some layers may do without this tensor.
-    pub(super) fn may_lack(&self, tensor: &StoredTensor) -> bool {
-        let held = &tensor.holds;
-        let optional = matches!(self.keys_as_values, KeysAsValues::When(_) | KeysAsValues::WhereAbsent);
-        let no_values = optional && *held == [Held::Value];
-        no_values || self.layers_without_keys.is_some() && !held.contains(&Held::Query)
+    /// The first spelling of the tensors' names under which a layer has every tensor that it needs.
+    pub(super) fn spelling(&self, has: impl Fn(&str) -> bool) -> Option<&[String]> {
+        let is_complete = |names: &&Vec<String>| {
+            self.tensors.iter().zip(*names).all(|(tensor, name)| self.is_optional(tensor) || has(name))
+        };
+        self.names.iter().find(is_complete).map(|names| &**names)
     }
 
-    fn parse(text: &str) -> std::result::Result<Self, String> {
+    /// Whether some layers may lack this tensor.
+    fn is_optional(&self, tensor: &LayoutTensor) -> bool {
+        let held = &tensor.holds;
+        let may_lack_values =
+            matches!(self.keys_as_values, KeysAsValues::When(_) | KeysAsValues::WhereAbsent);
+        may_lack_values && *held == [MatrixKind::Value]
+            || self.layers_without_keys.is_some() && !held.contains(&MatrixKind::Query)
+    }
+
+    fn parse(text: &str) -> OrProblem<Self> {
         let layout: Layout = serde_json::from_str(text).map_err(|error| error.to_string())?;
         layout.check()?;
         Ok(layout)
     }
 
-    fn check(&self) -> std::result::Result<(), String> {
+    fn check(&self) -> OrProblem<()> {
         if self.model_types.values().all(Vec::is_empty) {
             return Err("there is no model type".to_owned());
         }
@@ -207,7 +234,7 @@ impl Layout {
         self.sizes.check()
     }
 
-    fn check_tensors(&self) -> std::result::Result<(), String> {
+    fn check_tensors(&self) -> OrProblem<()> {
         if self.tensors.iter().any(|tensor| tensor.holds.is_empty()) {
             return Err("a tensor holds nothing".to_owned());
         }
@@ -241,7 +268,7 @@ impl Layout {
     }
 }
 
-fn refuse_repetition(what: &str, list: &[String]) -> std::result::Result<(), String> {
+fn refuse_repetition(what: &str, list: &[String]) -> OrProblem<()> {
     let mut seen = BTreeSet::new();
     match list.iter().find(|item| !seen.insert(*item)) {
         Some(repeated) => Err(format!("the {what} {} appears twice", quote(repeated))),
@@ -251,41 +278,17 @@ fn refuse_repetition(what: &str, list: &[String]) -> std::result::Result<(), Str
 
 macro_rules! embedded {
     ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("layouts/", $name)))),*]
+        &[$(($name, include_str!(concat!("layouts/", $name, ".json")))),*]
     };
 }
 
-/// The data files, embedded at build.
+/// The data files by the names of their layouts, embedded at build.
+#[rustfmt::skip]
 const FILES: &[(&str, &str)] = embedded![
-    "albert.json",
-    "codegen.json",
-    "concatenated.json",
-    "concatenated_staged.json",
-    "consolidated.json",
-    "convbert.json",
-    "cross.json",
-    "deepseek_v4.json",
-    "gate_first.json",
-    "gated.json",
-    "inkling.json",
-    "interleaved.json",
-    "keys_for_values.json",
-    "latent.json",
-    "latent_gated.json",
-    "longcat.json",
-    "lxmert.json",
-    "mimo.json",
-    "mllama_vision.json",
-    "mobilevit.json",
-    "query_apart.json",
-    "separate.json",
-    "separate_by_shape.json",
-    "shared.json",
-    "transposed.json",
-    "videoprism.json",
-    "xlm.json",
-    "xlnet.json",
-    "zamba.json",
+    "albert", "codegen", "concatenated", "concatenated_staged", "consolidated", "convbert", "cross", "deepseek_v4",
+    "gate_first", "gated", "inkling", "interleaved", "keys_for_values", "latent", "latent_gated", "longcat", "lxmert",
+    "mimo", "mllama_vision", "mobilevit", "query_apart", "separate", "separate_by_shape", "shared", "transposed",
+    "videoprism", "xlm", "xlnet", "zamba",
 ];
 
 /// Every known layout, in order of name.
@@ -294,23 +297,32 @@ const FILES: &[(&str, &str)] = embedded![
 ///
 /// [`Error::Model`] if one of the data files that this library was built with is not well-formed.
 pub fn layouts() -> Result<&'static [Layout]> {
-    static FAMILIES: OnceLock<std::result::Result<Vec<Layout>, (&str, String)>> = OnceLock::new();
-    match FAMILIES.get_or_init(|| parse_all(FILES)) {
+    static LAYOUTS: OnceLock<std::result::Result<Vec<Layout>, (&str, String)>> = OnceLock::new();
+    let parse_all = || FILES.iter().map(|(name, text)| parse(name, text).map_err(|problem| (*name, problem)));
+    match LAYOUTS.get_or_init(|| parse_all().collect()) {
         Ok(layouts) => Ok(layouts),
-        Err((file, problem)) => Err(Error::model(&Path::new("rust/attention/layouts").join(file), problem)),
+        Err((name, problem)) => {
+            Err(Error::model(&Path::new("rust/attention/layouts").join(format!("{name}.json")), problem))
+        }
     }
 }
 
-fn parse_all<'a>(files: &[(&'a str, &str)]) -> std::result::Result<Vec<Layout>, (&'a str, String)> {
-    let mut layouts: Vec<Layout> = Vec::new();
-    for (file, text) in files {
-        let layout = Layout::parse(text).map_err(|problem| (*file, problem))?;
-        if *file != format!("{}.json", layout.name) {
-            return Err((file, format!("the layout's name is {}, not the file's", quote(&layout.name))));
-        }
-        layouts.push(layout);
+fn parse(name: &str, text: &str) -> OrProblem<Layout> {
+    let layout = Layout::parse(text)?;
+    if layout.name != name {
+        return Err(format!("the layout's name is {}, not the file's", quote(&layout.name)));
     }
-    Ok(layouts)
+    Ok(layout)
+}
+
+/// The content of a data file of this library, which is parsed once.
+pub(super) fn parse_embedded<T: DeserializeOwned>(
+    parsed: &'static OnceLock<OrProblem<T>>,
+    file: &str,
+    text: &str,
+) -> OrProblem<&'static T> {
+    let parse = || serde_json::from_str(text).map_err(|error| format!("{file} of this library: {error}"));
+    parsed.get_or_init(parse).as_ref().map_err(Clone::clone)
 }
 
 #[cfg(test)]
@@ -345,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn every_embedded_family_is_well_formed_and_in_order_of_name() {
+    fn every_embedded_layout_is_well_formed_and_in_order_of_name() {
         let names: Vec<&str> = layouts().unwrap().iter().map(Layout::name).collect();
         assert!(names.is_sorted() && names.contains(&"separate"));
         Layout::parse(&valid().to_string()).unwrap();
@@ -359,7 +371,7 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         found.sort();
-        assert_eq!(found, FILES.iter().map(|(file, _)| *file).collect::<Vec<_>>());
+        assert_eq!(found, FILES.iter().map(|(name, _)| format!("{name}.json")).collect::<Vec<_>>());
     }
 
     #[test]

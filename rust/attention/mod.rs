@@ -1,23 +1,30 @@
-//! A model's attention heads: which rows of which tensors each of them owns.
+//! Finds a model's attention heads: which rows of which tensors belong to each head.
 //!
-//! Only names, shapes and the configuration are looked at, so that a checkpoint on disk and the state of a live
-//! model are resolved by the same table.
+//! Only names, shapes and the configuration are read, so the same code finds the heads of a checkpoint on disk and
+//! those of a live model.
+//!
+//! # How heads are found
+//!
+//! 1. `layout_file` reads the known layouts: how tensors are named and which rows of them belong to which head.
+//! 2. `submodels` reads the configuration as a tree of models, each with its components (decoder, vision, ...).
+//! 3. `stacks` groups tensor names that differ only in the layer number into stacks.
+//! 4. `candidates` assigns every stack to a component and chooses the component that was asked for.
+//! 5. `layers`, with `sizes`, reads the sizes of every layer and checks them against the shapes of its tensors.
 
 mod candidates;
-mod component;
+mod config_section;
 mod find;
-mod geometry;
 mod layers;
 mod layout_file;
-mod marks;
 mod names;
-mod section;
 mod sizes;
 mod stacks;
 mod submodels;
+mod types;
 
-pub use self::component::Component;
-pub use self::find::{Attention, LeftOut, Module, Slice};
-pub use self::geometry::{Geometry, Layer, Size};
-pub use self::layout_file::{Layout, Orientation, Role, layouts};
-pub use self::stacks::{Contents, may_be_attention};
+pub use self::find::Attention;
+pub use self::layout_file::{Layout, layouts};
+pub use self::stacks::{TensorShapes, may_be_attention};
+pub use self::types::{
+    Component, Geometry, LayerSizes, MatrixSize, Omission, Orientation, Projection, ProjectionRows, Role,
+};

@@ -1,24 +1,37 @@
-//! Names of tensors, listed for a message.
+//! Reads layer numbers in the names of tensors, and lists names for messages.
 
 use std::collections::BTreeSet;
 
-use super::stacks::number;
 use crate::error::quote;
 
-/// How many names a message lists at most.
+/// The largest number of names that a message lists.
 const LISTED: usize = 8;
 
-/// The names of the parts directly under `prefix`, each once.
-pub(super) fn children<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Vec<String> {
-    let child = |name: &'a str| {
-        let rest = name.strip_prefix(prefix)?.strip_prefix('.')?;
-        rest.split('.').next()
-    };
-    let children: BTreeSet<&str> = names.filter_map(child).collect();
-    children.into_iter().map(quote).collect()
+/// The last part of a name whose parts are separated by dots.
+pub(super) fn last_part(name: &str) -> &str {
+    name.rsplit_once('.').map_or(name, |(_, last)| last)
 }
 
-/// Says which of the names seem to be about attention, each layer's only once.
+/// The number that a part of a name is, if it is written without leading zeros.
+pub(super) fn number(part: &str) -> Option<usize> {
+    let is_usual = part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
+    if is_usual { part.parse().ok() } else { None }
+}
+
+/// Quotes the items and separates them by commas.
+pub(super) fn list(items: &[impl AsRef<str>]) -> String {
+    let quoted: Vec<String> = items.iter().map(|item| quote(item.as_ref())).collect();
+    quoted.join(", ")
+}
+
+/// Lists the parts that follow `prefix` in the names, each once.
+pub(super) fn list_children<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> String {
+    let child = |name: &'a str| name.strip_prefix(prefix)?.strip_prefix('.')?.split('.').next();
+    let children: BTreeSet<&str> = names.filter_map(child).collect();
+    list(&children.into_iter().collect::<Vec<_>>())
+}
+
+/// Describes the names that seem to belong to attention, each layer's only once.
 pub(super) fn describe_attention<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let is_likely = |name: &str| {
         let name = name.to_ascii_lowercase();
@@ -36,10 +49,10 @@ pub(super) fn describe_attention<'a>(names: impl Iterator<Item = &'a str>) -> St
     if patterns.is_empty() {
         return format!("of its {count} tensors none has `attn` or `attention` in its name");
     }
-    let listed: Vec<String> = patterns.iter().take(LISTED).map(|pattern| quote(pattern)).collect();
+    let listed: Vec<&String> = patterns.iter().take(LISTED).collect();
     let more = match patterns.len().saturating_sub(LISTED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!("its attention tensors seem to be {}{more}", listed.join(", "))
+    format!("its attention tensors seem to be {}{more}", list(&listed))
 }

@@ -1,62 +1,24 @@
-//! Where the sizes of a layer's attention are to be found, in the configuration or in the tensors.
+//! Reads the sizes of a layer's attention from the configuration, or from the shapes of its tensors.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::component::Component;
-use super::layout_file::{Held, Role};
-use super::section::{Section, show};
+use super::config_section::{ConfigSection, show};
+use super::layout_file::{Blocks, LayoutTensor, MatrixKind, SizeSource, SizeSources, parse_embedded};
+use super::stacks::TensorShapes;
+use super::types::{Component, OrProblem, Role};
 use crate::error::quote;
 
-/// Where a layout has its sizes, if not under the usual keys.
+/// The keys under which configurations commonly give sizes.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Sizes {
-    layers: Option<Source>,
-    query_heads: Option<Source>,
-    key_value_heads: Option<Source>,
-    /// Of queries; without a key of its own, the hidden size divided by the query heads.
-    head_size: Option<Source>,
-    /// As that of queries, if it is not said.
-    key_size: Option<Source>,
-    /// As that of queries, if it is not said.
-    value_size: Option<Source>,
-    hidden_size: Option<Source>,
-}
-
-/// Where a size is.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Source {
-    /// Under the first of these keys that the configuration has.
-    Keys(Vec<String>),
-    /// The sum of these.
-    Sum(Vec<String>),
-    /// The product of these.
-    Product(Vec<String>),
-    /// The first of these divided by the second, rounded down.
-    Quotient(String, String),
-    /// This number.
-    Number(usize),
-    /// The length of this tensor beside those of the attention.
-    LengthOf(String),
-    /// What the shapes of the tensors say.
-    Stored,
-    /// One if these flags of the configuration are so, else what is under the keys.
-    OneIf { flags: BTreeMap<String, bool>, keys: Vec<String> },
-    /// Under the key for what `layer_types` says that the layer is.
-    ByKind(BTreeMap<String, String>),
-}
-
-/// The keys that configurations commonly have.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Keys {
+struct SizeKeys {
     layers: Vec<String>,
-    /// The layers of each stage, where layers come in stages.
+    /// The numbers of layers of all stages, where layers come in stages.
     stages: Vec<String>,
     query_heads: Vec<String>,
     key_value_heads: Vec<String>,
@@ -64,43 +26,39 @@ struct Keys {
     hidden_size: Vec<String>,
 }
 
-/// The keys of any component, and before them those of one only.
+/// The content of `config_keys.json`. The keys of a component precede those of any component.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UsualKeys {
-    any: Keys,
-    of: BTreeMap<Component, Keys>,
+    any: SizeKeys,
+    of: BTreeMap<Component, SizeKeys>,
 }
 
-fn usual_keys() -> Result<&'static UsualKeys, String> {
-    static KEYS: OnceLock<Result<UsualKeys, String>> = OnceLock::new();
-    let parse = || {
-        serde_json::from_str(include_str!("config_keys.json"))
-            .map_err(|error| format!("config_keys.json of this library: {error}"))
-    };
-    KEYS.get_or_init(parse).as_ref().map_err(Clone::clone)
+fn usual_keys() -> OrProblem<&'static UsualKeys> {
+    static KEYS: OnceLock<OrProblem<UsualKeys>> = OnceLock::new();
+    parse_embedded(&KEYS, "config_keys.json", include_str!("config_keys.json"))
 }
 
-/// The place of a layer among the others.
+/// The position of a layer among the layers and stages of the model.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Position {
+pub(super) struct LayerPosition {
     pub(super) layer: usize,
     pub(super) layers: usize,
     pub(super) stage: usize,
     pub(super) stages: usize,
 }
 
-/// How many layers there should be.
+/// The number of layers that the configuration gives.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Expected {
+pub(super) struct LayerCount {
     pub(super) count: usize,
-    /// The key that says so.
+    /// The key that gives it.
     pub(super) key: String,
-    /// The layers of each stage, if the configuration counts by stage.
+    /// The number of layers of each stage, if the configuration counts by stage.
     stages: Vec<usize>,
 }
 
-impl Expected {
+impl LayerCount {
     /// The stage of a layer and the number of stages.
     pub(super) fn stage_of(&self, layer: usize) -> Option<(usize, usize)> {
         let mut before = 0;
@@ -112,213 +70,271 @@ impl Expected {
     }
 }
 
-/// What the tensors of a layer say about its sizes.
-pub(super) trait Stored {
-    /// The out features of the tensor that holds this role, and all that it holds.
-    fn holding(&self, role: Role) -> Option<(usize, &[Held])>;
-    /// The length of a tensor of one dimension beside those of the attention.
-    fn length_of(&self, name: &str) -> Option<usize>;
+/// The attention tensors of one layer.
+pub(super) struct LayerTensors<'p, 'a> {
+    pub(super) shapes: &'a TensorShapes<'a>,
+    pub(super) path: &'p str,
+    /// The tensors of the layout that the layer has, with the names of their modules.
+    pub(super) present: Vec<(&'static LayoutTensor, &'a str)>,
 }
 
-/// The sizes of a layer that can be read without looking at the features of its inputs.
+impl LayerTensors<'_, '_> {
+    /// The tensor that holds a role, with the name of its module.
+    pub(super) fn of_role(&self, role: Role) -> Option<(&'static LayoutTensor, &str)> {
+        let holds = |tensor: &LayoutTensor| tensor.holds.iter().any(|kind| kind.role() == Some(role));
+        self.present.iter().find(|(tensor, _)| holds(tensor)).copied()
+    }
+
+    /// The out features of the tensor that holds a role, and the kinds of all matrices in it.
+    fn out_features(&self, role: Role) -> Option<(usize, &'static [MatrixKind])> {
+        let (tensor, module) = self.of_role(role)?;
+        let [out, _] = self.shapes.features(module, tensor.orientation)?;
+        Some((out, &*tensor.holds))
+    }
+
+    /// The out features of a tensor that holds one role only.
+    fn own_out_features(&self, role: Role) -> OrProblem<usize> {
+        match self.out_features(role) {
+            Some((features, [_])) => Ok(features),
+            _ => Err(format!("no tensor holds nothing but the {} weights", role.name())),
+        }
+    }
+
+    /// The length of a tensor of one dimension beside those of the attention.
+    fn length_of(&self, name: &str) -> Option<usize> {
+        match self.shapes.stored.get(&*format!("{}.{name}", self.path))? {
+            [length] => Some(*length),
+            _ => None,
+        }
+    }
+}
+
+/// The numbers and sizes of the heads of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LayerSizes {
+pub(super) struct HeadSizes {
     pub(super) query_heads: usize,
     pub(super) key_value_heads: usize,
-    pub(super) query_size: usize,
-    pub(super) key_size: usize,
-    pub(super) value_size: usize,
-    /// What all inputs should have, if that is known.
+    query_size: usize,
+    key_size: usize,
+    value_size: usize,
+    /// The in features of the tensors, if the configuration gives them.
     pub(super) hidden_size: Option<usize>,
 }
 
-/// Reads sizes from one section of a configuration.
-pub(super) struct Reader<'a> {
-    sizes: &'a Sizes,
-    section: &'a Section<'a>,
+impl HeadSizes {
+    /// The number of matrices of a kind, and the number of rows of each.
+    pub(super) fn matrices(&self, kind: MatrixKind) -> (usize, usize) {
+        match kind {
+            MatrixKind::Query => (self.query_heads, self.query_size),
+            MatrixKind::Key => (self.key_value_heads, self.key_size),
+            MatrixKind::Value => (self.key_value_heads, self.value_size),
+            MatrixKind::Gate => (self.query_heads, self.value_size),
+        }
+    }
+
+    /// The number of blocks of a tensor.
+    pub(super) fn blocks(&self, tensor: &LayoutTensor) -> usize {
+        match tensor.blocks {
+            Blocks::One => 1,
+            Blocks::QueryHeads => self.query_heads,
+            Blocks::KeyValueHeads => self.key_value_heads,
+            Blocks::Number(number) => number,
+        }
+    }
+
+    /// Describes the matrices that a tensor consists of.
+    pub(super) fn describe(&self, tensor: &LayoutTensor) -> String {
+        let mut text = String::new();
+        for kind in &tensor.holds {
+            let name = match kind {
+                MatrixKind::Query => "query",
+                MatrixKind::Key | MatrixKind::Value if tensor.holds.len() == 1 => "key/value",
+                MatrixKind::Key => "key",
+                MatrixKind::Value => "value",
+                MatrixKind::Gate => "gate",
+            };
+            let (count, rows) = self.matrices(*kind);
+            let heads = if count == 1 { "head" } else { "heads" };
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{count} {name} {heads} of size {rows}, ");
+        }
+        match self.hidden_size.filter(|_| !tensor.any_inputs) {
+            Some(hidden) => text + &format!("hidden size {hidden}"),
+            None => text.trim_end_matches(", ").to_owned(),
+        }
+    }
+}
+
+/// Reads sizes from one section of a configuration, those of the whole model or those of one layer.
+#[derive(Clone, Copy)]
+pub(super) struct SizeReader<'a> {
+    sources: &'a SizeSources,
+    section: &'a ConfigSection<'a>,
     component: Component,
     usual: &'static UsualKeys,
+    at: Option<LayerPosition>,
 }
 
-type Problem<T> = Result<T, String>;
-type Field = fn(&Keys) -> &Vec<String>;
+/// One of the lists of usual keys.
+type Field = fn(&SizeKeys) -> &Vec<String>;
 
-impl Sizes {
-    pub(super) fn check(&self) -> Problem<()> {
-        let by_shape = |source: &Option<Source>| matches!(source, Some(Source::Stored));
-        if by_shape(&self.query_heads) && by_shape(&self.head_size) {
-            return Err("shapes cannot say both the number of heads and their size".to_owned());
-        }
-        if [&self.key_size, &self.value_size, &self.hidden_size].into_iter().any(by_shape) {
-            return Err("only heads, the size of a head and the number of layers can be as stored".to_owned());
-        }
-        Ok(())
-    }
-}
-
-impl<'a> Reader<'a> {
-    pub(super) fn new(sizes: &'a Sizes, section: &'a Section<'a>, component: Component) -> Problem<Self> {
-        Ok(Reader { sizes, section, component, usual: usual_keys()? })
+impl<'a> SizeReader<'a> {
+    pub(super) fn new(
+        sources: &'a SizeSources,
+        section: &'a ConfigSection<'a>,
+        component: Component,
+    ) -> OrProblem<Self> {
+        Ok(SizeReader { sources, section, component, usual: usual_keys()?, at: None })
     }
 
-    /// The number of layers; nothing if only the tensors can tell.
-    pub(super) fn layers(&self, staged: bool) -> Problem<Option<Expected>> {
+    /// A reader of the sizes of one layer.
+    pub(super) fn at(self, position: LayerPosition) -> Self {
+        SizeReader { at: Some(position), ..self }
+    }
+
+    /// The number of layers; `None` if it follows from the tensors only.
+    pub(super) fn layer_count(&self, is_staged: bool) -> OrProblem<Option<LayerCount>> {
         let section = self.section;
-        let field: Field = if staged { |keys| &keys.stages } else { |keys| &keys.layers };
-        let keys: Vec<&String> = match &self.sizes.layers {
-            Some(Source::Stored) => return Ok(None),
-            Some(Source::Keys(keys)) => keys.iter().collect(),
-            None => self.usual(field).collect(),
+        let field: Field = if is_staged { |keys| &keys.stages } else { |keys| &keys.layers };
+        let keys = match &self.sources.layers {
+            Some(SizeSource::Stored) => return Ok(None),
+            source @ (None | Some(SizeSource::Keys(_))) => self.keys(source, field),
             source => {
-                let (key, count) = self.optional(source, field, None)?.unwrap_or_default();
-                return Ok(Some(Expected { count, key, stages: Vec::new() }));
+                let (key, count) = self.find(source, field)?.unwrap_or_default();
+                return Ok(Some(LayerCount { count, key, stages: Vec::new() }));
             }
         };
-        let Some((key, value)) = keys.iter().find_map(|key| Some((*key, section.given(key)?))) else {
+        let Some((key, value)) = keys.iter().find_map(|key| Some((*key, section.value(key)?))) else {
             return Err(self.lacks("the number of layers", &keys));
         };
         let key = key.clone();
-        let Value::Array(list) = value else {
-            return Ok(Some(Expected { count: section.size(&key, value)?, key, stages: Vec::new() }));
+        let Value::Array(entries) = value else {
+            return Ok(Some(LayerCount { count: section.size(&key, value)?, key, stages: Vec::new() }));
         };
-        // A list has the kind of every layer, or the number of layers of every stage.
-        if list.iter().all(Value::is_string) {
-            return Ok(Some(Expected { count: list.len(), key, stages: Vec::new() }));
+        // A list holds the kind of every layer, or the number of layers of every stage.
+        if entries.iter().all(Value::is_string) {
+            return Ok(Some(LayerCount { count: entries.len(), key, stages: Vec::new() }));
         }
         let stages: Vec<usize> =
-            list.iter().map(|stage| section.size(&key, stage)).collect::<Problem<_>>()?;
+            entries.iter().map(|stage| section.size(&key, stage)).collect::<OrProblem<_>>()?;
         let count = stages.iter().fold(0_usize, |sum, stage| sum.saturating_add(*stage));
-        Ok(Some(Expected { count, key, stages }))
+        Ok(Some(LayerCount { count, key, stages }))
     }
 
-    /// The sizes of one layer.
-    pub(super) fn of_layer(&self, position: Position, stored: &dyn Stored) -> Problem<LayerSizes> {
-        let at = Some(position);
-        let place = &self.section.place;
-        let sizes = self.sizes;
-        let hidden =
-            self.optional(&sizes.hidden_size, |keys| &keys.hidden_size, at)?.map(|(_, hidden)| hidden);
-        let by_shape = |source: &Option<Source>| matches!(source, Some(Source::Stored));
-        let read_heads =
-            || self.read(&sizes.query_heads, |keys| &keys.query_heads, "the number of heads", at);
-        let divided = |what: &str, features: usize, by: usize| match features.checked_div(by) {
-            Some(count @ 1..) if features.is_multiple_of(by) => Ok(count),
-            _ => Err(format!("{features} {what} features are not a multiple of {by}")),
-        };
-        let alone = |role: Role| match stored.holding(role) {
-            Some((features, [_])) => Ok(features),
-            _ => Err(format!("no tensor holds nothing but the {} weights", role.name())),
-        };
-
-        let (query_heads, query_size) = if by_shape(&sizes.query_heads) {
-            let size = self.explicit_size(stored, at)?.ok_or_else(|| self.lacks_size(""))?;
-            (divided("query", alone(Role::Query)?, size)?, size)
-        } else {
-            let heads = read_heads()?;
-            let size = if by_shape(&sizes.head_size) {
-                // Where a tensor holds more than queries, there are as many keys and values.
-                match stored.holding(Role::Query) {
-                    Some((features, held)) => divided("query", features, heads.saturating_mul(held.len()))?,
-                    None => return Err("there is no tensor of queries".to_owned()),
-                }
-            } else {
-                match (self.explicit_size(stored, at)?, hidden) {
-                    (Some(size), _) => size,
-                    (None, Some(hidden)) if hidden.is_multiple_of(heads) => hidden / heads,
-                    (None, Some(hidden)) => {
-                        return Err(self.lacks_size(&format!(
-                            ", and gives a hidden size of {hidden}, which is not a multiple of the {heads} query heads"
-                        )));
-                    }
-                    (None, None) => return Err(self.lacks_size("")),
-                }
-            };
-            (heads, size)
-        };
-        let own_size = |source: &Option<Source>| match source {
+    /// The sizes of the heads of one layer.
+    pub(super) fn head_sizes(&self, tensors: &LayerTensors<'_, '_>) -> OrProblem<HeadSizes> {
+        let sources = self.sources;
+        let hidden_size = self.find_size(&sources.hidden_size, |keys| &keys.hidden_size)?;
+        let (query_heads, query_size) = self.query_sizes(tensors, hidden_size)?;
+        let own_size = |source: &Option<SizeSource>| match source {
             None => Ok(query_size),
-            source => self.read(source, |keys| &keys.head_size, "the size of a head", at),
+            source => self.require(source, |keys| &keys.head_size, "the size of a head"),
         };
-        let (key_size, value_size) = (own_size(&sizes.key_size)?, own_size(&sizes.value_size)?);
-        let key_value_heads = match &sizes.key_value_heads {
-            Some(Source::Stored) => match stored.holding(Role::Key) {
-                Some(_) => divided("key", alone(Role::Key)?, key_size)?,
+        let (key_size, value_size) = (own_size(&sources.key_size)?, own_size(&sources.value_size)?);
+        let key_value_heads = match &sources.key_value_heads {
+            Some(SizeSource::Stored) => match tensors.out_features(Role::Key) {
+                Some(_) => divide("key", tensors.own_out_features(Role::Key)?, key_size)?,
                 None => query_heads,
             },
-            source => self
-                .optional(source, |keys| &keys.key_value_heads, at)?
-                .map_or(query_heads, |(_, groups)| groups),
+            source => self.find_size(source, |keys| &keys.key_value_heads)?.unwrap_or(query_heads),
         };
         if !query_heads.is_multiple_of(key_value_heads) {
             return Err(format!(
-                "{place} says that {query_heads} query heads share {key_value_heads} key/value heads, but \
-                 {query_heads} is not a multiple of {key_value_heads}"
+                "{} says that {query_heads} query heads share {key_value_heads} key/value heads, but {query_heads} is \
+                 not a multiple of {key_value_heads}",
+                self.section.name
             ));
         }
-        Ok(LayerSizes { query_heads, key_value_heads, query_size, key_size, value_size, hidden_size: hidden })
+        Ok(HeadSizes { query_heads, key_value_heads, query_size, key_size, value_size, hidden_size })
     }
 
-    /// The size of a head, if something other than the hidden size says it.
-    fn explicit_size(&self, stored: &dyn Stored, at: Option<Position>) -> Problem<Option<usize>> {
-        match &self.sizes.head_size {
-            Some(Source::LengthOf(name)) => match stored.length_of(name) {
+    /// The number of query heads, and the number of rows of each.
+    fn query_sizes(
+        &self,
+        tensors: &LayerTensors<'_, '_>,
+        hidden_size: Option<usize>,
+    ) -> OrProblem<(usize, usize)> {
+        let sources = self.sources;
+        if sources.query_heads == Some(SizeSource::Stored) {
+            let size = self.head_size(tensors)?.ok_or_else(|| self.lacks_head_size(""))?;
+            return Ok((divide("query", tensors.own_out_features(Role::Query)?, size)?, size));
+        }
+        let heads = self.require(&sources.query_heads, |keys| &keys.query_heads, "the number of heads")?;
+        if sources.head_size == Some(SizeSource::Stored) {
+            // A tensor with keys and values has as many of them as it has queries.
+            let (features, held) =
+                tensors.out_features(Role::Query).ok_or("there is no tensor of queries")?;
+            return Ok((heads, divide("query", features, heads.saturating_mul(held.len()))?));
+        }
+        match (self.head_size(tensors)?, hidden_size) {
+            (Some(size), _) => Ok((heads, size)),
+            (None, Some(hidden)) if hidden.is_multiple_of(heads) => Ok((heads, hidden / heads)),
+            (None, Some(hidden)) => Err(self.lacks_head_size(&format!(
+                ", and gives a hidden size of {hidden}, which is not a multiple of the {heads} query heads"
+            ))),
+            (None, None) => Err(self.lacks_head_size("")),
+        }
+    }
+
+    /// The size of a head, if something other than the hidden size gives it.
+    fn head_size(&self, tensors: &LayerTensors<'_, '_>) -> OrProblem<Option<usize>> {
+        match &self.sources.head_size {
+            Some(SizeSource::LengthOf(name)) => match tensors.length_of(name) {
                 Some(length) => Ok(Some(length)),
                 None => Err(format!(
                     "there is no tensor {} of one dimension, which has the size of a head",
                     quote(name)
                 )),
             },
-            source => Ok(self.optional(source, |keys| &keys.head_size, at)?.map(|(_, size)| size)),
+            source => self.find_size(source, |keys| &keys.head_size),
         }
     }
 
-    /// That the hidden size is needed but not said.
+    /// The problem that the hidden size is needed but not given.
     pub(super) fn lacks_hidden_size(&self) -> String {
-        let keys: Vec<&String> = self.usual(|keys| &keys.hidden_size).collect();
-        self.lacks("the hidden size", &keys)
+        self.lacks("the hidden size", &self.keys(&None, |keys| &keys.hidden_size))
     }
 
-    fn lacks_size(&self, more: &str) -> String {
-        let keys: Vec<&String> = self.usual(|keys| &keys.head_size).collect();
+    fn lacks_head_size(&self, more: &str) -> String {
+        let keys = self.keys(&None, |keys| &keys.head_size);
         format!("{}{more}: the size of a head is unknown", self.lacks("the size of a head", &keys))
     }
 
     fn lacks(&self, what: &str, keys: &[&String]) -> String {
         let keys: Vec<String> = keys.iter().map(|key| quote(key)).collect();
-        format!("{} does not say {what} (under {})", self.section.place, keys.join(" or "))
+        format!("{} does not say {what} (under {})", self.section.name, keys.join(" or "))
     }
 
-    fn usual(&self, field: Field) -> impl Iterator<Item = &'static String> {
-        self.usual.of.get(&self.component).map(field).into_iter().chain([field(&self.usual.any)]).flatten()
+    /// The keys of the source, or else the usual ones.
+    fn keys<'k>(&self, source: &'k Option<SizeSource>, field: Field) -> Vec<&'k String> {
+        if let Some(SizeSource::Keys(keys)) = source {
+            return keys.iter().collect();
+        }
+        let of_component = self.usual.of.get(&self.component).map(field);
+        of_component.into_iter().chain([field(&self.usual.any)]).flatten().collect()
     }
 
-    fn read(
-        &self,
-        source: &Option<Source>,
-        field: Field,
-        what: &str,
-        at: Option<Position>,
-    ) -> Problem<usize> {
-        let (_, size) = self.optional(source, field, at)?.ok_or_else(|| {
-            let keys: Vec<&String> = match source {
-                Some(Source::Keys(keys)) => keys.iter().collect(),
-                _ => self.usual(field).collect(),
-            };
-            self.lacks(what, &keys)
-        })?;
-        Ok(size)
+    fn require(&self, source: &Option<SizeSource>, field: Field, what: &str) -> OrProblem<usize> {
+        self.find_size(source, field)?.ok_or_else(|| self.lacks(what, &self.keys(source, field)))
     }
 
-    /// The size and the key that says it, from the source or else from the usual keys.
-    fn optional(
-        &self,
-        source: &Option<Source>,
-        field: Field,
-        at: Option<Position>,
-    ) -> Problem<Option<(String, usize)>> {
+    fn find_size(&self, source: &Option<SizeSource>, field: Field) -> OrProblem<Option<usize>> {
+        Ok(self.find(source, field)?.map(|(_, size)| size))
+    }
+
+    /// The size, with the keys that give it, if the configuration gives it.
+    fn find(&self, source: &Option<SizeSource>, field: Field) -> OrProblem<Option<(String, usize)>> {
         let keys: Vec<&String> = match source {
-            Some(Source::Keys(keys)) => keys.iter().collect(),
-            Some(Source::OneIf { flags, keys }) => {
+            Some(SizeSource::Number(number)) => return Ok(Some((number.to_string(), *number))),
+            Some(SizeSource::Sum(keys)) => return self.combine(keys, "+", usize::checked_add).map(Some),
+            Some(SizeSource::Product(keys)) => {
+                return self.combine(keys, "x", usize::checked_mul).map(Some);
+            }
+            Some(SizeSource::Quotient(dividend, divisor)) => {
+                let keys = [dividend.clone(), divisor.clone()];
+                return self.combine(&keys, "/", usize::checked_div).map(Some);
+            }
+            Some(SizeSource::OneIf { flags, keys }) => {
                 let mut all = true;
                 for (flag, wanted) in flags {
                     all &= self.section.flag(flag)? == *wanted;
@@ -328,104 +344,90 @@ impl<'a> Reader<'a> {
                 }
                 keys.iter().collect()
             }
-            Some(Source::Sum(keys)) => {
-                let sum = self.combine(keys, |left, right| left.checked_add(right), at)?;
-                return Ok(Some((keys.join("` + `"), sum)));
-            }
-            Some(Source::Product(keys)) => {
-                let product = self.combine(keys, |left, right| left.checked_mul(right), at)?;
-                return Ok(Some((keys.join("` x `"), product)));
-            }
-            Some(Source::Quotient(dividend, divisor)) => {
-                let keys = [dividend.clone(), divisor.clone()];
-                let quotient =
-                    self.combine(&keys, |left, right| left.checked_div(right).filter(|it| *it > 0), at)?;
-                return Ok(Some((keys.join("` / `"), quotient)));
-            }
-            Some(Source::Number(number)) => return Ok(Some((number.to_string(), *number))),
-            Some(Source::ByKind(kinds)) => vec![self.key_of_kind(kinds, at)?],
-            Some(Source::Stored | Source::LengthOf(_)) | None => self.usual(field).collect(),
+            Some(SizeSource::ByKind(kinds)) => vec![self.key_of_kind(kinds)?],
+            source => self.keys(source, field),
         };
-        for key in keys {
-            if let Some(value) = self.value(key, at) {
-                return Ok(Some((key.clone(), self.at_layer(key, value, at)?)));
-            }
-        }
-        Ok(None)
+        let found = keys.into_iter().find_map(|key| Some((key, self.value(key)?)));
+        found.map(|(key, value)| Ok((key.clone(), self.at_layer(key, value)?))).transpose()
     }
 
-    /// The key for a layer of its kind.
-    fn key_of_kind<'k>(
-        &self,
-        kinds: &'k BTreeMap<String, String>,
-        at: Option<Position>,
-    ) -> Problem<&'k String> {
-        let types = self.section.given("layer_types").and_then(Value::as_array);
-        let kind = at.and_then(|at| types?.get(at.layer)?.as_str());
+    /// The key for the kind of a layer.
+    fn key_of_kind<'k>(&self, kinds: &'k BTreeMap<String, String>) -> OrProblem<&'k String> {
+        let types = self.section.value("layer_types").and_then(Value::as_array);
+        let kind = self.at.and_then(|at| types?.get(at.layer)?.as_str());
         kind.and_then(|kind| kinds.get(kind)).ok_or_else(|| {
             let known: Vec<&str> = kinds.keys().map(|kind| &**kind).collect();
             format!(
                 "`layer_types` in {} should say of every layer that it is one of {}",
-                self.section.place,
+                self.section.name,
                 known.join(", ")
             )
         })
     }
 
-    /// The value of a key, in which a layer may differ from the rest of the model.
-    fn value(&self, key: &str, at: Option<Position>) -> Option<&'a Value> {
-        let of_layer = at.and_then(|at| {
-            let layers = self.section.given("per_layer_config")?.as_object()?;
+    /// The value of a key, which `per_layer_config` may give for a single layer.
+    fn value(&self, key: &str) -> Option<&'a Value> {
+        let of_layer = self.at.and_then(|at| {
+            let layers = self.section.value("per_layer_config")?.as_object()?;
             let (_, values) = layers.iter().find(|(number, _)| number.parse() == Ok(at.layer))?;
             values.get(key).filter(|value| !value.is_null())
         });
-        of_layer.or_else(|| self.section.given(key))
+        of_layer.or_else(|| self.section.value(key))
     }
 
-    /// A number, or that of the layer or its stage in a list of numbers.
-    fn at_layer(&self, key: &str, value: &Value, at: Option<Position>) -> Problem<usize> {
-        let (Value::Array(list), Some(at)) = (value, at) else { return self.section.size(key, value) };
-        let index = match list.len() {
+    /// Reads a number, or in a list of numbers that of the layer or of its stage.
+    fn at_layer(&self, key: &str, value: &Value) -> OrProblem<usize> {
+        let (Value::Array(entries), Some(at)) = (value, self.at) else {
+            return self.section.size(key, value);
+        };
+        let index = match entries.len() {
             length if length == at.layers => at.layer,
             length if length == at.stages => at.stage,
             length => {
                 return Err(format!(
                     "`{key}` in {} is a list of {length} values for {} layers",
-                    self.section.place, at.layers
+                    self.section.name, at.layers
                 ));
             }
         };
-        match list.get(index) {
+        match entries.get(index) {
             Some(value) => self.section.size(key, value),
-            None => Err(format!("`{key}` in {} is {}", self.section.place, show(value))),
+            None => Err(format!("`{key}` in {} is {}", self.section.name, show(value))),
         }
     }
 
+    /// The value of the first key combined with those of the others, and the keys joined by the sign.
     fn combine(
         &self,
         keys: &[String],
-        with: fn(usize, usize) -> Option<usize>,
-        at: Option<Position>,
-    ) -> Problem<usize> {
+        sign: &str,
+        combine: fn(usize, usize) -> Option<usize>,
+    ) -> OrProblem<(String, usize)> {
+        let no_size = || format!("`{}` in {} make no size", keys.join("`, `"), self.section.name);
         let mut total = None;
         for key in keys {
             let value = self
-                .value(key, at)
-                .ok_or_else(|| format!("{} has no `{key}`, which is needed", self.section.place))?;
-            // Of a sum, a part may be 0.
+                .value(key)
+                .ok_or_else(|| format!("{} has no `{key}`, which is needed", self.section.name))?;
+            // A term of a sum may be 0.
             let size = match value {
-                Value::Array(_) => self.at_layer(key, value, at)?,
+                Value::Array(_) => self.at_layer(key, value)?,
                 _ => self.section.count(key, value)?,
             };
-            total = match total {
-                None => Some(size),
-                Some(total) => with(total, size),
-            };
-            if total.is_none() {
-                return Err(format!("`{}` in {} make no size", keys.join("`, `"), self.section.place));
-            }
+            total = Some(match total {
+                None => size,
+                Some(total) => combine(total, size).ok_or_else(no_size)?,
+            });
         }
-        let known = total.filter(|total| *total > 0);
-        known.ok_or_else(|| format!("`{}` in {} make no size", keys.join("`, `"), self.section.place))
+        let total = total.filter(|total| *total > 0).ok_or_else(no_size)?;
+        Ok((keys.join(&format!("` {sign} `")), total))
+    }
+}
+
+/// The number of matrices of `rows` rows in so many features.
+fn divide(what: &str, features: usize, rows: usize) -> OrProblem<usize> {
+    match features.checked_div(rows) {
+        Some(count @ 1..) if features.is_multiple_of(rows) => Ok(count),
+        _ => Err(format!("{features} {what} features are not a multiple of {rows}")),
     }
 }

@@ -1,4 +1,4 @@
-//! The models within a model: which part of the configuration, and which names, are whose.
+//! Reads the configuration as a tree of models, and finds the model that a tensor name belongs to.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -6,155 +6,144 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::component::Component;
-use super::layout_file::Layout;
-use super::section::Section;
+use super::config_section::ConfigSection;
+use super::layout_file::{Layout, parse_embedded};
+use super::types::{Component, OrProblem};
 
-/// What is known about models that have models within, and about their names.
+/// The content of `submodels.json`: models within models, and the names of their tensors. A `word` is a part of a
+/// tensor name, with at most one `*` for any text.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Parts {
-    /// Parts of a name by which these components are known, whatever the model.
+pub(super) struct SubmodelTable {
+    /// The words that mark the tensors of a component in every model.
     towers: BTreeMap<Component, Vec<String>>,
-    /// Parts of a name by which tensors are known that no component has.
+    /// The words that mark tensors of no component.
     elsewhere: Vec<String>,
-    /// The models within, the most important first: what is scanned of several that have a component.
-    parts: Vec<Part>,
-    /// Other names of the models within, by the type of the model around them and by key.
+    /// The models within models. If several have the wanted component, the first of them is scanned.
+    parts: Vec<Submodel>,
+    /// Other words for the models within, by the type of the outer model and by key.
     names: BTreeMap<String, BTreeMap<String, Vec<String>>>,
-    /// The types of the models that have no attention but that of the models within.
+    /// The types of the models that have no attention of their own.
     model_types: Vec<String>,
-    /// The types of the models that have no softmax attention, or none whose rows are heads, and why.
+    /// The types of the models without heads that could be scanned, by the reason.
     without_heads: BTreeMap<String, Vec<String>>,
 }
 
 /// A model within a model.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Part {
-    /// The key under which the configuration of the outer model has that of the inner one.
+struct Submodel {
+    /// The key of its section in the configuration of the outer model.
     key: String,
-    /// The parts of a name by which its tensors are known; if there are none, what no other part is known by.
+    /// The words that mark its tensors; without any it has the tensors that are not marked as those of others.
     names: Vec<String>,
-    /// Whether it decodes, whatever its type does elsewhere.
+    /// Whether its encoder serves as the decoder of the outer model.
     #[serde(default)]
     decodes: bool,
 }
 
-/// What older configurations leave out.
+/// What older configurations of a model type leave out.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Defaults {
-    /// The types of the models within this one.
+struct ConfigDefaults {
+    /// The types of the models within this one, by key.
     parts: BTreeMap<String, String>,
-    /// The values of the keys of this one, where it is within another.
+    /// The values of keys of this model where it is within another.
     values: Map<String, Value>,
 }
 
-pub(super) fn parts() -> Result<&'static Parts, String> {
-    static PARTS: OnceLock<Result<Parts, String>> = OnceLock::new();
-    let parse = || {
-        serde_json::from_str(include_str!("submodels.json"))
-            .map_err(|error| format!("parts.json of this library: {error}"))
-    };
-    PARTS.get_or_init(parse).as_ref().map_err(Clone::clone)
+pub(super) fn submodel_table() -> OrProblem<&'static SubmodelTable> {
+    static TABLE: OnceLock<OrProblem<SubmodelTable>> = OnceLock::new();
+    parse_embedded(&TABLE, "submodels.json", include_str!("submodels.json"))
 }
 
-fn defaults() -> Result<&'static BTreeMap<String, Defaults>, String> {
-    static DEFAULTS: OnceLock<Result<BTreeMap<String, Defaults>, String>> = OnceLock::new();
-    let parse = || {
-        serde_json::from_str(include_str!("submodel_defaults.json"))
-            .map_err(|error| format!("defaults.json of this library: {error}"))
-    };
-    DEFAULTS.get_or_init(parse).as_ref().map_err(Clone::clone)
+fn defaults() -> OrProblem<&'static BTreeMap<String, ConfigDefaults>> {
+    static DEFAULTS: OnceLock<OrProblem<BTreeMap<String, ConfigDefaults>>> = OnceLock::new();
+    parse_embedded(&DEFAULTS, "submodel_defaults.json", include_str!("submodel_defaults.json"))
 }
 
-impl Parts {
+impl SubmodelTable {
     /// Why models of this type have no heads, if they have none.
     pub(super) fn without_heads(&self, model_type: &str) -> Option<&str> {
         let mut reasons = self.without_heads.iter();
-        let has = |types: &[String]| types.iter().any(|known| known == model_type);
-        reasons.find(|(_, types)| has(types)).map(|(reason, _)| &**reason)
+        let (reason, _) = reasons.find(|(_, types)| types.iter().any(|known| known == model_type))?;
+        Some(reason)
     }
 
-    pub(super) fn model_types(&self) -> impl Iterator<Item = &str> {
-        self.model_types.iter().map(|model_type| &**model_type)
+    /// Whether models of this type have only the attention of the models within.
+    pub(super) fn is_wrapper(&self, model_type: &str) -> bool {
+        self.model_types.iter().any(|known| known == model_type)
     }
 
-    /// The component that a part of a name gives away.
+    /// The component that a part of a name marks.
     fn tower(&self, part: &str) -> Option<Component> {
         let mut towers = self.towers.iter();
-        towers
-            .find(|(_, words)| words.iter().any(|word| matches(word, part)))
-            .map(|(component, _)| *component)
-    }
-
-    fn is_elsewhere(&self, part: &str) -> bool {
-        self.elsewhere.iter().any(|word| matches(word, part))
+        towers.find(|(_, words)| matches_any(words, part)).map(|(component, _)| *component)
     }
 }
 
-/// Whether a word with at most one `*`, which stands for anything, is this part of a name.
-fn matches(word: &str, part: &str) -> bool {
-    match word.split_once('*') {
+/// Whether one of these words matches this part of a name.
+fn matches_any(words: &[String], part: &str) -> bool {
+    words.iter().any(|word| match word.split_once('*') {
         Some((start, end)) => {
             part.len() >= start.len() + end.len() && part.starts_with(start) && part.ends_with(end)
         }
         None => word == part,
-    }
+    })
 }
 
-/// A model, with the models within.
+/// The configuration of a model, with those of the models within.
 #[derive(Debug)]
-pub(super) struct Model<'a> {
-    pub(super) section: Section<'a>,
+pub(super) struct ModelConfig<'a> {
+    pub(super) section: ConfigSection<'a>,
     pub(super) model_type: &'a str,
-    /// The components that it has besides those of the models within.
+    /// The components of the model itself, without those of the models within.
     pub(super) components: Vec<Component>,
-    /// Whether its decoder is what its type has as an encoder elsewhere.
+    /// Whether its decoder is the encoder of its model type.
     decodes: bool,
-    inner: Vec<(&'static [String], Model<'a>)>,
+    /// The models within, with the words that mark their tensors.
+    inner: Vec<(&'static [String], ModelConfig<'a>)>,
 }
 
-impl<'a> Model<'a> {
-    /// Reads the configuration of a model and of those within, as deep as `depth`.
+impl<'a> ModelConfig<'a> {
+    /// Reads the configuration of a model and of the models within, down to `depth` levels.
     pub(super) fn read(
         layouts: &[Layout],
-        section: Section<'a>,
+        section: ConfigSection<'a>,
         model_type: &'a str,
         depth: usize,
-    ) -> Result<Self, String> {
-        let (parts, defaults) = (parts()?, defaults()?);
+    ) -> OrProblem<Self> {
+        let (table, defaults) = (submodel_table()?, defaults()?);
         let default = defaults.get(model_type);
         let mut inner = Vec::new();
-        for Part { key, names, decodes } in parts.parts.iter().filter(|_| depth > 0) {
+        for Submodel { key, names, decodes } in table.parts.iter().filter(|_| depth > 0) {
             let Some(part) = section.inner(key)? else { continue };
             let by_default = default.and_then(|default| default.parts.get(key)).map(|name| &**name);
             if let Some(part_type) = part.model_type()?.or(by_default) {
                 let part = part.with_defaults(defaults.get(part_type).map(|default| &default.values));
-                let mut model = Model::read(layouts, part, part_type, depth - 1)?;
+                let mut model = ModelConfig::read(layouts, part, part_type, depth - 1)?;
                 if *decodes && !model.components.contains(&Component::Decoder) {
                     model.decodes = true;
                     let encoder = model.components.iter_mut().find(|it| **it == Component::Encoder);
                     encoder.into_iter().for_each(|component| *component = Component::Decoder);
                 }
-                let special = parts.names.get(model_type).and_then(|names| names.get(key));
+                let special = table.names.get(model_type).and_then(|names| names.get(key));
                 inner.push((&**special.unwrap_or(names), model));
             }
         }
         let has = |component: &Component| layouts.iter().any(|layout| layout.has(*component, model_type));
         let components = Component::ALL.into_iter().filter(has).collect();
-        Ok(Model { section, model_type, components, decodes: false, inner })
+        Ok(ModelConfig { section, model_type, components, decodes: false, inner })
     }
 
-    /// This model and all within: the outermost first, then the most important.
-    pub(super) fn all(&self) -> Vec<&Model<'a>> {
+    /// This model and all models within: the outermost first, then in the order of the table.
+    pub(super) fn all(&self) -> Vec<&ModelConfig<'a>> {
         let inner = self.inner.iter().flat_map(|(_, model)| model.all());
         [self].into_iter().chain(inner).collect()
     }
 
     /// Whether a layout stores this component of the model.
-    pub(super) fn is_in(&self, layout: &Layout, component: Component) -> bool {
+    pub(super) fn has_layout(&self, layout: &Layout, component: Component) -> bool {
         let of_type = match component {
             Component::Decoder if self.decodes => Component::Encoder,
             component => component,
@@ -162,25 +151,25 @@ impl<'a> Model<'a> {
         self.components.contains(&component) && layout.has(of_type, self.model_type)
     }
 
-    /// Whose attention is under a name, given what stands in it before the number of the layer.
-    pub(super) fn owner(&self, name: &[&str]) -> Result<Option<(&Model<'a>, Vec<Component>)>, String> {
-        let parts = parts()?;
-        if name.iter().any(|part| parts.is_elsewhere(part)) {
+    /// The model that owns the attention under a name, and the components that it may be. `name` has the parts of
+    /// the name up to the number of the layer.
+    pub(super) fn owner(&self, name: &[&str]) -> OrProblem<Option<(&ModelConfig<'a>, Vec<Component>)>> {
+        let table = submodel_table()?;
+        if name.iter().any(|part| matches_any(&table.elsewhere, part)) {
             return Ok(None);
         }
-        let named = name.iter().enumerate().find_map(|(place, part)| {
-            let mut inner = self.inner.iter();
-            let (_, model) = inner.find(|(words, _)| words.iter().any(|word| matches(word, part)))?;
+        let marked = name.iter().enumerate().find_map(|(place, part)| {
+            let (_, model) = self.inner.iter().find(|(words, _)| matches_any(words, part))?;
             Some((place, model))
         });
-        if let Some((place, model)) = named {
+        if let Some((place, model)) = marked {
             return model.owner(&name[place + 1..]);
         }
-        let unnamed = self.inner.iter().find(|(words, _)| words.is_empty());
-        if let Some((_, model)) = unnamed.filter(|_| self.components.is_empty()) {
+        let unmarked = self.inner.iter().find(|(words, _)| words.is_empty());
+        if let Some((_, model)) = unmarked.filter(|_| self.components.is_empty()) {
             return model.owner(name);
         }
-        let tower = name.iter().find_map(|part| parts.tower(part));
+        let tower = name.iter().find_map(|part| table.tower(part));
         if tower.is_some_and(|tower| !self.components.contains(&tower)) {
             return Ok(None);
         }
@@ -194,16 +183,16 @@ impl<'a> Model<'a> {
         if let Some(tower) = tower {
             return vec![tower];
         }
-        if !(has(Encoder) && (has(Decoder) || has(Cross))) {
-            return self.components.clone();
-        }
-        let side = |part: &&str| match (part.contains("decoder"), part.contains("encoder")) {
-            (true, _) => Some(vec![Decoder, Cross]),
-            (_, true) => Some(vec![Encoder]),
-            _ => None,
+        // An encoder that attends to another encoder has no decoder beside it: its name says nothing.
+        let named = if has(Encoder) && has(Decoder) {
+            name.iter().find_map(|part| match (part.contains("decoder"), part.contains("encoder")) {
+                (true, _) => Some(vec![Decoder, Cross]),
+                (_, true) => Some(vec![Encoder]),
+                _ => None,
+            })
+        } else {
+            None
         };
-        // An encoder that was made to attend to another one has no decoder beside it.
-        let sides = if has(Decoder) { name.iter().find_map(side) } else { None };
-        sides.unwrap_or_else(|| self.components.clone())
+        named.unwrap_or_else(|| self.components.clone())
     }
 }

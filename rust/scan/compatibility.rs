@@ -1,7 +1,7 @@
 //! Checks that two models can be compared head by head.
 
 use super::opened_model::OpenedModel;
-use crate::attention::Layer;
+use crate::attention::LayerSizes;
 use crate::checkpoint::CONSOLIDATED;
 use crate::error::{Difference, Error, Result};
 
@@ -42,7 +42,7 @@ fn find_differences(base: &OpenedModel, tuned: &OpenedModel) -> Vec<Difference> 
     if layers.clone().any(|(base, tuned)| base.number != tuned.number) {
         return vec![Difference::LayerNumbers];
     }
-    type OfLayer = fn(&Layer) -> usize;
+    type OfLayer = fn(&LayerSizes) -> usize;
     let sizes: [(&'static str, OfLayer); 8] = [
         ("the number of query heads", |layer| layer.query_heads),
         ("the number of key/value heads", |layer| layer.key_value_heads),
@@ -63,7 +63,7 @@ fn find_differences(base: &OpenedModel, tuned: &OpenedModel) -> Vec<Difference> 
 
 /// Refuses a model for whose weights Q^T (K V^T) is not defined.
 pub(crate) fn check_product(model: &OpenedModel) -> Result<()> {
-    let problem = |layer: &Layer| match (layer.query, layer.key, layer.value) {
+    let problem = |layer: &LayerSizes| match (layer.query, layer.key, layer.value) {
         (_, None, _) | (_, _, None) => Some("has no keys and values of its own".to_owned()),
         (query, Some(key), _) if query.rows != key.rows => {
             Some(format!("has queries of size {} and keys of size {}", query.rows, key.rows))

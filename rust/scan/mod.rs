@@ -141,7 +141,7 @@ fn measure_heads(
         }
         (results, failures)
     });
-    let width = base.geometry().heads();
+    let width = base.geometry().width();
     let mut table = vec![None; layers.len() * width];
     let mut failures = Vec::new();
     for (of_thread, failures_of_thread) in results {
@@ -173,7 +173,7 @@ fn tabulate(
         for (head, measured) in measured.iter().enumerate() {
             let value = measured.as_ref().map(statistic.value);
             if value.is_some_and(|value| !statistic.allows(value)) {
-                let (layer, head) = (head / geometry.heads(), head % geometry.heads());
+                let (layer, head) = (head / geometry.width(), head % geometry.width());
                 return Err(Error::weights(
                     tuned.path(),
                     format!(

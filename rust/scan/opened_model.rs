@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::attention::{
-    Attention, Component, Contents, Geometry, Layer, Module, Orientation, Role, may_be_attention,
+    Attention, Component, Geometry, LayerSizes, Orientation, Projection, Role, TensorShapes, may_be_attention,
 };
 use crate::checkpoint::{ByteRange, Checkpoint};
 use crate::error::{Error, HeadName, Result};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
-use crate::weights::adapter::{Adapted, Adapter};
+use crate::weights::adapter::{Adapter, AdapterOnBase};
 use crate::weights::float;
 use crate::weights::quantised::{Quantisation, Scheme};
 
@@ -35,7 +35,7 @@ impl<P: AsRef<Path>> From<P> for ModelPath {
 #[derive(Debug)]
 pub struct OpenedModel {
     checkpoint: Arc<Checkpoint>,
-    adapted: Option<Adapted>,
+    adapted: Option<AdapterOnBase>,
     attention: Attention,
     /// The weights of the attention's modules, in their order.
     weights: Vec<Box<dyn WeightMatrix>>,
@@ -65,40 +65,40 @@ impl OpenedModel {
             }
         }
         let computed = quantised.iter().filter_map(|(module, opened)| {
-            let weights = &opened.as_ref().ok()?.weights;
-            Some((*module, weights.features()))
+            let matrix = &opened.as_ref().ok()?.matrix;
+            Some((*module, matrix.features()))
         });
-        let contents = Contents {
-            tensors: checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)).collect(),
+        let shapes = TensorShapes {
+            stored: checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)).collect(),
             computed: computed.collect(),
         };
-        let attention = match Attention::resolve(path, &config, &contents, component) {
+        let attention = match Attention::resolve(path, &config, &shapes, component) {
             Ok(attention) => attention,
             // The missing weights may be those that could not be read.
             Err(error) => return Err(quantised.into_values().find_map(Result::err).unwrap_or(error)),
         };
-        drop(contents);
+        drop(shapes);
         let names = || checkpoint.tensors().map(|(name, _)| name);
         let adapted = adapter
             .as_ref()
-            .map(|folder| Adapter::open(folder)?.over(path, names(), Some(&attention)))
+            .map(|folder| Adapter::open(folder)?.find_modules(path, names(), Some(&attention)))
             .transpose()?;
         let mut schemes = BTreeSet::new();
-        let mut open_stored = |module: &Module| match quantised.remove(&*module.name).transpose()? {
+        let mut open_stored = |module: &Projection| match quantised.remove(&*module.name).transpose()? {
             Some(quantised) => {
                 schemes.insert(quantised.scheme);
-                Ok(quantised.weights)
+                Ok(quantised.matrix)
             }
             None => float::open(&checkpoint, module),
         };
-        let weights = (attention.modules().iter())
+        let weights = (attention.projections().iter())
             .map(|module| {
                 let Some(adapted) = &adapted else { return open_stored(module) };
                 let base = match adapted.replacement(module)? {
                     Some((checkpoint, module)) => float::open(checkpoint, &module)?,
                     None => open_stored(module)?,
                 };
-                adapted.linear(&module.name, module.orientation, base)
+                adapted.adapt(&module.name, module.orientation, base)
             })
             .collect::<Result<_>>()?;
         drop(quantised);
@@ -122,7 +122,7 @@ impl OpenedModel {
                 note: None,
             };
         };
-        let moved = self.attention.modules().iter().any(|module| adapted.changes(&module.name));
+        let moved = self.attention.projections().iter().any(|module| adapted.changes(&module.name));
         Provenance {
             files: format!("{} over {weights}", name(adapted.adapter().path())),
             adapter: Some(adapted.adapter().kind()),
@@ -160,10 +160,10 @@ impl OpenedModel {
     /// The bytes of weights that a scan reads of this model.
     pub fn bytes(&self) -> u64 {
         let layers = &self.geometry().layers;
-        let of_layer = |(row, layer): (usize, &Layer)| -> u64 {
+        let of_layer = |(row, layer): (usize, &LayerSizes)| -> u64 {
             let of_role = |role: &Role| {
                 let matrices = (0..layer.count(*role)).filter_map(|index| self.matrix(*role, row, index));
-                // GroupMeasurement that begin within a block of scales read more of them.
+                // Heads that begin within a block of scales read more of them.
                 matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>()
             };
             layer.own_roles().iter().map(of_role).sum()
@@ -173,9 +173,9 @@ impl OpenedModel {
 
     /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.
     pub(crate) fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<HeadRows<'_>> {
-        let slice = self.attention.slice(role, layer, index)?;
+        let slice = self.attention.projection_rows(role, layer, index)?;
         let weights = &*self.weights[slice.index];
-        Some(HeadRows { model: self, module: slice.module, rows: slice.rows, weights })
+        Some(HeadRows { model: self, module: slice.projection, rows: slice.rows, weights })
     }
 }
 
@@ -197,7 +197,7 @@ pub struct Provenance {
 #[derive(Clone, Debug)]
 pub(crate) struct HeadRows<'a> {
     model: &'a OpenedModel,
-    module: &'a Module,
+    module: &'a Projection,
     rows: Range<usize>,
     weights: &'a dyn WeightMatrix,
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::attention::{Module, Orientation};
+use crate::attention::{Orientation, Projection};
 use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
 use crate::error::{Error, Result};
 use crate::number_format::Dtype;
@@ -26,15 +26,15 @@ pub(crate) fn find_tensor<'c>(checkpoint: &'c Checkpoint, module: &str) -> Optio
     find(&format!("{module}.weight")).or_else(|| find(module))
 }
 
-/// Opens the weights of a module.
+/// Opens the weights of a projection.
 ///
 /// # Errors
 ///
 /// [`Error::Model`] if there is no such tensor, or if its numbers are not of a floating-point format.
-pub(crate) fn open(checkpoint: &Arc<Checkpoint>, module: &Module) -> Result<Box<dyn WeightMatrix>> {
+pub(crate) fn open(checkpoint: &Arc<Checkpoint>, projection: &Projection) -> Result<Box<dyn WeightMatrix>> {
     let path = checkpoint.path();
-    let (name, tensor) = find_tensor(checkpoint, &module.name)
-        .ok_or_else(|| Error::model(path, format!("tensor {} is missing", module.name)))?;
+    let (name, tensor) = find_tensor(checkpoint, &projection.name)
+        .ok_or_else(|| Error::model(path, format!("tensor {} is missing", projection.name)))?;
     let Some(dtype) = Dtype::from_stored(tensor.dtype) else {
         return Err(Error::model(
             path,
@@ -49,8 +49,8 @@ pub(crate) fn open(checkpoint: &Arc<Checkpoint>, module: &Module) -> Result<Box<
         checkpoint: Arc::clone(checkpoint),
         tensor: tensor.clone(),
         dtype,
-        orientation: module.orientation,
-        features: [module.out_features, module.in_features],
+        orientation: projection.orientation,
+        features: [projection.out_features, projection.in_features],
     }))
 }
 

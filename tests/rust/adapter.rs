@@ -1,98 +1,61 @@
-//! Rows as adapters change them, against the formulas written plainly, and adapters that must not be read.
-
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! Rows that adapters change, compared with the formulas, and adapters that must not be read.
 
 use std::collections::HashMap;
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
 use alps::attention::Orientation;
-use alps::number_format::Dtype;
 use alps::weights::WeightMatrix;
 use alps::weights::adapter::Adapter;
 use alps::{Error, Result};
 use proptest::prelude::*;
-use safetensors::tensor::TensorView;
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+
+use crate::support::{Folder, StoredTensor, assert_says, encode, noise, round_to, safetensors_file, with};
 
 const MODULE: &str = "model.layers.0.self_attn.q_proj";
 
-/// A layer in memory.
+/// A weight matrix in memory.
 #[derive(Debug, Clone)]
-struct Plain {
+struct MemoryMatrix {
     rows: usize,
     columns: usize,
     dtype: Dtype,
     weights: Vec<f64>,
 }
 
-impl Plain {
+impl MemoryMatrix {
     /// Weights that `dtype` holds exactly.
     fn new(rows: usize, columns: usize, dtype: Dtype, seed: u64) -> Self {
         let weights =
-            numbers(rows * columns, seed).into_iter().map(|number| rounded(number, dtype)).collect();
+            numbers(rows * columns, seed).into_iter().map(|number| round_to(dtype, number)).collect();
         Self { rows, columns, dtype, weights }
     }
 }
 
-impl WeightMatrix for Plain {
+impl WeightMatrix for MemoryMatrix {
     fn features(&self) -> [usize; 2] {
         [self.rows, self.columns]
     }
-    fn dtype(&self) -> Dtype {
-        self.dtype
+    fn dtype(&self) -> alps::number_format::Dtype {
+        alps::number_format::Dtype::from_stored(self.dtype).unwrap()
     }
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
-        (rows.len() * self.columns * self.dtype.size()) as u64
+        (rows.len() * self.columns * self.dtype().size()) as u64
     }
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], _: &mut Vec<u8>) -> Result<()> {
         assert_eq!(into.len() as u64, self.stored_bytes(rows.clone()));
         let weights = &self.weights[rows.start * self.columns..rows.end * self.columns];
-        into.copy_from_slice(&bytes(weights, self.dtype));
+        into.copy_from_slice(&encode(self.dtype, weights));
         Ok(())
-    }
-}
-
-fn rounded(number: f64, dtype: Dtype) -> f64 {
-    match dtype {
-        Dtype::F16 => half::f16::from_f64(number).to_f64(),
-        Dtype::BF16 => half::bf16::from_f64(number).to_f64(),
-        Dtype::F32 => number as f32 as f64,
-        Dtype::F64 => number,
-    }
-}
-
-fn bytes(numbers: &[f64], dtype: Dtype) -> Vec<u8> {
-    let each = |number: &f64| match dtype {
-        Dtype::F16 => half::f16::from_f64(*number).to_le_bytes().to_vec(),
-        Dtype::BF16 => half::bf16::from_f64(*number).to_le_bytes().to_vec(),
-        Dtype::F32 => (*number as f32).to_le_bytes().to_vec(),
-        Dtype::F64 => number.to_le_bytes().to_vec(),
-    };
-    numbers.iter().flat_map(each).collect()
-}
-
-fn stored(dtype: Dtype) -> safetensors::Dtype {
-    match dtype {
-        Dtype::F16 => safetensors::Dtype::F16,
-        Dtype::BF16 => safetensors::Dtype::BF16,
-        Dtype::F32 => safetensors::Dtype::F32,
-        Dtype::F64 => safetensors::Dtype::F64,
     }
 }
 
 /// Numbers from -0.5 to 0.5, some of them 0.
 fn numbers(count: usize, seed: u64) -> Vec<f64> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as u32
-    };
-    (0..count)
-        .map(|_| if next() % 8 == 0 { 0.0 } else { f64::from(next()) / f64::from(u32::MAX >> 1) - 0.5 })
-        .collect()
+    let mut noise = noise(seed);
+    (0..count).map(|_| if noise() < -0.375 { 0.0 } else { noise() }).collect()
 }
 
 /// The tensors of an adapter in memory: shape and entries by name.
@@ -112,24 +75,23 @@ impl Tensors {
     }
 }
 
-fn write(config: &Value, tensors: &Tensors, dtype: Dtype) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
-    let data: Vec<_> =
-        tensors.0.iter().map(|(name, (shape, entries))| (name, shape, bytes(entries, dtype))).collect();
-    let views = data
-        .iter()
-        .map(|(name, shape, data)| (*name, TensorView::new(stored(dtype), (*shape).clone(), data).unwrap()));
-    let file = safetensors::serialize(views, None).unwrap();
-    fs::write(folder.path().join("adapter_model.safetensors"), file).unwrap();
+fn write(config: &Value, tensors: &Tensors, dtype: Dtype) -> Folder {
+    let folder = Folder::new();
+    folder.write("adapter_config.json", config.to_string());
+    let stored =
+        tensors.0.iter().map(|(name, (shape, entries))| (name, StoredTensor::new(dtype, shape, entries)));
+    let stored: Vec<_> = stored.collect();
+    let file = safetensors_file(stored.iter().map(|(name, tensor)| (*name, tensor)));
+    folder.write("adapter_model.safetensors", file);
     folder
 }
 
 /// Reads all rows of the module, `step` at a time.
-fn read(folder: &Path, base: &Plain, step: usize) -> Result<Vec<f64>> {
+fn read(folder: &Path, base: &MemoryMatrix, step: usize) -> Result<Vec<f64>> {
     let names = [format!("{MODULE}.weight")];
-    let adapted = Adapter::open(folder)?.over(Path::new("base"), names.iter().map(|name| &**name), None)?;
-    let layer = adapted.linear(MODULE, Orientation::OutIn, Box::new(base.clone()))?;
+    let adapted =
+        Adapter::open(folder)?.find_modules(Path::new("base"), names.iter().map(|name| &**name), None)?;
+    let layer = adapted.adapt(MODULE, Orientation::OutIn, Box::new(base.clone()))?;
     assert_eq!(layer.features(), base.features());
     let size = layer.dtype().size();
     let (mut weights, mut scratch) = (Vec::new(), Vec::new());
@@ -159,7 +121,7 @@ fn dtypes() -> impl Strategy<Value = Dtype> {
 
 /// Checks all rows against W + `delta`, entry by entry: to the rounding of the numbers, to the bit where nothing
 /// is added, and to the bit whatever is read at a time.
-fn check(folder: &Path, base: &Plain, step: usize, delta: impl Fn(usize, usize) -> (f64, f64)) {
+fn check(folder: &Path, base: &MemoryMatrix, step: usize, delta: impl Fn(usize, usize) -> (f64, f64)) {
     let found = read(folder, base, step).unwrap();
     assert_eq!(found, read(folder, base, base.rows).unwrap());
     let epsilon = if base.dtype == Dtype::F64 { 1e-15 } else { 6e-8 };
@@ -190,7 +152,7 @@ proptest! {
         let tensors = lora_tensors(rows, columns, rank);
         let folder = write(&config, &tensors, Dtype::F32);
         let scale = 5.0 / if by_root { (rank as f64).sqrt() } else { rank as f64 };
-        check(folder.path(), &Plain::new(rows, columns, dtype, 1), step, |row, column| {
+        check(folder.path(), &MemoryMatrix::new(rows, columns, dtype, 1), step, |row, column| {
             let terms: Vec<f64> = (0..rank)
                 .map(|k| scale * tensors.entry("lora_B.weight", row, k) * tensors.entry("lora_A.weight", k, column))
                 .collect();
@@ -209,7 +171,7 @@ proptest! {
             .with("hada_w2_a", &[rows, rank], 4)
             .with("hada_w2_b", &[rank, columns], 5);
         let folder = write(&json!({"peft_type": "LOHA", "r": rank, "alpha": 3}), &tensors, Dtype::F32);
-        check(folder.path(), &Plain::new(rows, columns, Dtype::BF16, 1), step, |row, column| {
+        check(folder.path(), &MemoryMatrix::new(rows, columns, Dtype::BF16, 1), step, |row, column| {
             let product = |left: &str, right: &str| {
                 let terms: Vec<f64> =
                     (0..rank).map(|k| tensors.entry(left, row, k) * tensors.entry(right, k, column)).collect();
@@ -232,7 +194,7 @@ proptest! {
             .with("lokr_w2_a", &[rows.1, rank], 3)
             .with("lokr_w2_b", &[rank, columns.1], 4);
         let folder = write(&json!({"peft_type": "LOKR", "r": rank, "alpha": 3}), &tensors, Dtype::F32);
-        let base = Plain::new(rows.0 * rows.1, columns.0 * columns.1, Dtype::F32, 1);
+        let base = MemoryMatrix::new(rows.0 * rows.1, columns.0 * columns.1, Dtype::F32, 1);
         check(folder.path(), &base, step, |row, column| {
             let first = 3.0 / rank as f64 * tensors.entry("lokr_w1", row / rows.1, column / columns.1);
             let terms: Vec<f64> = (0..rank)
@@ -252,14 +214,14 @@ proptest! {
     ) {
         let mut config = lora(rank);
         config["use_dora"] = true.into();
-        let mut base = Plain::new(rows, columns, dtype, 1);
+        let mut base = MemoryMatrix::new(rows, columns, dtype, 1);
         base.weights[..].iter_mut().step_by(columns).for_each(|weight| *weight = 1.0);
         let tensors = lora_tensors(rows, columns, rank).with("lora_magnitude_vector", &[rows], 7);
         let folder = write(&config, &tensors, Dtype::F32);
         let found = read(folder.path(), &base, step).unwrap();
         assert_eq!(found, read(folder.path(), &base, rows).unwrap());
-        let plain = write(&lora(rank), &lora_tensors(rows, columns, rank), Dtype::F32);
-        let summed = read(plain.path(), &base, rows).unwrap();
+        let without_dora = write(&lora(rank), &lora_tensors(rows, columns, rank), Dtype::F32);
+        let summed = read(without_dora.path(), &base, rows).unwrap();
         for row in 0..rows {
             let (found_row, summed_row) =
                 (&found[row * columns..(row + 1) * columns], &summed[row * columns..(row + 1) * columns]);
@@ -281,7 +243,7 @@ proptest! {
         let shape = if of_rows { [rows, 1] } else { [1, columns] };
         let tensors = Tensors::default().with("ia3_l", &shape, 2);
         let folder = write(&json!({"peft_type": "IA3"}), &tensors, Dtype::F32);
-        let base = Plain::new(rows, columns, Dtype::F16, 1);
+        let base = MemoryMatrix::new(rows, columns, Dtype::F16, 1);
         check(folder.path(), &base, step, |row, column| {
             let by = if of_rows { tensors.entry("ia3_l", row, 0) } else { tensors.entry("ia3_l", 0, column) };
             let weight = base.weights[row * columns + column];
@@ -292,11 +254,11 @@ proptest! {
 
 #[test]
 fn factors_of_any_format_are_read() {
-    let base = Plain::new(3, 70, Dtype::F32, 1);
+    let base = MemoryMatrix::new(3, 70, Dtype::F32, 1);
     for dtype in [Dtype::F16, Dtype::BF16, Dtype::F64] {
         let mut tensors = lora_tensors(3, 70, 2);
         for (_, entries) in tensors.0.values_mut() {
-            entries.iter_mut().for_each(|entry| *entry = rounded(*entry, dtype));
+            entries.iter_mut().for_each(|entry| *entry = round_to(dtype, *entry));
         }
         let (stored, same) = (write(&lora(2), &tensors, dtype), write(&lora(2), &tensors, Dtype::F32));
         assert_eq!(read(stored.path(), &base, 3).unwrap(), read(same.path(), &base, 3).unwrap());
@@ -305,7 +267,7 @@ fn factors_of_any_format_are_read() {
 
 #[test]
 fn patterns_match_ends_of_names_in_the_order_of_the_file() {
-    let base = Plain::new(4, 6, Dtype::F32, 1);
+    let base = MemoryMatrix::new(4, 6, Dtype::F32, 1);
     let tensors = lora_tensors(4, 6, 2);
     let scaled = |config: &Value| {
         let folder = write(config, &tensors, Dtype::F32);
@@ -325,7 +287,7 @@ fn patterns_match_ends_of_names_in_the_order_of_the_file() {
         let text = format!(
             r#"{{"peft_type": "LORA", "r": 9, "lora_alpha": 5, "rank_pattern": {{"q_proj": 2}}, "alpha_pattern": {patterns}}}"#
         );
-        fs::write(folder.path().join("adapter_config.json"), text).unwrap();
+        folder.write("adapter_config.json", text);
         assert_eq!(read(folder.path(), &base, 4).unwrap(), with_alpha(alpha), "{patterns}");
     }
 }
@@ -335,19 +297,12 @@ fn patterns_match_ends_of_names_in_the_order_of_the_file() {
 #[track_caller]
 fn refusal(config: &Value, tensors: &Tensors) -> String {
     let folder = write(config, tensors, Dtype::F32);
-    match read(folder.path(), &Plain::new(4, 6, Dtype::BF16, 1), 4) {
+    match read(folder.path(), &MemoryMatrix::new(4, 6, Dtype::BF16, 1), 4) {
         Err(Error::Checkpoint { path, problem } | Error::Weights { path, problem }) => {
             assert!(path.starts_with(folder.path()));
             problem
         }
         other => panic!("{other:?}"),
-    }
-}
-
-#[track_caller]
-fn assert_says(problem: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(problem.contains(part), "{part:?} is not in: {problem}");
     }
 }
 
@@ -369,24 +324,20 @@ fn configurations_that_mean_something_else_are_refused() {
         (json!({"use_rslora": "yes"}), vec!["the configuration of the adapter cannot be read", "boolean"]),
     ];
     for (changes, said) in cases {
-        let mut config = lora(2);
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        assert_says(&refusal(&config, &lora_tensors(4, 6, 2)), &said);
+        assert_says(&refusal(&with(lora(2), &changes), &lora_tensors(4, 6, 2)), &said);
     }
     assert_says(&refusal(&json!([1]), &lora_tensors(4, 6, 2)), &["expected a JSON object"]);
 }
 
 #[test]
 fn what_is_unset_or_has_no_effect_is_passed_over() {
-    let mut config = lora(2);
     let more = json!({
         "use_qalora": false, "layer_replication": null, "something_new": {}, "init_lora_weights": true,
         "target_modules": ["q_proj"], "lora_dropout": 0.1, "peft_version": "0.21.2", "task_type": "CAUSAL_LM",
         "target_parameters": ["mlp.experts.gate_up_proj"], "inference_mode": true, "bias": "lora_only",
     });
-    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    let folder = write(&config, &lora_tensors(4, 6, 2), Dtype::F32);
-    read(folder.path(), &Plain::new(4, 6, Dtype::BF16, 1), 4).unwrap();
+    let folder = write(&with(lora(2), &more), &lora_tensors(4, 6, 2), Dtype::F32);
+    read(folder.path(), &MemoryMatrix::new(4, 6, Dtype::BF16, 1), 4).unwrap();
 }
 
 #[test]
@@ -444,7 +395,7 @@ fn a_module_that_the_base_lacks_is_refused_if_it_may_hold_attention() {
         );
         let folder = write(&lora(2), &tensors, Dtype::F32);
         let base = [format!("{MODULE}.weight")];
-        Adapter::open(folder.path()).unwrap().over(
+        Adapter::open(folder.path()).unwrap().find_modules(
             Path::new("the base"),
             base.iter().map(|name| &**name),
             None,

@@ -1,14 +1,14 @@
 //! Models whose attention is found, and every kind that must be refused.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use alps::Error;
-use alps::attention::{Attention, Component, Contents, Orientation, Role, Size, layouts};
+use alps::attention::{Attention, Component, MatrixSize, Orientation, Role, TensorShapes, layouts};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
+
+use crate::support::{ModelShape, ModelType, assert_says, model_shapes};
 
 type Tensors = BTreeMap<String, Vec<usize>>;
 
@@ -21,16 +21,16 @@ fn resolve_component(
     tensors: &Tensors,
     component: Option<Component>,
 ) -> alps::Result<Attention> {
-    let tensors = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
-    let contents = Contents { tensors, ..Contents::default() };
-    Attention::resolve(Path::new("some/model"), config.as_object().unwrap(), &contents, component)
+    let stored = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
+    let shapes = TensorShapes { stored, ..TensorShapes::default() };
+    Attention::resolve(Path::new("some/model"), config.as_object().unwrap(), &shapes, component)
 }
 
 /// Which rows of which module a matrix is.
 #[track_caller]
 fn rows(attention: &Attention, role: Role, layer: usize, index: usize) -> (&str, std::ops::Range<usize>) {
-    let slice = attention.slice(role, layer, index).unwrap();
-    (&slice.module.name, slice.rows)
+    let slice = attention.projection_rows(role, layer, index).unwrap();
+    (&slice.projection.name, slice.rows)
 }
 
 fn numbers(attention: &Attention) -> Vec<usize> {
@@ -50,32 +50,18 @@ fn refusal(config: &Value, tensors: &Tensors) -> String {
     }
 }
 
-#[track_caller]
-fn assert_says(problem: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(problem.contains(part), "{part:?} is not in: {problem}");
-    }
-}
-
 /// Two layers, six heads of size 4 that share two groups, and a hidden size of 16.
 fn llama() -> (Value, Tensors) {
-    let config = json!({
-        "model_type": "llama",
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "head_dim": 4,
-        "hidden_size": 16,
-    });
-    (config, separate("model.", 2))
+    (LLAMA.config(ModelType::Llama), separate("model.", 2))
 }
 
+const LLAMA: ModelShape =
+    ModelShape { layers: 2, groups: 2, heads_per_group: 3, head_size: 4, hidden_size: 16 };
+
 fn separate(prefix: &str, layers: usize) -> Tensors {
-    let mut tensors = Tensors::from([("lm_head.weight".to_owned(), vec![100, 16])]);
+    let mut tensors = ModelShape { layers, ..LLAMA }.tensor_shapes(ModelType::Llama, prefix);
+    tensors.insert("lm_head.weight".to_owned(), vec![100, 16]);
     for layer in 0..layers {
-        for (name, rows) in [("q_proj", 24), ("k_proj", 8), ("v_proj", 8)] {
-            tensors.insert(format!("{prefix}layers.{layer}.self_attn.{name}.weight"), vec![rows, 16]);
-        }
         tensors.insert(format!("{prefix}layers.{layer}.self_attn.o_proj.weight"), vec![16, 24]);
     }
     tensors
@@ -83,15 +69,14 @@ fn separate(prefix: &str, layers: usize) -> Tensors {
 
 /// Two layers, three heads of size 4.
 fn gpt2() -> (Value, Tensors) {
-    let config = json!({"model_type": "gpt2", "n_layer": 2, "n_head": 3, "n_embd": 12});
-    let mut tensors = Tensors::new();
+    let shape = ModelShape { layers: 2, groups: 3, heads_per_group: 1, head_size: 4, hidden_size: 12 };
+    let mut tensors = shape.tensor_shapes(ModelType::Gpt2, "");
     for layer in 0..2 {
-        tensors.insert(format!("h.{layer}.attn.c_attn.weight"), vec![12, 36]);
         tensors.insert(format!("h.{layer}.attn.c_attn.bias"), vec![36]);
         tensors.insert(format!("h.{layer}.attn.bias"), vec![1, 1, 64, 64]);
         tensors.insert(format!("h.{layer}.crossattention.c_attn.weight"), vec![12, 24]);
     }
-    (config, tensors)
+    (shape.config(ModelType::Gpt2), tensors)
 }
 
 /// Llama, after a change of its configuration.
@@ -110,10 +95,10 @@ fn heads_that_share_groups() {
     let attention = resolve(&config, &tensors).unwrap();
     let geometry = attention.geometry();
     assert_eq!((&*geometry.model_type, &*geometry.layout), ("llama", "separate"));
-    assert_eq!((geometry.component, geometry.heads()), (Component::Decoder, 6));
+    assert_eq!((geometry.component, geometry.width()), (Component::Decoder, 6));
     assert_eq!(numbers(&attention), [0, 1]);
     for layer in &geometry.layers {
-        let size = Size { rows: 4, columns: 16 };
+        let size = MatrixSize { rows: 4, columns: 16 };
         assert_eq!((layer.query_heads, layer.key_value_heads), (6, 2));
         assert_eq!((layer.query, layer.key, layer.value), (size, Some(size), Some(size)));
         assert_eq!((0..6).map(|head| layer.group_of(head)).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 1]);
@@ -121,21 +106,21 @@ fn heads_that_share_groups() {
     }
     assert_eq!(rows(&attention, Role::Query, 1, 5), ("model.layers.1.self_attn.q_proj", 20..24));
     assert_eq!(rows(&attention, Role::Value, 0, 1), ("model.layers.0.self_attn.v_proj", 4..8));
-    assert_eq!(attention.modules().len(), 6);
-    assert_eq!(attention.modules()[4].name, "model.layers.1.self_attn.k_proj");
-    assert!(attention.modules().iter().all(|module| module.orientation == Orientation::OutIn));
+    assert_eq!(attention.projections().len(), 6);
+    assert_eq!(attention.projections()[4].name, "model.layers.1.self_attn.k_proj");
+    assert!(attention.projections().iter().all(|module| module.orientation == Orientation::OutIn));
 }
 
 #[test]
 fn columns_of_a_transposed_fused_tensor() {
     let (config, tensors) = gpt2();
     let attention = resolve(&config, &tensors).unwrap();
-    assert_eq!(attention.modules().len(), 2);
+    assert_eq!(attention.projections().len(), 2);
     for (role, first) in [(Role::Query, 8), (Role::Key, 20), (Role::Value, 32)] {
-        let slice = attention.slice(role, 1, 2).unwrap();
-        assert_eq!((&*slice.module.name, slice.rows), ("h.1.attn.c_attn", first..first + 4));
-        assert_eq!(slice.module.orientation, Orientation::InOut);
-        assert_eq!((slice.module.out_features, slice.module.in_features), (36, 12));
+        let slice = attention.projection_rows(role, 1, 2).unwrap();
+        assert_eq!((&*slice.projection.name, slice.rows), ("h.1.attn.c_attn", first..first + 4));
+        assert_eq!(slice.projection.orientation, Orientation::InOut);
+        assert_eq!((slice.projection.out_features, slice.projection.in_features), (36, 12));
     }
 }
 
@@ -214,9 +199,9 @@ fn keys_and_values_from_a_latent_vector() {
     );
     let layer = &attention.geometry().layers[0];
     assert_eq!((layer.query_heads, layer.key_value_heads), (3, 3));
-    assert_eq!(layer.query, Size { rows: 6, columns: 7 });
-    assert_eq!(layer.key, Some(Size { rows: 4, columns: 9 }));
-    assert_eq!(layer.value, Some(Size { rows: 5, columns: 9 }));
+    assert_eq!(layer.query, MatrixSize { rows: 6, columns: 7 });
+    assert_eq!(layer.key, Some(MatrixSize { rows: 4, columns: 9 }));
+    assert_eq!(layer.value, Some(MatrixSize { rows: 5, columns: 9 }));
     assert_eq!(rows(&attention, Role::Query, 0, 1), ("model.layers.0.self_attn.q_b_proj", 6..12));
     assert_eq!(rows(&attention, Role::Key, 0, 1), ("model.layers.0.self_attn.kv_b_proj", 9..13));
     assert_eq!(rows(&attention, Role::Value, 0, 1), ("model.layers.0.self_attn.kv_b_proj", 13..18));
@@ -242,12 +227,12 @@ fn layers_that_use_earlier_keys_and_values() {
     insert(2, "k_proj", &[6, 12]); // a dead one, as older files have them
     let attention = resolve(&config, &tensors).unwrap();
     let layers = &attention.geometry().layers;
-    assert_eq!(layers[0].value, Some(Size { rows: 3, columns: 12 }));
+    assert_eq!(layers[0].value, Some(MatrixSize { rows: 3, columns: 12 }));
     assert!(!layers[0].keys_are_values && layers[1].keys_are_values);
     assert_eq!((layers[1].key_value_heads, layers[1].query.rows), (1, 6));
     assert_eq!(rows(&attention, Role::Value, 1, 0), ("model.layers.1.self_attn.k_proj", 0..6));
     assert_eq!((layers[2].key, layers[2].value), (None, None));
-    assert_eq!(attention.slice(Role::Key, 2, 0), None);
+    assert_eq!(attention.projection_rows(Role::Key, 2, 0), None);
 
     let mut unlike = config.clone();
     unlike["attention_k_eq_v"] = json!(false);
@@ -279,7 +264,7 @@ fn each_stack_of_an_encoder_and_a_decoder() {
     let heads = |component| {
         let attention = resolve_component(&config, &tensors, component).unwrap();
         let geometry = attention.geometry();
-        (geometry.component, geometry.layers.len(), geometry.heads())
+        (geometry.component, geometry.layers.len(), geometry.width())
     };
     assert_eq!(heads(None), (Component::Decoder, 2, 3));
     assert_eq!(heads(Some(Component::Decoder)), (Component::Decoder, 2, 3));
@@ -293,7 +278,7 @@ fn each_stack_of_an_encoder_and_a_decoder() {
 }
 
 #[test]
-fn layers_without_softmax_attention_are_left_out() {
+fn layers_without_softmax_attention_are_omissions() {
     let (mut config, mut tensors) = llama();
     config["model_type"] = json!("jamba");
     config["num_hidden_layers"] = json!(4);
@@ -303,7 +288,7 @@ fn layers_without_softmax_attention_are_left_out() {
     let attention = resolve(&config, &tensors).unwrap();
     assert_eq!(numbers(&attention), [0, 1]);
     let left_out: Vec<String> =
-        attention.left_out().iter().map(|it| format!("{}: {}", it.what, it.why)).collect();
+        attention.omissions().iter().map(|it| format!("{}: {}", it.what, it.why)).collect();
     assert_eq!(
         left_out,
         [
@@ -361,30 +346,30 @@ fn the_text_model_of_a_larger_one() {
         let attention = resolve(&config, &tensors).unwrap();
         assert_eq!(attention.geometry().model_type, "gemma3");
         assert_eq!(attention.owner_type(), "gemma3_text");
-        assert!(attention.modules().iter().all(|module| module.name.starts_with(prefix)));
-        let strangers: Vec<&str> = attention.left_out().iter().map(|it| &*it.what).collect();
-        assert!(strangers.contains(&"mtp.layers.# (5 layers)"), "{strangers:?}");
+        assert!(attention.projections().iter().all(|module| module.name.starts_with(prefix)));
+        let omitted: Vec<&str> = attention.omissions().iter().map(|it| &*it.what).collect();
+        assert!(omitted.contains(&"mtp.layers.# (5 layers)"), "{omitted:?}");
     }
 }
 
 #[test]
-fn layers_beyond_those_of_the_configuration_are_left_out() {
+fn layers_beyond_those_of_the_configuration_are_omissions() {
     let (config, _) = llama();
     let attention = resolve(&config, &separate("model.", 3)).unwrap();
     assert_eq!(numbers(&attention), [0, 1]);
-    assert_eq!(attention.left_out().len(), 1);
-    assert_eq!(attention.left_out()[0].what, "1 layers from number 2 on");
+    assert_eq!(attention.omissions().len(), 1);
+    assert_eq!(attention.omissions()[0].what, "1 layers from number 2 on");
 }
 
 #[test]
 #[should_panic(expected = "there is no key matrix 2")]
 fn a_group_that_does_not_exist_is_a_mistake_of_the_caller() {
     let (config, tensors) = llama();
-    let _ = resolve(&config, &tensors).unwrap().slice(Role::Key, 0, 2);
+    let _ = resolve(&config, &tensors).unwrap().projection_rows(Role::Key, 0, 2);
 }
 
 #[test]
-fn a_model_type_is_known_by_its_family() {
+fn a_model_type_is_known_by_its_layout() {
     let layout = |model_type| {
         let has =
             |layout: &&alps::attention::Layout| layout.model_types().any(|(_, known)| known == model_type);
@@ -402,7 +387,7 @@ fn a_model_type_is_known_by_its_family() {
 // What is refused.
 
 #[test]
-fn a_model_type_of_no_family() {
+fn a_model_type_of_no_layout() {
     let mut tensors = separate("model.", 32);
     tensors.insert("model.layers.0.mamba.A_log".to_owned(), vec![3]);
     let problem = refusal(&json!({"model_type": "jetmoe\n"}), &tensors);
@@ -542,7 +527,7 @@ fn layers_with_sizes_of_their_own() {
     let heads: Vec<_> =
         attention.geometry().layers.iter().map(|layer| (layer.query_heads, layer.key_value_heads)).collect();
     assert_eq!(heads, [(6, 2), (3, 1)]);
-    assert_eq!(attention.geometry().heads(), 6);
+    assert_eq!(attention.geometry().width(), 6);
 }
 
 #[test]
@@ -652,32 +637,11 @@ fn attention_under_several_prefixes() {
 
 // What holds for all models.
 
-#[derive(Debug, Clone)]
-struct Sizes {
-    layers: usize,
-    groups: usize,
-    heads_per_group: usize,
-    head_size: usize,
-    hidden_size: usize,
-}
-
-fn sizes() -> impl Strategy<Value = Sizes> {
-    (1_usize..4, 1_usize..5, 1_usize..5, 1_usize..6, 1_usize..20).prop_map(
-        |(layers, groups, heads_per_group, head_size, hidden_size)| Sizes {
-            layers,
-            groups,
-            heads_per_group,
-            head_size,
-            hidden_size,
-        },
-    )
-}
-
-/// Asserts that no two matrices share a row (or column), and that all are within their tensors; returns how many
-/// rows belong to no head.
+/// Asserts that no two matrices share a row (or column) and that all are within their tensors. Returns the number of
+/// rows that belong to no head.
 fn assert_apart(attention: &Attention, tensors: &Tensors) -> usize {
     let mut owners: Vec<Vec<usize>> = Vec::new();
-    for module in attention.modules() {
+    for module in attention.projections() {
         let weight = format!("{}.weight", module.name);
         let shape = tensors.get(&weight).unwrap_or_else(|| &tensors[&module.name]);
         let (out, columns) = match module.orientation {
@@ -693,10 +657,10 @@ fn assert_apart(attention: &Attention, tensors: &Tensors) -> usize {
                 continue;
             }
             for index in 0..layer.count(role) {
-                let Some(slice) = attention.slice(role, row, index) else { continue };
+                let Some(slice) = attention.projection_rows(role, row, index) else { continue };
                 assert_eq!(
                     layer.size(role),
-                    Some(Size { rows: slice.rows.len(), columns: slice.module.in_features })
+                    Some(MatrixSize { rows: slice.rows.len(), columns: slice.projection.in_features })
                 );
                 owners[slice.index][slice.rows].iter_mut().for_each(|count| *count += 1);
             }
@@ -772,38 +736,31 @@ fn any_tensors() -> impl Strategy<Value = Tensors> {
 
 proptest! {
     #[test]
-    fn every_row_belongs_to_one_head(sizes in sizes(), nested in any::<bool>(), prefix in 0_usize..8) {
-        let Sizes { layers, groups, heads_per_group, head_size, hidden_size } = sizes;
-        let heads = groups * heads_per_group;
-        let section = json!({
-            "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups,
-            "head_dim": head_size, "hidden_size": hidden_size, "model_type": "llama",
-        });
+    fn every_row_belongs_to_one_head(
+        shape in model_shapes(4, 5, 5, 6, 20),
+        nested in any::<bool>(),
+        prefix in 0_usize..8,
+    ) {
+        let section = shape.config(ModelType::Llama);
         let config = if nested { json!({"model_type": "llava", "text_config": section}) } else { section };
         let prefix = ["", "model.", "language_model.model.", "model.language_model."][prefix % 4];
-        let tensors: Tensors = (0..layers)
-            .flat_map(|layer| [("q", heads), ("k", groups), ("v", groups)].map(|(name, count)| {
-                let name = format!("{prefix}layers.{layer}.self_attn.{name}_proj.weight");
-                (name, vec![count * head_size, hidden_size])
-            }))
-            .collect();
+        let tensors = shape.tensor_shapes(ModelType::Llama, prefix);
         let attention = resolve(&config, &tensors).unwrap();
         prop_assert_eq!(assert_apart(&attention, &tensors), 0);
-        let geometry = &attention.geometry().layers[0];
+        let (geometry, heads) = (&attention.geometry().layers[0], shape.heads());
         for head in 0..heads {
-            prop_assert_eq!(geometry.group_of(head), head * groups / heads);
+            prop_assert_eq!(geometry.group_of(head), head * shape.groups / heads);
             prop_assert!(geometry.heads_of(geometry.group_of(head)).contains(&head));
         }
     }
 
     #[test]
-    fn every_column_belongs_to_one_head(layers in 1_usize..4, heads in 1_usize..9, head_size in 1_usize..6) {
-        let width = heads * head_size;
-        let config = json!({"model_type": "gpt2", "n_layer": layers, "n_head": heads, "n_embd": width});
-        let tensors: Tensors = (0..layers)
-            .map(|layer| (format!("transformer.h.{layer}.attn.c_attn.weight"), vec![width, 3 * width]))
-            .collect();
-        prop_assert_eq!(assert_apart(&resolve(&config, &tensors).unwrap(), &tensors), 0);
+    fn every_column_belongs_to_one_head(layers in 1_usize..4, groups in 1_usize..9, head_size in 1_usize..6) {
+        let hidden_size = groups * head_size;
+        let shape = ModelShape { layers, groups, heads_per_group: 1, head_size, hidden_size };
+        let tensors = shape.tensor_shapes(ModelType::Gpt2, "transformer.");
+        let attention = resolve(&shape.config(ModelType::Gpt2), &tensors).unwrap();
+        prop_assert_eq!(assert_apart(&attention, &tensors), 0);
     }
 
     #[test]

@@ -1,54 +1,25 @@
 //! Checkpoints that can be read, and every kind that must not be.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use alps::Error;
 use alps::checkpoint::{CONSOLIDATED, Checkpoint, Tensor};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
-use tempfile::TempDir;
 
-/// A folder that is gone after the test.
-struct Folder(TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Folder(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.path().join(name);
-        fs::write(&path, bytes).unwrap();
-        path
-    }
-}
-
-/// A file of this header, `data` bytes long after it.
-fn file(header: &str, data: usize) -> Vec<u8> {
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend((0..data).map(|position| position as u8));
-    bytes
-}
+#[cfg(unix)]
+use crate::support::write_sparse_file;
+use crate::support::{Folder, StoredTensor, assert_says, file_with_header, safetensors_file};
 
 /// A file of `U8` tensors of 4 bytes each, every one filled with a number of its own: 0, 1, ...
 fn file_of(names: &[&str]) -> Vec<u8> {
-    let data: Vec<[u8; 4]> = (0..names.len()).map(|number| [number as u8; 4]).collect();
-    let views = names
-        .iter()
-        .zip(&data)
-        .map(|(name, data)| (*name, TensorView::new(Dtype::U8, vec![4], data).unwrap()));
-    safetensors::serialize(views, None).unwrap()
+    let tensor =
+        |number: usize| StoredTensor { dtype: Dtype::U8, shape: vec![4], bytes: vec![number as u8; 4] };
+    let tensors: Vec<StoredTensor> = (0..names.len()).map(tensor).collect();
+    safetensors_file(names.iter().zip(&tensors))
 }
 
 /// Opens what must be refused, because of the file at `at`, and gives the reason.
@@ -67,7 +38,7 @@ fn refusal_at(path: &Path, at: &Path) -> String {
 /// The reason why a file of this header is refused.
 #[track_caller]
 fn refusal_of_header(header: &str, data: usize) -> String {
-    refusal_of_bytes(&file(header, data))
+    refusal_of_bytes(&file_with_header(header, data))
 }
 
 #[track_caller]
@@ -84,13 +55,6 @@ fn refusal_of_index(text: &str) -> String {
     folder.write("model-1.safetensors", file_of(&["a"]));
     let index = folder.write("model.safetensors.index.json", text);
     refusal_at(folder.path(), &index)
-}
-
-#[track_caller]
-fn assert_says(problem: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(problem.contains(part), "{part:?} is not in: {problem}");
-    }
 }
 
 fn names(checkpoint: &Checkpoint) -> Vec<&str> {
@@ -141,8 +105,10 @@ fn what_safetensors_writes_is_read_back() {
 #[test]
 fn a_part_of_a_tensor_is_read() {
     let folder = Folder::new();
-    let path = folder
-        .write("model.safetensors", file(r#"{"a":{"dtype":"U8","shape":[10],"data_offsets":[0,10]}}"#, 10));
+    let path = folder.write(
+        "model.safetensors",
+        file_with_header(r#"{"a":{"dtype":"U8","shape":[10],"data_offsets":[0,10]}}"#, 10),
+    );
     let checkpoint = Checkpoint::open(path).unwrap();
     let tensor = checkpoint.tensor("a").unwrap();
     let mut buffer = [0; 3];
@@ -156,7 +122,7 @@ fn a_part_of_a_tensor_is_read() {
 #[test]
 fn a_file_without_tensors_is_a_file() {
     let folder = Folder::new();
-    folder.write("model.safetensors", file("{}", 0));
+    folder.write("model.safetensors", file_with_header("{}", 0));
     assert_eq!(Checkpoint::open(folder.path()).unwrap().tensors().len(), 0);
 }
 
@@ -195,10 +161,8 @@ fn a_sparse_file_of_a_tebibyte_is_read_near_its_end() {
     );
     let folder = Folder::new();
     let path = folder.path().join("model.safetensors");
-    let mut sparse = File::create(&path).unwrap();
-    sparse.write_all(&file(&header, 0)).unwrap();
+    let sparse = write_sparse_file(&path, &header, length);
     let end = 8 + header.len() as u64 + length;
-    sparse.set_len(end).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"near the end", end - 100).unwrap();
 
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
@@ -561,7 +525,7 @@ fn a_header_of_a_length_that_looks_like_a_pickle_is_read() {
     for length in [0x0280, 0x4b50] {
         let header = format!("{:length$}", r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#);
         let folder = Folder::new();
-        let path = folder.write("model.safetensors", file(&header, 1));
+        let path = folder.write("model.safetensors", file_with_header(&header, 1));
         assert_eq!(names(&Checkpoint::open(path).unwrap()), ["a"]);
     }
 }
@@ -644,7 +608,7 @@ fn a_header_that_does_not_begin_with_a_brace_is_refused() {
 
 #[test]
 fn a_header_that_is_not_utf_8_is_refused() {
-    let mut bytes = file(r#"{"a?":{}}"#, 0);
+    let mut bytes = file_with_header(r#"{"a?":{}}"#, 0);
     bytes[8 + 3] = 0xff;
     assert_says(&refusal_of_bytes(&bytes), &["not UTF-8", "byte 3"]);
 }
@@ -1015,7 +979,7 @@ fn changed_file(sizes: &[u64], changes: &[Change]) -> Vec<u8> {
             format!(r#""t{number}":{{"dtype":"{dtype}","shape":[{size},2],"data_offsets":[{start},{end}]}}"#)
         })
         .collect();
-    file(&format!("{{{}}}", entries.join(",")), data.max(0) as usize)
+    file_with_header(&format!("{{{}}}", entries.join(",")), data.max(0) as usize)
 }
 
 const HEADER: &str = r#"{"__metadata__":{"format":"pt"},
@@ -1037,7 +1001,7 @@ proptest! {
 
     #[test]
     fn arbitrary_headers_never_panic(header in r#"\{[{}\[\]":,0-9a-z\\ -]{0,40}\}?"#, data in 0..20usize) {
-        let _ = open_bytes(&file(&header, data));
+        let _ = open_bytes(&file_with_header(&header, data));
     }
 
     #[test]
@@ -1045,7 +1009,7 @@ proptest! {
         edits in prop::collection::vec((0..HEADER.len(), header_byte()), 0..3),
         data in prop_oneof![4 => Just(22usize), 1 => 0..40usize],
     ) {
-        let mut bytes = file(HEADER, data);
+        let mut bytes = file_with_header(HEADER, data);
         for (position, byte) in edits {
             bytes[8 + position] = byte;
         }

@@ -1,4 +1,5 @@
 //! The tests of the core, without Python.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test may panic
 
 mod adapter;
 mod attention;
@@ -6,3 +7,4 @@ mod checkpoint;
 mod quantised;
 mod scan;
 mod select;
+mod support;

@@ -2,34 +2,32 @@
 //!
 //! Weights that the quantisers themselves wrote are in test_quantised.py.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-use std::fs;
 use std::sync::Arc;
 
 use alps::Error;
 use alps::checkpoint::Checkpoint;
 use alps::weights::WeightMatrix;
 use alps::weights::quantised::{Quantisation, Scheme};
-use half::{bf16, f16};
+use half::bf16;
 use proptest::prelude::*;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
-use tempfile::TempDir;
+
+use crate::support::{Folder, StoredTensor, encode, noise, safetensors_file, with};
 
 const MODULE: &str = "model.layers.0.self_attn.q_proj";
 
 /// A module of a checkpoint with nothing else in it.
 #[derive(Clone)]
-struct Stored {
+struct StoredModule {
     config: Value,
-    /// What follows the module's name and a dot, the format, the shape, the bytes.
-    tensors: Vec<(&'static str, Dtype, Vec<usize>, Vec<u8>)>,
+    /// The tensors by the ends of their names.
+    tensors: Vec<(&'static str, StoredTensor)>,
 }
 
-impl Stored {
+impl StoredModule {
     fn new(config: Value) -> Self {
-        Stored { config, tensors: Vec::new() }
+        StoredModule { config, tensors: Vec::new() }
     }
 
     fn with(
@@ -39,25 +37,34 @@ impl Stored {
         shape: &[usize],
         bytes: impl Into<Vec<u8>>,
     ) -> Self {
-        self.tensors.retain(|(other, ..)| *other != ending);
-        self.tensors.push((ending, dtype, shape.to_vec(), bytes.into()));
+        self.tensors.retain(|(other, _)| *other != ending);
+        self.tensors.push((ending, StoredTensor { dtype, shape: shape.to_vec(), bytes: bytes.into() }));
         self
     }
 
     fn without(mut self, ending: &str) -> Self {
         let before = self.tensors.len();
-        self.tensors.retain(|(other, ..)| *other != ending);
+        self.tensors.retain(|(other, _)| *other != ending);
         assert_eq!(self.tensors.len(), before - 1, "{ending}");
         self
     }
 
-    fn said(mut self, config: Value) -> Self {
+    fn configured(mut self, config: Value) -> Self {
         self.config = config;
         self
     }
 
     fn floats(self, ending: &'static str, shape: &[usize], numbers: &[f32]) -> Self {
-        self.with(ending, Dtype::F32, shape, bytes(numbers))
+        self.numbers(ending, Dtype::F32, shape, numbers)
+    }
+
+    fn halves(self, ending: &'static str, shape: &[usize], numbers: &[f32]) -> Self {
+        self.numbers(ending, Dtype::F16, shape, numbers)
+    }
+
+    fn numbers(self, ending: &'static str, dtype: Dtype, shape: &[usize], numbers: &[f32]) -> Self {
+        let numbers: Vec<f64> = numbers.iter().copied().map(f64::from).collect();
+        self.with(ending, dtype, shape, encode(dtype, &numbers))
     }
 
     fn words(self, ending: &'static str, shape: &[usize], words: &[u32]) -> Self {
@@ -65,32 +72,29 @@ impl Stored {
         self.with(ending, Dtype::I32, shape, bytes)
     }
 
-    fn halves(self, ending: &'static str, shape: &[usize], numbers: &[f32]) -> Self {
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| f16::from_f32(*number).to_le_bytes()).collect();
-        self.with(ending, Dtype::F16, shape, bytes)
-    }
-
-    fn write(&self) -> (TempDir, Arc<Checkpoint>) {
-        let folder = tempfile::tempdir().unwrap();
-        let views = self.tensors.iter().map(|(ending, dtype, shape, bytes)| {
-            (format!("{MODULE}.{ending}"), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
-        fs::write(folder.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap())
-            .unwrap();
-        let config = json!({"quantization_config": self.config});
-        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    fn write(&self) -> (Folder, Arc<Checkpoint>) {
+        let folder = Folder::new();
+        let tensors = self.tensors.iter().map(|(ending, tensor)| (format!("{MODULE}.{ending}"), tensor));
+        folder.write("model.safetensors", safetensors_file(tensors));
+        folder.write("config.json", json!({"quantization_config": self.config}).to_string());
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         (folder, Arc::new(checkpoint))
     }
 
-    /// What it is called, and all its weights.
-    fn read(&self) -> (Scheme, Vec<f32>) {
-        let (_folder, checkpoint) = self.write();
+    /// The folder, and what is quantised in the checkpoint in it.
+    fn open(&self) -> (Folder, Quantisation) {
+        let (folder, checkpoint) = self.write();
         let quantisation = Quantisation::of(&checkpoint, &checkpoint.config().unwrap()).unwrap();
+        (folder, quantisation)
+    }
+
+    /// The scheme of the module, and all its weights.
+    fn read(&self) -> (Scheme, Vec<f32>) {
+        let (_folder, quantisation) = self.open();
         assert_eq!(quantisation.modules().into_iter().collect::<Vec<_>>(), [MODULE]);
         let opened = quantisation.open(MODULE).unwrap().unwrap();
-        let rows = opened.weights.out_features();
-        (opened.scheme, read(&*opened.weights, 0..rows).unwrap())
+        let rows = opened.matrix.out_features();
+        (opened.scheme, read(&*opened.matrix, 0..rows).unwrap())
     }
 
     #[track_caller]
@@ -99,7 +103,7 @@ impl Stored {
         let read = || {
             let quantisation = Quantisation::of(&checkpoint, &checkpoint.config()?)?;
             let opened = quantisation.open(MODULE)?.expect("a quantised module");
-            read(&*opened.weights, 0..opened.weights.out_features())
+            read(&*opened.matrix, 0..opened.matrix.out_features())
         };
         read().expect_err("not refused")
     }
@@ -122,24 +126,16 @@ impl Stored {
     }
 }
 
-fn bytes(numbers: &[f32]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
-}
-
-fn read(linear: &dyn WeightMatrix, rows: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
-    let mut into = vec![0; rows.len() * linear.in_features() * 4];
-    linear.read_rows(rows, &mut into, &mut vec![1; 7])?;
+fn read(matrix: &dyn WeightMatrix, rows: std::ops::Range<usize>) -> Result<Vec<f32>, Error> {
+    let mut into = vec![0; rows.len() * matrix.in_features() * 4];
+    matrix.read_rows(rows, &mut into, &mut vec![1; 7])?;
     Ok(into.as_chunks::<4>().0.iter().map(|weight| f32::from_le_bytes(*weight)).collect())
 }
 
-/// Numbers that look random, the same for the same seed.
-fn noise(seed: u64, count: usize) -> Vec<u8> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    (0..count).map(|_| next()).collect()
+/// Pseudorandom bytes, the same for the same seed.
+fn random_bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut noise = noise(seed);
+    (0..count).map(|_| ((noise() + 0.5) * 256.0) as u8).collect()
 }
 
 fn scales(count: usize) -> Vec<f32> {
@@ -163,100 +159,99 @@ fn four_bits() -> Value {
 }
 
 /// FP8 of 6 x 10 weights in blocks of 4 x 4.
-fn fp8() -> Stored {
-    let codes: Vec<u8> = noise(1, 60).into_iter().map(|code| code & 0xbf).collect(); // finite
-    Stored::new(json!({"quant_method": "fp8", "weight_block_size": [4, 4]}))
+fn fp8() -> StoredModule {
+    let codes: Vec<u8> = random_bytes(1, 60).into_iter().map(|code| code & 0xbf).collect(); // finite
+    StoredModule::new(json!({"quant_method": "fp8", "weight_block_size": [4, 4]}))
         .with("weight", Dtype::F8_E4M3, &[6, 10], codes)
         .floats("weight_scale_inv", &[2, 3], &scales(6))
 }
 
 /// 8-bit integers with a zero point for each of 6 rows.
-fn int8() -> Stored {
+fn int8() -> StoredModule {
     let weights = json!({"num_bits": 8, "type": "int", "symmetric": false, "strategy": "channel"});
-    Stored::new(groups(weights))
-        .with("weight", Dtype::I8, &[6, 10], noise(2, 60))
+    StoredModule::new(groups(weights))
+        .with("weight", Dtype::I8, &[6, 10], random_bytes(2, 60))
         .floats("weight_scale", &[6, 1], &scales(6))
-        .with("weight_zero_point", Dtype::I8, &[6, 1], noise(3, 6))
+        .with("weight_zero_point", Dtype::I8, &[6, 1], random_bytes(3, 6))
 }
 
 /// 4-bit integers of 40 rows and 20 columns, in groups of 10 columns, with zero points and an order of columns.
-fn packed() -> Stored {
+fn packed() -> StoredModule {
     let weights =
         json!({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 10});
     let order: Vec<u32> = (0..20).map(|column| column % 2).collect();
-    Stored::new(groups(weights))
-        .with("weight_packed", Dtype::I32, &[40, 3], noise(4, 480))
+    StoredModule::new(groups(weights))
+        .with("weight_packed", Dtype::I32, &[40, 3], random_bytes(4, 480))
         .floats("weight_scale", &[40, 2], &scales(80))
-        .with("weight_zero_point", Dtype::I32, &[5, 2], noise(5, 40))
+        .with("weight_zero_point", Dtype::I32, &[5, 2], random_bytes(5, 40))
         .with("weight_shape", Dtype::I64, &[2], [40_i64, 20].map(i64::to_le_bytes).concat())
         .words("weight_g_idx", &[20], &order)
 }
 
-fn nvfp4() -> Stored {
+fn nvfp4() -> StoredModule {
     let weights = json!({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16});
-    Stored::new(groups(weights))
-        .with("weight_packed", Dtype::U8, &[6, 16], noise(6, 96))
+    StoredModule::new(groups(weights))
+        .with("weight_packed", Dtype::U8, &[6, 16], random_bytes(6, 96))
         .with(
             "weight_scale",
             Dtype::F8_E4M3,
             &[6, 2],
-            noise(7, 12).iter().map(|code| code & 0x3f).collect::<Vec<u8>>(),
+            random_bytes(7, 12).iter().map(|code| code & 0x3f).collect::<Vec<u8>>(),
         )
         .floats("weight_global_scale", &[1], &[3.0])
 }
 
-fn bitsandbytes_int8() -> Stored {
-    Stored::new(json!({"quant_method": "bitsandbytes", "load_in_8bit": true}))
-        .with("weight", Dtype::I8, &[6, 10], noise(8, 60))
+fn bitsandbytes_int8() -> StoredModule {
+    StoredModule::new(json!({"quant_method": "bitsandbytes", "load_in_8bit": true}))
+        .with("weight", Dtype::I8, &[6, 10], random_bytes(8, 60))
         .floats("SCB", &[6], &scales(6))
         .with("weight_format", Dtype::U8, &[], [0])
 }
 
 fn state(changes: Value) -> Vec<u8> {
-    let mut state = json!({"quant_type": "nf4", "blocksize": 8, "shape": [5, 7], "dtype": "bfloat16"});
-    state.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-    state.to_string().into_bytes()
+    let state = json!({"quant_type": "nf4", "blocksize": 8, "shape": [5, 7], "dtype": "bfloat16"});
+    with(state, &changes).to_string().into_bytes()
 }
 
 const STATE: &str = "weight.quant_state.bitsandbytes__nf4";
 
 /// 5 x 7 weights, so that rows begin within a byte and within a block.
-fn nf4() -> Stored {
+fn nf4() -> StoredModule {
     let state = state(json!({}));
-    Stored::new(four_bits())
-        .with("weight", Dtype::U8, &[18, 1], noise(9, 18))
+    StoredModule::new(four_bits())
+        .with("weight", Dtype::U8, &[18, 1], random_bytes(9, 18))
         .floats("weight.absmax", &[5], &scales(5))
         .floats("weight.quant_map", &[16], &scales(16))
         .with(STATE, Dtype::U8, &[state.len()], state)
 }
 
-fn nested() -> Stored {
+fn nested() -> StoredModule {
     let state = state(json!({"nested_blocksize": 2, "nested_offset": 0.25, "nested_dtype": "float32"}));
     nf4()
-        .with("weight.absmax", Dtype::U8, &[5], noise(10, 5))
+        .with("weight.absmax", Dtype::U8, &[5], random_bytes(10, 5))
         .floats("weight.nested_absmax", &[3], &scales(3))
         .floats("weight.nested_quant_map", &[256], &scales(256))
         .with(STATE, Dtype::U8, &[state.len()], state)
 }
 
 /// 3-bit integers of 32 output and 64 input features in two groups.
-fn gptq3() -> Stored {
+fn gptq3() -> StoredModule {
     let order: Vec<u32> = (0..64).map(|input| input % 2).collect();
-    Stored::new(gptq(3, 32))
-        .with("qweight", Dtype::I32, &[6, 32], noise(11, 768))
-        .with("qzeros", Dtype::I32, &[2, 3], noise(12, 24))
+    StoredModule::new(gptq(3, 32))
+        .with("qweight", Dtype::I32, &[6, 32], random_bytes(11, 768))
+        .with("qzeros", Dtype::I32, &[2, 3], random_bytes(12, 24))
         .halves("scales", &[2, 32], &scales(64))
         .words("g_idx", &[64], &order)
 }
 
-fn awq() -> Stored {
-    Stored::new(awq_config())
-        .with("qweight", Dtype::I32, &[40, 2], noise(13, 320))
-        .with("qzeros", Dtype::I32, &[3, 2], noise(14, 24))
+fn awq() -> StoredModule {
+    StoredModule::new(awq_config())
+        .with("qweight", Dtype::I32, &[40, 2], random_bytes(13, 320))
+        .with("qzeros", Dtype::I32, &[3, 2], random_bytes(14, 24))
         .halves("scales", &[3, 16], &scales(48))
 }
 
-fn all() -> Vec<Stored> {
+fn all() -> Vec<StoredModule> {
     vec![fp8(), int8(), packed(), nvfp4(), bitsandbytes_int8(), nf4(), nested(), gptq3(), awq()]
 }
 
@@ -264,7 +259,7 @@ fn all() -> Vec<Stored> {
 
 #[test]
 fn fp8_multiplies_by_the_scale_of_the_block() {
-    let stored = Stored::new(json!({"quant_method": "fp8", "weight_block_size": [2, 2]}))
+    let stored = StoredModule::new(json!({"quant_method": "fp8", "weight_block_size": [2, 2]}))
         // 1, -1, 2, 0.5 / 448, 2^-9, 0, -0
         .with("weight", Dtype::F8_E4M3, &[3, 3], [0x38, 0xb8, 0x40, 0x30, 0x7e, 0x01, 0x00, 0x80, 0x39])
         .floats("weight_scale_inv", &[2, 2], &[2.0, 3.0, 5.0, 7.0]);
@@ -283,7 +278,7 @@ fn fp8_multiplies_by_the_scale_of_the_block() {
 
 #[test]
 fn fp8_of_the_other_format() {
-    let stored = Stored::new(json!({"quant_method": "fp8", "weight_block_size": null}))
+    let stored = StoredModule::new(json!({"quant_method": "fp8", "weight_block_size": null}))
         .with("weight", Dtype::F8_E5M2, &[1, 3], [0x3c, 0x7b, 0x81]) // 1, 57344, -2^-16
         .with("weight_scale", Dtype::BF16, &[], bf16::from_f32(2.0).to_le_bytes());
     assert_eq!(stored.read(), (Scheme::Fp8E5m2, vec![2.0, 114_688.0, -(-15.0_f32).exp2()]));
@@ -312,7 +307,7 @@ fn bitsandbytes_int8_are_127ths_of_the_scale() {
 fn packed_integers_are_lowest_bits_first() {
     let symmetric =
         json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 8});
-    let stored = Stored::new(groups(symmetric))
+    let stored = StoredModule::new(groups(symmetric))
         .words("weight_packed", &[1, 2], &[0x7654_3210, 0xfedc_ba98])
         .floats("weight_scale", &[1, 2], &[1.0, 10.0])
         .with("weight_shape", Dtype::I64, &[2], [1_i64, 16].map(i64::to_le_bytes).concat());
@@ -323,7 +318,7 @@ fn packed_integers_are_lowest_bits_first() {
     // Zero points lie down the columns: 8 + 1 and 8 - 2.
     let asymmetric =
         json!({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 8});
-    let stored = stored.words("weight_zero_point", &[1, 2], &[0x9, 0x6]).said(groups(asymmetric));
+    let stored = stored.words("weight_zero_point", &[1, 2], &[0x9, 0x6]).configured(groups(asymmetric));
     let shifted: Vec<f32> =
         (-9..-1).map(|code| code as f32).chain((2..10).map(|code| code as f32 * 10.0)).collect();
     assert_eq!(stored.read().1, shifted);
@@ -380,11 +375,11 @@ fn four_bits_are_looked_up_the_upper_first() {
 fn gptq_packs_down_the_input_features() {
     // 8 input features, 8 output features: code = input feature in column 0, 15 less that in the others.
     let words: Vec<u32> = [0x7654_3210].into_iter().chain([0x89ab_cdef; 7]).collect();
-    let stored = Stored::new(gptq(4, -1))
+    let stored = StoredModule::new(gptq(4, -1))
         .words("qweight", &[1, 8], &words)
         .words("qzeros", &[1, 1], &[0xf000_0072])
         .halves("scales", &[1, 8], &[0.5, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
-    let first = |stored: &Stored| stored.read().1[..16].to_vec();
+    let first = |stored: &StoredModule| stored.read().1[..16].to_vec();
     let weights = |zero_points: [f32; 2]| -> Vec<f32> {
         let of = |zero_point: f32, scale: f32, code: fn(i32) -> i32| {
             (0..8).map(move |input| (code(input) as f32 - zero_point) * scale)
@@ -398,14 +393,14 @@ fn gptq_packs_down_the_input_features() {
 
     let mut second = gptq(4, -1);
     second["checkpoint_format"] = json!("gptq_v2");
-    let second = stored.clone().said(second);
+    let second = stored.clone().configured(second);
     assert_eq!(first(&second), weights([2.0, 7.0]));
     assert_eq!(second.read().1[56..], [0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]);
 }
 
 #[test]
 fn awq_mixes_the_output_features_of_a_word() {
-    let stored = Stored::new(json!({"quant_method": "awq", "bits": 4, "group_size": 1}))
+    let stored = StoredModule::new(json!({"quant_method": "awq", "bits": 4, "group_size": 1}))
         .words("qweight", &[2, 1], &[0x7531_6420, 0x0000_000f])
         .words("qzeros", &[2, 1], &[0x1111_1111, 0])
         .halves("scales", &[2, 8], &[[1.0; 8], [0.5; 8]].concat());
@@ -421,19 +416,18 @@ fn awq_mixes_the_output_features_of_a_word() {
 #[test]
 fn reading_takes_all_bytes_once() {
     for stored in all() {
-        let (_folder, checkpoint) = stored.write();
-        let quantisation = Quantisation::of(&checkpoint, &checkpoint.config().unwrap()).unwrap();
+        let (_folder, quantisation) = stored.open();
         let opened = quantisation.open(MODULE).unwrap().unwrap();
         // What has a fixed size is read when the module is opened.
         let fixed = ["quant_map", "quant_state", "global_scale", "weight_shape", "weight_format"];
         let bytes: usize = stored
             .tensors
             .iter()
-            .filter(|(ending, ..)| !fixed.iter().any(|fixed| ending.contains(fixed)))
-            .map(|(.., bytes)| bytes.len())
+            .filter(|(ending, _)| !fixed.iter().any(|fixed| ending.contains(fixed)))
+            .map(|(_, tensor)| tensor.bytes.len())
             .sum();
-        let rows = opened.weights.out_features();
-        assert_eq!(opened.weights.stored_bytes(0..rows), bytes as u64, "{}", opened.scheme);
+        let rows = opened.matrix.out_features();
+        assert_eq!(opened.matrix.stored_bytes(0..rows), bytes as u64, "{}", opened.scheme);
     }
 }
 
@@ -441,14 +435,13 @@ proptest! {
     #[test]
     fn rows_do_not_depend_on_the_rows_read_with_them(which in 0_usize..9, ends in (0.0..1.0_f64, 0.0..1.0_f64)) {
         let stored = all().swap_remove(which);
-        let (_folder, checkpoint) = stored.write();
-        let quantisation = Quantisation::of(&checkpoint, &checkpoint.config().unwrap()).unwrap();
+        let (_folder, quantisation) = stored.open();
         let opened = quantisation.open(MODULE).unwrap().unwrap();
-        let [rows, columns] = opened.weights.features();
-        let whole = read(&*opened.weights, 0..rows).unwrap();
+        let [rows, columns] = opened.matrix.features();
+        let whole = read(&*opened.matrix, 0..rows).unwrap();
         let start = (ends.0 * rows as f64) as usize;
         let end = start + 1 + (ends.1 * (rows - start) as f64) as usize;
-        let part = read(&*opened.weights, start..end.min(rows)).unwrap();
+        let part = read(&*opened.matrix, start..end.min(rows)).unwrap();
         prop_assert_eq!(&part[..], &whole[start * columns..end.min(rows) * columns]);
     }
 }
@@ -456,9 +449,8 @@ proptest! {
 #[test]
 fn rows_that_do_not_exist_are_a_mistake_of_the_caller() {
     for stored in all() {
-        let (_folder, checkpoint) = stored.write();
-        let quantisation = Quantisation::of(&checkpoint, &checkpoint.config().unwrap()).unwrap();
-        let weights = quantisation.open(MODULE).unwrap().unwrap().weights;
+        let (_folder, quantisation) = stored.open();
+        let weights = quantisation.open(MODULE).unwrap().unwrap().matrix;
         let last = weights.out_features();
         let beyond = std::panic::AssertUnwindSafe(|| read(&*weights, last - 1..last + 1));
         assert!(std::panic::catch_unwind(beyond).is_err());
@@ -469,32 +461,32 @@ fn rows_that_do_not_exist_are_a_mistake_of_the_caller() {
 fn what_the_configuration_leaves_out_follows_from_the_tensors() {
     let rows = json!({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "channel"});
     let packed_rows = packed()
-        .said(groups(rows))
+        .configured(groups(rows))
         .without("weight_g_idx")
         .floats("weight_scale", &[40, 1], &scales(40))
         .words("weight_zero_point", &[5, 1], &[0; 5]);
     for stored in [int8(), packed_rows, nvfp4(), bitsandbytes_int8(), nf4(), nested()] {
-        assert_eq!(stored.clone().said(json!(null)).read(), stored.read());
+        assert_eq!(stored.clone().configured(json!(null)).read(), stored.read());
     }
     let fp8 = fp8().floats("weight_scale_inv", &[6, 5], &scales(30)); // rows, and two columns each
     let stated = json!({"quant_method": "fp8", "weight_block_size": [1, 2]});
-    assert_eq!(fp8.clone().said(json!(null)).read(), fp8.said(stated).read());
+    assert_eq!(fp8.clone().configured(json!(null)).read(), fp8.configured(stated).read());
 }
 
 #[test]
 fn blocks_that_could_be_one_or_the_other() {
     // 10 columns or, the second cut off, 16.
     packed()
-        .said(json!(null))
+        .configured(json!(null))
         .is_malformed("weight_scale", "does not say over which blocks of the 40 x 20 weights");
 }
 
 #[test]
 fn plain_modules_are_left_to_others() {
     for config in [json!(null), four_bits(), json!({"quant_method": "mxfp4"})] {
-        let stored = Stored::new(config).floats("weight", &[1, 2], &[1.0, 2.0]).floats("scale", &[1], &[1.0]);
-        let (_folder, checkpoint) = stored.write();
-        let quantisation = Quantisation::of(&checkpoint, &checkpoint.config().unwrap()).unwrap();
+        let stored =
+            StoredModule::new(config).floats("weight", &[1, 2], &[1.0, 2.0]).floats("scale", &[1], &[1.0]);
+        let (_folder, quantisation) = stored.open();
         assert!(quantisation.modules().is_empty());
         assert!(quantisation.open(MODULE).unwrap().is_none());
         assert!(quantisation.open("model.norm").unwrap().is_none());
@@ -513,17 +505,17 @@ fn scales_that_do_not_fit_the_weights() {
         ),
         (fp8().floats("weight_scale_inv", &[6], &scales(6)), "weight_scale_inv", "but has the shape [6]"),
         (
-            fp8().said(json!(null)).floats("weight_scale_inv", &[2, 3], &scales(6)),
+            fp8().configured(json!(null)).floats("weight_scale_inv", &[2, 3], &scales(6)),
             "weight_scale_inv",
             "does not say over which blocks",
         ),
         (
-            fp8().said(json!(null)).floats("weight_scale_inv", &[0, 3], &[]),
+            fp8().configured(json!(null)).floats("weight_scale_inv", &[0, 3], &[]),
             "weight_scale_inv",
             "does not say over which blocks",
         ),
         (
-            fp8().said(json!(null)).floats("weight_scale_inv", &[7, 1], &scales(7)),
+            fp8().configured(json!(null)).floats("weight_scale_inv", &[7, 1], &scales(7)),
             "weight_scale_inv",
             "does not say over which blocks",
         ),
@@ -576,11 +568,11 @@ fn scales_that_do_not_fit_the_weights() {
         (gptq3().words("g_idx", &[32], &[0; 32]), "qweight", "has 6 words for 32 input features"),
         (gptq3().with("g_idx", Dtype::I64, &[64], [0; 512]), "g_idx", "should be stored as I32"),
         (gptq3().with("qweight", Dtype::I16, &[6, 32], [0; 384]), "qweight", "should be stored as I32"),
-        (gptq3().said(gptq(3, 0)), "scales", "`group_size` 0"),
-        (gptq3().said(gptq(3, i64::MIN)), "scales", "`group_size` -9223372036854775808"),
-        (gptq3().said(gptq(3, 1)), "scales", "should have the shape [64, 32]"),
-        (gptq3().said(gptq(4, 32)), "qweight", "codes of `bits` 4"),
-        (gptq3().said(gptq(0, 32)).without("g_idx"), "qweight", "codes of `bits` 0"),
+        (gptq3().configured(gptq(3, 0)), "scales", "`group_size` 0"),
+        (gptq3().configured(gptq(3, i64::MIN)), "scales", "`group_size` -9223372036854775808"),
+        (gptq3().configured(gptq(3, 1)), "scales", "should have the shape [64, 32]"),
+        (gptq3().configured(gptq(4, 32)), "qweight", "codes of `bits` 4"),
+        (gptq3().configured(gptq(0, 32)).without("g_idx"), "qweight", "codes of `bits` 0"),
         (awq().halves("scales", &[2, 16], &scales(32)), "scales", "should have the shape [3, 16]"),
         (awq().words("qzeros", &[3, 1], &[0; 3]), "qzeros", "should have the shape [3, 2]"),
     ];
@@ -651,7 +643,7 @@ fn packed_integers_whose_shape_is_wrong() {
     // 96 bits hold 32 to 47 codes of 2, 20 columns of 4 bits take 80.
     shape([40, 70]).is_not_read("packed integers of [1] bits with zero points");
     packed()
-        .said(json!(null))
+        .configured(json!(null))
         .with("weight_shape", Dtype::I64, &[2], [40_i64, 2].map(i64::to_le_bytes).concat())
         .is_malformed("weight_packed", "expected one number of bits");
 }
@@ -705,7 +697,7 @@ fn old_orders_of_bitsandbytes() {
 
 #[test]
 fn weights_and_scales_that_do_not_belong_together() {
-    let plain = Stored::new(json!(null)).floats("weight", &[1, 2], &[1.0, 2.0]);
+    let plain = StoredModule::new(json!(null)).floats("weight", &[1, 2], &[1.0, 2.0]);
     for scales in ["weight_scale", "weight_scale_inv", "qscale_weight", "SCB"] {
         plain
             .clone()
@@ -719,7 +711,7 @@ fn weights_and_scales_that_do_not_belong_together() {
 
 #[test]
 fn configurations_that_the_tensors_contradict() {
-    let of_another: [(Stored, Value, &str); 10] = [
+    let of_another: [(StoredModule, Value, &str); 10] = [
         (fp8(), four_bits(), "FP8 (E4M3), which quantization_config in config.json (bitsandbytes)"),
         (int8(), json!({"quant_method": "fp8"}), "compressed-tensors int8, which"),
         (int8(), groups(json!({"num_bits": 4, "type": "int"})), "compressed-tensors int8, which"),
@@ -736,10 +728,10 @@ fn configurations_that_the_tensors_contradict() {
         (awq(), json!(null), "no quantization_config that says which"),
     ];
     for (stored, config, reason) in of_another {
-        stored.said(config).is_not_read(reason);
+        stored.configured(config).is_not_read(reason);
     }
-    gptq3().said(awq_config()).is_malformed("scales", "should have the shape");
-    awq().said(gptq(4, 16)).is_malformed("scales", "should have the shape");
+    gptq3().configured(awq_config()).is_malformed("scales", "should have the shape");
+    awq().configured(gptq(4, 16)).is_malformed("scales", "should have the shape");
     let mut skipped = fp8();
     skipped.config["modules_to_not_convert"] = json!(["lm_head", MODULE]);
     skipped.is_not_read("lists it among those that are not");
@@ -752,7 +744,7 @@ fn methods_that_are_not_read_are_named() {
     {
         for stored in [fp8(), int8(), packed(), nf4(), gptq3()] {
             let reason = format!("is quantised by `{method}` (quantization_config in config.json)");
-            stored.said(json!({"quant_method": method})).is_not_read(&reason);
+            stored.configured(json!({"quant_method": method})).is_not_read(&reason);
         }
     }
     let by_tensors = [
@@ -767,13 +759,13 @@ fn methods_that_are_not_read_are_named() {
         ("B", "Marlin"),
     ];
     for (ending, by) in by_tensors {
-        let stored = Stored::new(json!(null)).with(ending, Dtype::U8, &[1], [0]);
+        let stored = StoredModule::new(json!(null)).with(ending, Dtype::U8, &[1], [0]);
         stored
             .is_not_read(&format!("is quantised by {by}; expected weights stored as F16, BF16, F32 or F64"));
         stored.is_not_read("dequantised first");
     }
     for dtype in [Dtype::U8, Dtype::BOOL] {
-        Stored::new(json!(null))
+        StoredModule::new(json!(null))
             .with("weight", dtype, &[1, 1], [0])
             .is_not_read(&format!("is stored as {dtype}"));
     }

@@ -1,10 +1,8 @@
 //! Scans of tiny checkpoints: what no result may depend on, and what every result must obey.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write as _;
+#[cfg(unix)]
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -14,84 +12,27 @@ use alps::Error;
 use alps::progress::Progress;
 use alps::scan::{Form, Options, Scores, scan};
 use alps::simd::Instructions;
-use half::{bf16, f16};
 use proptest::prelude::*;
-use safetensors::tensor::{Dtype, TensorView};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use safetensors::tensor::Dtype;
+#[cfg(unix)]
+use serde_json::Value;
+use serde_json::json;
 
-/// How a model stores its attention.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Layout {
-    /// Llama's: one tensor each, [out, in].
-    Separate,
-    /// GPT-2's: one tensor of all three, [in, out].
-    Fused,
-}
-
-/// The sizes of a model.
-#[derive(Clone, Copy, Debug)]
-struct Shape {
-    layers: usize,
-    groups: usize,
-    heads_per_group: usize,
-    head_size: usize,
-    hidden_size: usize,
-}
-
-impl Shape {
-    fn heads(&self) -> usize {
-        self.groups * self.heads_per_group
-    }
-
-    /// Entries of one matrix of one head.
-    fn entries(&self) -> usize {
-        self.head_size * self.hidden_size
-    }
-
-    fn config(&self, layout: Layout) -> Value {
-        match layout {
-            Layout::Separate => json!({
-                "model_type": "llama",
-                "num_hidden_layers": self.layers,
-                "num_attention_heads": self.heads(),
-                "num_key_value_heads": self.groups,
-                "head_dim": self.head_size,
-                "hidden_size": self.hidden_size,
-            }),
-            Layout::Fused => {
-                assert_eq!((self.heads_per_group, self.heads() * self.head_size), (1, self.hidden_size));
-                json!({
-                    "model_type": "gpt2",
-                    "n_layer": self.layers,
-                    "n_head": self.heads(),
-                    "n_embd": self.hidden_size,
-                })
-            }
-        }
-    }
-}
+#[cfg(unix)]
+use crate::support::write_sparse_file;
+use crate::support::{
+    Folder, ModelShape, ModelType, StoredTensor, model_shapes, noise, round_to, safetensors_file,
+};
 
 /// All matrices of a model: [layer][query, key, value][head or group], each row-major in [out, in] order.
 #[derive(Clone, Debug)]
 struct Weights {
-    shape: Shape,
+    shape: ModelShape,
     layers: Vec<[Vec<Vec<f64>>; 3]>,
 }
 
-/// Numbers that look random, the same for the same seed.
-fn noise(seed: u64) -> impl FnMut() -> f64 {
-    let mut state = seed;
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15); // splitmix64
-        let mut word = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((word ^ (word >> 31)) >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-    }
-}
-
 impl Weights {
-    fn random(shape: Shape, seed: u64) -> Self {
+    fn random(shape: ModelShape, seed: u64) -> Self {
         let mut noise = noise(seed);
         let mut matrices = |count: usize| {
             (0..count).map(|_| (0..shape.entries()).map(|_| noise() * 0.4).collect()).collect()
@@ -117,12 +58,7 @@ impl Weights {
 
     /// Rounded to what `dtype` holds.
     fn rounded(&self, dtype: Dtype) -> Self {
-        self.map(|weight| match dtype {
-            Dtype::BF16 => bf16::from_f64(weight).to_f64(),
-            Dtype::F16 => f16::from_f64(weight).to_f64(),
-            Dtype::F32 => f64::from(weight as f32),
-            _ => weight,
-        })
+        self.map(|weight| round_to(dtype, weight))
     }
 
     fn map(&self, mut change: impl FnMut(f64) -> f64) -> Self {
@@ -133,102 +69,61 @@ impl Weights {
     }
 
     /// The tensors of the model, among others that are no part of the attention.
-    fn tensors(&self, layout: Layout, dtype: Dtype) -> BTreeMap<String, Stored> {
-        let Shape { hidden_size, .. } = self.shape;
-        let mut tensors = BTreeMap::new();
-        let embedding = vec![f64::NAN; 3 * hidden_size];
-        tensors.insert("embed_tokens.weight".to_owned(), Stored::new(dtype, [3, hidden_size], &embedding));
-        for (layer, matrices) in self.layers.iter().enumerate() {
-            match layout {
-                Layout::Separate => {
-                    for (name, matrices) in ["q_proj", "k_proj", "v_proj"].iter().zip(matrices) {
-                        let rows = matrices.concat();
-                        let stored = Stored::new(dtype, [rows.len() / hidden_size, hidden_size], &rows);
-                        tensors.insert(format!("model.layers.{layer}.self_attn.{name}.weight"), stored);
-                    }
-                }
-                Layout::Fused => {
+    fn tensors(&self, model_type: ModelType, dtype: Dtype) -> BTreeMap<String, StoredTensor> {
+        let ModelShape { hidden_size, .. } = self.shape;
+        let embedding = StoredTensor::new(dtype, &[3, hidden_size], &vec![f64::NAN; 3 * hidden_size]);
+        let mut tensors = BTreeMap::from([("embed_tokens.weight".to_owned(), embedding)]);
+        let prefix = if model_type == ModelType::Llama { "model." } else { "" };
+        for (names, matrices) in self.shape.tensors(model_type, prefix).into_iter().zip(&self.layers) {
+            let by_tensor: Vec<Vec<f64>> = match model_type {
+                ModelType::Llama => matrices.iter().map(|matrices| matrices.concat()).collect(),
+                ModelType::Gpt2 => {
                     let rows = matrices.iter().flatten().flatten().copied().collect::<Vec<f64>>();
                     let outs = rows.len() / hidden_size;
-                    let columns: Vec<f64> = (0..rows.len())
-                        .map(|place| rows[place % outs * hidden_size + place / outs])
-                        .collect();
-                    let stored = Stored::new(dtype, [hidden_size, outs], &columns);
-                    tensors.insert(format!("h.{layer}.attn.c_attn.weight"), stored);
-                    tensors.insert(
-                        format!("h.{layer}.attn.c_attn.bias"),
-                        Stored::new(dtype, [1, outs], &rows[..outs]),
-                    );
+                    let bias = names[0].0.replace("weight", "bias");
+                    tensors.insert(bias, StoredTensor::new(dtype, &[1, outs], &rows[..outs]));
+                    let columns = |place: usize| rows[place % outs * hidden_size + place / outs];
+                    vec![(0..rows.len()).map(columns).collect()]
                 }
+            };
+            for ((name, shape), weights) in names.into_iter().zip(by_tensor) {
+                tensors.insert(name, StoredTensor::new(dtype, &shape, &weights));
             }
         }
         tensors
     }
 }
 
-/// A tensor as a file holds it.
-struct Stored {
+/// Writes a checkpoint to a folder within `folder`, and returns the path of that.
+fn write(folder: &Folder, name: &str, weights: &Weights, model_type: ModelType, dtype: Dtype) -> PathBuf {
+    let config = weights.shape.config(model_type);
+    folder.write(&format!("{name}/config.json"), config.to_string());
+    let file = safetensors_file(&weights.tensors(model_type, dtype));
+    folder.write(&format!("{name}/model.safetensors"), file);
+    folder.path().join(name)
+}
+
+/// Writes the same with a shard for each tensor, in another order than that of the layers.
+fn write_sharded(
+    folder: &Folder,
+    name: &str,
+    weights: &Weights,
+    model_type: ModelType,
     dtype: Dtype,
-    shape: [usize; 2],
-    bytes: Vec<u8>,
-}
-
-impl Stored {
-    fn new(dtype: Dtype, shape: [usize; 2], weights: &[f64]) -> Self {
-        let bytes = match dtype {
-            Dtype::BF16 => weights.iter().flat_map(|weight| bf16::from_f64(*weight).to_le_bytes()).collect(),
-            Dtype::F16 => weights.iter().flat_map(|weight| f16::from_f64(*weight).to_le_bytes()).collect(),
-            Dtype::F32 => weights.iter().flat_map(|weight| (*weight as f32).to_le_bytes()).collect(),
-            Dtype::F64 => weights.iter().flat_map(|weight| weight.to_le_bytes()).collect(),
-            other => panic!("no weights are written as {other}"),
-        };
-        Self { dtype, shape, bytes }
+) -> PathBuf {
+    let config = weights.shape.config(model_type);
+    folder.write(&format!("{name}/config.json"), config.to_string());
+    let tensors = weights.tensors(model_type, dtype);
+    let count = tensors.len();
+    let mut weight_map = BTreeMap::new();
+    for (number, (tensor, stored)) in tensors.iter().enumerate() {
+        let shard = format!("shard-{}.safetensors", count - number);
+        folder.write(&format!("{name}/{shard}"), safetensors_file([(tensor, stored)]));
+        weight_map.insert(tensor, shard);
     }
-}
-
-fn write_file(path: &Path, tensors: &BTreeMap<String, Stored>) {
-    let views = tensors.iter().map(|(name, Stored { dtype, shape, bytes })| {
-        (name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap())
-    });
-    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
-}
-
-/// Checkpoints that are gone after the test.
-struct Folder(TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn checkpoint(&self, name: &str, config: &Value) -> PathBuf {
-        let path = self.0.path().join(name);
-        fs::create_dir_all(&path).unwrap();
-        fs::write(path.join("config.json"), config.to_string()).unwrap();
-        path
-    }
-
-    fn write(&self, name: &str, weights: &Weights, layout: Layout, dtype: Dtype) -> PathBuf {
-        let path = self.checkpoint(name, &weights.shape.config(layout));
-        write_file(&path.join("model.safetensors"), &weights.tensors(layout, dtype));
-        path
-    }
-
-    /// The same with a shard for each tensor, in another order than that of the layers.
-    fn write_sharded(&self, name: &str, weights: &Weights, layout: Layout, dtype: Dtype) -> PathBuf {
-        let path = self.checkpoint(name, &weights.shape.config(layout));
-        let tensors = weights.tensors(layout, dtype);
-        let count = tensors.len();
-        let mut weight_map = BTreeMap::new();
-        for (number, (tensor, stored)) in tensors.into_iter().enumerate() {
-            let shard = format!("shard-{}.safetensors", count - number);
-            write_file(&path.join(&shard), &BTreeMap::from([(tensor.clone(), stored)]));
-            weight_map.insert(tensor, shard);
-        }
-        let index = json!({"weight_map": weight_map}).to_string();
-        fs::write(path.join("model.safetensors.index.json"), index).unwrap();
-        path
-    }
+    let index = json!({"weight_map": weight_map}).to_string();
+    folder.write(&format!("{name}/model.safetensors.index.json"), index);
+    folder.path().join(name)
 }
 
 fn options(form: Form) -> Options {
@@ -255,26 +150,29 @@ fn values<'a>(scores: &'a Scores, name: &str) -> &'a [f64] {
 const FORMS: [Form; 2] = [Form::Qkv, Form::Product];
 
 /// Blocks of 128 entries end inside rows, matrices inside blocks; layers move by very different amounts.
-const GROUPED: Shape = Shape { layers: 4, groups: 2, heads_per_group: 2, head_size: 5, hidden_size: 71 };
-const FUSED: Shape = Shape { layers: 4, groups: 3, heads_per_group: 1, head_size: 11, hidden_size: 33 };
+const GROUPED: ModelShape =
+    ModelShape { layers: 4, groups: 2, heads_per_group: 2, head_size: 5, hidden_size: 71 };
+const FUSED: ModelShape =
+    ModelShape { layers: 4, groups: 3, heads_per_group: 1, head_size: 11, hidden_size: 33 };
 
 /// Large enough for blocks in `f32`.
-const LARGE: Shape = Shape { layers: 1, groups: 2, heads_per_group: 2, head_size: 32, hidden_size: 2100 };
+const LARGE: ModelShape =
+    ModelShape { layers: 1, groups: 2, heads_per_group: 2, head_size: 32, hidden_size: 2100 };
 
-fn assert_same_bits_in_every_way(shape: Shape, layout: Layout, dtypes: [Dtype; 2]) {
+fn assert_same_bits_in_every_way(shape: ModelShape, model_type: ModelType, dtypes: [Dtype; 2]) {
     let weights = Weights::random(shape, 1).rounded(dtypes[0]);
     for form in FORMS {
-        let reference = scan_in_every_way([&weights, &weights.tuned(2)], layout, dtypes, form);
+        let reference = scan_in_every_way([&weights, &weights.tuned(2)], model_type, dtypes, form);
         let moved = &values(&reference, "wasserstein")[shape.heads()..];
         assert!(moved.iter().all(|score| *score > 0.0), "{moved:?}");
     }
 }
 
 /// Scans a pair in every way that must not matter.
-fn scan_in_every_way(sides: [&Weights; 2], layout: Layout, dtypes: [Dtype; 2], form: Form) -> Scores {
+fn scan_in_every_way(sides: [&Weights; 2], model_type: ModelType, dtypes: [Dtype; 2], form: Form) -> Scores {
     let folder = Folder::new();
-    let base = folder.write("base", sides[0], layout, dtypes[0]);
-    let tuned = folder.write("tuned", sides[1], layout, dtypes[1]);
+    let base = write(&folder, "base", sides[0], model_type, dtypes[0]);
+    let tuned = write(&folder, "tuned", sides[1], model_type, dtypes[1]);
     let reference = score(&base, &tuned, &Options { piece: 1 << 20, ..options(form) });
     let expected = bits(&reference);
     let mut ways = vec![Options { threads: None, ..options(form) }];
@@ -290,7 +188,7 @@ fn scan_in_every_way(sides: [&Weights; 2], layout: Layout, dtypes: [Dtype; 2], f
     }
     for way in ways {
         let found = score(&base, &tuned, &way);
-        assert_eq!(bits(&found), expected, "{layout:?} {dtypes:?} {way:?}");
+        assert_eq!(bits(&found), expected, "{model_type:?} {dtypes:?} {way:?}");
         assert_eq!((&found.geometry, found.bytes), (&reference.geometry, reference.bytes));
     }
     reference
@@ -311,7 +209,7 @@ fn threads_buffers_maps_and_instructions_change_no_bit_of_large_heads() {
         for (weight, from) in tuned.layers[0][0][1].iter_mut().zip(&base.layers[0][0][1]) {
             *weight += 20.0 * (*weight - from);
         }
-        let scores = scan_in_every_way([&base, &tuned], Layout::Separate, [dtype; 2], Form::Qkv);
+        let scores = scan_in_every_way([&base, &tuned], ModelType::Llama, [dtype; 2], Form::Qkv);
         let z = values(&scores, "wasserstein_z");
         assert!(z[0] < -2.0 && z[1..].iter().all(|z| *z > -1.8), "{z:?}");
     }
@@ -319,50 +217,50 @@ fn threads_buffers_maps_and_instructions_change_no_bit_of_large_heads() {
 
 #[test]
 fn threads_buffers_maps_and_instructions_change_no_bit_of_bf16() {
-    assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::BF16; 2]);
-    assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::BF16; 2]);
+    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::BF16; 2]);
+    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::BF16; 2]);
 }
 
 #[test]
 fn threads_buffers_maps_and_instructions_change_no_bit_of_f16() {
-    assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::F16; 2]);
-    assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::F16; 2]);
+    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::F16; 2]);
+    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::F16; 2]);
 }
 
 #[test]
 fn threads_buffers_maps_and_instructions_change_no_bit_of_f32() {
-    assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::F32; 2]);
-    assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::F32; 2]);
+    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::F32; 2]);
+    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::F32; 2]);
 }
 
 #[test]
 fn threads_buffers_maps_and_instructions_change_no_bit_of_f64() {
-    assert_same_bits_in_every_way(GROUPED, Layout::Separate, [Dtype::F64; 2]);
-    assert_same_bits_in_every_way(FUSED, Layout::Fused, [Dtype::F64; 2]);
+    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::F64; 2]);
+    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::F64; 2]);
 }
 
 #[test]
 fn threads_buffers_maps_and_instructions_change_no_bit_of_a_mixed_pair() {
     for dtypes in [[Dtype::BF16, Dtype::F32], [Dtype::F64, Dtype::F16]] {
-        assert_same_bits_in_every_way(GROUPED, Layout::Separate, dtypes);
-        assert_same_bits_in_every_way(FUSED, Layout::Fused, dtypes);
+        assert_same_bits_in_every_way(GROUPED, ModelType::Llama, dtypes);
+        assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, dtypes);
     }
 }
 
 #[test]
 fn shards_change_no_bit() {
-    for (shape, layout) in [(GROUPED, Layout::Separate), (FUSED, Layout::Fused)] {
+    for (shape, model_type) in [(GROUPED, ModelType::Llama), (FUSED, ModelType::Gpt2)] {
         let folder = Folder::new();
         let base = Weights::random(shape, 3);
         let tuned = base.tuned(4);
         let whole = [("base", &base), ("tuned", &tuned)]
-            .map(|(name, weights)| folder.write(name, weights, layout, Dtype::BF16));
+            .map(|(name, weights)| write(&folder, name, weights, model_type, Dtype::BF16));
         let sharded = [("base in shards", &base), ("tuned in shards", &tuned)]
-            .map(|(name, weights)| folder.write_sharded(name, weights, layout, Dtype::BF16));
+            .map(|(name, weights)| write_sharded(&folder, name, weights, model_type, Dtype::BF16));
         for form in FORMS {
             let expected = bits(&score(&whole[0], &whole[1], &options(form)));
             for [base, tuned] in [&sharded, &[sharded[0].clone(), whole[1].clone()]] {
-                assert_eq!(bits(&score(base, tuned, &options(form))), expected, "{layout:?} {form:?}");
+                assert_eq!(bits(&score(base, tuned, &options(form))), expected, "{model_type:?} {form:?}");
             }
         }
     }
@@ -374,9 +272,10 @@ fn the_storage_of_a_head_changes_no_bit_of_its_score() {
         let folder = Folder::new();
         let base = Weights::random(FUSED, 5);
         let tuned = base.tuned(6);
-        let [fused, separate] = [Layout::Fused, Layout::Separate].map(|layout| {
-            [("base", &base), ("tuned", &tuned)]
-                .map(|(name, weights)| folder.write(&format!("{name} {layout:?}"), weights, layout, dtype))
+        let [fused, separate] = [ModelType::Gpt2, ModelType::Llama].map(|model_type| {
+            [("base", &base), ("tuned", &tuned)].map(|(name, weights)| {
+                write(&folder, &format!("{name} {model_type:?}"), weights, model_type, dtype)
+            })
         });
         for form in FORMS {
             let [fused, separate] =
@@ -424,7 +323,7 @@ fn the_same_numbers_score_the_same_in_every_format_that_holds_them() {
         let folder = Folder::new();
         let pair = |dtype| {
             [("base", &base), ("tuned", &tuned)].map(|(name, weights)| {
-                folder.write(&format!("{name} {dtype}"), weights, Layout::Separate, dtype)
+                write(&folder, &format!("{name} {dtype}"), weights, ModelType::Llama, dtype)
             })
         };
         let [reference, others @ ..] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16].map(pair);
@@ -447,11 +346,11 @@ fn the_same_numbers_score_the_same_in_every_format_that_holds_them() {
 
 #[test]
 fn only_the_bytes_of_queries_keys_and_values_count() {
-    for (shape, layout) in [(GROUPED, Layout::Separate), (FUSED, Layout::Fused)] {
+    for (shape, model_type) in [(GROUPED, ModelType::Llama), (FUSED, ModelType::Gpt2)] {
         let folder = Folder::new();
         let weights = Weights::random(shape, 9);
-        let base = folder.write("base", &weights, layout, Dtype::BF16);
-        let tuned = folder.write("tuned", &weights, layout, Dtype::F64);
+        let base = write(&folder, "base", &weights, model_type, Dtype::BF16);
+        let tuned = write(&folder, "tuned", &weights, model_type, Dtype::F64);
         let matrices = shape.layers * (shape.heads() + 2 * shape.groups);
         for form in FORMS {
             // The embeddings beside them, which are not numbers, are never looked at.
@@ -465,7 +364,7 @@ fn only_the_bytes_of_queries_keys_and_values_count() {
 fn a_scan_that_is_cancelled_before_it_begins_reads_nothing() {
     let folder = Folder::new();
     let weights = Weights::random(GROUPED, 10);
-    let path = folder.write("base", &weights, Layout::Separate, Dtype::F32);
+    let path = write(&folder, "base", &weights, ModelType::Llama, Dtype::F32);
     for form in FORMS {
         let progress = Progress::default();
         progress.cancelled.store(true, Ordering::Relaxed);
@@ -477,40 +376,30 @@ fn a_scan_that_is_cancelled_before_it_begins_reads_nothing() {
 
 /// A model of many gigabytes that takes no room.
 #[cfg(unix)] // elsewhere the disk would have to have the room
-fn huge(folder: &Folder, layout: Layout) -> PathBuf {
-    let groups = if layout == Layout::Fused { 32 } else { 8 };
-    let shape = Shape { layers: 40, groups, heads_per_group: 32 / groups, head_size: 128, hidden_size: 4096 };
-    let path = folder.checkpoint("huge", &shape.config(layout));
+fn huge(folder: &Folder, model_type: ModelType) -> PathBuf {
+    let groups = if model_type == ModelType::Gpt2 { 32 } else { 8 };
+    let shape =
+        ModelShape { layers: 40, groups, heads_per_group: 32 / groups, head_size: 128, hidden_size: 4096 };
+    let prefix = if model_type == ModelType::Llama { "model." } else { "" };
     let mut header = serde_json::Map::new();
     let mut end = 0;
-    for layer in 0..shape.layers {
-        let rows = 4096 / shape.heads_per_group;
-        let tensors = match layout {
-            Layout::Separate => [("q", [4096, 4096]), ("k", [rows, 4096]), ("v", [rows, 4096])]
-                .map(|(name, shape)| (format!("model.layers.{layer}.self_attn.{name}_proj.weight"), shape))
-                .to_vec(),
-            Layout::Fused => vec![(format!("h.{layer}.attn.c_attn.weight"), [4096, 3 * 4096])],
-        };
-        for (name, shape) in tensors {
-            let start = end;
-            end += 2 * shape[0] * shape[1];
-            header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}));
-        }
+    for (name, shape) in shape.tensors(model_type, prefix).into_iter().flatten() {
+        let start = end;
+        end += 2 * shape[0] * shape[1];
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}));
     }
-    let header = Value::from(header).to_string();
-    let mut file = File::create(path.join("model.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + end) as u64).unwrap();
-    path
+    folder.write("config.json", shape.config(model_type).to_string());
+    let path = folder.path().join("model.safetensors");
+    write_sparse_file(&path, &Value::from(header).to_string(), end as u64);
+    folder.path().to_path_buf()
 }
 
 #[cfg(unix)]
 #[test]
 fn a_scan_that_is_cancelled_stops_within_half_a_second() {
-    for layout in [Layout::Separate, Layout::Fused] {
+    for model_type in [ModelType::Llama, ModelType::Gpt2] {
         let folder = Folder::new();
-        let path = huge(&folder, layout);
+        let path = huge(&folder, model_type);
         for form in FORMS {
             let progress = Progress::default();
             let cancelled = thread::scope(|scope| {
@@ -527,7 +416,7 @@ fn a_scan_that_is_cancelled_stops_within_half_a_second() {
             });
             assert!(
                 cancelled.elapsed() < Duration::from_millis(500),
-                "{layout:?} {form:?} {:?}",
+                "{model_type:?} {form:?} {:?}",
                 cancelled.elapsed()
             );
             let (done, total) = progress.bytes();
@@ -541,7 +430,7 @@ fn a_scan_that_is_cancelled_stops_within_half_a_second() {
 fn a_file_that_is_truncated_while_it_is_scanned_is_named() {
     for form in FORMS {
         let folders = [Folder::new(), Folder::new()];
-        let [base, tuned] = folders.each_ref().map(|folder| huge(folder, Layout::Separate));
+        let [base, tuned] = folders.each_ref().map(|folder| huge(folder, ModelType::Llama));
         let file = tuned.join("model.safetensors");
         let progress = Progress::default();
         let error = thread::scope(|scope| {
@@ -562,7 +451,7 @@ fn a_file_that_is_truncated_while_it_is_scanned_is_named() {
 /// Scans again and again, with other numbers of threads, and always gets the same error.
 fn assert_always_says(folder: &Folder, base: &Weights, tuned: &Weights, problem: &str) {
     let [base, tuned] = [("base", base), ("tuned", tuned)]
-        .map(|(name, weights)| folder.write(name, weights, Layout::Separate, Dtype::F64));
+        .map(|(name, weights)| write(&folder, name, weights, ModelType::Llama, Dtype::F64));
     for threads in [1, 2, 7] {
         for _ in 0..20 {
             let way = Options { threads: Some(threads), ..options(Form::Qkv) };
@@ -574,7 +463,7 @@ fn assert_always_says(folder: &Folder, base: &Weights, tuned: &Weights, problem:
 
 #[test]
 fn of_several_failures_that_of_the_first_group_counts() {
-    let shape = Shape { layers: 2, groups: 4, heads_per_group: 1, head_size: 1, hidden_size: 20_000 };
+    let shape = ModelShape { layers: 2, groups: 4, heads_per_group: 1, head_size: 1, hidden_size: 20_000 };
     let base = Weights::random(shape, 11);
     let mut tuned = base.clone();
     *tuned.layers[0][0][2].last_mut().unwrap() = f64::NAN;
@@ -586,7 +475,7 @@ fn of_several_failures_that_of_the_first_group_counts() {
 
 #[test]
 fn of_several_failures_in_a_group_that_of_the_first_head_counts() {
-    let shape = Shape { layers: 1, groups: 1, heads_per_group: 8, head_size: 1, hidden_size: 20_000 };
+    let shape = ModelShape { layers: 1, groups: 1, heads_per_group: 8, head_size: 1, hidden_size: 20_000 };
     let base = Weights::random(shape, 12);
     let mut tuned = base.clone();
     *tuned.layers[0][0][2].last_mut().unwrap() = f64::NAN;
@@ -594,18 +483,6 @@ fn of_several_failures_in_a_group_that_of_the_first_head_counts() {
         tuned.layers[0][0][head][0] = f64::INFINITY; // found before the one above
     }
     assert_always_says(&Folder::new(), &base, &tuned, "NaN at [2, 19999] (query head 2 of layer 0)");
-}
-
-fn shapes() -> impl Strategy<Value = Shape> {
-    (1usize..3, 1usize..4, 1usize..4, 1usize..4, 1usize..60).prop_map(
-        |(layers, groups, heads_per_group, head_size, hidden_size)| Shape {
-            layers,
-            groups,
-            heads_per_group,
-            head_size,
-            hidden_size,
-        },
-    )
 }
 
 /// An order of `count` things.
@@ -619,7 +496,7 @@ proptest! {
     /// Groups may change places with their heads, heads within their group, and layers.
     #[test]
     fn heads_that_change_places_take_their_scores_along(
-        (shape, layers, groups, within) in shapes().prop_flat_map(|shape| {
+        (shape, layers, groups, within) in model_shapes(3, 4, 4, 4, 60).prop_flat_map(|shape| {
             (Just(shape), order(shape.layers), order(shape.groups), order(shape.heads_per_group))
         }),
         seed in any::<u64>(),
@@ -644,7 +521,7 @@ proptest! {
         let base = Weights::random(shape, seed);
         let tuned = base.tuned(seed ^ 1);
         let folder = Folder::new();
-        let write = |name: &str, weights: &Weights| folder.write(name, weights, Layout::Separate, Dtype::F32);
+        let write = |name: &str, weights: &Weights| write(&folder, name, weights, ModelType::Llama, Dtype::F32);
         let form = FORMS[usize::from(product)];
         let before = score(&write("base", &base), &write("tuned", &tuned), &options(form));
         let after = score(&write("moved base", &moved(&base)), &write("moved tuned", &moved(&tuned)), &options(form));
@@ -660,7 +537,7 @@ proptest! {
     /// One changed weight moves the heads that read its matrix, and no other by a single bit.
     #[test]
     fn a_change_moves_only_the_heads_that_read_it(
-        (shape, layer, role, index, entry) in shapes().prop_flat_map(|shape| {
+        (shape, layer, role, index, entry) in model_shapes(3, 4, 4, 4, 60).prop_flat_map(|shape| {
             (Just(shape), 0..shape.layers, 0usize..3, 0..shape.heads(), 0..shape.entries())
         }),
         seed in any::<u64>(),
@@ -677,7 +554,7 @@ proptest! {
         };
         tuned.layers[layer][role][group][entry] += 1.0;
         let folder = Folder::new();
-        let write = |name: &str, weights: &Weights| folder.write(name, weights, Layout::Separate, Dtype::BF16);
+        let write = |name: &str, weights: &Weights| write(&folder, name, weights, ModelType::Llama, Dtype::BF16);
         let scores = score(&write("base", &base), &write("tuned", &tuned), &options(FORMS[usize::from(product)]));
         for (name, values) in &scores.statistics {
             for (head, value) in values.iter().enumerate() {

@@ -1,5 +1,4 @@
 //! The selection rules against examples worked out by hand, and against their own definitions.
-#![allow(clippy::expect_used)] // a test may panic
 
 use alps::select::{self, LayerShape, Shape};
 use alps::{Error, Result};

@@ -1,4 +1,4 @@
-//! Reads `adapter_config.json` as PEFT writes it.
+//! Reads `adapter_config.json`, the configuration of an adapter of PEFT.
 
 use std::fmt;
 use std::path::Path;
@@ -8,97 +8,97 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::names::is_outside_attention;
+use super::base_modules::is_outside_attention;
 use crate::checkpoint::{json_refusal, read_text};
 use crate::error::{quote, shorten};
 use crate::{Error, Result};
 
-/// What an adapter's configuration says of weights.
+/// The parts of an adapter's configuration that concern weights.
 #[derive(Debug)]
-pub(super) struct Config {
-    /// The path or the hub's name of the base, as it was called where the adapter was trained.
+pub(super) struct AdapterConfig {
+    /// The path or hub id of the base where the adapter was trained.
     pub(super) base: Option<String>,
     /// The revision of the base on the hub.
     pub(super) revision: Option<String>,
-    pub(super) kind: Kind,
+    pub(super) kind: AdapterKind,
 }
 
-/// The kinds of adapter that are read, each with what its tensors leave open.
+/// The kinds of adapter that are read, each with the parameters that its tensors do not give.
 #[derive(Debug)]
-pub(super) enum Kind {
-    /// W + s B A; with DoRA, the rows brought to lengths of their own.
-    Lora(Lora),
-    /// W + s (A1 B1) * (A2 B2), multiplied entry by entry.
-    Loha(Ranks),
+pub(super) enum AdapterKind {
+    /// W + s B A; with DoRA, the rows of the sum are scaled to given lengths.
+    Lora(LoraConfig),
+    /// W + s (A1 B1) * (A2 B2), where * multiplies entry by entry.
+    Loha(RankConfig),
     /// W + s (A kron B).
-    Lokr(Ranks),
-    /// Rows or columns of W times numbers.
+    Lokr(RankConfig),
+    /// Rows or columns of W, each times a number.
     Ia3,
-    /// Rows of W replaced: what `alps.AlpsConfig` trains.
+    /// W with some rows replaced: the rows that `alps.AlpsConfig` trains.
     Alps,
 }
 
 #[derive(Debug)]
-pub(super) struct Lora {
-    pub(super) ranks: Ranks,
+pub(super) struct LoraConfig {
+    pub(super) ranks: RankConfig,
     pub(super) dora: bool,
 }
 
-impl Kind {
-    /// As PEFT calls it.
+impl AdapterKind {
+    /// The name of the kind in PEFT.
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Kind::Lora(_) => "LORA",
-            Kind::Loha(_) => "LOHA",
-            Kind::Lokr(_) => "LOKR",
-            Kind::Ia3 => "IA3",
-            Kind::Alps => "ALPS",
+            AdapterKind::Lora(_) => "LORA",
+            AdapterKind::Loha(_) => "LOHA",
+            AdapterKind::Lokr(_) => "LOKR",
+            AdapterKind::Ia3 => "IA3",
+            AdapterKind::Alps => "ALPS",
         }
     }
 }
 
-/// The rank of each module's change, and the factor that it is multiplied by.
+/// The rank of each module's change, and its scale.
 #[derive(Debug)]
-pub(super) struct Ranks {
+pub(super) struct RankConfig {
     rank: f64,
     alpha: f64,
-    ranks: Patterns,
-    alphas: Patterns,
+    ranks: NumberByModule,
+    alphas: NumberByModule,
     by_root: bool,
 }
 
-impl Ranks {
+impl RankConfig {
     pub(super) fn rank(&self, module: &str) -> f64 {
         self.ranks.get(module).unwrap_or(self.rank)
     }
 
-    /// alpha / r, or alpha / sqrt(r) where ranks are stabilised (rsLoRA).
+    /// The factor of a module's change: alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA).
     pub(super) fn scale(&self, module: &str) -> f64 {
         let (alpha, rank) = (self.alphas.get(module).unwrap_or(self.alpha), self.rank(module));
         if self.by_root { alpha / rank.sqrt() } else { alpha / rank }
     }
 }
 
-/// Numbers for the modules whose names end in a match, the first that does, in the order of the file.
+/// Numbers for modules by patterns of their names, in the order of the file. The first pattern that matches counts.
 #[derive(Debug, Default)]
-struct Patterns(Vec<(Regex, f64)>);
+struct NumberByModule(Vec<(Regex, f64)>);
 
-impl Patterns {
+impl NumberByModule {
     fn get(&self, module: &str) -> Option<f64> {
         self.0.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, number)| *number)
     }
 }
 
-impl<'de> Deserialize<'de> for Patterns {
+impl<'de> Deserialize<'de> for NumberByModule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(PatternsVisitor)
+        deserializer.deserialize_map(NumberByModuleVisitor)
     }
 }
 
-struct PatternsVisitor;
+struct NumberByModuleVisitor;
 
-impl<'de> Visitor<'de> for PatternsVisitor {
-    type Value = Patterns;
+impl<'de> Visitor<'de> for NumberByModuleVisitor {
+    type Value = NumberByModule;
 
     fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str("numbers by patterns of module names")
@@ -107,28 +107,28 @@ impl<'de> Visitor<'de> for PatternsVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
         let mut patterns = Vec::new();
         while let Some((pattern, number)) = map.next_entry::<String, f64>()? {
-            // As `get_pattern_key` of PEFT puts it together.
+            // `get_pattern_key` of PEFT makes the same expression.
             let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|_| {
                 serde::de::Error::custom(format_args!("the pattern {} cannot be read", quote(&pattern)))
             })?;
             patterns.push((regex, number));
         }
-        Ok(Patterns(patterns))
+        Ok(NumberByModule(patterns))
     }
 }
 
-/// What is used of the file, and the rest.
+/// The fields of the file that are read, and the rest.
 #[derive(Deserialize)]
 #[serde(expecting = "a JSON object")]
-struct Fields {
+struct ConfigFields {
     peft_type: Option<String>,
     base_model_name_or_path: Option<String>,
     revision: Option<String>,
     r: Option<f64>,
     lora_alpha: Option<f64>,
     alpha: Option<f64>,
-    rank_pattern: Option<Patterns>,
-    alpha_pattern: Option<Patterns>,
+    rank_pattern: Option<NumberByModule>,
+    alpha_pattern: Option<NumberByModule>,
     use_rslora: Option<bool>,
     use_dora: Option<bool>,
     init_lora_weights: Option<Value>,
@@ -137,51 +137,24 @@ struct Fields {
     rest: Map<String, Value>,
 }
 
-/// Keys that say nothing about what query, key and value weights become, whatever their values: how the adapter
-/// was made or is to be trained, what it is about, what the tensors tell as well.
+/// Keys whose values never change query, key and value weights: those on how the adapter was made or is trained, on its
+/// purpose, or on what its tensors show as well.
+#[rustfmt::skip]
 const WITHOUT_EFFECT: [&str; 35] = [
-    "auto_mapping",
-    "bias",
-    "corda_config",
-    "decompose_both",
-    "decompose_factor",
-    "ensure_weight_tying",
-    "eva_config",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "feedforward_modules",
-    "fingerprint",
-    "heads",
-    "inference_mode",
-    "init_ia3_weights",
-    "init_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_bias",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_config",
-    "megatron_core",
-    "module_dropout",
-    "modules_to_save",
-    "peft_version",
-    "qalora_group_size",
-    "rank_dropout",
-    "rank_dropout_scale",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-    "trainable_token_indices",
-    "use_effective_conv2d",
-    "velora_config",
+    "auto_mapping", "bias", "corda_config", "decompose_both", "decompose_factor", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "fingerprint", "heads",
+    "inference_mode", "init_ia3_weights", "init_weights", "layers_pattern", "layers_to_transform",
+    "loftq_config", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
+    "module_dropout", "modules_to_save", "peft_version", "qalora_group_size", "rank_dropout",
+    "rank_dropout_scale", "runtime_config", "target_modules", "task_type", "trainable_token_indices",
+    "use_effective_conv2d", "velora_config",
 ];
 
 const ADVICE: &str =
     "merge the adapter into its base with peft's `model.merge_and_unload()`, and save the result";
 
-impl Config {
-    /// The configuration at `path`.
+impl AdapterConfig {
+    /// Reads the configuration at `path`.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let text = read_text(path)?;
         let fields = serde_json::from_str(&text)
@@ -190,7 +163,7 @@ impl Config {
     }
 }
 
-fn check(fields: Fields) -> std::result::Result<Config, String> {
+fn check(fields: ConfigFields) -> std::result::Result<AdapterConfig, String> {
     let Some(kind) = fields.peft_type else {
         return Err("the configuration has no `peft_type`, so this is no adapter of PEFT".to_owned());
     };
@@ -210,7 +183,7 @@ fn check(fields: Fields) -> std::result::Result<Config, String> {
             None => Err(format!("the configuration has no `{key}`")),
         };
         let key = if kind == "LORA" { "lora_alpha" } else { "alpha" };
-        Ok::<_, String>(Ranks {
+        Ok::<_, String>(RankConfig {
             rank: number("r", fields.r)?,
             alpha: number(key, alpha)?,
             ranks: fields.rank_pattern.unwrap_or_default(),
@@ -220,7 +193,7 @@ fn check(fields: Fields) -> std::result::Result<Config, String> {
     };
     let kind = match &*kind {
         "LORA" => {
-            check_start(fields.init_lora_weights.as_ref())?;
+            check_initialisation(fields.init_lora_weights.as_ref())?;
             for parameter in fields.target_parameters.iter().flatten() {
                 if !is_outside_attention(parameter) {
                     return Err(format!(
@@ -230,15 +203,15 @@ fn check(fields: Fields) -> std::result::Result<Config, String> {
                     ));
                 }
             }
-            Kind::Lora(Lora {
+            AdapterKind::Lora(LoraConfig {
                 ranks: ranks(fields.lora_alpha, fields.use_rslora.unwrap_or(false))?,
                 dora: fields.use_dora.unwrap_or(false),
             })
         }
-        "LOHA" => Kind::Loha(ranks(fields.alpha, false)?),
-        "LOKR" => Kind::Lokr(ranks(fields.alpha, false)?),
-        "IA3" => Kind::Ia3,
-        "ALPS" => Kind::Alps,
+        "LOHA" => AdapterKind::Loha(ranks(fields.alpha, false)?),
+        "LOKR" => AdapterKind::Lokr(ranks(fields.alpha, false)?),
+        "IA3" => AdapterKind::Ia3,
+        "ALPS" => AdapterKind::Alps,
         other => {
             return Err(format!(
                 "the adapter is of the kind {}; those that are read are LORA, LOHA, LOKR, IA3 and ALPS; {ADVICE}",
@@ -246,11 +219,11 @@ fn check(fields: Fields) -> std::result::Result<Config, String> {
             ));
         }
     };
-    Ok(Config { base: fields.base_model_name_or_path, revision: fields.revision, kind })
+    Ok(AdapterConfig { base: fields.base_model_name_or_path, revision: fields.revision, kind })
 }
 
-/// Refuses starts that take from the base what they put into the adapter.
-fn check_start(start: Option<&Value>) -> std::result::Result<(), String> {
+/// Refuses initialisations that subtract the adapter from the base.
+fn check_initialisation(start: Option<&Value>) -> std::result::Result<(), String> {
     match start {
         None | Some(Value::Null | Value::Bool(_)) => Ok(()),
         Some(Value::String(name))

@@ -1,15 +1,20 @@
-//! Adapters of PEFT: what they make of the weights of a base checkpoint.
+//! Reads adapters of PEFT, which change some weight matrices of a base checkpoint.
 //!
-//! An adapter holds changes to some linear layers. No changed matrix is ever formed whole: a layer of the base
-//! is wrapped in a [`WeightMatrix`] that changes the rows that are asked for, as PEFT's `merge_and_unload` would.
+//! # How adapted weights are read
+//!
+//! No changed matrix is ever held whole. A matrix of the base is wrapped in a [`WeightMatrix`] that changes the rows that
+//! are read, as PEFT's `merge_and_unload` would.
+//!
+//! 1. `config` reads the kind of adapter and its parameters, `tensors` groups its tensors by module.
+//! 2. `base_modules` finds the module of the base that each module of the adapter changes.
+//! 3. `fit` checks the tensors against the size of that module.
+//! 4. `adapted_matrix` reads rows of the base and changes them, with the tensors that `factors` reads.
 
-mod bands;
+mod adapted_matrix;
+mod base_modules;
 mod config;
+mod factors;
 mod fit;
-mod matrix;
-mod names;
-mod roles;
-mod rows;
 mod tensors;
 
 use std::collections::BTreeMap;
@@ -17,14 +22,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::bands::{Bands, Part};
-use self::config::{Config, Kind};
-use self::fit::Fit;
-use self::matrix::Factors;
-use self::names::Modules;
-use self::rows::{Change, Changed};
-use self::tensors::{Parameters, sort};
-use crate::attention::{Attention, Module, Orientation};
+use self::adapted_matrix::{AdaptedMatrix, WeightChange};
+use self::base_modules::{BaseModules, find_by_role, may_hold_attention};
+use self::config::AdapterConfig;
+use self::factors::FactorStore;
+use self::fit::ChangedModule;
+use self::tensors::{ModuleTensors, tensors_by_module};
+use crate::attention::{Attention, Orientation, Projection};
 use crate::checkpoint::{Checkpoint, has_weights};
 use crate::error::quote;
 use crate::weights::WeightMatrix;
@@ -33,45 +37,45 @@ use crate::{Error, Result};
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// What can be said of an adapter without its weights.
+/// Where an adapter is, and the base that it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub struct AdapterOrigin {
     /// The folder of the adapter.
     pub folder: PathBuf,
-    /// Whether the folder holds the weights of a model as well. As for transformers, these are then what the
-    /// adapter changes.
+    /// Whether the folder holds the weights of a model as well. These are then the base, as for transformers.
     pub is_whole: bool,
-    /// The path or the hub's name of the base, as it was called where the adapter was trained.
+    /// The path or hub id of the base where the adapter was trained.
     pub base: Option<String>,
     /// The revision of the base on the hub.
     pub revision: Option<String>,
 }
 
-/// What the adapter at `path` says of itself, or `None` if there is something else.
+/// Reads the origin of the adapter at `path`, or `None` if there is no adapter.
 ///
 /// An adapter is a folder with `adapter_config.json`, as for transformers, or the file of its weights.
 ///
 /// # Errors
 ///
 /// As of [`Adapter::open`], for the configuration.
-pub fn origin(path: &Path) -> Result<Option<Origin>> {
+pub fn adapter_origin(path: &Path) -> Result<Option<AdapterOrigin>> {
     let folder = match path.file_name() {
         Some(name) if name == WEIGHTS => path.parent().unwrap_or(Path::new("")),
         _ if path.join(CONFIG).is_file() => path,
         _ => return Ok(None),
     };
-    let config = Config::read(&folder.join(CONFIG))?;
+    let config = AdapterConfig::read(&folder.join(CONFIG))?;
     let is_whole = folder == path && has_weights(folder);
-    Ok(Some(Origin { folder: folder.to_path_buf(), is_whole, base: config.base, revision: config.revision }))
+    let AdapterConfig { base, revision, .. } = config;
+    Ok(Some(AdapterOrigin { folder: folder.to_path_buf(), is_whole, base, revision }))
 }
 
-/// An adapter, its configuration checked and its tensors found, but for their fit to a base.
+/// An adapter with a valid configuration, whose tensors are not yet checked against a base.
 #[derive(Debug)]
 pub struct Adapter {
-    config: Config,
-    factors: Arc<Factors>,
+    config: AdapterConfig,
+    factors: Arc<FactorStore>,
     /// The tensors of each changed module, by its name where the adapter was trained.
-    changes: BTreeMap<String, Parameters>,
+    changes: BTreeMap<String, ModuleTensors>,
 }
 
 impl Adapter {
@@ -82,13 +86,13 @@ impl Adapter {
     /// [`Error::Io`] if a file cannot be read; [`Error::Checkpoint`] if one is not what it should be, or if the
     /// adapter is of a kind that is not read.
     pub fn open(folder: &Path) -> Result<Self> {
-        let config = Config::read(&folder.join(CONFIG))?;
+        let config = AdapterConfig::read(&folder.join(CONFIG))?;
         let checkpoint = Checkpoint::open_file(folder, WEIGHTS)?;
-        let changes = sort(&checkpoint, &config.kind)?;
-        Ok(Self { config, factors: Arc::new(Factors::new(checkpoint)), changes })
+        let changes = tensors_by_module(&checkpoint, &config.kind)?;
+        Ok(Self { config, factors: Arc::new(FactorStore::new(checkpoint)), changes })
     }
 
-    /// The kind of adapter, as PEFT calls it.
+    /// The name of the adapter's kind in PEFT.
     pub fn kind(&self) -> &'static str {
         self.config.kind.name()
     }
@@ -98,21 +102,21 @@ impl Adapter {
         self.factors.checkpoint.path()
     }
 
-    /// Finds the changed modules among those of a base, which is at `path` and has tensors of these names;
-    /// `attention` is where its heads are, for modules that have other names when they run.
+    /// Finds the changed modules among those of the base at `path`, which has tensors of these names. `attention` is
+    /// needed for modules that the running model names otherwise.
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if a module that could hold attention is not there, or could be several.
-    pub fn over<'n>(
+    pub fn find_modules<'n>(
         self,
         path: &Path,
         tensors: impl Iterator<Item = &'n str>,
         attention: Option<&Attention>,
-    ) -> Result<Adapted> {
-        let modules = Modules::new(tensors);
-        let mut places: BTreeMap<String, Vec<Place>> = BTreeMap::new();
-        for (module, parameters) in &self.changes {
+    ) -> Result<AdapterOnBase> {
+        let modules = BaseModules::new(tensors);
+        let mut places: BTreeMap<String, Vec<ModulePlace>> = BTreeMap::new();
+        for (module, own_tensors) in &self.changes {
             let found = modules.find(module).map_err(|candidates| {
                 self.refuse(format!(
                     "the adapter changes the module {}, which could be any of {} in {}",
@@ -123,36 +127,36 @@ impl Adapter {
             })?;
             let found = match found {
                 Some(name) => Some((name.to_owned(), None)),
-                None if parameters.replacement.is_some() => None,
+                None if own_tensors.replacement.is_some() => None,
                 None => attention.and_then(|attention| {
-                    let (found, rows) = roles::find(attention, module)?;
+                    let (found, rows) = find_by_role(attention, module)?;
                     Some((found.name.clone(), (rows.len() < found.out_features).then_some(rows)))
                 }),
             };
             match found {
                 Some((name, rows)) => {
                     let others = places.entry(name.clone()).or_default();
-                    let overlaps = |other: &Place| match (&other.rows, &rows) {
+                    let overlaps = |other: &ModulePlace| match (&other.rows, &rows) {
                         (Some(other), Some(rows)) => other.start < rows.end && rows.start < other.end,
                         _ => true,
                     };
                     if let Some(other) = others.iter().find(|other| overlaps(other)) {
                         return Err(self.refuse(format!(
                             "the modules {} and {} would both change {} of {}",
-                            quote(&other.runtime),
+                            quote(&other.adapter_name),
                             quote(module),
                             quote(&name),
                             path.display()
                         )));
                     }
-                    others.push(Place { runtime: module.clone(), rows });
+                    others.push(ModulePlace { adapter_name: module.clone(), rows });
                 }
-                None if names::may_hold_attention(module) => {
+                None if may_hold_attention(module) => {
                     return Err(self.refuse(format!(
                         "the adapter changes the module {} (by {}), but {} has no such module; is it another \
                          base than the one that the adapter was trained on{}?",
                         quote(module),
-                        quote(parameters.any_name()),
+                        quote(own_tensors.any_name()),
                         path.display(),
                         self.config.base.as_ref().map_or_else(String::new, |base| format!(", {base}"))
                     )));
@@ -163,7 +167,7 @@ impl Adapter {
         for places in places.values_mut() {
             places.sort_unstable_by_key(|place| place.rows.as_ref().map_or(0, |rows| rows.start));
         }
-        Ok(Adapted { adapter: self, places })
+        Ok(AdapterOnBase { adapter: self, places })
     }
 
     fn refuse(&self, problem: impl Into<String>) -> Error {
@@ -171,24 +175,24 @@ impl Adapter {
     }
 }
 
-/// Where a module of an adapter is in its base.
+/// The base's module that a module of an adapter changes.
 #[derive(Debug)]
-struct Place {
-    /// What the adapter calls the module.
-    runtime: String,
+struct ModulePlace {
+    /// The name of the module in the adapter.
+    adapter_name: String,
     /// Its rows in the base's module, if that has others as well.
     rows: Option<Range<usize>>,
 }
 
 /// An adapter whose modules have been found in a base.
 #[derive(Debug)]
-pub struct Adapted {
+pub struct AdapterOnBase {
     adapter: Adapter,
     /// The modules of the adapter, in the order of their rows, by the name of the base's module.
-    places: BTreeMap<String, Vec<Place>>,
+    places: BTreeMap<String, Vec<ModulePlace>>,
 }
 
-impl Adapted {
+impl AdapterOnBase {
     /// The adapter itself.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
@@ -199,90 +203,66 @@ impl Adapted {
         !self.places(module).is_empty()
     }
 
-    fn places(&self, module: &str) -> &[Place] {
-        // Of torch's multi-head attention the adapter names the module, the base a tensor within.
+    fn places(&self, module: &str) -> &[ModulePlace] {
+        // For torch's multi-head attention the adapter names the module, the base a tensor within it.
         let whole = || self.places.get(module.strip_suffix(".in_proj_weight")?);
         self.places.get(module).or_else(whole).map_or(&[], |places| places)
     }
 
-    /// What stands in the place of a module's own weights, with the checkpoint that holds it: the weights of a
-    /// module that was trained and saved whole.
+    /// The weights that replace those of a projection, with the checkpoint that holds them, if the adapter's training
+    /// saved the module as a whole.
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if they are of another shape.
-    pub(crate) fn replacement(&self, module: &Module) -> Result<Option<(&Arc<Checkpoint>, Module)>> {
-        let [Place { runtime, .. }] = self.places(&module.name) else { return Ok(None) };
-        let Some(name) = &self.adapter.changes[runtime].replacement else { return Ok(None) };
-        let other = Module { name: name.clone(), ..module.clone() };
+    pub(crate) fn replacement(
+        &self,
+        projection: &Projection,
+    ) -> Result<Option<(&Arc<Checkpoint>, Projection)>> {
+        let [ModulePlace { adapter_name, .. }] = self.places(&projection.name) else { return Ok(None) };
+        let Some(name) = &self.adapter.changes[adapter_name].replacement else { return Ok(None) };
+        let replacement = Projection { name: name.clone(), ..projection.clone() };
         let factors = &self.adapter.factors;
-        let (expected, found) = (other.stored_shape(), &factors.tensor(name)?.shape);
+        let (expected, found) = (replacement.stored_shape(), &factors.tensor(name)?.shape);
         if *found != expected {
             return Err(self.adapter.refuse(format!(
                 "tensor {} should have the shape {expected:?}, as in the base, but has the shape {found:?}",
                 quote(name)
             )));
         }
-        Ok(Some((&factors.checkpoint, other)))
+        Ok(Some((&factors.checkpoint, replacement)))
     }
 
-    /// The module with its weights as the adapter changes them, given those of the base, or those that stand in
-    /// their place. Weights that the adapter does not change stay as they are. `orientation` is how the base
-    /// stores the module.
+    /// The weights of a module as the adapter changes them, given those of the base or their replacement.
+    /// `orientation` is how the base stores the module.
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if the adapter's tensors do not fit the module, or contradict its configuration.
-    pub fn linear(
+    pub fn adapt(
         &self,
         module: &str,
         orientation: Orientation,
         base: Box<dyn WeightMatrix>,
     ) -> Result<Box<dyn WeightMatrix>> {
-        let places = self.places(module);
-        if let [] | [Place { rows: None, .. }] = places {
-            return match places.first() {
-                Some(place) => self.changed(&place.runtime, orientation, base),
-                None => Ok(base),
-            };
-        }
-        let whole: Arc<dyn WeightMatrix> = base.into();
-        let part = |rows: Range<usize>| Box::new(Part { whole: whole.clone(), rows });
-        let unchanged = |rows| Changed::new(part(rows), Change::None, self.adapter.factors.clone());
-        let (mut bands, mut end): (Vec<Box<dyn WeightMatrix>>, usize) = (Vec::new(), 0);
-        for Place { runtime, rows } in places {
-            let rows = rows.clone().unwrap_or(0..whole.out_features());
-            if end < rows.start {
-                bands.push(Box::new(unchanged(end..rows.start)));
-            }
-            end = rows.end;
-            bands.push(self.changed(runtime, orientation, part(rows))?);
-        }
-        if end < whole.out_features() {
-            bands.push(Box::new(unchanged(end..whole.out_features())));
-        }
-        Ok(Box::new(Bands(bands)))
-    }
-
-    /// A module of the adapter, given its weights in the base.
-    fn changed(
-        &self,
-        runtime: &str,
-        orientation: Orientation,
-        base: Box<dyn WeightMatrix>,
-    ) -> Result<Box<dyn WeightMatrix>> {
-        let parameters = &self.adapter.changes[runtime];
-        if parameters.own.is_empty() {
+        let (adapter, out, places) = (&self.adapter, base.out_features(), self.places(module));
+        if places.iter().all(|place| adapter.changes[&place.adapter_name].own.is_empty()) {
             return Ok(base);
         }
-        let fit = Fit { adapter: &self.adapter, module: runtime, parameters, base: &*base };
-        let change = match &self.adapter.config.kind {
-            Kind::Lora(lora) => fit.low_rank(lora)?,
-            Kind::Loha(ranks) => fit.hadamard(ranks)?,
-            Kind::Lokr(ranks) => fit.kronecker(ranks)?,
-            Kind::Ia3 => fit.scaling()?,
-            Kind::Alps => fit.rows(orientation)?,
-        };
-        Ok(Box::new(Changed::new(base, change, self.adapter.factors.clone())))
+        let (mut changes, mut end) = (Vec::new(), 0);
+        for ModulePlace { adapter_name, rows } in places {
+            let rows = rows.clone().unwrap_or(0..out);
+            if end < rows.start {
+                changes.push((end..rows.start, WeightChange::None));
+            }
+            end = rows.end;
+            let (tensors, features) = (&adapter.changes[adapter_name], [rows.len(), base.in_features()]);
+            let module = ChangedModule { adapter, name: adapter_name, tensors, features, orientation };
+            changes.push((rows, module.change()?));
+        }
+        if end < out {
+            changes.push((end..out, WeightChange::None));
+        }
+        Ok(Box::new(AdaptedMatrix { base, changes, factors: adapter.factors.clone() }))
     }
 }

@@ -1,92 +1,91 @@
-//! Sorts the tensors of an adapter by the modules that they change.
+//! Groups the tensors of an adapter by the modules that they change.
 
 use std::collections::BTreeMap;
 
-use super::config::Kind;
+use super::config::AdapterKind;
 use crate::checkpoint::Checkpoint;
 use crate::error::quote;
 use crate::{Error, Result};
 
-/// The tensors of one module, by their full names.
+/// The full names of the tensors that change one module.
 #[derive(Debug, Default)]
-pub(super) struct Parameters {
-    /// What changes the weights: the tensors of this kind of adapter, by what they are called there.
+pub(super) struct ModuleTensors {
+    /// The tensors of the adapter's kind, by the ends of their names.
     pub(super) own: BTreeMap<&'static str, String>,
-    /// What stands in the place of the weights.
+    /// The tensor that replaces the weights.
     pub(super) replacement: Option<String>,
 }
 
-impl Parameters {
+impl ModuleTensors {
+    /// The name of some tensor of the module, for messages.
     pub(super) fn any_name(&self) -> &str {
         self.own.values().chain(&self.replacement).next().map_or("", |name| name)
     }
 }
 
-/// What PEFT puts before the name of a module.
-const WRAPPER: &str = "base_model.model.";
+/// The prefix that PEFT puts before the name of a module.
+const PREFIX: &str = "base_model.model.";
 
-/// Names that PEFT's `save_pretrained` removes.
-const LIVE: [&str; 2] = ["modules_to_save", "original_module"];
+/// Parts of names in a running model that PEFT's `save_pretrained` removes.
+const RUNNING_ONLY: [&str; 2] = ["modules_to_save", "original_module"];
 
-impl Kind {
-    /// How the names of this kind's tensors end, and what all tensors of the kind have in their last parts.
+const LORA_ENDINGS: [&str; 6] = [
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_B.bias",
+    "lora_magnitude_vector",
+    "lora_embedding_A",
+    "lora_embedding_B",
+];
+
+impl AdapterKind {
+    /// The ends of the names of this kind's tensors, and the prefix of one of the last parts of all such names.
     fn endings(&self) -> (&'static [&'static str], &'static str) {
         match self {
-            Kind::Lora(_) => (
-                &[
-                    "lora_A.weight",
-                    "lora_B.weight",
-                    "lora_B.bias",
-                    "lora_magnitude_vector",
-                    "lora_embedding_A",
-                    "lora_embedding_B",
-                ],
-                "lora_",
-            ),
-            Kind::Loha(_) => (&["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"], "hada_"),
-            Kind::Lokr(_) => {
+            AdapterKind::Lora(_) => (&LORA_ENDINGS, "lora_"),
+            AdapterKind::Loha(_) => (&["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"], "hada_"),
+            AdapterKind::Lokr(_) => {
                 (&["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"], "lokr_")
             }
-            Kind::Ia3 => (&["ia3_l"], "ia3_"),
-            Kind::Alps => (&["alps_rows", "alps_bias_rows", "alps_indices"], "alps_"),
+            AdapterKind::Ia3 => (&["ia3_l"], "ia3_"),
+            AdapterKind::Alps => (&["alps_rows", "alps_bias_rows", "alps_indices"], "alps_"),
         }
     }
 }
 
-/// The tensors of each module, by its name in the running model.
-pub(super) fn sort(checkpoint: &Checkpoint, kind: &Kind) -> Result<BTreeMap<String, Parameters>> {
+/// The tensors of each changed module, by its name in the running model.
+pub(super) fn tensors_by_module(
+    checkpoint: &Checkpoint,
+    kind: &AdapterKind,
+) -> Result<BTreeMap<String, ModuleTensors>> {
     let refuse =
         |name: &str, why: &str| Error::checkpoint(checkpoint.path(), format!("tensor {} {why}", quote(name)));
-    let (endings, mark) = kind.endings();
-    let mut modules: BTreeMap<String, Parameters> = BTreeMap::new();
+    let (endings, prefix) = kind.endings();
+    let mut modules: BTreeMap<String, ModuleTensors> = BTreeMap::new();
     for (name, _) in checkpoint.tensors() {
-        let bare = name.strip_prefix(WRAPPER).unwrap_or(name);
+        let bare = name.strip_prefix(PREFIX).unwrap_or(name);
         let own =
             endings.iter().find_map(|ending| Some((bare.strip_suffix(ending)?.strip_suffix('.')?, *ending)));
         if let Some((module, ending)) = own {
             modules.entry(module.to_owned()).or_default().own.insert(ending, name.to_owned());
-        } else if bare.rsplit('.').take(3).any(|part| part.starts_with(mark)) {
+        } else if bare.rsplit('.').take(3).any(|part| part.starts_with(prefix)) {
             return Err(refuse(
                 name,
                 &format!("is none that an adapter of the kind {} is known to have", kind.name()),
             ));
-        } else if bare.split('.').any(|part| LIVE.contains(&part)) {
+        } else if bare.split('.').any(|part| RUNNING_ONLY.contains(&part)) {
             return Err(refuse(
                 name,
                 "has the name that it has in a running model; expected an adapter saved by `save_pretrained`",
             ));
         } else if let Some((module, parameter)) = bare.rsplit_once('.') {
-            // Of a module that was trained whole, or whose bias was trained; no bias is part of a head.
-            let module = module.strip_suffix(".base_layer").unwrap_or(module);
-            match parameter {
-                "bias" => {}
-                "weight" => {
-                    modules.entry(module.to_owned()).or_default().replacement = Some(name.to_owned());
-                }
-                _ => {
-                    modules.entry(bare.to_owned()).or_default().replacement = Some(name.to_owned());
-                }
-            }
+            // The module was trained as a whole, or its bias was. No bias belongs to a head.
+            let module = match parameter {
+                "bias" => continue,
+                "weight" => module.strip_suffix(".base_layer").unwrap_or(module),
+                _ => bare,
+            };
+            modules.entry(module.to_owned()).or_default().replacement = Some(name.to_owned());
         }
     }
     Ok(modules)

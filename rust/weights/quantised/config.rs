@@ -1,4 +1,4 @@
-//! What `quantization_config` in `config.json` says.
+//! Reads `quantization_config` in `config.json`.
 
 use std::path::Path;
 
@@ -8,55 +8,55 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result, quote, shorten};
 
-/// How the checkpoint was quantised, as its configuration has it.
+/// How the checkpoint was quantised, by its configuration.
 #[derive(Clone, Debug)]
-pub(super) struct Config {
-    pub(super) method: Method,
-    /// The modules that were left as they are.
+pub(super) struct QuantisationConfig {
+    pub(super) method: QuantisationMethod,
+    /// The modules that were not quantised.
     pub(super) skipped: Vec<String>,
 }
 
-/// What wrote the tensors.
+/// The method that wrote the tensors.
 #[derive(Clone, Debug)]
-pub(super) enum Method {
-    /// The configuration says nothing.
+pub(super) enum QuantisationMethod {
+    /// The configuration gives none.
     Unstated,
-    Fp8(Fp8),
+    Fp8(Fp8Config),
     FbgemmFp8,
-    CompressedTensors(Vec<Weights>),
-    BitsAndBytes(BitsAndBytes),
-    Gptq(Gptq),
-    Awq(Awq),
-    /// Another one, of this name.
+    CompressedTensors(Vec<CompressedWeights>),
+    BitsAndBytes(BitsAndBytesConfig),
+    Gptq(GptqConfig),
+    Awq(AwqConfig),
+    /// A method that is not read, with its name.
     Other(String),
 }
 
-impl Method {
-    /// What `quant_method` calls it.
+impl QuantisationMethod {
+    /// The name of the method in `quant_method`.
     pub(super) fn name(&self) -> &str {
         match self {
-            Method::Unstated => "absent",
-            Method::Fp8(_) => "fp8",
-            Method::FbgemmFp8 => "fbgemm_fp8",
-            Method::CompressedTensors(_) => "compressed-tensors",
-            Method::BitsAndBytes(_) => "bitsandbytes",
-            Method::Gptq(_) => "gptq",
-            Method::Awq(_) => "awq",
-            Method::Other(name) => name,
+            QuantisationMethod::Unstated => "absent",
+            QuantisationMethod::Fp8(_) => "fp8",
+            QuantisationMethod::FbgemmFp8 => "fbgemm_fp8",
+            QuantisationMethod::CompressedTensors(_) => "compressed-tensors",
+            QuantisationMethod::BitsAndBytes(_) => "bitsandbytes",
+            QuantisationMethod::Gptq(_) => "gptq",
+            QuantisationMethod::Awq(_) => "awq",
+            QuantisationMethod::Other(name) => name,
         }
     }
 }
 
 /// `quant_method` `fp8`.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Fp8 {
-    /// Rows and columns of a block.
+pub(super) struct Fp8Config {
+    /// The rows and columns of a block.
     pub(super) weight_block_size: Option<[usize; 2]>,
 }
 
 /// `quant_method` `bitsandbytes`.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct BitsAndBytes {
+pub(super) struct BitsAndBytesConfig {
     #[serde(default)]
     pub(super) load_in_8bit: bool,
     #[serde(default)]
@@ -65,36 +65,36 @@ pub(super) struct BitsAndBytes {
 
 /// `quant_method` `gptq`.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Gptq {
+pub(super) struct GptqConfig {
     pub(super) bits: usize,
-    /// Input features that share a scale; -1 for all.
+    /// The number of input features that share a scale; -1 for all.
     pub(super) group_size: i64,
     checkpoint_format: Option<String>,
     format: Option<String>,
-    /// Modules that were quantised otherwise, by pattern.
+    /// Other settings for some modules, by patterns of their names.
     pub(super) dynamic: Option<Map<String, Value>>,
 }
 
 /// `quant_method` `awq`.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Awq {
+pub(super) struct AwqConfig {
     pub(super) bits: usize,
-    /// Input features that share a scale; -1 for all.
+    /// The number of input features that share a scale; -1 for all.
     pub(super) group_size: i64,
     version: Option<String>,
     format: Option<String>,
 }
 
-impl Gptq {
-    /// How the tensors are packed, under whichever of its names it is given.
+impl GptqConfig {
+    /// How the tensors are packed, under either name of the key.
     pub(super) fn format(&self) -> String {
         let format = self.checkpoint_format.as_deref().or(self.format.as_deref());
         format.unwrap_or("gptq").to_lowercase()
     }
 }
 
-impl Awq {
-    /// How the tensors are packed, under whichever of its names it is given.
+impl AwqConfig {
+    /// How the tensors are packed, under either name of the key.
     pub(super) fn format(&self) -> String {
         let format = self.version.as_deref().or(self.format.as_deref());
         format.unwrap_or("gemm").to_lowercase()
@@ -103,27 +103,27 @@ impl Awq {
 
 /// How one group of modules is quantised by compressed-tensors.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Weights {
+pub(super) struct CompressedWeights {
     pub(super) num_bits: usize,
     #[serde(rename = "type")]
-    pub(super) kind: Kind,
+    pub(super) kind: CodeKind,
     #[serde(default = "yes")]
     pub(super) symmetric: bool,
-    strategy: Option<Strategy>,
+    strategy: Option<ScaleStrategy>,
     group_size: Option<i64>,
     block_structure: Option<[usize; 2]>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Kind {
+pub(super) enum CodeKind {
     Int,
     Float,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Strategy {
+enum ScaleStrategy {
     Tensor,
     Channel,
     Group,
@@ -135,30 +135,30 @@ fn yes() -> bool {
     true
 }
 
-impl Weights {
-    /// Rows and columns of the blocks that share a scale, in weights of these features.
+impl CompressedWeights {
+    /// The rows and columns of the blocks that share a scale, in weights of these features.
     fn block(&self, [rows, columns]: [usize; 2]) -> Option<[usize; 2]> {
         let group = || self.group_size.and_then(|size| usize::try_from(size).ok());
         let strategy = self.strategy.unwrap_or(match self.group_size {
-            None => Strategy::Tensor,
-            Some(1..) => Strategy::Group,
-            Some(_) => Strategy::Channel,
+            None => ScaleStrategy::Tensor,
+            Some(1..) => ScaleStrategy::Group,
+            Some(_) => ScaleStrategy::Channel,
         });
         let block = match strategy {
-            Strategy::Tensor => [rows, columns],
-            Strategy::Channel => [1, columns],
-            Strategy::Group | Strategy::TensorGroup => [1, group()?],
-            Strategy::Block => self.block_structure?,
+            ScaleStrategy::Tensor => [rows, columns],
+            ScaleStrategy::Channel => [1, columns],
+            ScaleStrategy::Group | ScaleStrategy::TensorGroup => [1, group()?],
+            ScaleStrategy::Block => self.block_structure?,
         };
         (!block.contains(&0)).then_some(block)
     }
 }
 
-/// The blocks that share a scale in weights of these features, by all of `groups` for which `fits`.
+/// The blocks that share a scale in weights of these features, by those of `groups` for which `fits` holds.
 pub(super) fn stated_blocks(
-    groups: &[Weights],
+    groups: &[CompressedWeights],
     features: [usize; 2],
-    fits: impl Fn(&Weights) -> bool,
+    fits: impl Fn(&CompressedWeights) -> bool,
 ) -> Vec<[usize; 2]> {
     groups.iter().filter(|group| fits(group)).filter_map(|group| group.block(features)).collect()
 }
@@ -172,17 +172,17 @@ struct CompressedTensors {
     transform_config: Option<Map<String, Value>>,
 }
 
-impl Config {
-    /// Reads the part of `config`, the content of `config.json`, that is about quantisation. `path` is what
-    /// messages are about.
+impl QuantisationConfig {
+    /// Reads the section on quantisation in `config`, the content of `config.json`. Messages name the checkpoint by
+    /// `path`.
     ///
     /// # Errors
     ///
-    /// [`Error::Model`] if it makes no sense.
+    /// [`Error::Model`] if the section is malformed.
     pub(super) fn read(path: &Path, config: &Map<String, Value>) -> Result<Self> {
         let refuse =
             |problem: String| Error::model(path, format!("quantization_config in config.json: {problem}"));
-        // A model around a text model may say it of that one only.
+        // A model with a text model within may have the section in the text model's configuration.
         let places = [Some(config), config.get("text_config").and_then(Value::as_object)];
         let section = places.into_iter().flatten().find_map(|place| {
             ["quantization_config", "compression_config"]
@@ -191,7 +191,7 @@ impl Config {
                 .find(|section| !section.is_null())
         });
         let section = match section {
-            None => return Ok(Self { method: Method::Unstated, skipped: Vec::new() }),
+            None => return Ok(Self { method: QuantisationMethod::Unstated, skipped: Vec::new() }),
             Some(Value::Object(section)) => section,
             Some(other) => {
                 let found = shorten(&other.to_string(), 100);
@@ -202,64 +202,66 @@ impl Config {
     }
 }
 
-fn method(section: &Map<String, Value>) -> std::result::Result<Method, String> {
+fn method(section: &Map<String, Value>) -> std::result::Result<QuantisationMethod, String> {
     let named = |key: &str| section.get(key).and_then(Value::as_str).map(str::to_lowercase);
     let Some(name) = named("quant_method") else {
-        // Older files of bitsandbytes do not name it.
+        // Older files of bitsandbytes do not name the method.
         let is_set = |key: &str| section.get(key).and_then(Value::as_bool) == Some(true);
         return match is_set("load_in_8bit") || is_set("load_in_4bit") {
-            true => parse(section).map(Method::BitsAndBytes),
-            false => Ok(Method::Other("unnamed".into())), // as MLX writes it
+            true => parse(section).map(QuantisationMethod::BitsAndBytes),
+            false => Ok(QuantisationMethod::Other("unnamed".into())), // such as MLX
         };
     };
     match &*name {
         "fp8" => {
-            let fp8: Fp8 = parse(section)?;
+            let fp8: Fp8Config = parse(section)?;
             match fp8.weight_block_size {
                 Some(block) if block.contains(&0) => {
                     Err(format!("`weight_block_size` is {block:?}; a block cannot be empty"))
                 }
-                _ => Ok(Method::Fp8(fp8)),
+                _ => Ok(QuantisationMethod::Fp8(fp8)),
             }
         }
-        "fbgemm_fp8" => Ok(Method::FbgemmFp8),
+        "fbgemm_fp8" => Ok(QuantisationMethod::FbgemmFp8),
         "compressed-tensors" => compressed_tensors(section),
-        "bitsandbytes" => parse(section).map(Method::BitsAndBytes),
-        "gptq" => parse(section).map(Method::Gptq),
-        "awq" => parse(section).map(Method::Awq),
-        _ => Ok(Method::Other(name)),
+        "bitsandbytes" => parse(section).map(QuantisationMethod::BitsAndBytes),
+        "gptq" => parse(section).map(QuantisationMethod::Gptq),
+        "awq" => parse(section).map(QuantisationMethod::Awq),
+        _ => Ok(QuantisationMethod::Other(name)),
     }
 }
 
-fn compressed_tensors(section: &Map<String, Value>) -> std::result::Result<Method, String> {
+fn compressed_tensors(section: &Map<String, Value>) -> std::result::Result<QuantisationMethod, String> {
     let parsed: CompressedTensors = parse(section)?;
     let sparse =
         parsed.sparsity_config.as_ref().and_then(|sparse| sparse.get("format")).and_then(Value::as_str);
     if let Some(format) = sparse.filter(|format| *format != "dense") {
-        return Ok(Method::Other(format!("compressed-tensors, sparse ({format})")));
+        return Ok(QuantisationMethod::Other(format!("compressed-tensors, sparse ({format})")));
     }
     let transforms = parsed.transform_config.as_ref().and_then(|transform| transform.get("config_groups"));
     if transforms.and_then(Value::as_object).is_some_and(|groups| !groups.is_empty()) {
-        return Ok(Method::Other("compressed-tensors with rotated weights (transform_config)".into()));
+        return Ok(QuantisationMethod::Other(
+            "compressed-tensors with rotated weights (transform_config)".into(),
+        ));
     }
     let mut groups = Vec::new();
     for (name, group) in &parsed.config_groups {
         match group.get("weights") {
             None | Some(Value::Null) => {} // only activations
             Some(weights) => groups.push(
-                Weights::deserialize(weights)
+                CompressedWeights::deserialize(weights)
                     .map_err(|error| format!("`weights` of the group {}: {error}", quote(name)))?,
             ),
         }
     }
-    Ok(Method::CompressedTensors(groups))
+    Ok(QuantisationMethod::CompressedTensors(groups))
 }
 
 fn parse<T: DeserializeOwned>(section: &Map<String, Value>) -> std::result::Result<T, String> {
     T::deserialize(Value::Object(section.clone())).map_err(|error| shorten(&error.to_string(), 300))
 }
 
-/// The names in whichever list of skipped modules there is.
+/// The names in the lists of skipped modules.
 fn skipped(section: &Map<String, Value>) -> Vec<String> {
     let lists = ["ignore", "modules_to_not_convert", "llm_int8_skip_modules"];
     let names = lists.iter().filter_map(|key| section.get(*key)?.as_array()).flatten();
@@ -272,31 +274,33 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(config: Value) -> Result<Config> {
-        Config::read(Path::new("model"), config.as_object().unwrap())
+    fn read(config: Value) -> Result<QuantisationConfig> {
+        QuantisationConfig::read(Path::new("model"), config.as_object().unwrap())
     }
 
     #[test]
-    fn nothing_said_is_nothing_stated() {
+    fn an_absent_section_states_no_method() {
         for config in [json!({}), json!({"quantization_config": null}), json!({"text_config": null})] {
-            assert!(matches!(read(config).unwrap().method, Method::Unstated));
+            assert!(matches!(read(config).unwrap().method, QuantisationMethod::Unstated));
         }
     }
 
     #[test]
-    fn the_text_model_may_say_it() {
+    fn the_section_may_be_that_of_the_text_model() {
         let config = json!({"text_config": {"quantization_config": {"quant_method": "fbgemm_fp8"}}});
-        assert!(matches!(read(config).unwrap().method, Method::FbgemmFp8));
+        assert!(matches!(read(config).unwrap().method, QuantisationMethod::FbgemmFp8));
     }
 
     #[test]
-    fn bitsandbytes_need_not_be_named() {
+    fn the_method_of_bitsandbytes_may_be_unnamed() {
         let config = json!({"quantization_config": {"load_in_4bit": true, "load_in_8bit": false}});
-        assert!(matches!(read(config).unwrap().method, Method::BitsAndBytes(of) if of.load_in_4bit));
+        assert!(
+            matches!(read(config).unwrap().method, QuantisationMethod::BitsAndBytes(of) if of.load_in_4bit)
+        );
     }
 
     #[test]
-    fn blocks_are_those_of_the_strategy() {
+    fn blocks_follow_the_strategy() {
         let features = [64, 96];
         let cases = [
             (json!({"strategy": "tensor"}), Some([64, 96])),
@@ -316,13 +320,13 @@ mod tests {
                 .as_object_mut()
                 .unwrap()
                 .extend(json!({"num_bits": 8, "type": "int"}).as_object().unwrap().clone());
-            let parsed = Weights::deserialize(&weights).unwrap();
+            let parsed = CompressedWeights::deserialize(&weights).unwrap();
             assert_eq!(parsed.block(features), expected, "{weights}");
         }
     }
 
     #[test]
-    fn nonsense_is_refused_with_its_place() {
+    fn malformed_sections_are_refused() {
         let cases = [
             (json!([]), "expected a JSON object, found []"),
             (

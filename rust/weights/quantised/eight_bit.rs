@@ -1,27 +1,31 @@
-//! A byte for each weight: FP8, and the 8-bit integers of compressed-tensors and bitsandbytes.
+//! Opens weights of one byte each: FP8, and the 8-bit integers of compressed-tensors and bitsandbytes.
 
 use safetensors::Dtype;
 
-use super::config::{Kind, Method, stated_blocks};
-use super::grid::Grid;
-use super::number::Number;
-use super::rows::{Code, Rows, ZeroPoints};
-use super::stored::Stored;
-use super::{Module, Scheme};
+use super::block_grid::BlockGrid;
+use super::config::{CodeKind, QuantisationMethod, stated_blocks};
+use super::row_major::{CodePacking, RowMajorMatrix, ZeroPoints};
+use super::tensor::StoredTensor;
+use super::{QuantisedModule, Scheme};
 use crate::error::Result;
+use crate::number_format::CodeFormat;
 
-/// What bitsandbytes multiplies its scales by to get weights.
+/// The code whose weight is the scale of its row.
 const BITSANDBYTES_DIVISOR: f32 = 127.0;
 
-/// FP8 or 8-bit integers with scales beside them. Scales multiply, also those called `weight_scale_inv`.
-pub(super) fn scaled(module: &Module<'_>, weight: Stored, names: &[&str]) -> Result<(Scheme, Rows)> {
+/// Opens FP8 or 8-bit integers with scales beside them. Scales are factors, `weight_scale_inv` as well.
+pub(super) fn open_scaled(
+    module: &QuantisedModule<'_>,
+    weight: StoredTensor,
+    names: &[&str],
+) -> Result<(Scheme, RowMajorMatrix)> {
     let (scheme, kind, format) = match weight.dtype() {
-        Dtype::F8_E4M3 => (Scheme::Fp8E4m3, Kind::Float, Number::E4m3),
-        Dtype::F8_E5M2 => (Scheme::Fp8E5m2, Kind::Float, Number::E5m2),
-        _ => (Scheme::Int8, Kind::Int, Number::I8),
+        Dtype::F8_E4M3 => (Scheme::Fp8E4m3, CodeKind::Float, CodeFormat::E4m3),
+        Dtype::F8_E5M2 => (Scheme::Fp8E5m2, CodeKind::Float, CodeFormat::E5m2),
+        _ => (Scheme::Int8, CodeKind::Int, CodeFormat::I8),
     };
     let features = weight.matrix()?;
-    let scales = match *names.iter().filter_map(|name| module.part(name)).collect::<Vec<_>>() {
+    let scales = match *names.iter().filter_map(|name| module.tensor(name)).collect::<Vec<_>>() {
         [ref scales] => scales.clone(),
         [] => {
             return Err(module.unsupported(format!(
@@ -36,41 +40,50 @@ pub(super) fn scaled(module: &Module<'_>, weight: Stored, names: &[&str]) -> Res
             );
         }
     };
-    let zero_point = module.part("weight_zero_point");
+    let zero_point = module.tensor("weight_zero_point");
     let stated = match &module.config.method {
-        Method::Unstated => None,
-        Method::Fp8(fp8) if kind == Kind::Float => fp8.weight_block_size.map(|block| vec![block]),
-        Method::FbgemmFp8 if kind == Kind::Float => Some(vec![[1, features[1]]]),
-        Method::CompressedTensors(groups) => Some(stated_blocks(groups, features, |group| {
-            let of_this_kind = (group.num_bits, group.kind) == (8, kind);
-            // Zeros are stored by some versions although the scheme is symmetric.
-            of_this_kind && (group.symmetric || zero_point.is_some())
+        QuantisationMethod::Unstated => None,
+        QuantisationMethod::Fp8(fp8) if kind == CodeKind::Float => {
+            fp8.weight_block_size.map(|block| vec![block])
+        }
+        QuantisationMethod::FbgemmFp8 if kind == CodeKind::Float => Some(vec![[1, features[1]]]),
+        QuantisationMethod::CompressedTensors(groups) => Some(stated_blocks(groups, features, |group| {
+            let is_of_kind = (group.num_bits, group.kind) == (8, kind);
+            // Some versions store zero points of 0 although the scheme is symmetric.
+            is_of_kind && (group.symmetric || zero_point.is_some())
         })),
         _ => return Err(module.contradiction(scheme)),
     };
     if stated.as_ref().is_some_and(Vec::is_empty) {
         return Err(module.contradiction(scheme));
     }
-    let scales = Grid::of_scales(scales, features, stated.as_deref())?;
+    let scales = BlockGrid::of_scales(scales, features, stated.as_deref())?;
     let zero_points = match zero_point {
         None => ZeroPoints::None,
-        Some(zero_point) => ZeroPoints::Plain(scales.of_zero_points(zero_point)?),
+        Some(zero_point) => ZeroPoints::Unpacked(scales.of_zero_points(zero_point)?),
     };
-    let code = Code::Number(format);
-    Ok((scheme, Rows { codes: weight, code, features, scales, divisor: 1.0, zero_points, order: None }))
+    let packing = CodePacking::Whole(format);
+    Ok((
+        scheme,
+        RowMajorMatrix { codes: weight, packing, features, scales, divisor: 1.0, zero_points, order: None },
+    ))
 }
 
-/// bitsandbytes' LLM.int8(): integers, and the largest absolute value of each row, which 127 stands for.
-pub(super) fn bitsandbytes(module: &Module<'_>, weight: Stored, scales: Stored) -> Result<(Scheme, Rows)> {
+/// Opens the integers of bitsandbytes' LLM.int8(), whose scales are the largest absolute values of the rows.
+pub(super) fn open_bitsandbytes(
+    module: &QuantisedModule<'_>,
+    weight: StoredTensor,
+    scales: StoredTensor,
+) -> Result<(Scheme, RowMajorMatrix)> {
     match &module.config.method {
-        Method::Unstated => {}
-        Method::BitsAndBytes(config) if config.load_in_8bit || !config.load_in_4bit => {}
+        QuantisationMethod::Unstated => {}
+        QuantisationMethod::BitsAndBytes(config) if config.load_in_8bit || !config.load_in_4bit => {}
         _ => return Err(module.contradiction(Scheme::BitsAndBytesInt8)),
     }
     weight.expect_dtype(Dtype::I8)?;
     let features = weight.matrix()?;
     scales.expect_dtype(Dtype::F32)?;
-    if let Some(format) = module.part("weight_format") {
+    if let Some(format) = module.tensor("weight_format") {
         let code = format.read_small()?;
         if code != [0] {
             return Err(format.refuse(format!(
@@ -79,12 +92,12 @@ pub(super) fn bitsandbytes(module: &Module<'_>, weight: Stored, scales: Stored) 
             )));
         }
     }
-    let scales = Grid::of_scales(scales, features, Some(&[[1, features[1]]]))?;
-    let code = Code::Number(Number::I8);
+    let scales = BlockGrid::of_scales(scales, features, Some(&[[1, features[1]]]))?;
+    let packing = CodePacking::Whole(CodeFormat::I8);
     let zero_points = ZeroPoints::None;
-    let rows = Rows {
+    let rows = RowMajorMatrix {
         codes: weight,
-        code,
+        packing,
         features,
         scales,
         divisor: BITSANDBYTES_DIVISOR,

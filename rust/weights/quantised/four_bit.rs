@@ -1,45 +1,45 @@
-//! bitsandbytes' nf4 and fp4: codes into a table of 16 values, scaled by blocks of the flattened weights.
+//! Reads bitsandbytes' nf4 and fp4: codes for a table of 16 values, scaled by blocks of the flattened weights.
 
 use std::ops::Range;
 
 use serde::Deserialize;
 
-use super::config::Method;
-use super::number::Number;
-use super::stored::Stored;
-use super::{Module, Scheme};
+use super::config::QuantisationMethod;
+use super::tensor::StoredTensor;
+use super::{QuantisedModule, Scheme};
 use crate::error::{Result, quote, shorten};
+use crate::number_format::{CodeFormat, Dtype};
 use crate::weights::{WeightMatrix, assert_fits};
 
-/// weight = table[code] * scale, with the scale of the block that it is in.
+/// Weights table\[code\] * scale, with the scale of the weight's block.
 #[derive(Debug)]
-pub(super) struct FourBit {
-    /// Two codes in a byte, the first in the upper half, row after row without a gap.
-    codes: Stored,
-    /// Of the weights: out, in.
+pub(super) struct FourBitMatrix {
+    /// Two codes in a byte, the first in the upper half, row after row without gaps.
+    codes: StoredTensor,
+    /// The out and in features of the weights.
     features: [usize; 2],
     table: [f32; 16],
-    scales: Scales,
-    /// Weights that share a scale.
+    scales: BlockScales,
+    /// The number of weights that share a scale.
     block: usize,
 }
 
 #[derive(Debug)]
-enum Scales {
-    Plain(Stored),
-    /// Quantised themselves: scale = table[code] * outer scale + offset.
+enum BlockScales {
+    Unquantised(StoredTensor),
+    /// The scales are quantised themselves: scale = table\[code\] * outer scale + offset.
     Nested {
-        codes: Stored,
+        codes: StoredTensor,
         table: Vec<f32>,
-        scales: Stored,
+        scales: StoredTensor,
         block: usize,
         offset: f32,
     },
 }
 
-/// What is not a tensor, stored as JSON in a tensor of bytes.
+/// The parameters of the quantisation, stored as JSON in a tensor of bytes.
 #[derive(Deserialize)]
-struct State {
+struct QuantState {
     quant_type: String,
     blocksize: usize,
     shape: [usize; 2],
@@ -47,10 +47,14 @@ struct State {
     nested_offset: Option<f64>,
 }
 
-/// The module whose codes are `codes` and whose scales are `absmax`.
-pub(super) fn open(module: &Module<'_>, codes: Stored, absmax: Stored) -> Result<(Scheme, FourBit)> {
+/// Opens the module whose codes are `codes` and whose scales are `absmax`.
+pub(super) fn open(
+    module: &QuantisedModule<'_>,
+    codes: StoredTensor,
+    absmax: StoredTensor,
+) -> Result<(Scheme, FourBitMatrix)> {
     let kinds = [("nf4", Scheme::Nf4), ("fp4", Scheme::Fp4)].map(|(kind, scheme)| {
-        let state = module.part(&format!("weight.quant_state.bitsandbytes__{kind}"));
+        let state = module.tensor(&format!("weight.quant_state.bitsandbytes__{kind}"));
         state.map(|state| (kind, scheme, state))
     });
     let [(kind, scheme, stored)] = <[_; 1]>::try_from(kinds.into_iter().flatten().collect::<Vec<_>>())
@@ -61,12 +65,12 @@ pub(super) fn open(module: &Module<'_>, codes: Stored, absmax: Stored) -> Result
             )
         })?;
     match &module.config.method {
-        Method::Unstated => {}
-        Method::BitsAndBytes(config) if config.load_in_4bit || !config.load_in_8bit => {}
+        QuantisationMethod::Unstated => {}
+        QuantisationMethod::BitsAndBytes(config) if config.load_in_4bit || !config.load_in_8bit => {}
         _ => return Err(module.contradiction(scheme)),
     }
 
-    let state: State = serde_json::from_slice(&stored.read_small()?).map_err(|error| {
+    let state: QuantState = serde_json::from_slice(&stored.read_small()?).map_err(|error| {
         stored.refuse(format!(
             "should be the quantisation's parameters as JSON: {}",
             shorten(&error.to_string(), 300)
@@ -90,27 +94,27 @@ pub(super) fn open(module: &Module<'_>, codes: Stored, absmax: Stored) -> Result
         _ => Ok(entries.div_ceil(block)),
     };
     let count = blocks(entries, state.blocksize, "blocksize")?;
-    let table = table(&module.require("weight.quant_map")?, 16)?;
+    let table = read_table(&module.require("weight.quant_map")?, 16)?;
     let table = <[f32; 16]>::try_from(table).map_err(|_| stored.refuse("has a table of another length"))?;
     absmax.expect_shape(&[count], &format!("{entries} weights in blocks of {}", state.blocksize))?;
-    let scales = match (module.part("weight.nested_absmax"), state.nested_blocksize, state.nested_offset) {
+    let scales = match (module.tensor("weight.nested_absmax"), state.nested_blocksize, state.nested_offset) {
         (None, None, None) => {
             absmax.expect_dtype(safetensors::Dtype::F32)?;
-            Scales::Plain(absmax)
+            BlockScales::Unquantised(absmax)
         }
         (Some(scales), Some(block), Some(offset)) => {
             absmax.expect_dtype(safetensors::Dtype::U8)?;
             let outer = blocks(count, block, "nested_blocksize")?;
-            scales.expect_dtype(safetensors::Dtype::F32)?;
-            scales.expect_shape(&[outer], &format!("{count} scales in blocks of {block}"))?;
+            let reason = format!("{count} scales in blocks of {block}");
+            scales.expect(safetensors::Dtype::F32, &[outer], &reason)?;
             let offset = offset as f32;
             if !offset.is_finite() {
                 return Err(
                     stored.refuse(format!("says that `nested_offset` is {offset}; it has to be finite"))
                 );
             }
-            let table = self::table(&module.require("weight.nested_quant_map")?, 256)?;
-            Scales::Nested { codes: absmax, table, scales, block, offset }
+            let table = read_table(&module.require("weight.nested_quant_map")?, 256)?;
+            BlockScales::Nested { codes: absmax, table, scales, block, offset }
         }
         _ => {
             return Err(stored.refuse(
@@ -119,23 +123,22 @@ pub(super) fn open(module: &Module<'_>, codes: Stored, absmax: Stored) -> Result
         }
     };
     let (features, block) = (state.shape, state.blocksize);
-    Ok((scheme, FourBit { codes, features, table, scales, block }))
+    Ok((scheme, FourBitMatrix { codes, features, table, scales, block }))
 }
 
-fn table(stored: &Stored, length: usize) -> Result<Vec<f32>> {
-    stored.expect_dtype(safetensors::Dtype::F32)?;
-    stored.expect_shape(&[length], "a value for each code")?;
-    stored.read_finite(Number::F32, 0..length, &mut Vec::new(), "value")
+fn read_table(stored: &StoredTensor, length: usize) -> Result<Vec<f32>> {
+    stored.expect(safetensors::Dtype::F32, &[length], "a value for each code")?;
+    stored.read_finite(CodeFormat::Float(Dtype::F32), 0..length, &mut Vec::new(), "value")
 }
 
-impl Scales {
+impl BlockScales {
     fn read(&self, blocks: Range<usize>, scratch: &mut Vec<u8>) -> Result<Vec<f32>> {
         match self {
-            Scales::Plain(scales) => scales.read_finite(Number::F32, blocks, scratch, "scale"),
-            Scales::Nested { codes, table, scales, block, offset } => {
+            BlockScales::Unquantised(scales) => scales.read_scales(blocks, scratch),
+            BlockScales::Nested { codes, table, scales, block, offset } => {
                 let outer = outer_blocks(&blocks, *block);
                 let first = outer.start;
-                let scales = scales.read_finite(Number::F32, outer, scratch, "scale")?;
+                let scales = scales.read_scales(outer, scratch)?;
                 scratch.resize(blocks.len(), 0);
                 codes.read_at(blocks.start as u64, scratch)?;
                 let scale = |(at, code): (usize, &u8)| {
@@ -148,8 +151,10 @@ impl Scales {
 
     fn stored_bytes(&self, blocks: Range<usize>) -> u64 {
         match self {
-            Scales::Plain(_) => blocks.len() as u64 * 4,
-            Scales::Nested { block, .. } => (blocks.len() + outer_blocks(&blocks, *block).len() * 4) as u64,
+            BlockScales::Unquantised(_) => blocks.len() as u64 * 4,
+            BlockScales::Nested { block, .. } => {
+                (blocks.len() + outer_blocks(&blocks, *block).len() * 4) as u64
+            }
         }
     }
 }
@@ -158,14 +163,14 @@ fn outer_blocks(blocks: &Range<usize>, size: usize) -> Range<usize> {
     blocks.start / size..blocks.end.div_ceil(size)
 }
 
-impl FourBit {
-    /// The weights, counted row after row, that these rows are.
+impl FourBitMatrix {
+    /// The positions of these rows among the flattened weights.
     fn entries(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start * self.features[1]..rows.end * self.features[1]
     }
 }
 
-impl WeightMatrix for FourBit {
+impl WeightMatrix for FourBitMatrix {
     fn features(&self) -> [usize; 2] {
         self.features
     }

@@ -1,22 +1,28 @@
-//! Modules whose weights are stored as codes and scales, read as the weights that they stand for.
+//! Reads quantised weights, which are stored as codes and scales.
 //!
-//! What a module's tensors are is decided by the tensors; what `quantization_config` in `config.json` says has
-//! to agree. Nothing is believed that shapes can contradict, and nothing is read but the rows asked for, with
-//! their scales.
+//! # How quantised modules are read
+//!
+//! The names and formats of a module's tensors decide which format it has; `quantization_config` in `config.json` has to
+//! agree. Opening a module checks the shapes of its tensors. Reading rows reads their codes and scales only, and computes
+//! `(code - zero point) * scale`, with the variations of each format.
+//!
+//! `config` reads `quantization_config`. `eight_bit`, `packed` and `nvfp4` open formats that `row_major` reads, whose
+//! codes lie row after row, with scales in the blocks of a `block_grid`. `gptq` and `awq` open formats that `input_major`
+//! reads, whose codes are stored [in, out], with scales for `input_groups`. `four_bit` flattens the weights.
 
 mod awq;
-mod columns;
+mod bit_field;
+mod block_grid;
 mod config;
 mod eight_bit;
-mod field;
 mod four_bit;
 mod gptq;
-mod grid;
-mod number;
+mod input_groups;
+mod input_major;
 mod nvfp4;
 mod packed;
-mod rows;
-mod stored;
+mod row_major;
+mod tensor;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,8 +30,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use self::config::{Config, Method};
-use self::stored::Stored;
+use self::config::{QuantisationConfig, QuantisationMethod};
+use self::tensor::StoredTensor;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, quote};
 use crate::number_format::Dtype;
@@ -35,15 +41,15 @@ use crate::weights::WeightMatrix;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Scheme {
-    /// 8-bit floats with 4 exponent bits; a scale for each block, row or tensor.
+    /// 8-bit floats with 4 exponent bits, with a scale for each block, row or tensor.
     Fp8E4m3,
-    /// 8-bit floats with 5 exponent bits; a scale for each block, row or tensor.
+    /// 8-bit floats with 5 exponent bits, with a scale for each block, row or tensor.
     Fp8E5m2,
     /// compressed-tensors' 8-bit integers.
     Int8,
     /// compressed-tensors' packed integers.
     PackedInteger {
-        /// Bits of a weight.
+        /// The number of bits of a weight.
         bits: usize,
     },
     /// compressed-tensors' 4-bit floats with 8-bit scales.
@@ -56,11 +62,11 @@ pub enum Scheme {
     Fp4,
     /// GPTQ's packed integers.
     Gptq {
-        /// Bits of a weight.
+        /// The number of bits of a weight.
         bits: usize,
     },
-    /// AWQ's 4-bit integers. AWQ also moves factors between the columns of weights and what is before them in the
-    /// model, so that they differ from those of an unquantised model by more than rounding.
+    /// AWQ's 4-bit integers. AWQ also moves factors from the columns of weights to the preceding module, so the weights
+    /// differ from unquantised ones by more than rounding.
     Awq,
 }
 
@@ -81,23 +87,23 @@ impl fmt::Display for Scheme {
     }
 }
 
-/// A quantised module, opened.
+/// The weights of a quantised module.
 #[derive(Debug)]
-pub struct Quantised {
-    /// How its weights are stored.
+pub struct QuantisedWeights {
+    /// How they are stored.
     pub scheme: Scheme,
-    /// Its weights, dequantised in `F32`.
-    pub weights: Box<dyn WeightMatrix>,
+    /// The weights, dequantised to `F32`.
+    pub matrix: Box<dyn WeightMatrix>,
 }
 
-/// What is quantised in a checkpoint.
+/// A checkpoint with the configuration of its quantisation.
 #[derive(Debug)]
 pub struct Quantisation {
     checkpoint: Arc<Checkpoint>,
-    config: Config,
+    config: QuantisationConfig,
 }
 
-/// Endings of the tensors of quantisers that are not read, in modules that have no `weight`.
+/// Ends of tensor names of quantisers that are not read, in modules without `weight`.
 const UNSUPPORTED: [(&str, &str); 9] = [
     ("B", "Marlin"),
     ("Qidxs", "QuIP#"),
@@ -110,24 +116,23 @@ const UNSUPPORTED: [(&str, &str); 9] = [
     ("weight._data", "quanto"),
 ];
 
-/// Endings of the scales of 8-bit floats, by who wrote them.
+/// Ends of the names of the scales of 8-bit floats, by different writers.
 const FP8_SCALES: [&str; 4] = ["weight_scale_inv", "weight_scale", "scale", "qscale_weight"];
 
 impl Quantisation {
-    /// What `config`, the content of `config.json`, says of the quantisation of this checkpoint.
+    /// Reads the quantisation of this checkpoint from `config`, the content of `config.json`.
     ///
     /// # Errors
     ///
-    /// [`Error::Model`] if it makes no sense. A method that is not read is no error until a module that it
-    /// quantised is opened.
+    /// [`Error::Model`] if the section on quantisation is malformed. A method that is not read is an error only when a
+    /// module is opened.
     pub fn of(checkpoint: &Arc<Checkpoint>, config: &Map<String, Value>) -> Result<Self> {
-        let read = Config::read(checkpoint.path(), config)?;
+        let read = QuantisationConfig::read(checkpoint.path(), config)?;
         Ok(Self { checkpoint: Arc::clone(checkpoint), config: read })
     }
 
-    /// The modules that have no plain weights, by the name that stands before `.weight` in a plain checkpoint.
-    ///
-    /// Only names and formats are looked at, so this is cheap however many tensors there are.
+    /// The names of the quantised modules. A module is named as its tensor in an unquantised checkpoint, without
+    /// `.weight`.
     pub fn modules(&self) -> BTreeSet<&str> {
         let endings = ["qweight", "weight_packed", "weight.absmax"].into_iter();
         let endings: Vec<String> =
@@ -142,17 +147,14 @@ impl Quantisation {
         modules
     }
 
-    /// The weights of a module, such as `model.layers.0.self_attn.q_proj`; `None` if they are plain, or if there
-    /// is no such module.
-    ///
-    /// Of the weights nothing is read, nor of what grows with them.
+    /// Opens a module, such as `model.layers.0.self_attn.q_proj`; `None` if its weights are not quantised, or if there is
+    /// no such module. Only tensors of a fixed size are read.
     ///
     /// # Errors
     ///
-    /// [`Error::Model`] if the module is quantised by a method that is not read, or in another way than the
-    /// configuration says; [`Error::Checkpoint`] if its tensors do not fit together; [`Error::Io`].
-    pub fn open(&self, module: &str) -> Result<Option<Quantised>> {
-        let module = Module { checkpoint: &self.checkpoint, config: &self.config, name: module };
+    /// [`Error::Model`] if the module is quantised by a method that is not read, or contradicts the configuration; [`Error::Checkpoint`] if its tensors do not fit together; [`Error::Io`].
+    pub fn open(&self, module: &str) -> Result<Option<QuantisedWeights>> {
+        let module = QuantisedModule { checkpoint: &self.checkpoint, config: &self.config, name: module };
         let opened = module.open()?;
         if opened.is_some() && self.config.skipped.iter().any(|skipped| skipped == module.name) {
             return Err(module.refuse(format!(
@@ -164,55 +166,55 @@ impl Quantisation {
     }
 }
 
-/// A module of a checkpoint, about to be opened.
-struct Module<'a> {
+/// A module of a checkpoint that is being opened.
+struct QuantisedModule<'a> {
     checkpoint: &'a Arc<Checkpoint>,
-    config: &'a Config,
+    config: &'a QuantisationConfig,
     name: &'a str,
 }
 
-impl Module<'_> {
-    fn open(&self) -> Result<Option<Quantised>> {
-        let weight = self.part("weight");
-        if let Some(absmax) = self.part("weight.absmax") {
+impl QuantisedModule<'_> {
+    fn open(&self) -> Result<Option<QuantisedWeights>> {
+        let weight = self.tensor("weight");
+        if let Some(absmax) = self.tensor("weight.absmax") {
             self.check_method()?;
             return quantised(four_bit::open(self, self.require("weight")?, absmax)?);
         }
         if let Some(weight) = weight {
             return self.open_weight(weight);
         }
-        if let Some(codes) = self.part("qweight") {
+        if let Some(codes) = self.tensor("qweight") {
             return match &self.config.method {
-                Method::Gptq(config) => quantised(gptq::open(self, codes, config)?),
-                Method::Awq(config) => quantised(awq::open(self, codes, config)?),
-                Method::Unstated => Err(self.unsupported(
+                QuantisationMethod::Gptq(config) => quantised(gptq::open(self, codes, config)?),
+                QuantisationMethod::Awq(config) => quantised(awq::open(self, codes, config)?),
+                QuantisationMethod::Unstated => Err(self.unsupported(
                     "is packed as by GPTQ or AWQ, but config.json has no quantization_config that says which",
                 )),
-                Method::Other(_) => self.check_method().map(|()| None),
+                QuantisationMethod::Other(_) => self.check_method().map(|()| None),
                 _ => Err(self.contradiction_of("tensors of GPTQ or AWQ")),
             };
         }
-        if let Some(codes) = self.part("weight_packed") {
+        if let Some(codes) = self.tensor("weight_packed") {
             self.check_method()?;
             return match codes.dtype() {
                 safetensors::Dtype::U8 => quantised(nvfp4::open(self, codes)?),
                 _ => quantised(packed::open(self, codes)?),
             };
         }
-        match UNSUPPORTED.iter().find(|(ending, _)| self.part(ending).is_some()) {
+        match UNSUPPORTED.iter().find(|(ending, _)| self.tensor(ending).is_some()) {
             Some((_, by)) => Err(self.unsupported(format!("is quantised by {by}"))),
             None => Ok(None),
         }
     }
 
-    fn open_weight(&self, weight: Stored) -> Result<Option<Quantised>> {
-        let rounded_scales = self.part("SCB");
+    fn open_weight(&self, weight: StoredTensor) -> Result<Option<QuantisedWeights>> {
+        let row_scales = self.tensor("SCB");
         if Dtype::from_stored(weight.dtype()).is_some() {
             let scales = ["weight_scale_inv", "weight_scale", "qscale_weight"];
-            let stray = rounded_scales.or_else(|| scales.iter().find_map(|scales| self.part(scales)));
+            let stray = row_scales.or_else(|| scales.iter().find_map(|scales| self.tensor(scales)));
             return match stray {
                 None => Ok(None),
-                Some(_) if matches!(self.config.method, Method::Other(_)) => {
+                Some(_) if matches!(self.config.method, QuantisationMethod::Other(_)) => {
                     self.check_method().map(|()| None)
                 }
                 Some(scales) => Err(scales.refuse(format!(
@@ -222,22 +224,24 @@ impl Module<'_> {
             };
         }
         self.check_method()?;
-        match (weight.dtype(), rounded_scales) {
+        match (weight.dtype(), row_scales) {
             (safetensors::Dtype::I8, Some(scales)) => {
-                quantised(eight_bit::bitsandbytes(self, weight, scales)?)
+                quantised(eight_bit::open_bitsandbytes(self, weight, scales)?)
             }
-            (safetensors::Dtype::I8, None) => quantised(eight_bit::scaled(self, weight, &["weight_scale"])?),
+            (safetensors::Dtype::I8, None) => {
+                quantised(eight_bit::open_scaled(self, weight, &["weight_scale"])?)
+            }
             (safetensors::Dtype::F8_E4M3 | safetensors::Dtype::F8_E5M2, _) => {
-                quantised(eight_bit::scaled(self, weight, &FP8_SCALES)?)
+                quantised(eight_bit::open_scaled(self, weight, &FP8_SCALES)?)
             }
             (dtype, _) => Err(self.unsupported(format!("is stored as {dtype}"))),
         }
     }
 
-    /// Refuses a module, known not to be plain, if the method that it was quantised by is not read.
+    /// Refuses a quantised module whose method is not read.
     fn check_method(&self) -> Result<()> {
         match &self.config.method {
-            Method::Other(name) => Err(self.unsupported(format!(
+            QuantisationMethod::Other(name) => Err(self.unsupported(format!(
                 "is quantised by {} (quantization_config in config.json)",
                 quote(name)
             ))),
@@ -245,14 +249,14 @@ impl Module<'_> {
         }
     }
 
-    /// The tensor of the module whose name ends so.
-    fn part(&self, ending: &str) -> Option<Stored> {
-        Stored::find(self.checkpoint, format!("{}.{ending}", self.name))
+    /// The tensor of the module whose name has this end.
+    fn tensor(&self, ending: &str) -> Option<StoredTensor> {
+        StoredTensor::find(self.checkpoint, format!("{}.{ending}", self.name))
     }
 
-    /// The same of a tensor that there has to be.
-    fn require(&self, ending: &str) -> Result<Stored> {
-        self.part(ending).ok_or_else(|| {
+    /// The tensor of the module whose name has this end, which has to exist.
+    fn require(&self, ending: &str) -> Result<StoredTensor> {
+        self.tensor(ending).ok_or_else(|| {
             let problem = format!("tensor {} is missing from a quantised module", self.quote(ending));
             Error::checkpoint(self.checkpoint.path(), problem)
         })
@@ -266,7 +270,7 @@ impl Module<'_> {
         Error::model(self.checkpoint.path(), problem)
     }
 
-    /// The refusal of a module that is stored in a way that is not read.
+    /// The error of a module whose storage is not read.
     fn unsupported(&self, how: impl AsRef<str>) -> Error {
         self.refuse(format!(
             "the module {} {}; expected weights stored as F16, BF16, F32 or F64, or quantised as FP8, by \
@@ -281,7 +285,7 @@ impl Module<'_> {
         self.contradiction_of(&scheme.to_string())
     }
 
-    /// The refusal of a module that holds something other than the configuration says.
+    /// The error of a module whose tensors contradict the configuration.
     fn contradiction_of(&self, found: &str) -> Error {
         self.refuse(format!(
             "the module {} holds {found}, which quantization_config in config.json ({}) does not describe",
@@ -291,12 +295,12 @@ impl Module<'_> {
     }
 }
 
-fn quantised((scheme, weights): (Scheme, impl WeightMatrix + 'static)) -> Result<Option<Quantised>> {
-    Ok(Some(Quantised { scheme, weights: Box::new(weights) }))
+fn quantised((scheme, matrix): (Scheme, impl WeightMatrix + 'static)) -> Result<Option<QuantisedWeights>> {
+    Ok(Some(QuantisedWeights { scheme, matrix: Box::new(matrix) }))
 }
 
-/// Writes weights as they are to be read.
-fn store(weights: &[f32], into: &mut [u8]) {
+/// Encodes weights as `F32`.
+fn encode(weights: &[f32], into: &mut [u8]) {
     for (weight, into) in weights.iter().zip(into.as_chunks_mut::<4>().0) {
         *into = weight.to_le_bytes();
     }

@@ -1,28 +1,28 @@
-//! compressed-tensors' `pack-quantized`: integers of a few bits in 32-bit words, scaled by groups of columns.
+//! Opens compressed-tensors' `pack-quantized`: integers of a few bits in 32-bit words, scaled by groups of columns.
 
 use safetensors::Dtype;
 
-use super::config::{Kind, Method, stated_blocks};
-use super::field::words;
-use super::grid::Grid;
-use super::rows::{Code, Rows, ZeroPoints};
-use super::stored::Stored;
-use super::{Module, Scheme};
+use super::bit_field::words;
+use super::block_grid::BlockGrid;
+use super::config::{CodeKind, QuantisationMethod, stated_blocks};
+use super::row_major::{CodePacking, RowMajorMatrix, ZeroPoints};
+use super::tensor::StoredTensor;
+use super::{QuantisedModule, Scheme};
 use crate::error::Result;
 
-/// The module whose codes are `codes`, I32 [out, words].
-pub(super) fn open(module: &Module<'_>, codes: Stored) -> Result<(Scheme, Rows)> {
+/// Opens the module whose codes are `codes`, I32 [out, words].
+pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<(Scheme, RowMajorMatrix)> {
     codes.expect_dtype(Dtype::I32)?;
     let [_, packed_columns] = codes.matrix()?;
     let shape = module.require("weight_shape")?;
     let features = read_shape(&shape, &codes)?;
     let scales = module.require("weight_scale")?;
-    let zero_points = module.part("weight_zero_point");
+    let zero_points = module.tensor("weight_zero_point");
 
-    // Narrow matrices of different bits may take as many words; the configuration decides then.
+    // Narrow matrices of different bits may take equally many words. The configuration then decides.
     let possible: Vec<usize> = (1..=8).filter(|bits| words(features[1], *bits) == packed_columns).collect();
     let (bits, stated) = match &module.config.method {
-        Method::Unstated => match *possible {
+        QuantisationMethod::Unstated => match *possible {
             [bits] => (bits, None),
             _ => {
                 return Err(codes.refuse(format!(
@@ -32,10 +32,11 @@ pub(super) fn open(module: &Module<'_>, codes: Stored) -> Result<(Scheme, Rows)>
                 )));
             }
         },
-        Method::CompressedTensors(groups) => {
+        QuantisationMethod::CompressedTensors(groups) => {
             let fits = |bits: usize| {
                 stated_blocks(groups, features, |group| {
-                    (group.num_bits, group.kind, group.symmetric) == (bits, Kind::Int, zero_points.is_none())
+                    (group.num_bits, group.kind, group.symmetric)
+                        == (bits, CodeKind::Int, zero_points.is_none())
                 })
             };
             let stated: Vec<_> = possible
@@ -55,13 +56,12 @@ pub(super) fn open(module: &Module<'_>, codes: Stored) -> Result<(Scheme, Rows)>
         }
         _ => return Err(module.contradiction_of("packed integers of compressed-tensors")),
     };
-    let scales = Grid::of_scales(scales, features, stated.as_deref())?;
+    let scales = BlockGrid::of_scales(scales, features, stated.as_deref())?;
     let zero_points = match zero_points {
         None => ZeroPoints::None,
         Some(stored) => {
-            stored.expect_dtype(Dtype::I32)?;
-            let packed_rows = words(features[0], bits);
-            stored.expect_shape(&[packed_rows, scales.across()], "packed like the codes, down the rows")?;
+            let shape = [words(features[0], bits), scales.across()];
+            stored.expect(Dtype::I32, &shape, "packed like the codes, down the rows")?;
             if scales.block()[0] != 1 {
                 return Err(
                     stored.refuse("belongs to scales of more than one row; expected one for each row")
@@ -70,18 +70,17 @@ pub(super) fn open(module: &Module<'_>, codes: Stored) -> Result<(Scheme, Rows)>
             ZeroPoints::Packed(stored)
         }
     };
-    let order = module.part("weight_g_idx");
+    let order = module.tensor("weight_g_idx");
     if let Some(order) = &order {
-        order.expect_dtype(Dtype::I32)?;
-        order.expect_shape(&[features[1]], "the input features")?;
+        order.expect(Dtype::I32, &[features[1]], "the input features")?;
     }
-    let code = Code::Integer(bits);
-    let rows = Rows { codes, code, features, scales, divisor: 1.0, zero_points, order };
-    Ok((Scheme::PackedInteger { bits }, rows))
+    let packing = CodePacking::Integer(bits);
+    let weights = RowMajorMatrix { codes, packing, features, scales, divisor: 1.0, zero_points, order };
+    Ok((Scheme::PackedInteger { bits }, weights))
 }
 
-/// The features [out, in] that `weight_shape` holds, if `codes` can have them.
-fn read_shape(shape: &Stored, codes: &Stored) -> Result<[usize; 2]> {
+/// Reads the out and in features from `weight_shape`, which have to agree with the shape of `codes`.
+fn read_shape(shape: &StoredTensor, codes: &StoredTensor) -> Result<[usize; 2]> {
     let [rows, packed_columns] = codes.matrix()?;
     shape.expect_shape(&[2], "output and input features")?;
     let size = match shape.dtype() {
@@ -100,7 +99,7 @@ fn read_shape(shape: &Stored, codes: &Stored) -> Result<[usize; 2]> {
         .collect();
     let features: Vec<usize> = sizes.iter().filter_map(|size| usize::try_from(*size).ok()).collect();
     match *features {
-        // No code has less than a bit.
+        // A word holds 32 codes at most.
         [out, inputs] if out == rows && inputs > 0 && inputs <= packed_columns.saturating_mul(32) => {
             Ok([out, inputs])
         }

@@ -1,26 +1,36 @@
-//! Finds the module of a base checkpoint that a module of an adapter stands for.
+//! Finds the module of a base checkpoint that a module of an adapter corresponds to.
 //!
-//! An adapter names modules as they were called in the running model; on disk their prefixes can be others:
-//! `model.language_model.layers.0` in the one, `language_model.model.layers.0` in the other.
+//! # How modules are found
+//!
+//! An adapter has the module names of the running model. On disk their prefixes may differ:
+//! `language_model.model.layers.0` on disk is `model.language_model.layers.0` in the model. [`BaseModules::find`]
+//! matches the ends of such names.
+//!
+//! Since version 5, transformers also renames and splits tensors when it loads a model: ViT's
+//! `encoder.layer.0.attention.attention.query` becomes `layers.0.attention.q_proj`, and queries, keys and values in one
+//! tensor become three modules. [`find_by_role`] matches such names by the number of the layer and the role.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::ops::Range;
+
+use crate::attention::{Attention, Orientation, Projection, Role};
 
 /// The modules of a base checkpoint.
 #[derive(Debug)]
-pub(super) struct Modules {
-    /// In the order of their parts, the last part first, so that names with the same ending are neighbours.
+pub(super) struct BaseModules {
+    /// Sorted by their parts, the last part first, so that names with the same ending are neighbours.
     names: Vec<String>,
 }
 
-impl Modules {
+impl BaseModules {
     /// The modules that hold tensors of these names.
     pub(super) fn new<'n>(tensors: impl Iterator<Item = &'n str>) -> Self {
         let mut modules = BTreeSet::new();
         for name in tensors {
             match name.rsplit_once('.') {
                 Some((module, "weight" | "bias")) => modules.insert(module),
-                // Its own module, as far as the module's other tensors do not say more.
+                // The tensor may be a parameter of the module, or a module of its own.
                 Some((module, _)) => modules.insert(module) | modules.insert(name),
                 None => modules.insert(name),
             };
@@ -30,11 +40,11 @@ impl Modules {
         Self { names }
     }
 
-    /// The module that `module` stands for, `None` if there is none, or all that it could stand for.
+    /// The module that `module` corresponds to, `None` if there is none, or an error with all that it may be.
     ///
-    /// That is the module of the same name; else that with the most last parts in common, the number of the
-    /// layer among them, whose other parts contain those of `module` or are contained in them; of several the
-    /// one that shares the most of those.
+    /// This is the module of the same name. Without one it is the module with the most last parts in common, among them
+    /// the number of the layer, whose other parts contain those of `module` or are contained in them. Of several such
+    /// modules it is the one that has the most of those parts in common.
     pub(super) fn find(&self, module: &str) -> Result<Option<&str>, Vec<&str>> {
         let place = self.names.partition_point(|name| compare(name, module) == Ordering::Less);
         if self.names.get(place).is_some_and(|name| name == module) {
@@ -81,7 +91,7 @@ fn common_parts(a: &str, b: &str) -> usize {
     a.rsplit('.').zip(b.rsplit('.')).take_while(|(a, b)| a == b).count()
 }
 
-/// How many parts two names have in common before their last `common` ones, if they may be the same module.
+/// The number of parts that two names have in common before their last `common` ones, if they may be one module.
 fn shared_prefix_parts(a: &str, b: &str, common: usize) -> Option<usize> {
     let prefix = |name: &'_ str| -> Option<BTreeSet<String>> {
         let parts: BTreeSet<String> = name.rsplit('.').skip(common).map(str::to_owned).collect();
@@ -100,15 +110,60 @@ fn is_number(part: &str) -> bool {
     !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether a module that is not in the base may be one with attention: in a layer, and not in its feed-forward
-/// part, whose experts can be tensors of one kind on disk and of another when running.
+/// Whether a module that the base lacks may hold attention: it is in a layer, and not in its feed-forward part, whose
+/// experts may be stored otherwise on disk than in the running model.
 pub(super) fn may_hold_attention(module: &str) -> bool {
     module.split('.').any(is_number) && !is_outside_attention(module)
 }
 
-/// Whether a name is one of a layer's feed-forward part.
+/// Whether a name belongs to a layer's feed-forward part.
 pub(super) fn is_outside_attention(name: &str) -> bool {
     name.split('.').any(|part| ["experts", "feed_forward", "mlp"].contains(&part))
+}
+
+/// The parts of a name between the number of a layer and a projection of its self-attention.
+const SELF_ATTENTION: [&str; 6] = ["attention", "attn", "mixer", "self", "self_attention", "self_attn"];
+
+/// The parts of a name before the number of a layer that mark no model within.
+const LAYERS: [&str; 7] = ["block", "blocks", "encoder", "h", "layer", "layers", "model"];
+
+/// The projection of the base, and its rows, that a module of the running model corresponds to, if that is certain.
+pub(super) fn find_by_role<'a>(
+    attention: &'a Attention,
+    name: &str,
+) -> Option<(&'a Projection, Range<usize>)> {
+    let (prefix, number, within) = around_layer(name)?;
+    let [middle @ .., last] = &within[..] else { return None };
+    let role = match *last {
+        "q_proj" | "query" | "query_proj" | "q" => Role::Query,
+        "k_proj" | "key" | "key_proj" | "k" => Role::Key,
+        "v_proj" | "value" | "value_proj" | "v" => Role::Value,
+        _ => return None,
+    };
+    let index = attention.geometry().layers.iter().position(|layer| layer.number == number)?;
+    let count = attention.geometry().layers[index].count(role);
+    let slices: Vec<_> =
+        (0..count).map_while(|matrix| attention.projection_rows(role, index, matrix)).collect();
+    let (first, last) = (slices.first()?, slices.last()?);
+    let (on_disk, same_number, _) = around_layer(&first.projection.name)?;
+    let certain = same_number == number
+        && (prefix.is_subset(&on_disk) || on_disk.is_subset(&prefix))
+        && middle.iter().all(|part| SELF_ATTENTION.contains(part))
+        && slices.windows(2).all(|pair| pair[0].rows.end == pair[1].rows.start)
+        && first.projection.orientation == Orientation::OutIn;
+    certain.then_some((first.projection, first.rows.start..last.rows.end))
+}
+
+/// The number of the layer with the parts before and after it, if the name has only one number.
+fn around_layer(name: &str) -> Option<(BTreeSet<&str>, usize, Vec<&str>)> {
+    let parts: Vec<&str> = name.split('.').collect();
+    let mut numbers = parts.iter().enumerate().filter_map(|(place, part)| Some((place, part.parse().ok()?)));
+    let (place, number) = numbers.next()?;
+    if numbers.next().is_some() {
+        return None;
+    }
+    let before = parts[..place].iter().copied().filter(|part| !LAYERS.contains(part)).collect();
+    Some((before, number, parts[place + 1..].to_vec()))
 }
 
 #[cfg(test)]
@@ -116,13 +171,13 @@ pub(super) fn is_outside_attention(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn found<'m>(modules: &'m Modules, module: &str) -> Option<&'m str> {
+    fn found<'m>(modules: &'m BaseModules, module: &str) -> Option<&'m str> {
         modules.find(module).unwrap()
     }
 
-    fn modules(names: &[&str]) -> Modules {
+    fn modules(names: &[&str]) -> BaseModules {
         let tensors: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
-        Modules::new(tensors.iter().map(|name| &**name))
+        BaseModules::new(tensors.iter().map(|name| &**name))
     }
 
     #[test]

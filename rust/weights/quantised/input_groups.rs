@@ -1,32 +1,32 @@
-//! What the formats share whose codes are stored [in, out], so that a head is columns of them.
+//! Reads the scales of groups of input features, for formats that store codes as [in, out].
 
 use std::ops::Range;
 
-use super::stored::Stored;
+use super::tensor::StoredTensor;
 use crate::error::{Error, Result};
 
-/// The scales of groups of input features, [groups, out], and which group each input feature is in.
+/// The scales of groups of input features, [groups, out], and the group of each input feature.
 #[derive(Debug)]
-pub(super) struct Groups {
-    scales: Stored,
-    /// How many groups there are.
+pub(super) struct InputGroups {
+    scales: StoredTensor,
+    /// The number of groups.
     pub(super) count: usize,
-    /// Input features in a group, where they are in order.
+    /// The number of input features in a group, if they are in order.
     size: usize,
-    /// Of the weights: out, in.
+    /// The out and in features of the weights.
     features: [usize; 2],
-    /// I32 [in]: the group of each input feature, where they are not in order.
-    order: Option<Stored>,
+    /// I32 [in]: the group of each input feature, if they are not in order.
+    order: Option<StoredTensor>,
 }
 
-impl Groups {
-    /// `size` is what the configuration says of how many input features are in a group, -1 for all; without
-    /// it the scales alone decide.
+impl InputGroups {
+    /// `size` is the number of input features in a group that the configuration gives, -1 for all. Without it the
+    /// number follows from the shape of the scales.
     pub(super) fn new(
-        scales: Stored,
+        scales: StoredTensor,
         features: [usize; 2],
         size: Option<i64>,
-        order: Option<Stored>,
+        order: Option<StoredTensor>,
     ) -> Result<Self> {
         let [out, inputs] = features;
         scales.scale_format()?;
@@ -54,14 +54,13 @@ impl Groups {
         let reason = format!("{inputs} input features in groups of {size}, {out} output features");
         scales.expect_shape(&[count, out], &reason)?;
         if let Some(order) = &order {
-            order.expect_dtype(safetensors::Dtype::I32)?;
-            order.expect_shape(&[inputs], "the input features")?;
+            order.expect(safetensors::Dtype::I32, &[inputs], "the input features")?;
         }
         Ok(Self { scales, count, size, features, order })
     }
 
-    /// The group of each input feature.
-    pub(super) fn of_inputs(&self, scratch: &mut Vec<u8>) -> Result<Vec<usize>> {
+    /// Reads the group of each input feature.
+    pub(super) fn read_groups(&self, scratch: &mut Vec<u8>) -> Result<Vec<usize>> {
         let inputs = self.features[1];
         match &self.order {
             None => Ok((0..inputs).map(|input| input / self.size).collect()),
@@ -73,7 +72,7 @@ impl Groups {
         }
     }
 
-    /// The scales of these output features: groups x rows.
+    /// Reads the scales of these output features: groups x rows.
     pub(super) fn read_scales(&self, rows: &Range<usize>, scratch: &mut Vec<u8>) -> Result<Vec<f32>> {
         let mut scales = Vec::with_capacity(self.count * rows.len());
         for group in 0..self.count {
@@ -83,15 +82,15 @@ impl Groups {
         Ok(scales)
     }
 
-    /// Bytes that the above read for this many output features.
+    /// The number of bytes that reading this many output features reads.
     pub(super) fn stored_bytes(&self, rows: usize) -> u64 {
         let scale = self.scales.dtype().bitsize() / 8;
-        (self.count * rows * scale) as u64 + self.order.as_ref().map_or(0, Stored::length)
+        (self.count * rows * scale) as u64 + self.order.as_ref().map_or(0, StoredTensor::length)
     }
 }
 
-/// The words as numbers of groups, of which there are `count`.
-pub(super) fn check_groups(order: &Stored, words: &[u32], count: usize) -> Result<Vec<usize>> {
+/// Checks that the words are numbers of `count` groups.
+pub(super) fn check_groups(order: &StoredTensor, words: &[u32], count: usize) -> Result<Vec<usize>> {
     let refuse = |place: usize, word: u32| -> Error {
         order.refuse(format!(
             "puts input feature {place} into group {}; expected 0 to {}",

@@ -1,21 +1,21 @@
-//! One tensor of a quantised module, checked before it is believed.
+//! Reads one tensor of a quantised module, once its format and shape are checked.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::number::Number;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result, quote};
+use crate::number_format::CodeFormat;
 
 /// A tensor with the checkpoint that it is in.
 #[derive(Clone, Debug)]
-pub(super) struct Stored {
+pub(super) struct StoredTensor {
     checkpoint: Arc<Checkpoint>,
     name: String,
     tensor: Tensor,
 }
 
-impl Stored {
+impl StoredTensor {
     /// The tensor of that name, if there is one.
     pub(super) fn find(checkpoint: &Arc<Checkpoint>, name: String) -> Option<Self> {
         let tensor = checkpoint.tensor(&name)?.clone();
@@ -30,18 +30,18 @@ impl Stored {
         &self.tensor.shape
     }
 
-    /// The number of bytes.
+    /// The number of bytes of the tensor.
     pub(super) fn length(&self) -> u64 {
         self.tensor.length
     }
 
-    /// What is wrong with the tensor.
+    /// The error of a problem with the tensor.
     pub(super) fn refuse(&self, problem: impl AsRef<str>) -> Error {
         let problem = format!("tensor {} {}", quote(&self.name), problem.as_ref());
         Error::checkpoint(self.checkpoint.file_of(&self.tensor), problem)
     }
 
-    /// The sizes of a matrix that has entries.
+    /// The rows and columns of a matrix with at least one entry.
     pub(super) fn matrix(&self) -> Result<[usize; 2]> {
         match *self.shape() {
             [rows, columns] if rows > 0 && columns > 0 => Ok([rows, columns]),
@@ -50,6 +50,12 @@ impl Stored {
                 self.shape()
             ))),
         }
+    }
+
+    /// Refuses the tensor unless it has this format and this shape, which `reason` explains.
+    pub(super) fn expect(&self, dtype: safetensors::Dtype, shape: &[usize], reason: &str) -> Result<()> {
+        self.expect_dtype(dtype)?;
+        self.expect_shape(shape, reason)
     }
 
     /// Refuses the tensor unless it is stored in this format.
@@ -70,9 +76,9 @@ impl Stored {
             .refuse(format!("should have the shape {expected:?} ({reason}), but has the shape {found:?}")))
     }
 
-    /// The format of its numbers, if it holds scales.
-    pub(super) fn scale_format(&self) -> Result<Number> {
-        Number::of_scales(self.dtype()).ok_or_else(|| {
+    /// The format of a tensor of scales.
+    pub(super) fn scale_format(&self) -> Result<CodeFormat> {
+        CodeFormat::of_scales(self.dtype()).ok_or_else(|| {
             self.refuse(format!(
                 "should hold scales, stored as F32, F16, BF16, F8_E4M3, F8_E5M2, F8_E8M0 or U8, but is stored \
                  as {}",
@@ -81,12 +87,12 @@ impl Stored {
         })
     }
 
-    /// Fills `into` with the bytes from `offset` on.
+    /// Reads the bytes from `offset` on, as many as `into` holds.
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         self.checkpoint.read_at(&self.tensor, offset, into)
     }
 
-    /// All bytes of a small tensor.
+    /// Reads all bytes of a small tensor.
     pub(super) fn read_small(&self) -> Result<Vec<u8>> {
         const LARGEST: u64 = 64 << 10;
         if self.length() > LARGEST {
@@ -98,15 +104,15 @@ impl Stored {
         Ok(bytes)
     }
 
-    /// The scales from the one at `range.start` on, all of which have to be finite.
+    /// Reads these scales, all of which have to be finite.
     pub(super) fn read_scales(&self, range: Range<usize>, scratch: &mut Vec<u8>) -> Result<Vec<f32>> {
         self.read_finite(self.scale_format()?, range, scratch, "scale")
     }
 
-    /// The numbers from the one at `range.start` on, all of which have to be finite.
+    /// Reads these numbers, all of which have to be finite.
     pub(super) fn read_finite(
         &self,
-        format: Number,
+        format: CodeFormat,
         range: Range<usize>,
         scratch: &mut Vec<u8>,
         what: &str,
@@ -125,7 +131,7 @@ impl Stored {
         }
     }
 
-    /// The 32-bit words from the one at `range.start` on, appended to `into`.
+    /// Reads these 32-bit words and appends them to `into`.
     pub(super) fn read_words(
         &self,
         range: Range<usize>,

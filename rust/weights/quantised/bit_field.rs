@@ -1,12 +1,12 @@
-//! Numbers of a few bits, packed into 32-bit words one after the other, lowest bits first.
+//! Reads numbers of a few bits that are packed into 32-bit words without gaps, lowest bits first.
 
-/// How many words hold `count` numbers of `bits` bits.
+/// The number of words that hold `count` numbers of `bits` bits.
 pub(super) fn words(count: usize, bits: usize) -> usize {
     (count * bits).div_ceil(32)
 }
 
-/// The number of `bits` bits, 8 at most, that begins at bit `start` of the words; a number may lie in two.
-pub(super) fn field(word: impl Fn(usize) -> u32, start: usize, bits: usize) -> u32 {
+/// The number of `bits` bits, 8 at most, that begins at bit `start` of the words. It may extend into a second word.
+pub(super) fn bit_field(word: impl Fn(usize) -> u32, start: usize, bits: usize) -> u32 {
     let (first, shift) = (start / 32, start % 32);
     let mut field = word(first) >> shift;
     if shift + bits > 32 {
@@ -35,7 +35,7 @@ mod tests {
                 }
             }
             for (place, value) in values.iter().enumerate() {
-                prop_assert_eq!(field(|word| packed[word], place * bits, bits), *value);
+                prop_assert_eq!(bit_field(|word| packed[word], place * bits, bits), *value);
             }
         }
     }

@@ -1,106 +1,106 @@
-//! Weights whose codes lie row after row, with scales in blocks.
+//! Reads weights whose codes are stored row after row, with scales for blocks of them.
 
 use std::ops::Range;
 
-use super::field::{field, words};
-use super::grid::Grid;
-use super::number::{E2M1, Number};
-use super::stored::Stored;
+use super::bit_field::{bit_field, words};
+use super::block_grid::BlockGrid;
+use super::tensor::StoredTensor;
 use crate::error::Result;
+use crate::number_format::{CodeFormat, E2M1};
 use crate::weights::{WeightMatrix, assert_fits};
 
-/// weight = (code - zero point) * scale / divisor, with the scale and zero point of the block that it is in.
+/// Weights (code - zero point) * scale / divisor, with the scale and zero point of the weight's block.
 #[derive(Debug)]
-pub(super) struct Rows {
-    pub(super) codes: Stored,
-    pub(super) code: Code,
-    /// Of the weights: out, in.
+pub(super) struct RowMajorMatrix {
+    pub(super) codes: StoredTensor,
+    pub(super) packing: CodePacking,
+    /// The out and in features of the weights.
     pub(super) features: [usize; 2],
-    pub(super) scales: Grid,
+    pub(super) scales: BlockGrid,
     pub(super) divisor: f32,
     pub(super) zero_points: ZeroPoints,
-    /// For each column which of the blocks across it belongs to, where they are not in order.
-    pub(super) order: Option<Stored>,
+    /// I32 [in]: the block of each column among the blocks across, if columns are not in order.
+    pub(super) order: Option<StoredTensor>,
 }
 
-/// What a code is.
+/// How the codes of a row are packed.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Code {
-    /// A number of its own.
-    Number(Number),
-    /// 4 bits of the format E2M1, the first of two in the lower half of a byte.
+pub(super) enum CodePacking {
+    /// Each code is one number.
+    Whole(CodeFormat),
+    /// Two codes of the format E2M1 in a byte, the first in the lower half.
     E2m1,
-    /// This many bits, half of their range below zero; a row begins with a new word.
+    /// Integers of this many bits, with half of their range below zero. A row begins with a new word.
     Integer(usize),
 }
 
-/// What is taken from the codes of a block.
+/// The numbers that are subtracted from the codes of each block.
 #[derive(Debug)]
 pub(super) enum ZeroPoints {
     None,
-    Plain(Grid),
-    /// I32 [words, blocks across]: packed like the codes, but down the columns; a block is one row high.
-    Packed(Stored),
+    Unpacked(BlockGrid),
+    /// I32 [words, blocks across]: packed like the codes, but down the columns. Blocks are one row high.
+    Packed(StoredTensor),
 }
 
-impl Code {
+impl CodePacking {
     /// Bytes of a row of `columns` codes.
     fn row_bytes(self, columns: usize) -> usize {
         match self {
-            Code::Number(format) => columns * format.size(),
-            Code::E2m1 => columns.div_ceil(2),
-            Code::Integer(bits) => words(columns, bits) * 4,
+            CodePacking::Whole(format) => columns * format.size(),
+            CodePacking::E2m1 => columns.div_ceil(2),
+            CodePacking::Integer(bits) => words(columns, bits) * 4,
         }
     }
 
     fn decode(self, stored: &[u8], into: &mut [f32]) {
         match self {
-            Code::Number(format) => format.decode(stored, into),
-            Code::E2m1 => {
+            CodePacking::Whole(format) => format.decode(stored, into),
+            CodePacking::E2m1 => {
                 for (pair, byte) in into.chunks_mut(2).zip(stored) {
                     let nibbles = [byte & 0xf, byte >> 4];
                     pair.iter_mut().zip(nibbles).for_each(|(weight, code)| *weight = E2M1[usize::from(code)]);
                 }
             }
-            Code::Integer(bits) => {
+            CodePacking::Integer(bits) => {
                 let words = stored.as_chunks::<4>().0;
                 let word = |place: usize| u32::from_le_bytes(words[place]);
                 for (place, weight) in into.iter_mut().enumerate() {
-                    *weight = signed(field(word, place * bits, bits), bits);
+                    *weight = signed(bit_field(word, place * bits, bits), bits);
                 }
             }
         }
     }
 }
 
-/// The integer that a field of this many bits stands for.
+/// The value of a bit field of this many bits.
 fn signed(field: u32, bits: usize) -> f32 {
     field as f32 - (1_u32 << (bits - 1)) as f32
 }
 
 impl ZeroPoints {
-    /// The words that hold those of these rows.
+    /// The rows of words that hold the zero points of these rows.
     fn packed_words(rows: &Range<usize>, bits: usize) -> Range<usize> {
         rows.start * bits / 32..words(rows.end, bits)
     }
 
-    /// The zero points for these rows, in the order of the scales; none if all are 0.
+    /// Reads the zero points for these rows in the order of the scales; `None` if all are 0.
     fn read(
         &self,
         rows: &Range<usize>,
         across: usize,
-        code: Code,
+        packing: CodePacking,
         scratch: &mut Vec<u8>,
     ) -> Result<Option<Vec<f32>>> {
-        match (self, code) {
-            (ZeroPoints::Plain(grid), _) => grid.read(rows, scratch, "zero point").map(Some),
-            (ZeroPoints::Packed(stored), Code::Integer(bits)) => {
+        match (self, packing) {
+            (ZeroPoints::Unpacked(grid), _) => grid.read(rows, scratch, "zero point").map(Some),
+            (ZeroPoints::Packed(stored), CodePacking::Integer(bits)) => {
                 let range = Self::packed_words(rows, bits);
                 let mut words = Vec::new();
                 stored.read_words(range.start * across..range.end * across, scratch, &mut words)?;
                 let zero_point = |row: usize, block: usize| {
                     let word = |place: usize| words[(place - range.start) * across + block];
-                    signed(field(word, row * bits, bits), bits)
+                    signed(bit_field(word, row * bits, bits), bits)
                 };
                 let zero_points = rows.clone().flat_map(|row| (0..across).map(move |block| (row, block)));
                 Ok(Some(zero_points.map(|(row, block)| zero_point(row, block)).collect()))
@@ -109,10 +109,10 @@ impl ZeroPoints {
         }
     }
 
-    fn stored_bytes(&self, rows: &Range<usize>, across: usize, code: Code) -> u64 {
-        match (self, code) {
-            (ZeroPoints::Plain(grid), _) => grid.stored_bytes(rows),
-            (ZeroPoints::Packed(_), Code::Integer(bits)) => {
+    fn stored_bytes(&self, rows: &Range<usize>, across: usize, packing: CodePacking) -> u64 {
+        match (self, packing) {
+            (ZeroPoints::Unpacked(grid), _) => grid.stored_bytes(rows),
+            (ZeroPoints::Packed(_), CodePacking::Integer(bits)) => {
                 (Self::packed_words(rows, bits).len() * across * 4) as u64
             }
             _ => 0,
@@ -120,29 +120,32 @@ impl ZeroPoints {
     }
 }
 
-impl Rows {
-    /// For each column the block across that it belongs to.
-    fn blocks(&self, scratch: &mut Vec<u8>) -> Result<Option<Vec<usize>>> {
+impl RowMajorMatrix {
+    /// Reads the block of each column among the blocks across; `None` if columns are in order.
+    fn read_blocks(&self, scratch: &mut Vec<u8>) -> Result<Option<Vec<usize>>> {
         let Some(order) = &self.order else { return Ok(None) };
         let mut words = Vec::new();
         order.read_words(0..self.features[1], scratch, &mut words)?;
-        // All -1 means that the columns were not reordered.
+        // Only -1 means that the columns are in order.
         if words.iter().all(|word| *word == u32::MAX) {
             return Ok(None);
         }
-        super::columns::check_groups(order, &words, self.scales.across()).map(Some)
+        super::input_groups::check_groups(order, &words, self.scales.across()).map(Some)
     }
 }
 
-impl WeightMatrix for Rows {
+impl WeightMatrix for RowMajorMatrix {
     fn features(&self) -> [usize; 2] {
         self.features
     }
 
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
-        let codes = (rows.len() * self.code.row_bytes(self.features[1])) as u64;
-        let zero_points = self.zero_points.stored_bytes(&rows, self.scales.across(), self.code);
-        codes + self.scales.stored_bytes(&rows) + zero_points + self.order.as_ref().map_or(0, Stored::length)
+        let codes = (rows.len() * self.packing.row_bytes(self.features[1])) as u64;
+        let zero_points = self.zero_points.stored_bytes(&rows, self.scales.across(), self.packing);
+        codes
+            + self.scales.stored_bytes(&rows)
+            + zero_points
+            + self.order.as_ref().map_or(0, StoredTensor::length)
     }
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
@@ -150,17 +153,17 @@ impl WeightMatrix for Rows {
         let [block_rows, block_columns] = self.scales.block();
         assert_fits(self, &rows, into);
         let scales = self.scales.read(&rows, scratch, "scale")?;
-        let zero_points = self.zero_points.read(&rows, across, self.code, scratch)?;
-        let blocks = self.blocks(scratch)?;
+        let zero_points = self.zero_points.read(&rows, across, self.packing, scratch)?;
+        let blocks = self.read_blocks(scratch)?;
         let first_block = self.scales.rows_of_blocks(&rows).start;
 
-        let row_bytes = self.code.row_bytes(columns);
+        let row_bytes = self.packing.row_bytes(columns);
         scratch.resize(rows.len() * row_bytes, 0);
         self.codes.read_at((rows.start * row_bytes) as u64, scratch)?;
         let mut weights = vec![0.0; columns];
         let stored = scratch.chunks_exact(row_bytes).zip(into.chunks_exact_mut(columns * 4));
         for (row, (stored, into)) in rows.zip(stored) {
-            self.code.decode(stored, &mut weights);
+            self.packing.decode(stored, &mut weights);
             let first = (row / block_rows - first_block) * across;
             let of_block = |block: usize| {
                 let zero_point = zero_points.as_ref().map_or(0.0, |zero_points| zero_points[first + block]);
@@ -180,7 +183,7 @@ impl WeightMatrix for Rows {
                     }
                 }
             }
-            super::store(&weights, into);
+            super::encode(&weights, into);
         }
         Ok(())
     }

@@ -1,36 +1,34 @@
-//! One number for each block of a matrix: scales or zero points per tensor, per row, per group, per block.
+//! Reads the scales or zero points of the blocks of a matrix: of tensors, rows, groups of columns or rectangles.
 
 use std::ops::Range;
 
-use super::number::Number;
-use super::stored::Stored;
+use super::tensor::StoredTensor;
 use crate::error::Result;
+use crate::number_format::CodeFormat;
 
-/// A tensor with a number for every block of rows x columns of a matrix.
-///
-/// Blocks at the lower and right edges may be cut off.
+/// A tensor with one number for every block of a matrix. Blocks at the lower and right edges may be smaller.
 #[derive(Clone, Debug)]
-pub(super) struct Grid {
-    numbers: Stored,
-    format: Number,
-    /// Rows and columns of a block.
+pub(super) struct BlockGrid {
+    numbers: StoredTensor,
+    format: CodeFormat,
+    /// The rows and columns of a block.
     block: [usize; 2],
-    /// Blocks in a row of blocks.
+    /// The number of blocks side by side.
     across: usize,
 }
 
-/// How many blocks there are, down and across.
+/// The number of blocks down and across.
 fn blocks(features: [usize; 2], block: [usize; 2]) -> [usize; 2] {
     [features[0].div_ceil(block[0]), features[1].div_ceil(block[1])]
 }
 
-impl Grid {
+impl BlockGrid {
     /// The grid of scales over a matrix of these features [out, in].
     ///
-    /// The blocks are one of `stated`, what the configuration says they may be; if it says nothing, they
-    /// follow from the shapes.
+    /// The blocks have one of the sizes that the configuration gives as `stated`. If it gives none, the size follows from
+    /// the shapes.
     pub(super) fn of_scales(
-        scales: Stored,
+        scales: StoredTensor,
         features: [usize; 2],
         stated: Option<&[[usize; 2]]>,
     ) -> Result<Self> {
@@ -55,15 +53,15 @@ impl Grid {
                     ))
                 })?
             }
-            None => derive(&scales, features)?,
+            None => derive_block(&scales, features)?,
         };
         Ok(Self { numbers: scales, format, block, across: blocks(features, block)[1] })
     }
 
     /// A grid of zero points over the blocks of this one.
-    pub(super) fn of_zero_points(&self, zero_points: Stored) -> Result<Self> {
+    pub(super) fn of_zero_points(&self, zero_points: StoredTensor) -> Result<Self> {
         zero_points.expect_shape(self.numbers.shape(), "that of the scales")?;
-        match Number::from_stored(zero_points.dtype()) {
+        match CodeFormat::from_stored(zero_points.dtype()) {
             Some(format) => Ok(Self { numbers: zero_points, format, ..self.clone() }),
             None => Err(zero_points.refuse(format!(
                 "should hold zero points, stored as I8 or F8_E4M3, but is stored as {}",
@@ -72,34 +70,34 @@ impl Grid {
         }
     }
 
-    /// Rows and columns of a block.
+    /// The rows and columns of a block.
     pub(super) fn block(&self) -> [usize; 2] {
         self.block
     }
 
-    /// How many blocks lie side by side.
+    /// The number of blocks side by side.
     pub(super) fn across(&self) -> usize {
         self.across
     }
 
-    /// The rows of blocks that rows of the matrix are in.
+    /// The rows of blocks that contain these rows of the matrix.
     pub(super) fn rows_of_blocks(&self, rows: &Range<usize>) -> Range<usize> {
         rows.start / self.block[0]..rows.end.div_ceil(self.block[0])
     }
 
-    /// Bytes of the numbers for these rows of the matrix.
+    /// The number of bytes of the numbers for these rows of the matrix.
     pub(super) fn stored_bytes(&self, rows: &Range<usize>) -> u64 {
         (self.rows_of_blocks(rows).len() * self.across * self.format.size()) as u64
     }
 
-    /// The numbers for these rows of the matrix: rows of blocks x blocks across.
+    /// Reads the numbers for these rows of the matrix: rows of blocks x blocks across.
     pub(super) fn read(&self, rows: &Range<usize>, scratch: &mut Vec<u8>, what: &str) -> Result<Vec<f32>> {
         let Range { start, end } = self.rows_of_blocks(rows);
         self.numbers.read_finite(self.format, start * self.across..end * self.across, scratch, what)
     }
 }
 
-/// The shapes that a tensor with a number for each block may have: two dimensions, or fewer where one is 1.
+/// The shapes that a tensor with one number for each block may have: two dimensions, or fewer if one is 1.
 fn shapes(features: [usize; 2], block: [usize; 2]) -> Vec<Vec<usize>> {
     match blocks(features, block) {
         [1, 1] => vec![vec![], vec![1], vec![1, 1]],
@@ -108,8 +106,8 @@ fn shapes(features: [usize; 2], block: [usize; 2]) -> Vec<Vec<usize>> {
     }
 }
 
-/// The blocks that the shapes alone allow.
-fn derive(scales: &Stored, features: [usize; 2]) -> Result<[usize; 2]> {
+/// The size of the blocks that follows from the shapes.
+fn derive_block(scales: &StoredTensor, features: [usize; 2]) -> Result<[usize; 2]> {
     let counts = match *scales.shape() {
         [] => [1, 1],
         [down] => [down, 1],
@@ -131,7 +129,7 @@ fn derive(scales: &Stored, features: [usize; 2]) -> Result<[usize; 2]> {
     }
 }
 
-/// How long a block is if `count` of them cover `size`, unless that is open.
+/// The length of a block if `count` blocks cover `size`, unless several lengths are possible.
 fn block_size(size: usize, count: usize) -> Option<usize> {
     if count == 1 || count == size {
         return Some(size / count);
@@ -139,7 +137,7 @@ fn block_size(size: usize, count: usize) -> Option<usize> {
     if count == 0 || count > size {
         return None;
     }
-    // At most one power of two makes two blocks or more of a given number.
+    // At most one power of two makes exactly `count` blocks if that is two or more.
     let power = size.div_ceil(count).next_power_of_two();
     let power = (size.div_ceil(power) == count).then_some(power);
     let even = size.is_multiple_of(count).then_some(size / count);

@@ -1,4 +1,4 @@
-//! The matrices that an adapter's changes are made of, read as `f32`.
+//! Reads the tensors of an adapter, and products of them, as `f32`.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -10,44 +10,44 @@ use crate::number_format::Dtype;
 use crate::simd::{Instructions, LANES};
 use crate::{Error, Result};
 
-/// The most bytes of whole matrices that are kept for the next reader of the same ones, apart from the newest.
-/// That is the A of the layers that are being read: one of rank 64 takes 1 MB where rows are 4096 long.
-const KEPT: usize = 32 << 20;
+/// The largest number of bytes of whole tensors that are cached, besides the newest tensor. The cache holds the LoRA
+/// matrices A of the layers that are being read: one of rank 64 takes 1 MB where rows are 4096 long.
+const CACHED_BYTES: usize = 32 << 20;
 
-/// The tensors of an adapter.
+/// The tensors of an adapter, with a cache of those that were read whole.
 #[derive(Debug)]
-pub(super) struct Factors {
+pub(super) struct FactorStore {
     pub(super) checkpoint: Arc<Checkpoint>,
-    /// The matrices that were read whole last, the newest first.
-    kept: Mutex<VecDeque<(String, Arc<[f32]>)>>,
+    /// The tensors that were read whole last, the newest first.
+    cache: Mutex<VecDeque<(String, Arc<[f32]>)>>,
 }
 
-impl Factors {
+impl FactorStore {
     pub(super) fn new(checkpoint: Checkpoint) -> Self {
-        Self { checkpoint: Arc::new(checkpoint), kept: Mutex::default() }
+        Self { checkpoint: Arc::new(checkpoint), cache: Mutex::default() }
     }
 
-    /// A whole tensor.
-    fn whole(&self, name: &str) -> Result<Arc<[f32]>> {
-        // Whoever else needs the same tensor waits, rather than reading it as well.
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = kept.iter().position(|(other, _)| other == name) {
-            return Ok(kept[place].1.clone());
+    /// Reads a whole tensor, or takes it from the cache.
+    fn read_whole(&self, name: &str) -> Result<Arc<[f32]>> {
+        // Threads that need the same tensor wait for the lock instead of reading it as well.
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = cache.iter().position(|(other, _)| other == name) {
+            return Ok(cache[place].1.clone());
         }
         let tensor = self.tensor(name)?;
         let entries = tensor.shape.iter().product();
         let matrix: Arc<[f32]> = self.read(name, tensor, 0..entries)?.into();
-        kept.push_front((name.to_owned(), matrix.clone()));
+        cache.push_front((name.to_owned(), matrix.clone()));
         let mut bytes = 0;
-        let enough = kept.iter().position(|(_, matrix)| {
+        let enough = cache.iter().position(|(_, matrix)| {
             bytes += matrix.len() * size_of::<f32>();
-            bytes > KEPT
+            bytes > CACHED_BYTES
         });
-        kept.truncate(enough.map_or(usize::MAX, |first| first.max(1)));
+        cache.truncate(enough.map_or(usize::MAX, |first| first.max(1)));
         Ok(matrix)
     }
 
-    /// These entries of a tensor, all of which have to be finite.
+    /// Reads these entries of a tensor, all of which have to be finite.
     fn read(&self, name: &str, tensor: &Tensor, entries: Range<usize>) -> Result<Vec<f32>> {
         let dtype = self.dtype(name, tensor)?;
         let mut bytes = vec![0; entries.len() * dtype.size()];
@@ -87,33 +87,33 @@ impl Factors {
     }
 }
 
-/// A matrix that is stored, or is the product of two that are.
+/// A factor, or the product of two factors.
 #[derive(Debug)]
-pub(super) enum Matrix {
-    Stored(Stored),
-    Product(Stored, Stored),
+pub(super) enum FactorMatrix {
+    Stored(Factor),
+    Product(Factor, Factor),
 }
 
-/// A stored matrix.
+/// A matrix that is a tensor of the adapter.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct Factor {
     pub(super) name: String,
     pub(super) rows: usize,
     pub(super) columns: usize,
 }
 
-impl Stored {
-    pub(super) fn read_rows(&self, factors: &Factors, rows: Range<usize>) -> Result<Vec<f32>> {
+impl Factor {
+    pub(super) fn read_rows(&self, factors: &FactorStore, rows: Range<usize>) -> Result<Vec<f32>> {
         let tensor = factors.tensor(&self.name)?;
         factors.read(&self.name, tensor, rows.start * self.columns..rows.end * self.columns)
     }
 
-    pub(super) fn read(&self, factors: &Factors) -> Result<Arc<[f32]>> {
-        factors.whole(&self.name)
+    pub(super) fn read(&self, factors: &FactorStore) -> Result<Arc<[f32]>> {
+        factors.read_whole(&self.name)
     }
 }
 
-impl Matrix {
+impl FactorMatrix {
     pub(super) fn rows(&self) -> usize {
         let (Self::Stored(left) | Self::Product(left, _)) = self;
         left.rows
@@ -124,8 +124,8 @@ impl Matrix {
         right.columns
     }
 
-    /// These rows, one after the other.
-    pub(super) fn read_rows(&self, factors: &Factors, rows: Range<usize>) -> Result<Vec<f32>> {
+    /// Reads these rows, one after the other.
+    pub(super) fn read_rows(&self, factors: &FactorStore, rows: Range<usize>) -> Result<Vec<f32>> {
         match self {
             Self::Stored(matrix) => matrix.read_rows(factors, rows),
             Self::Product(left, right) => {
@@ -140,11 +140,11 @@ impl Matrix {
 
 /// Sets `product` to `left` x `right`, of [rows, inner] and [inner, columns].
 ///
-/// Every entry is summed in the order of `inner`, so that no result depends on which rows are asked for.
+/// Every entry is summed in the order of `inner`, so no result depends on which rows are read together.
 fn multiply(left: &[f32], right: &[f32], inner: usize, columns: usize, product: &mut [f32]) {
     const WIDTH: usize = 4 * LANES;
-    // A few columns of `right`, side by side: as they lie, at large powers of two from each other, they would
-    // push each other out of the cache.
+    // A copy of a few columns of `right`. Their rows are large powers of two apart, so that without the copy they
+    // would evict each other from the processor's cache.
     let mut panel = vec![[0.0_f32; WIDTH]; inner];
     Instructions::best().run_loops(
         #[inline(always)]
@@ -178,8 +178,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_whole_matrices_are_kept() {
-        let entries = KEPT / 10; // 40 % of what may be kept
+    fn few_whole_tensors_are_cached() {
+        let entries = CACHED_BYTES / 10; // 40 % of the cache
         let names = ["a", "b", "c", "d"];
         let zeros = vec![0; entries * 4];
         let view =
@@ -187,11 +187,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let bytes = safetensors::serialize(names.map(|name| (name, view())), None).unwrap();
         fs::write(folder.path().join("factors.safetensors"), bytes).unwrap();
-        let factors = Factors::new(Checkpoint::open_file(folder.path(), "factors.safetensors").unwrap());
+        let factors = FactorStore::new(Checkpoint::open_file(folder.path(), "factors.safetensors").unwrap());
         for name in names.into_iter().chain(["c"]) {
-            assert_eq!(factors.whole(name).unwrap().len(), entries);
+            assert_eq!(factors.read_whole(name).unwrap().len(), entries);
         }
-        let kept: Vec<String> = factors.kept.lock().unwrap().iter().map(|(name, _)| name.clone()).collect();
+        let kept: Vec<String> = factors.cache.lock().unwrap().iter().map(|(name, _)| name.clone()).collect();
         assert_eq!(kept, ["d", "c"]);
     }
 
