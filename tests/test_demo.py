@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +25,11 @@ from typer.testing import CliRunner
 import alps
 from alps import demo
 from alps.cli import app
-from alps.demo import artefacts, experiment, findings, table
-from alps.demo.learning import Learner, loss
-from alps.demo.results import Losses, Measured, Outcome, Results, Trial
-from alps.demo.team import Team
-from alps.demo.texts import Text, standard_library, train_tokenizer
-from alps.demo.ways import SELECTED, SIDE_BY_SIDE, WAYS
+from alps.demo import report
+from alps.demo.data import Text, standard_library, train_tokenizer
+from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, Learner, loss
+from alps.demo.results import Losses, Outcome, Results, Sample, Trial
+from alps.demo.steps import Workers
 
 TINY = demo.Settings(
     seeds=2,
@@ -49,7 +47,7 @@ TINY = demo.Settings(
     intermediate_size=32,
     ratio=0.25,
 )
-NAMES = [way.name for way in WAYS]
+NAMES = [method.name for method in METHODS]
 
 
 class Run:
@@ -77,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_folder_holds_what_it_is_said_to(finished: Run) -> None:
     made = {path.name + "/" * path.is_dir() for path in finished.folder.iterdir()}
-    assert made == set(artefacts.CONTENTS)
+    assert made == set(report.FILES)
     assert [path.name for path in finished.folder.parent.iterdir()] == ["demo"]
     for name in ("base", "tuned", "trained"):
         model = AutoModelForCausalLM.from_pretrained(finished.folder / name)
@@ -133,13 +131,13 @@ def test_every_way_takes_the_same_batches(finished: Run) -> None:
         seen.setdefault(id(learner), []).append(batch)
     base, *others = list(seen.values())
     assert len(base) == TINY.base_steps
-    assert [len(batches) for batches in others] == [TINY.steps] * TINY.seeds * (1 + len(WAYS))
+    assert [len(batches) for batches in others] == [TINY.steps] * TINY.seeds * (1 + len(METHODS))
     tuned, trained = others[: TINY.seeds], others[TINY.seeds :]
     ways: list[list[list[bytes]]] = [[] for _ in range(TINY.seeds)]
-    for part in SIDE_BY_SIDE:
+    for group in METHOD_GROUPS:
         for seed in range(TINY.seeds):
-            ways[seed] += trained[: len(part)]
-            del trained[: len(part)]
+            ways[seed] += trained[: len(group)]
+            del trained[: len(group)]
     for copy, (first, *rest) in zip(tuned, ways, strict=True):
         assert all(way == first for way in rest)
         assert copy != first
@@ -170,7 +168,7 @@ def test_what_is_counted_is_what_there_is(finished: Run) -> None:
 
 def test_the_losses_are_those_of_the_checkpoints(finished: Run) -> None:
     docstrings, code = standard_library(TINY.characters)
-    tokenizer = train_tokenizer(docstrings, TINY)
+    tokenizer = train_tokenizer(docstrings, TINY.vocabulary, TINY.window)
     trial = finished.results.trials[0]
     for name, losses in (
         ("base", finished.results.base),
@@ -179,7 +177,8 @@ def test_the_losses_are_those_of_the_checkpoints(finished: Run) -> None:
     ):
         model = AutoModelForCausalLM.from_pretrained(finished.folder / name)
         for text, measured in ((code, losses.task), (docstrings, losses.general)):
-            assert loss(model, Text(text, tokenizer, TINY).unseen()) == pytest.approx(measured, rel=1e-5)
+            windows = Text(text, tokenizer).held_out(TINY.measured, TINY.window)
+            assert loss(model, windows) == pytest.approx(measured, rel=1e-5)
 
 
 def test_the_table_shows_mean_and_spread_of_what_was_measured(finished: Run) -> None:
@@ -213,7 +212,7 @@ def results(*tasks: dict[str, float]) -> Results:
 
 
 def test_the_findings_follow_the_numbers() -> None:
-    said = findings.findings(
+    said = report.findings(
         results({"selected heads": 2.9, "random heads": 2.8}, {"selected heads": 2.5, "random heads": 2.7})
     )
     assert (
@@ -222,7 +221,7 @@ def test_the_findings_follow_the_numbers() -> None:
     )
     assert "Selected with every seed's tuned copy: 1 of 2 heads; the overlap" in said[-1]
     assert "0.33" in said[-1]
-    worse = findings.findings(results({"selected heads": 3.1}, {"selected heads": 3.1}))
+    worse = report.findings(results({"selected heads": 3.1}, {"selected heads": 3.1}))
     assert (
         "Selected heads against random heads: task loss +0.100 ± 0.000; lower, so better, with 0 of 2 seeds."
         in worse
@@ -231,15 +230,15 @@ def test_the_findings_follow_the_numbers() -> None:
 
 def test_a_single_seed_has_no_spread() -> None:
     single = results({})
-    assert "±" not in table.for_page(single)
-    assert "no spread" in table.explanation(single)
-    assert len(findings.findings(single)) == 5
-    assert Measured.of([1.0]).text(2) == "1.00"
+    assert "±" not in report.markdown_table(single)
+    assert "no spread" in report.explanation(single)
+    assert len(report.findings(single)) == 5
+    assert Sample([1.0]).text(2) == "1.00"
 
 
 def test_a_wide_table_fits_eighty_columns() -> None:
     console = Console(file=io.StringIO(), width=80)
-    console.print(table.for_terminal(results({}, {"everything": 4.0})))
+    console.print(report.terminal_table(results({}, {"everything": 4.0})))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
@@ -266,7 +265,7 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("moment", ["prepare", "make_base", "losses", "locate", "train"])
+@pytest.mark.parametrize("moment", ["prepare", "make_base", "losses", "tune", "train"])
 def test_an_interrupt_leaves_nothing(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -274,7 +273,7 @@ def test_an_interrupt_leaves_nothing(moment: str, tmp_path: Path, monkeypatch: p
     torch.set_num_threads(2)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    monkeypatch.setattr(experiment.Experiment, moment, interrupted)
+    monkeypatch.setattr(Experiment, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         demo.run(tmp_path / "demo", TINY, Console(quiet=True))
     assert not list(tmp_path.iterdir())
@@ -288,7 +287,7 @@ def test_an_interrupt_while_files_are_written_leaves_nothing(
     def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(table, "for_page", interrupted)
+    monkeypatch.setattr(report, "markdown_table", interrupted)
     with pytest.raises(KeyboardInterrupt):
         demo.run(tmp_path / "demo", replace(TINY, seeds=1), Console(quiet=True))
     assert not list(tmp_path.iterdir())
@@ -342,10 +341,11 @@ def test_a_helper_that_was_killed_is_reported() -> None:
             future.set_exception(BrokenProcessPool())
             return future
 
-    pool: Any = Killed()
-    alone: Any = SimpleNamespace(settings=TINY)
+    experiment: Any = None
+    workers: Any = Workers(TINY, processes=1)
+    workers._pool = Killed()
     with pytest.raises(ChildProcessError, match=r"process that helped .*alps demo --seeds 1"):
-        Team(alone, 2, pool, lambda steps: None).share(lambda experiment: None, [(), ()])
+        workers.share(experiment, Experiment.tune, [(), ()], TINY.steps)
 
 
 def test_processes_are_counted_from_one(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 import alps
 from alps.cli import app
 from alps.demo import Settings, run
-from alps.demo.ways import WAYS
+from alps.demo.experiment import METHODS
 from support.documents import DOCUMENTS, MAKE_TARGETS, README, ROOT
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -174,7 +174,7 @@ def test_the_commands_of_a_shell_exist() -> None:
 def test_the_readme_shows_the_table_of_the_demo() -> None:
     results = (ROOT / "docs" / "demo-results.md").read_text(encoding="utf-8")
     table = "\n".join(line for line in results.splitlines() if line.startswith("|"))
-    assert table.count("\n") == 1 + 1 + len(WAYS)
+    assert table.count("\n") == 1 + 1 + len(METHODS)
     assert table in README.read_text(encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Tr
 
 import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
-from alps.training.adapter_layer import AlpsLayer
+from alps.training.peft.layer import AlpsLayer
 from support.training import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
 from test_training_checkpoints import Tokens, run
 
@@ -315,7 +315,7 @@ def test_lora_as_the_paper_compares_it(base: Path, tmp_path: Path) -> None:
 
 
 def test_registering_twice_does_nothing() -> None:
-    from alps.training.adapter_model import register
+    from alps.training.peft.model import register
 
     register()
     assert peft.PeftType("ALPS") is peft.PeftType.ALPS  # type: ignore[attr-defined]

@@ -134,7 +134,7 @@ def test_an_optimizer_from_unrestricted_training_moves_no_frozen_row(make: MakeO
     mask = masks(model, heads)
     alps.restrict(model, heads)
 
-    ours = [parameter for projection in projections(model) for parameter, _ in projection.trained()]
+    ours = [parameter for projection in projections(model) for parameter, _ in projection.row_parameters()]
     resumed = make([it for it in model.parameters() if not any(it is rows for rows in ours)])
     resumed.load_state_dict(saved)
     assert any("momentum" in key or "exp_avg" in key for key in next(iter(resumed.state.values())))

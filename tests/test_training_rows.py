@@ -183,14 +183,14 @@ def test_the_state_is_that_of_the_plain_module(axis: int, bias: bool) -> None:
     module = plain(axis, bias)
     projection = restricted(module)
     with torch.no_grad():
-        for rows, _ in projection.trained():
+        for rows, _ in projection.row_parameters():
             rows.add_(1)
     state = projection.state_dict()
     assert list(state) == list(module.state_dict())
     module.load_state_dict(state)
     x = inputs()
     assert torch.equal(module(x), projection(x))
-    released = projection.released()
+    released = projection.release()
     assert type(released) is type(module)
     assert torch.equal(released(x), module(x))
 

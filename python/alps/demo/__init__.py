@@ -1,11 +1,10 @@
-"""The whole method on a tiny Llama, trained on the spot: `alps demo`.
+"""The whole method on a tiny Llama that is trained on the spot: `alps demo`.
 
-Needs the extras `train` and `plot`, and is imported only where the demo is asked for.
+Needs the extras `train` and `plot`; only the command imports it.
 """
 
+from alps.demo.experiment import Settings
 from alps.demo.results import Results
-from alps.demo.settings import Settings
-from alps.demo.story import run
-from alps.demo.team import cores
+from alps.demo.steps import cores, run
 
 __all__ = ["Results", "Settings", "cores", "run"]

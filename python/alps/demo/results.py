@@ -1,19 +1,18 @@
-"""What the demo measures, and its mean and spread over the seeds."""
+"""What the demo measures, with mean and standard deviation over the seeds."""
 
 import json
-import math
 import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Of a model, in nats for each token of unseen text.
+    """Losses of a model on held-out text, in nats per token.
 
     Attributes:
-        task: On the task's text.
-        general: On general text, which the base was trained on.
+        task: The loss on the task's text.
+        general: The loss on the general text that the base was trained on.
     """
 
     task: float
@@ -22,13 +21,13 @@ class Losses:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way to train came to with one seed.
+    """What a training method achieved with one seed.
 
     Attributes:
-        losses: Of the trained model.
-        trainable: How many parameters trained.
-        step_seconds: Processor time of a step, the mean of all.
-        bytes: Parameters, gradients and the optimizer's state; no activations.
+        losses: The losses of the trained model.
+        trainable: The number of parameters that trained.
+        step_seconds: Mean processor time of a step.
+        bytes: Memory of parameters, gradients and optimizer state, without activations.
     """
 
     losses: Losses
@@ -39,14 +38,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was done with one seed.
+    """The results of one seed.
 
     Attributes:
         seed: The seed.
-        tuned: Losses of the tuned copy.
+        tuned: The losses of the tuned copy.
         selected: The selected heads, as (layer, head).
-        random: The random heads.
-        outcomes: Of each way to train, by its name.
+        random: The random heads, as (layer, head).
+        outcomes: The outcome of each training method, by its name.
     """
 
     seed: int
@@ -58,13 +57,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Results:
-    """All that the demo measures.
+    """Everything that the demo measures.
 
     Attributes:
-        base: Losses of the base.
-        parameters: Of the model.
-        steps: On the task, of each way to train.
-        trials: One for each seed.
+        base: The losses of the base.
+        parameters: The number of parameters of the model.
+        steps: The number of steps on the task, for each training method.
+        trials: The results of each seed.
     """
 
     base: Losses
@@ -73,39 +72,36 @@ class Results:
     trials: list[Trial]
 
     @property
-    def ways(self) -> list[str]:
-        """The names of the ways to train."""
+    def methods(self) -> list[str]:
+        """The names of the training methods."""
         return list(self.trials[0].outcomes)
 
-    def measured(self, way: str, measure: Callable[[Outcome], float]) -> "Measured":
-        """A measure of a way to train, over the seeds."""
-        return Measured.of([measure(trial.outcomes[way]) for trial in self.trials])
+    def sample(self, method: str, measure: str) -> "Sample":
+        """A measure of a training method for every seed; `measure` is a field of `Outcome`, such as "losses.task"."""
+        return Sample([attrgetter(measure)(trial.outcomes[method]) for trial in self.trials])
 
     def to_json(self) -> str:
-        """Everything, as JSON."""
+        """The results as JSON."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A number that was measured with several seeds.
+class Sample:
+    """The values of a measure for several seeds."""
 
-    Attributes:
-        mean: Over the seeds.
-        spread: The standard deviation, with n - 1; not-a-number for a single seed.
-        each: The number for each seed.
-    """
+    values: list[float]
 
-    mean: float
-    spread: float
-    each: list[float]
+    @property
+    def mean(self) -> float:
+        """The mean."""
+        return statistics.fmean(self.values)
 
-    @classmethod
-    def of(cls, each: list[float]) -> "Measured":
-        """The mean and spread of these."""
-        return cls(statistics.fmean(each), statistics.stdev(each) if len(each) > 1 else math.nan, each)
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation, with n - 1; None for a single value."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def text(self, digits: int, *, signed: bool = False) -> str:
-        """The mean and, where there is one, the spread."""
-        spread = "" if math.isnan(self.spread) else f" ± {self.spread:.{digits}f}"
-        return f"{self.mean:{'+' if signed else ''}.{digits}f}{spread}"
+        """The mean, and the standard deviation of more than one value."""
+        deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
+        return f"{self.mean:{'+' if signed else ''}.{digits}f}{deviation}"

@@ -1,10 +1,9 @@
-"""Training only the chosen attention heads.
+"""Training of the chosen attention heads only.
 
-`restrict` does it in place and leaves an ordinary checkpoint; `AlpsConfig` does it as an adapter of PEFT. To
-import this package, or to take either from `alps`, makes the adapters known to PEFT: do so before
-you load one.
+`restrict` restricts a model in place and leaves an ordinary checkpoint; `AlpsConfig` configures a PEFT adapter.
+Importing this package, or either name from `alps`, registers the adapter with PEFT: import it before loading one.
 
-LoRA on the same projections, the paper's strongest baseline, needs nothing from here:
+LoRA on the same projections, the strongest baseline of the paper, needs PEFT alone:
 
     config = peft.LoraConfig(
         r=128, lora_alpha=256, target_modules=["q_proj", "k_proj", "v_proj"], task_type="CAUSAL_LM"
@@ -12,10 +11,10 @@ LoRA on the same projections, the paper's strongest baseline, needs nothing from
     model = peft.get_peft_model(model, config)
 """
 
-from alps.training.adapter_config import AlpsConfig
-from alps.training.adapter_model import register
-from alps.training.report import Restriction
+from alps.training.peft.config import AlpsConfig
+from alps.training.peft.model import register
 from alps.training.restriction import release, restrict
+from alps.training.summary import Restriction
 
 __all__ = ["AlpsConfig", "Restriction", "release", "restrict"]
 

@@ -1,11 +1,9 @@
-"""Finds the attention heads of a live model: which rows of which modules each of them owns."""
+"""Finds the attention heads of a live model: which rows of which modules hold each head."""
 
 import json
 from dataclasses import dataclass
-from itertools import chain
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -16,26 +14,27 @@ from alps.geometry import Geometry
 from alps.heads import HeadSet
 
 Projection: TypeAlias = nn.Linear | Conv1D
+"""A module whose rows can train. The outputs are axis 0 of the weight of a Linear and axis 1 of that of a Conv1D."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """The query matrix of a head, or the key or value matrix of a key/value group.
+class HeadRows:
+    """The rows of a weight that hold the query matrix of a head, or the key or value matrix of a key/value group.
 
     Attributes:
-        row: The row of the layer in a score matrix.
+        layer_index: The position of the layer among those with attention.
         role: "query", "key" or "value".
         index: The number of the head or of the group.
-        tensor: The name of the weight that it is a part of.
-        axis: The axis of the weight that is the outputs.
-        first: The first of its rows on that axis.
-        count: How many rows it has.
+        tensor: The name of the weight.
+        axis: The axis of the weight that holds the outputs.
+        first: The first of the rows, on that axis.
+        count: The number of rows.
     """
 
-    row: int
+    layer_index: int
     role: str
     index: int
     tensor: str
@@ -51,76 +50,53 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Attention:
-    """The heads of a live model.
+    """The attention heads of a live model.
 
     Attributes:
-        geometry: How many there are, and of what size.
-        matrices: Where each of them is.
+        geometry: Their numbers and sizes.
+        matrices: The rows of every head and every key/value group.
     """
 
     geometry: Geometry
-    matrices: tuple[Matrix, ...]
+    matrices: tuple[HeadRows, ...]
 
     @property
     def modules(self) -> dict[str, int]:
-        """The names of the modules that project to queries, keys and values, with the axis of the outputs."""
+        """The modules that project to queries, keys and values, by name, with the axis of the outputs."""
         return {matrix.module: matrix.axis for matrix in self.matrices}
 
-    def width(self, matrix: Matrix) -> int:
-        """The entries of a row of the matrix."""
-        width: int = getattr(self.geometry.sizes[matrix.row], f"{matrix.role}_width")
-        return width
-
-    def chosen(self, heads: HeadSet) -> list[Matrix]:
-        """The matrices of the heads in the set, and of their key/value groups.
+    def chosen(self, heads: HeadSet) -> list[HeadRows]:
+        """The matrices of the heads in the set and of the key/value groups that they read.
 
         Raises:
-            ArgumentError: The set is of another model.
+            ArgumentError: The set belongs to another model.
         """
         if difference := heads.geometry.difference(self.geometry):
             raise ArgumentError(f"the heads are not those of this model (heads and model): {difference}")
         masks = {"query": heads.mask, "key": heads.key_value_groups, "value": heads.key_value_groups}
-        return [matrix for matrix in self.matrices if masks[matrix.role][matrix.row, matrix.index]]
+        return [matrix for matrix in self.matrices if masks[matrix.role][matrix.layer_index, matrix.index]]
 
     def rows(self, heads: HeadSet) -> dict[str, torch.Tensor]:
-        """The rows that `chosen` owns: int64, ascending, for each of `modules`.
-
-        Raises:
-            ArgumentError: The set is of another model.
-        """
-        ranges: dict[str, list[range]] = {name: [] for name in self.modules}
+        """The rows of the `chosen` matrices by module: int64, ascending, empty for a module without any."""
+        rows: dict[str, list[int]] = {name: [] for name in self.modules}
         for matrix in self.chosen(heads):
-            ranges[matrix.module].append(range(matrix.first, matrix.first + matrix.count))
-        return {
-            name: torch.from_numpy(np.sort(np.fromiter(chain.from_iterable(parts), np.int64)))
-            for name, parts in ranges.items()
-        }
-
-
-def component_of(heads: HeadSet) -> str:
-    """The component whose heads are in the set.
-
-    Raises:
-        ArgumentError: `heads` is something else.
-    """
-    if not isinstance(heads, HeadSet):
-        raise ArgumentError(f"heads: expected an alps.HeadSet, found {type(heads).__name__}")
-    return heads.geometry.component
+            rows[matrix.module].extend(range(matrix.first, matrix.first + matrix.count))
+        return {name: torch.tensor(sorted(numbers), dtype=torch.int64) for name, numbers in rows.items()}
 
 
 def find(
     model: nn.Module, shapes: dict[str, list[int]] | None = None, component: str | None = None
 ) -> Attention:
-    """Finds the heads of a model by its configuration and the names and shapes of its tensors.
+    """Finds the heads of a model from its configuration and the names and shapes of its parameters.
 
     Args:
-        model: A model of transformers.
-        shapes: The names and shapes, where they are not those of the model's parameters.
-        component: Whose heads, as for `alps.scan`.
+        model: A transformers model.
+        shapes: The names and shapes, where they differ from those of the model's parameters.
+        component: The component whose heads to find, as for `alps.scan`.
 
     Raises:
-        ArgumentError: The model has no configuration, or there is no such component.
-        ModelError: The model is of no known layout, contradicts its configuration, or is quantised.
+        ArgumentError: The model has no configuration, or has no such component.
+        ModelError: The model has no known layout, contradicts its configuration, or is quantised.
     """
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or config is None or not hasattr(config, "to_dict"):
@@ -134,60 +110,49 @@ def find(
             f"{name}: expected weights that are floating-point numbers, found quantised ones ({method}); "
             "load the model without quantisation"
         )
-    fields, matrices = _alps.attention(
-        name,
-        json.dumps(config.to_dict(), default=str),
-        parameter_shapes(model) if shapes is None else shapes,
-        component,
-    )
-    for matrix in matrices:
-        if not (tensor := matrix[3]).endswith(_WEIGHT):
+    shapes = parameter_shapes(model) if shapes is None else shapes
+    fields, matrices = _alps.attention(name, json.dumps(config.to_dict(), default=str), shapes, component)
+    found = Attention(Geometry.of_layers(**fields), tuple(HeadRows(*matrix) for matrix in matrices))
+    for matrix in found.matrices:
+        if not matrix.tensor.endswith(_WEIGHT):
             raise ModelError(
-                f"{name}.{tensor}: expected the weight of a Linear or Conv1D, found a parameter of another module, "
-                "whose rows cannot train apart"
+                f"{name}.{matrix.tensor}: expected the weight of a Linear or Conv1D, found a parameter of another "
+                "module, whose rows cannot train apart"
             )
-    return Attention(Geometry.of_layers(**fields), tuple(Matrix(*matrix) for matrix in matrices))
+    return found
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """The names of all parameters, of one that is shared every name, with their shapes."""
+    """The shapes of all parameters by name; a shared parameter is listed under each of its names."""
     return {name: list(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
 
 
 def check_projection(name: str, module: nn.Module, axis: int) -> Projection:
-    """The module, if it is one whose rows can train.
+    """Returns the module if its rows can train.
 
     Raises:
-        ModelError: It computes something else than a Linear (axis 0) or Conv1D (axis 1), or its weight
-            is not of a floating-point format that trains.
+        ModelError: The module computes anything else than a Linear (axis 0) or a Conv1D (axis 1), has hooks, or
+            has a parameter that is sharded or of a dtype that cannot train.
     """
     kind: type[Projection] = nn.Linear if axis == 0 else Conv1D
     if not isinstance(module, kind) or type(module).forward is not kind.forward:
-        raise ModelError(f"{name}: expected a {kind.__name__}, found a {_kind(module)}")
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    if "forward" in vars(module) or any(hooks):
+        found = type(module)
+        raise ModelError(f"{name}: expected a {kind.__name__}, found a {found.__module__}.{found.__name__}")
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if "forward" in vars(module) or any(getattr(module, hook) for hook in hooks):
         raise ModelError(
             f"{name}: expected a {kind.__name__} without hooks, found some, which would be lost; restrict "
             "the model before anything else is attached to it"
         )
-    for part, tensor in module.named_parameters():
+    for parameter, tensor in module.named_parameters():
         if tensor.dtype not in _DTYPES:
             raise ModelError(
-                f"{name}.{part}: expected float16, bfloat16, float32 or float64, found "
+                f"{name}.{parameter}: expected float16, bfloat16, float32 or float64, found "
                 f"{str(tensor.dtype).removeprefix('torch.')}; quantised weights cannot train"
             )
         if type(tensor.data) is not torch.Tensor:
             raise ModelError(
-                f"{name}.{part}: expected a plain tensor, found a {type(tensor.data).__name__}; restrict the "
+                f"{name}.{parameter}: expected a plain tensor, found a {type(tensor.data).__name__}; restrict the "
                 "model before it is sharded"
             )
     return module
-
-
-def _kind(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__name__}"

@@ -1,4 +1,4 @@
-"""Restricts the training of a model to chosen attention heads, and ends it."""
+"""Restricts the training of a model to chosen attention heads, and releases the model again."""
 
 from typing import Literal
 
@@ -9,55 +9,56 @@ from torch.distributed.tensor import DTensor
 from alps.errors import ArgumentError, ModelError
 from alps.heads import HeadSet
 from alps.training import attention
-from alps.training.projection import RestrictedProjection, freeze
-from alps.training.report import Restriction, report
+from alps.training.projection import RestrictedProjection, freeze, restricted_projections
+from alps.training.summary import Restriction, summarize
 
 _FROZEN = "_alps_frozen"
-"""The attribute of a restricted model that names the parameters which restrict froze."""
-
-Others = Literal["train", "freeze"]
+"""The attribute of a restricted model that names the parameters which `restrict` froze."""
 
 
-def restrict(model: nn.Module, heads: HeadSet, *, others: Others = "train") -> Restriction:
-    """Lets training move the chosen heads, and no other entry of Q, K and V.
+def restrict(
+    model: nn.Module, heads: HeadSet, *, others: Literal["train", "freeze"] = "train"
+) -> Restriction:
+    """Lets training change the chosen heads, and no other entry of Q, K and V.
 
-    Works in place: every module that projects to queries, keys or values gives way to one whose weight and
-    bias are frozen, but for the rows of the chosen heads and of the key/value groups that they
-    read. Those train as parameters of their own, in float32 or wider, and nothing else is in the
-    gradients or in the state of an optimizer. Make the optimizer after this, and restrict before the
-    model is wrapped, sharded or compiled.
+    Works in place: replaces every module that projects to queries, keys or values by one whose weight and bias are
+    frozen. The rows of the chosen heads, and of the key/value groups that they read, train as parameters of their
+    own, in float32 or wider, so that neither gradients nor optimizer state hold anything else. Make the optimizer
+    after this call, and restrict before the model is wrapped, sharded or compiled.
 
-    The model saves and loads as before, with `state_dict`, `load_state_dict`, `save_pretrained` and the
-    Trainer, under the same names and in the same number formats. The float32 rows of a 16-bit model, which
-    such a checkpoint rounds, are kept in the state of the optimizer, so that training resumes exactly.
-    Under FSDP2 a 16-bit model with others="train" needs `fully_shard` of each `RestrictedProjection` before that
-    of its layer, since a group of parameters that train has to be of one number format.
-    Before generating text call `release`: for single tokens the restricted projections are slow.
+    The model saves and loads as before, with `state_dict`, `load_state_dict`, `save_pretrained` and the Trainer,
+    under the same names and in the same dtypes. A checkpoint of a 16-bit model rounds the float32 rows; the state
+    of the optimizer keeps them, so that training resumes exactly. Under FSDP2 a 16-bit model with others="train"
+    needs `fully_shard` of each `RestrictedProjection` before that of its layer, since the trainable parameters of a
+    group must have one dtype. Call `release` before generating text: the restricted projections are slow for
+    single tokens.
 
     The empty set freezes Q, K and V whole; the full set trains them.
 
     Args:
-        model: A model of transformers, of any layout that `scan` knows.
-        heads: The heads to train; a set of this model's geometry.
-        others: What of the parameters outside Q, K and V: "train" is the setting of the paper
-            and leaves them as they are, so that what was frozen stays frozen; "freeze" freezes them all, which
-            saves most of the memory. With "freeze" and reentrant gradient checkpointing, also call
+        model: A transformers model of any layout that `scan` knows.
+        heads: The heads to train, of this model's geometry.
+        others: Whether the parameters outside Q, K and V train. "train", the setting of the paper, leaves them as
+            they are, so that what was frozen stays frozen; "freeze" freezes them all, which saves most of the
+            memory. With "freeze" and reentrant gradient checkpointing, also call
             `model.enable_input_require_grads()`.
 
     Returns:
         What trains and what does not.
 
     Raises:
-        ArgumentError: The heads are not those of this model, the model is restricted already, or
-            `others` is neither "train" nor "freeze".
-        ModelError: The model is of no known layout, contradicts its configuration, is quantised or
-            sharded, or two of its projections are one module. The model is as it was.
+        ArgumentError: The heads are not those of this model, the model is restricted already, or `others` is neither
+            "train" nor "freeze".
+        ModelError: The model has no known layout, contradicts its configuration, is quantised or sharded, or two of
+            its projections are one module. The model is unchanged.
     """
     if others not in ("train", "freeze"):
         raise ArgumentError(f'others: expected "train" or "freeze", found {others!r}')
-    if isinstance(model, nn.Module) and any(_restricted(model)):
+    if isinstance(model, nn.Module) and restricted_projections(model):
         raise ArgumentError("the model is restricted already; alps.release(model) ends that")
-    found = attention.find(model, component=attention.component_of(heads))
+    if not isinstance(heads, HeadSet):
+        raise ArgumentError(f"heads: expected an alps.HeadSet, found {type(heads).__name__}")
+    found = attention.find(model, component=heads.geometry.component)
     rows = found.rows(heads)
     replacements: dict[str, RestrictedProjection] = {}
     names: dict[torch.Tensor, str] = {}
@@ -68,30 +69,30 @@ def restrict(model: nn.Module, heads: HeadSet, *, others: Others = "train") -> R
         replacements[name] = RestrictedProjection(module, rows[name], axis)
     for name, replacement in replacements.items():
         replacement.freeze()
-        _replace(model, name, replacement)
+        model.set_submodule(name, replacement)
     if others == "freeze":
         inside = {id(p) for projection in replacements.values() for p in projection.parameters()}
         frozen = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
         for name in frozen:
             freeze(model.get_parameter(name))
         setattr(model, _FROZEN, tuple(frozen))
-    return report(model, found, heads)
+    return summarize(model, found, heads)
 
 
 def release(model: nn.Module) -> None:
-    """Ends what `restrict` began: folds the trained rows back and leaves plain modules.
+    """Ends the restriction of a model: restores ordinary modules, with the trained rows in their weights.
 
-    Works in place. The rows are rounded to the number format of the weight, as in every forward pass.
-    Parameters that `restrict` froze can be trained again.
+    Works in place. The rows are rounded to the dtype of the weight, as in every forward pass. Parameters that
+    `restrict` froze can train again.
 
     Args:
         model: A model that `restrict` was called on, or a wrapper around one.
 
     Raises:
         ArgumentError: The model is not restricted.
-        ModelError: Its weights are sharded. The model is as it was.
+        ModelError: Its weights are sharded. The model is unchanged.
     """
-    restricted = dict(_restricted(model))
+    restricted = restricted_projections(model)
     if not restricted:
         raise ArgumentError("the model is not restricted")
     for name, projection in restricted.items():
@@ -100,18 +101,7 @@ def release(model: nn.Module) -> None:
                 f"{name}: expected a plain tensor, found a shard of one; save the model and load it anew instead"
             )
     for name, projection in restricted.items():
-        _replace(model, name, projection.released())
+        model.set_submodule(name, projection.release())
     for module in model.modules():
         for name in vars(module).pop(_FROZEN, ()):
             module.get_parameter(name).requires_grad_(True)
-
-
-def _restricted(model: nn.Module) -> list[tuple[str, RestrictedProjection]]:
-    return [
-        (name, module) for name, module in model.named_modules() if isinstance(module, RestrictedProjection)
-    ]
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -1,4 +1,4 @@
-"""The adapters of a whole model, as a method of PEFT."""
+"""A model with adapters, as a PEFT method."""
 
 import copy
 import hashlib
@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from alps.errors import ArgumentError, PairError
 from alps.training import attention
-from alps.training.adapter_config import PEFT_TYPE, AlpsConfig
-from alps.training.adapter_layer import AlpsLayer
 from alps.training.attention import Projection
-from alps.training.projection import RestrictedProjection
-
-_BASE = ".base_layer"
+from alps.training.peft.config import PEFT_TYPE, AlpsConfig
+from alps.training.peft.layer import AlpsLayer
+from alps.training.projection import restricted_projections
 
 
 class AlpsModel(BaseTuner):
@@ -28,7 +26,7 @@ class AlpsModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the type that the base class gives it)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
-        # PEFT keeps the object that the caller made, which another model may be made with as well.
+        # PEFT keeps the caller's object, which the caller may use for another model as well.
         own = copy.copy(peft_config)
         for name, config in self.peft_config.items():
             if config is peft_config:
@@ -36,18 +34,18 @@ class AlpsModel(BaseTuner):
         return own
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        """Finds the rows, and checks all there is to check before a module is touched."""
-        modules = list(model.modules())
-        if any(isinstance(module, RestrictedProjection) for module in modules):
+        """Finds the rows of the heads; makes all checks before any module changes."""
+        if restricted_projections(model):
             raise ArgumentError("the model is restricted already; alps.release(model) ends that")
-        if any(isinstance(module, AlpsLayer) and module.merged for module in modules):
+        if any(isinstance(module, AlpsLayer) and module.merged for module in model.modules()):
             raise ArgumentError("expected a model without merged adapters, found some; unmerge them first")
-        shapes = {name.replace(_BASE, ""): shape for name, shape in attention.parameter_shapes(model).items()}
-        found = attention.find(model, shapes, attention.component_of(peft_config.head_set))
-        rows = found.rows(peft_config.head_set)
-        axes = found.modules
+        shapes = attention.parameter_shapes(model)
+        shapes = {name.replace(".base_layer", ""): shape for name, shape in shapes.items()}
+        heads = peft_config.head_set
+        found = attention.find(model, shapes, heads.geometry.component)
+        rows = found.rows(heads)
         projections: dict[str, Projection] = {}
-        for name, axis in axes.items():
+        for name, axis in found.modules.items():
             module = model.get_submodule(name)
             base = module.base_layer if isinstance(module, AlpsLayer) else module
             projections[name] = attention.check_projection(name, base, axis)
@@ -58,19 +56,14 @@ class AlpsModel(BaseTuner):
                 f"expected query, key and value weights and rows of fingerprint {expected}, found {fingerprint}"
             )
         peft_config.fingerprint = fingerprint or expected
-        self._alps_rows = {name: (indices, axes[name]) for name, indices in rows.items() if len(indices)}
+        axes = found.modules
+        self._alps_rows = {name: (numbers, axes[name]) for name, numbers in rows.items() if len(numbers)}
         peft_config.target_modules = sorted(self._alps_rows)
 
     def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: Any,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
+        self, peft_config: Any, adapter_name: str, target: Any, target_name: str, parent: nn.Module,
+        current_key: str, parameter_name: str | None = None,
+    ) -> None:  # fmt: skip
         indices, axis = self._alps_rows[current_key]
         layer = target if isinstance(target, AlpsLayer) else AlpsLayer(target, axis)
         layer.add(adapter_name, indices)
@@ -79,15 +72,15 @@ class AlpsModel(BaseTuner):
 
 
 def register() -> None:
-    """Makes the method known to PEFT, once."""
+    """Registers the method with PEFT, unless it is registered."""
     if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name=PEFT_TYPE.lower(), config_cls=AlpsConfig, model_cls=AlpsModel)
 
 
 def _fingerprint(projections: dict[str, Projection], rows: dict[str, Tensor]) -> str | None:
-    """SHA-256 of the names, the weights as float32 and the rows as int64, little-endian; None without weights.
+    """Hashes names, weights as float32 and rows as int64, little-endian, by SHA-256; None for weights on `meta`.
 
-    A base that is loaded in a wider number format than it is stored in has the same fingerprint.
+    A base loaded in a wider dtype than the stored one has the same fingerprint.
     """
     digest = hashlib.sha256()
     for module_name, module in projections.items():
@@ -95,10 +88,7 @@ def _fingerprint(projections: dict[str, Projection], rows: dict[str, Tensor]) ->
             if parameter.is_meta:
                 return None
             digest.update(f"{module_name}.{name} {list(parameter.shape)}\n".encode())
-            digest.update(_bytes(parameter))
+            weights: Any = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
+            digest.update(weights.astype("<f4", copy=False))
         digest.update(rows[module_name].cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)

@@ -1,4 +1,4 @@
-"""Text to learn from, out of the Python installation: English docstrings, and the code around them."""
+"""The text that the demo trains on: docstrings of the Python standard library, and the code around them."""
 
 import ast
 import sysconfig
@@ -9,18 +9,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from alps.demo.settings import Settings
 from alps.errors import ArgumentError
 
 _HELD_OUT = 10
-"""One in so many characters, the last ones, is never learnt from."""
+"""The last 1/10 of the characters of a text is held out from training."""
 
 
 def standard_library(characters: int) -> tuple[str, str]:
-    """The docstrings of the standard library, and its code without them.
+    """Reads the docstrings of the standard library, and its code without them.
 
     Args:
-        characters: How many of each.
+        characters: The length of each of the two texts.
 
     Raises:
         ArgumentError: This Python comes without the source of its library.
@@ -30,7 +29,7 @@ def standard_library(characters: int) -> tuple[str, str]:
     code: list[str] = []
     for path in sorted(folder.glob("[a-z]*.py")):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the style of other people's code
+            warnings.simplefilter("ignore")  # warnings about the style of the library's code
             tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -48,49 +47,40 @@ def standard_library(characters: int) -> tuple[str, str]:
     )
 
 
-def train_tokenizer(text: str, settings: Settings) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of what is in `text`; digits stay single."""
+def train_tokenizer(text: str, vocabulary: int, window: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer of at most `vocabulary` tokens; digits stay single."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|end|>"]
-    tokenizer.train_from_iterator(
-        text.splitlines(keepends=True),
-        trainers.BpeTrainer(
-            vocab_size=settings.vocabulary,
-            initial_alphabet=alphabet,
-            special_tokens=special,
-            show_progress=False,
-        ),
+    end = "<|end|>"
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[end],
+        show_progress=False,
     )
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=special[0],
-        pad_token=special[0],
-        model_max_length=settings.window,
+        tokenizer_object=tokenizer, eos_token=end, pad_token=end, model_max_length=window
     )
 
 
 class Text:
-    """A text as tokens, in two parts: one to learn from, and one to be measured on."""
+    """The tokens of a text, divided into a training part and a held-out part."""
 
-    def __init__(self, text: str, tokenizer: PreTrainedTokenizerFast, settings: Settings) -> None:
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerFast) -> None:
         cut = len(text) - len(text) // _HELD_OUT
-        self._settings = settings
-        self.learnt, self.held_out = (
+        self._training, self._held_out = (
             torch.tensor(tokenizer.backend_tokenizer.encode(part).ids) for part in (text[:cut], text[cut:])
         )
 
-    def windows(self, generator: torch.Generator) -> torch.Tensor:
-        """One batch from places drawn at random: int64 [batch, window]."""
-        batch, window = self._settings.batch, self._settings.window
-        starts = torch.randint(len(self.learnt) - window, (batch, 1), generator=generator)
-        return self.learnt[starts + torch.arange(window)]
+    def batch(self, size: int, window: int, generator: torch.Generator) -> torch.Tensor:
+        """Windows at random positions of the training part: int64 [size, window]."""
+        starts = torch.randint(len(self._training) - window, (size, 1), generator=generator)
+        return self._training[starts + torch.arange(window)]
 
-    def unseen(self) -> torch.Tensor:
-        """What losses are measured on, always the same: int64 [windows, window]."""
-        measured, window = self._settings.measured, self._settings.window
-        return self.held_out[: measured * window].view(measured, window)
+    def held_out(self, count: int, window: int) -> torch.Tensor:
+        """The first windows of the held-out part: int64 [count, window]."""
+        return self._held_out[: count * window].view(count, window)

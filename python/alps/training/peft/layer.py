@@ -1,5 +1,6 @@
-"""One projection under the adapters of PEFT."""
+"""A projection with adapters that replace some of its rows."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,43 +10,38 @@ from torch import Tensor, nn
 
 from alps.errors import ArgumentError, CheckpointError, WeightsError
 from alps.training.attention import Projection
-from alps.training.compute import project
-
-_PARTS = {"alps_rows": "weight", "alps_bias_rows": "bias"}
+from alps.training.autograd import project
+from alps.training.projection import select_rows
 
 
 class AlpsLayer(nn.Module, BaseTunerLayer):
-    """A projection some of whose rows (a Conv1D's columns) come from the active adapters.
+    """A projection whose active adapters replace some of its rows (columns, for a Conv1D).
 
-    The rows are in float32 or wider. Several adapters can be active or merged at once if no two of
-    them hold the same row.
+    The rows are in float32 or wider. Several adapters can be active or merged at once if no two hold the same row.
     """
 
     adapter_layer_names = ("alps_rows", "alps_bias_rows")
     other_param_names = ("alps_indices",)
 
     def __init__(self, base_layer: Projection, axis: int) -> None:
-        """Wraps `base_layer`, whose outputs are on `axis` of its weight."""
+        """Wraps `base_layer`; `axis` is the axis of its weight that holds the outputs."""
         super().__init__()
         self.base_layer = base_layer
         self.axis = axis
         self.alps_rows = nn.ParameterDict()
         self.alps_bias_rows = nn.ParameterDict()
         self.alps_indices = BufferDict(persistent=True)
-        # What merging overwrites, for the same bits after unmerging.
-        self.alps_merged_over = nn.ModuleDict(
-            {part: BufferDict(persistent=False) for part in _PARTS.values()}
-        )
+        # The rows of the base that merged adapters overwrote: unmerging restores the same bits.
+        self.alps_overwritten_rows = BufferDict(persistent=False)
+        self.alps_overwritten_bias_rows = BufferDict(persistent=False)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
     def add(self, adapter: str, indices: Tensor) -> None:
-        """Adds an adapter that holds the rows at `indices`, as they are in the base."""
+        """Adds an adapter of the rows at `indices`, with the values of the base."""
         self.alps_indices[adapter] = indices.to(self.base_layer.weight.device)
-        for rows, (whole, axis) in self._parts().items():
-            selected = whole.detach().index_select(axis, self.alps_indices[adapter])
-            wide = selected.to(torch.promote_types(selected.dtype, torch.float32))
-            getattr(self, rows)[adapter] = nn.Parameter(wide)
+        for rows, _, whole, axis in self._row_storage():
+            rows[adapter] = nn.Parameter(select_rows(whole, self.alps_indices[adapter], axis))
 
     def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Projects [..., in] to [..., out]."""
@@ -59,16 +55,16 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
             return output
         self._check_disjoint(active)
         base = self.base_layer
-        rows = _together([self.alps_rows[name] for name in active], self.axis)
-        indices = _together([self.alps_indices[name] for name in active], 0)
+        rows = _concatenate([self.alps_rows[name] for name in active], self.axis)
+        indices = _concatenate([self.alps_indices[name] for name in active], 0)
         bias_rows = None
         if base.bias is not None:
-            bias_rows = _together([self.alps_bias_rows[name] for name in active], 0)
+            bias_rows = _concatenate([self.alps_bias_rows[name] for name in active], 0)
         return project(inputs, base.weight, base.bias, rows, bias_rows, indices, self.axis)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Writes the rows of adapters, the active ones if none are named, over those of the base.
+        """Overwrites rows of the base with those of the named adapters, or of the active ones if none are named.
 
         Raises:
             ArgumentError: Two adapters hold the same row.
@@ -77,42 +73,36 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.alps_rows]
         self._check_disjoint([*self.merged_adapters, *names])
         for name in names:
-            rows = [getattr(self, rows)[name] for rows in self._parts()]
-            if safe_merge and not all(bool(part.isfinite().all()) for part in rows):
+            if safe_merge and not all(bool(rows[name].isfinite().all()) for rows, *_ in self._row_storage()):
                 raise WeightsError(f"adapter {name}: expected finite rows, found some that are not")
         for name in names:
-            indices = self.alps_indices[name]
-            for rows_name, (whole, axis) in self._parts().items():
-                over = self.alps_merged_over[_PARTS[rows_name]]
-                over[name] = whole.detach().index_select(axis, indices)  # type: ignore[operator]
-                whole.detach().index_copy_(axis, indices, getattr(self, rows_name)[name].to(whole.dtype))
+            for rows, overwritten, whole, axis in self._row_storage():
+                overwritten[name] = whole.index_select(axis, self.alps_indices[name])
+                whole.index_copy_(axis, self.alps_indices[name], rows[name].to(whole.dtype))
             self.merged_adapters.append(name)
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Gives the base its rows back, to the bit."""
+        """Restores the overwritten rows of the base, to the bit."""
         while self.merged_adapters:
             name = self.merged_adapters.pop()
-            for rows_name, (whole, axis) in self._parts().items():
-                over: Any = self.alps_merged_over[_PARTS[rows_name]]
-                whole.detach().index_copy_(axis, self.alps_indices[name], over[name].to(whole.dtype))
-                del over[name]
+            for _, overwritten, whole, axis in self._row_storage():
+                whole.index_copy_(axis, self.alps_indices[name], overwritten[name].to(whole.dtype))
+                del overwritten[name]
 
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        """Moves an adapter to the base; does not round its rows to the base's number format, as PEFT would."""
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
+        """Moves an adapter to the device of the base, but keeps the dtype of its rows, unlike PEFT's own method."""
         target = device or self.base_layer.weight.device
         for container in (self.alps_rows, self.alps_bias_rows, self.alps_indices):
             if adapter_name in container and not container[adapter_name].is_meta:
                 container[adapter_name].data = container[adapter_name].data.to(target)
 
-    def _parts(self) -> dict[str, tuple[Tensor, int]]:
-        """The names of the row parameters, with what they are rows of, and on which axis."""
-        parts = {"alps_rows": (self.base_layer.weight, self.axis)}
-        if self.base_layer.bias is not None:
-            parts["alps_bias_rows"] = (self.base_layer.bias, 0)
-        return parts
+    def _row_storage(self) -> Iterator[tuple[Any, Any, Tensor, int]]:
+        """For the weight, and the bias if any: adapters' rows, overwritten rows, the tensor, its axis of outputs."""
+        base = self.base_layer
+        yield self.alps_rows, self.alps_overwritten_rows, base.weight.detach(), self.axis
+        if base.bias is not None:
+            yield self.alps_bias_rows, self.alps_overwritten_bias_rows, base.bias.detach(), 0
 
     def _check_disjoint(self, adapters: list[str]) -> None:
         if len(adapters) < 2:
@@ -138,5 +128,5 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _together(tensors: list[Tensor], axis: int) -> Tensor:
+def _concatenate(tensors: list[Tensor], axis: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, axis)

@@ -1,0 +1,307 @@
+"""Runs the demo step by step, and explains each step on the console."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from alps.demo import report
+from alps.demo.experiment import (
+    METHOD_GROUPS,
+    METHODS,
+    SELECTED,
+    Experiment,
+    Settings,
+    load,
+    training_environment,
+)
+from alps.demo.results import Losses, Results, Trial
+from alps.errors import ArgumentError
+from alps.heads import HeadSet
+from alps.scores import HeadScores
+from alps.visual.terminal_map import head_map
+
+_LINE_WIDTH = 100
+"""The most characters of a line of text."""
+
+Result = TypeVar("Result")
+
+
+def run(
+    folder: Path, settings: Settings | None = None, console: Console | None = None, processes: int = 1
+) -> Results:
+    """Runs the demo.
+
+    It makes everything in a hidden folder beside `folder`, which gets its name when it is complete.
+
+    Args:
+        folder: The folder to make; it must not exist yet.
+        settings: The sizes; the default ones when not given.
+        console: Where to explain the steps; standard output when not given.
+        processes: Among how many to divide the training. No number but of time depends on it. A script that asks
+            for more than one needs its `if __name__ == "__main__":`, since the processes import it.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        ArgumentError: `folder` exists, `processes` is less than 1, or this Python comes without the source of its
+            library.
+        OSError: The folder cannot be written, or another process was killed.
+    """
+    settings = settings or Settings()
+    console = console or Console(highlight=False)
+    if processes < 1:
+        raise ArgumentError(f"processes: expected at least 1, found {processes}")
+    if folder.exists():
+        raise ArgumentError(
+            f"{folder}: expected a free name, found something there; remove it or name another"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workers = Workers(settings, processes)
+    with (
+        closing(workers),
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent,
+        closing(workers),  # again: processes that write in the folder must end before its removal
+        training_environment(),
+        _progress(console, settings) as workers.advance,
+    ):
+        unfinished = Path(parent) / folder.name
+        results = _run_steps(unfinished, folder, workers, console)
+        unfinished.rename(folder)
+    _print(console, f"All of it is in the folder {folder}:")
+    for name, content in report.FILES.items():
+        console.print(f"   {name:<20} {content}")
+    return results
+
+
+def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Console) -> Results:
+    settings = workers.settings
+    experiment = Experiment.prepare(settings, lambda: workers.advance(1))
+    seeds = range(settings.seeds)
+    base, tuned = unfinished / "base", unfinished / "tuned"
+
+    _print_heading(console, "1  A base model")
+    losses = experiment.make_base(base)
+    parameters = sum(parameter.numel() for parameter in load(base).parameters())
+    _print(
+        console,
+        f"A Llama of {parameters:,} parameters learns English from the docstrings of Python's own library. It is the "
+        f"model that you would have downloaded. {_describe(losses)}",
+    )
+
+    _print_heading(console, "2  A copy of it, tuned on a task")
+    folders = [tuned, *(unfinished.parent / f"tuned-{seed}" for seed in seeds[1:])]
+    copies = workers.share(
+        experiment, Experiment.tune, [(base, seed, folders[seed]) for seed in seeds], settings.steps
+    )
+    first = copies[0]
+    _print(
+        console,
+        f"All of the copy is trained on the task, Python code, in {settings.steps} steps. It has learnt something, and "
+        f"forgotten something. {_describe(first.losses)}",
+    )
+
+    _print_heading(console, "3  Which heads did that move?")
+
+    def final_names(of: HeadScores | HeadSet) -> dict[str, str]:
+        return {name: value.replace(str(unfinished), str(folder)) for name, value in of.provenance.items()}
+
+    scores = HeadScores(first.scores, first.scores.geometry, final_names(first.scores))
+    selected = first.heads["selected"]
+    selected = HeadSet(selected.mask, selected.geometry, final_names(selected))
+    _print(console, "Nothing is run for this: alps scan compares the weights of the two, head by head.")
+    console.print()
+    console.print(head_map(console, scores.geometry, scores["wasserstein"], selected))
+    console.print()
+    _print(console, selected.report.summary)
+
+    _print_heading(console, "4  Is it enough to train those?")
+    _print(
+        console,
+        f"The base is trained on the task again, in {len(METHODS)} ways, and all of that with {settings.seeds} seeds: "
+        "each has a tuned copy, selected heads, random heads and batches of its own.",
+    )
+    calls = [
+        (base, it.heads, seed, methods, unfinished / "trained" if SELECTED in methods and seed == 0 else None)
+        for methods in METHOD_GROUPS
+        for seed, it in enumerate(copies)
+    ]
+    outcomes = workers.share(
+        experiment, Experiment.train, calls, settings.steps * len(METHODS) / len(METHOD_GROUPS)
+    )
+    trials = [
+        Trial(
+            seed,
+            it.losses,
+            it.heads["selected"].pairs(),
+            it.heads["random"].pairs(),
+            {name: outcome for group in outcomes[seed :: settings.seeds] for name, outcome in group.items()},
+        )
+        for seed, it in enumerate(copies)
+    ]
+    results = Results(losses, parameters, settings.steps, trials)
+    console.print(report.terminal_table(results))
+    _print(console, report.explanation(results), style="dim")
+
+    _print_heading(console, "5  What it says")
+    for finding in report.findings(results):
+        _print(console, finding, bullet="- ")
+    _print(
+        console,
+        "A tiny model and a minute show how the method is used. Whether it holds for your model, only your model shows.",
+    )
+    console.print()
+    report.write(unfinished, scores, selected, results)
+    return results
+
+
+def _describe(losses: Losses) -> str:
+    return f"Loss on general text {losses.general:.2f}, on the task {losses.task:.2f}."
+
+
+def _print_heading(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+
+
+def _print(console: Console, text: str, *, style: str = "", bullet: str = "") -> None:
+    first, rest = "   " + bullet, "   " + len(bullet) * " "
+    width = min(console.width, _LINE_WIDTH)
+    lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest)
+    console.print(Text("\n".join(lines), style=style))
+
+
+@contextmanager
+def _progress(console: Console, settings: Settings) -> Iterator[Callable[[float], None]]:
+    """Shows a bar of all steps on a terminal; yields a function that adds a number of finished steps."""
+    columns = TextColumn("   training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    total = settings.base_steps + settings.seeds * settings.steps * (1 + len(METHODS))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield partial(bar.advance, bar.add_task("training", total=total))
+
+
+class Workers:
+    """Processes that share the calls of an experiment's methods; none if `processes` is 1.
+
+    Attributes:
+        settings: The settings of the experiment.
+        advance: A function that is called with a number of finished steps, in any thread.
+    """
+
+    def __init__(self, settings: Settings, processes: int) -> None:
+        """Starts the processes, which prepare the experiment meanwhile."""
+        self.settings = settings
+        self.advance: Callable[[float], object] = lambda steps: None
+        self._others = multiprocessing.active_children()
+        self._pool: ProcessPoolExecutor | None = None
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(processes, context, initializer=_exit_with_parent)
+            with _interrupts_ignored():
+                for _ in range(processes):
+                    self._pool.submit(_prepare, settings)
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        if self._pool is not None:
+            for child in multiprocessing.active_children():
+                if child not in self._others:
+                    child.kill()
+            self._pool.shutdown(cancel_futures=True)
+
+    def share(
+        self,
+        experiment: Experiment,
+        method: Callable[..., Result],
+        calls: Sequence[tuple[Any, ...]],
+        steps: float,
+    ) -> list[Result]:
+        """Makes calls of a method of the experiment, in this process if there are no others.
+
+        Args:
+            experiment: The experiment of this process.
+            method: The method, unbound.
+            calls: The arguments of each call.
+            steps: The number of steps of a call, averaged over the calls.
+
+        Returns:
+            The results, in the order of the calls.
+
+        Raises:
+            Exception: A call raised it, in any process.
+            ChildProcessError: A process was killed.
+        """
+        if self._pool is None:
+            return [method(experiment, *arguments) for arguments in calls]
+        futures = [self._pool.submit(_call, self.settings, method, arguments) for arguments in calls]
+        for future in futures:
+            future.add_done_callback(lambda _: self.advance(steps))
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process that helped to train was killed before it was done, perhaps for want of memory; with a "
+                "single seed there is none (alps demo --seeds 1)"
+            ) from error
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignores Ctrl-C for some milliseconds; processes that start meanwhile ignore it for good.
+
+    A terminal sends it to all processes. Only this one must react: it ends the others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may change what a signal does
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _exit_with_parent() -> None:
+    """Ends a worker when its parent has been killed: it would wait for calls for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _prepare(settings: Settings) -> None:
+    _experiment(settings)
+
+
+def _call(settings: Settings, method: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    with training_environment():
+        return method(_experiment(settings), *arguments)
+
+
+@cache
+def _experiment(settings: Settings) -> Experiment:
+    return Experiment.prepare(settings, lambda: None)

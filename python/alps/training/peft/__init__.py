@@ -1,0 +1,1 @@
+"""Adapters for PEFT that hold the rows of the chosen heads."""
