@@ -9,7 +9,7 @@ use numpy::ndarray::Array1;
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 
 use crate::attention as heads;
 use crate::attention::{Attention, Component, Layout, MatrixSize, Orientation, TensorShapes};
@@ -89,6 +89,7 @@ fn scan(
     temperature: f64,
     sorted: bool,
     threads: Option<usize>,
+    mmap: bool,
     progress: Option<Py<PyAny>>,
     component: Option<&str>,
 ) -> PyResult<Scan> {
@@ -98,7 +99,7 @@ fn scan(
         _ => return Err(Error::Argument(format!("no form {form:?}; expected \"qkv\" or \"product\"")).into()),
     };
     let component = component_of_name(component)?;
-    let options = Options { form, component, temperature, sorted, threads, ..Options::default() };
+    let options = Options { form, component, temperature, sorted, threads, mmap, ..Options::default() };
     let (base, tuned) = (model_path(base), model_path(tuned));
     let scores = long_call(py, progress, |progress| scan_checkpoints(base, tuned, &options, progress))?;
     let shape = [scores.geometry.layers.len(), scores.geometry.width()];
@@ -406,30 +407,53 @@ fn long_call<T: Send>(
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
-        Python::attach(|py| {
-            let class = match &error {
-                Error::Io { path, source } => {
-                    return os_error(py, path, source).unwrap_or_else(|failure| failure);
-                }
-                Error::Interrupted => {
-                    return PyErr::take(py).unwrap_or_else(|| PyKeyboardInterrupt::new_err(()));
-                }
-                Error::Checkpoint { .. } | Error::Truncated { .. } | Error::Changed { .. } => {
-                    "CheckpointError"
-                }
-                Error::Model { .. } => "ModelError",
-                Error::Pair { .. } => "PairError",
-                Error::Weight { .. } | Error::Weights { .. } => "WeightsError",
-                Error::Argument(_) => "ArgumentError",
-            };
-            exception(py, class, error.to_string()).unwrap_or_else(|failure| failure)
-        })
+        Python::attach(|py| exception(py, &error).unwrap_or_else(|failure| failure))
     }
 }
 
-fn exception(py: Python<'_>, class: &str, message: String) -> PyResult<PyErr> {
-    let class = py.import("alps.errors")?.getattr(class)?;
-    Ok(PyErr::from_value(class.call1((message,))?))
+/// The Python exception of an error, with its fields as attributes.
+fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
+    let fields = PyDict::new(py);
+    let (class, path) = match error {
+        Error::Io { path, source } => return os_error(py, path, source),
+        Error::Interrupted => {
+            return Ok(PyErr::take(py).unwrap_or_else(|| PyKeyboardInterrupt::new_err(())));
+        }
+        Error::Checkpoint { path, .. } => ("CheckpointError", Some(path)),
+        Error::Truncated { path, tensor, .. } => {
+            fields.set_item("tensor", tensor)?;
+            ("CheckpointError", Some(path))
+        }
+        Error::Changed { path, tensor, .. } => {
+            fields.set_item("tensor", tensor)?;
+            ("CheckpointError", Some(path))
+        }
+        Error::Model { path, .. } => ("ModelError", Some(path)),
+        Error::Pair { base, tuned, .. } => {
+            fields.set_item("base", base.as_os_str())?;
+            fields.set_item("tuned", tuned.as_os_str())?;
+            ("PairError", None)
+        }
+        Error::Weight { path, tensor, position: [row, column], head, value, .. } => {
+            fields.set_item("tensor", tensor)?;
+            fields.set_item("position", (row, column))?;
+            fields.set_item("role", head.role)?;
+            fields.set_item("head", head.index)?;
+            fields.set_item("layer", head.layer)?;
+            fields.set_item("value", value)?;
+            ("WeightsError", Some(path))
+        }
+        Error::Weights { path, .. } => ("WeightsError", Some(path)),
+        Error::Argument(_) => ("ArgumentError", None),
+    };
+    if let Some(path) = path {
+        fields.set_item("path", path.as_os_str())?;
+    }
+    let exception = py.import("alps.errors")?.getattr(class)?.call1((error.to_string(),))?;
+    for (name, value) in fields {
+        exception.setattr(name.cast::<PyString>()?, value)?;
+    }
+    Ok(PyErr::from_value(exception))
 }
 
 /// Python picks the subclass of OSError (FileNotFoundError, ...) by the error number.

@@ -200,6 +200,9 @@ def test_a_file_truncated_while_it_is_read(tmp_path: Path) -> None:
     )
     assert message.endswith("was read: it was truncated meanwhile")
     assert "tensor `model.layers." in message
+    assert caught.value.path == str(tuned)
+    assert caught.value.tensor is not None
+    assert f"tensor `{caught.value.tensor}`" in message
 
 
 # The index.
@@ -347,7 +350,9 @@ OTHERS: dict[str, tuple[Shape, str]] = {
 def test_models_of_different_geometry(tmp_path: Path, good: Path, what: str) -> None:
     shape, said = OTHERS[what]
     other = checkpoint(tmp_path / "other", shape)
-    refused(tmp_path, alps.PairError, (good, other), [f"{good} and {other}", said])
+    found = refused(tmp_path, alps.PairError, (good, other), [f"{good} and {other}", said])
+    assert isinstance(found, alps.PairError)
+    assert (found.base, found.tuned) == (str(good), str(other))
 
 
 def test_models_of_different_families(tmp_path: Path) -> None:
@@ -387,6 +392,11 @@ def test_a_weight_that_is_not_finite(tmp_path: Path, side: str, matrix: str, dty
             f"{bad / WEIGHTS}: tensor {name(1, matrix)} holds {text} at [{row}, {column}] "
             f"({kind} head {row // shape.head_size} of layer 1); every weight has to be finite"
         )
+        assert isinstance(found, alps.WeightsError)
+        head = (kind, row // shape.head_size, 1)
+        assert (found.path, found.tensor) == (str(bad / WEIGHTS), name(1, matrix))
+        assert (found.position, (found.role, found.head, found.layer)) == ((row, column), head)
+        assert repr(found.value) == repr(number)
         assert alps.geometry(bad) == alps.geometry(good)
 
 

@@ -62,6 +62,7 @@ def scan(
     temperature: float,
     sorted: bool,  # noqa: A002
     threads: int | None,
+    mmap: bool,
     progress: Callable[[int, int], object] | None,
     component: str | None,
 ) -> Scan:

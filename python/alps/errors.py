@@ -7,9 +7,15 @@ Refusals of the operating system stay Python's own (FileNotFoundError, Permissio
 class AlpsError(Exception):
     """The base of all refusals."""
 
+    path: str | None = None
+    """The file or folder that was refused, where there is one."""
+
 
 class CheckpointError(AlpsError):
     """A file is not what its name promises: truncated, malformed, inconsistent, of another format."""
+
+    tensor: str | None = None
+    """The tensor that was read when the file turned out to be truncated."""
 
 
 class ModelError(AlpsError):
@@ -19,9 +25,30 @@ class ModelError(AlpsError):
 class PairError(AlpsError):
     """The two checkpoints are not two states of one model."""
 
+    base: str | None = None
+    """The base checkpoint."""
+    tuned: str | None = None
+    """The tuned checkpoint."""
+
 
 class WeightsError(AlpsError):
-    """A weight is not a number that a score can be made of."""
+    """A weight is not a number that a score can be made of.
+
+    Where it is a single weight, the attributes say which.
+    """
+
+    tensor: str | None = None
+    """The tensor that holds it."""
+    position: tuple[int, int] | None = None
+    """Its place in the tensor."""
+    role: str | None = None
+    """The kind of its head: "query", "key" or "value"."""
+    head: int | None = None
+    """The number of its head within the layer: of a query head, or of a key/value group."""
+    layer: int | None = None
+    """The number of the layer."""
+    value: float | None = None
+    """The weight."""
 
 
 class ArgumentError(AlpsError, ValueError):

@@ -24,6 +24,7 @@ def scan(
     temperature: float = 1.0,
     statistics: Sequence[str] | None = None,
     threads: int | None = None,
+    mmap: bool | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> HeadScores:
     """Scores every attention head by how far its weights have moved from `base` to `tuned`.
@@ -64,6 +65,10 @@ def scan(
         temperature: Of the softmax.
         statistics: The statistics to return; every one but "sorted_wasserstein" when not given.
         threads: How many to use; as many as the machine has cores when not given.
+        mmap: Whether files in the page cache may be mapped into memory, which is faster than copying them and changes no
+            score. While files are mapped, a process-wide handler of SIGBUS is installed, since that signal would end
+            the process when another program shortens a mapped file. When not given, the environment variable
+            ALPS_MMAP decides (1 or 0), else files may be mapped.
         progress: Called on this thread now and then with the bytes read so far and the bytes to read.
 
     Returns:
@@ -80,6 +85,7 @@ def scan(
     names = statistics_table.resolve(statistics, form)
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads must be 1 or more, found {threads}")
+    may_map = _may_map(mmap)
     base_source, tuned_source = sources.find_pair(base, tuned, adapter_base)
     result = _alps.scan(
         (base_source.path, base_source.adapter),
@@ -88,6 +94,7 @@ def scan(
         temperature,
         any(name in statistics_table.ON_REQUEST for name in names),
         threads,
+        may_map,
         progress,
         component,
     )
@@ -105,6 +112,16 @@ def scan(
         Geometry.of_layers(**result.geometry),
         provenance,
     )
+
+
+def _may_map(mmap: bool | None) -> bool:
+    """Whether files may be mapped: by the argument, else by the environment variable, else yes."""
+    if mmap is not None:
+        return mmap
+    value = os.environ.get("ALPS_MMAP", "1")
+    if value not in ("0", "1"):
+        raise ArgumentError(f"the environment variable ALPS_MMAP must be 0 or 1, found {value!r}")
+    return value == "1"
 
 
 def geometry(path: str | os.PathLike[str], *, component: Component | None = None) -> Geometry:

@@ -116,6 +116,10 @@ def scan(
     plot: _PlotFile = None,
     report: _ReportFile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="As many as cores when not given.")] = None,
+    mmap: Annotated[
+        bool | None,
+        typer.Option(help="Map files or copy them; when not given, ALPS_MMAP (1 or 0) decides, else map."),
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Score every head of a model by how far tuning has moved it."""
@@ -135,6 +139,7 @@ def scan(
             temperature=temperature,
             statistics=tuple(wanted),
             threads=threads,
+            mmap=mmap,
             progress=progress,
         )
     selection = scores.select(ratio, statistic=statistic)
