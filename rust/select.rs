@@ -1,8 +1,8 @@
-//! The rules that choose heads from their scores.
+//! Ranks heads by their scores and selects them.
 //!
-//! A score matrix is row-major, one row for each layer, as long as the layer with most heads needs; what
-//! stands beyond the heads of a layer is never selected. A selection is one `bool` for each score. Higher scores go first, ties go to the lower (layer, head), and NaN ranks
-//! below every number.
+//! Scores are a row-major matrix with one row per layer, as long as the layer with most heads needs; entries beyond the
+//! heads of a layer are never selected. A selection is one `bool` per entry. Higher scores rank first, ties go to the
+//! lower (layer, head), and NaN ranks below every number.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -13,10 +13,10 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::error::{Error, Result};
 
-/// How a ratio that lands on an integer but for binary rounding is told from one that does not.
+/// The relative distance within which a product counts as a whole number.
 const INTEGER_TOLERANCE: f64 = 1e-9;
 
-/// The sizes of a model's attention: what a selection is counted in.
+/// The sizes of a model's attention that selections depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
     /// The sizes of each layer that has attention.
@@ -47,14 +47,14 @@ impl Shape {
         self.layers.iter().map(|layer| layer.query_heads).sum()
     }
 
-    /// The places of a score matrix at which there is a head, in order.
+    /// The entries of the score matrix that belong to a head, in order.
     fn places(&self) -> Vec<usize> {
         let width = self.width();
         let of_layer = |(row, layer): (usize, &LayerShape)| row * width..row * width + layer.query_heads;
         self.layers.iter().enumerate().flat_map(of_layer).collect()
     }
 
-    /// The key/value groups, each by its parameters and the places of its heads.
+    /// The key/value groups, each with its parameters and the entries of its heads.
     fn groups(&self) -> Vec<(u64, Range<usize>)> {
         let width = self.width();
         let of_layer = |(row, layer): (usize, &LayerShape)| {
@@ -71,7 +71,7 @@ impl Shape {
         &self.layers[place / self.width()]
     }
 
-    /// Once this has passed, no count and no number of parameters overflows.
+    /// Checks the sizes. No count and no number of parameters overflows afterwards.
     fn check(&self) -> Result<()> {
         let mut total = Some(0_u64);
         for layer in &self.layers {
@@ -110,7 +110,7 @@ impl Shape {
     }
 }
 
-/// What a selection amounts to. Parameters are entries of the Q, K and V weights, biases left out.
+/// The size of a selection. Parameters are entries of the Q, K and V weights, without biases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Report {
     /// Selected heads.
@@ -127,8 +127,8 @@ pub struct Report {
     pub total_parameters: u64,
 }
 
-/// ceil(ratio * total), immune to binary rounding: a product within 1e-9 (relative) of a whole number
-/// other than 0 counts as that number, so that 10 % of 30 heads are 3 heads, not 4.
+/// ceil(ratio * total), where a product within 1e-9 (relative) of a whole number other than 0 counts as that number:
+/// 10 % of 30 heads are 3 heads, not 4, whatever the binary rounding.
 pub fn count(ratio: f64, total: usize) -> Result<usize> {
     if !(0.0..=1.0).contains(&ratio) {
         return Err(Error::Argument(format!("ratio must be between 0 and 1, found {ratio}")));
@@ -152,21 +152,21 @@ fn descending(left: f64, right: f64) -> Ordering {
     right.partial_cmp(&left).unwrap_or_else(|| left.is_nan().cmp(&right.is_nan()))
 }
 
-/// The places of the heads there are, best first.
+/// The entries that belong to a head, best first.
 fn ranked(scores: &[f64], shape: &Shape) -> Vec<usize> {
     let places = shape.places();
     let of_heads: Vec<f64> = places.iter().map(|place| scores[*place]).collect();
     ranking(&of_heads).into_iter().map(|head| places[head]).collect()
 }
 
-/// The best ceil(ratio * heads) heads of the whole model.
+/// Selects the best ceil(ratio * heads) heads of the whole model.
 pub fn global(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
     let count = count(ratio, shape.heads())?;
     Ok(mark(scores.len(), ranked(scores, shape).into_iter().take(count)))
 }
 
-/// The best ceil(ratio * heads of a layer) heads of every layer.
+/// Selects the best ceil(ratio * heads of the layer) heads of every layer.
 pub fn per_layer(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
     let mut chosen = Vec::new();
@@ -179,9 +179,9 @@ pub fn per_layer(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>>
     Ok(mark(scores.len(), chosen))
 }
 
-/// The best ceil(ratio * groups) key/value groups of the whole model, each with all its heads.
+/// Selects the best ceil(ratio * groups) key/value groups of the whole model, each with all its heads.
 ///
-/// A group scores the mean of its heads, so a group with a NaN ranks last.
+/// The score of a group is the mean of its heads, so a group with a NaN ranks last.
 pub fn key_value_groups(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
     let groups = shape.groups();
@@ -193,8 +193,8 @@ pub fn key_value_groups(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec
     Ok(mark(scores.len(), heads))
 }
 
-/// The longest prefix of the ranking of all heads whose trainable Q/K/V parameters stay within
-/// `budget`; a key/value group is paid for once, by the first of its heads.
+/// Selects the longest prefix of the ranking of all heads whose trainable Q/K/V parameters stay within `budget`. The
+/// parameters of a key/value group count once, with the first of its heads.
 pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
     let mut group_of = vec![0; scores.len()];
@@ -214,10 +214,10 @@ pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<b
     Ok(mark(scores.len(), ranked(scores, shape).into_iter().take_while(affordable)))
 }
 
-/// ceil(ratio * heads) heads of the whole model, drawn uniformly without replacement.
+/// Draws ceil(ratio * heads) heads of the whole model, uniformly without replacement.
 ///
-/// A seed means the same heads on every platform and in every version, and a smaller ratio draws a
-/// subset of what a larger one draws.
+/// A seed gives the same heads on every platform and in every version. A smaller ratio draws a subset of the heads of a
+/// larger one.
 pub fn random(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     shape.check()?;
     let places = shape.places();
@@ -225,7 +225,7 @@ pub fn random(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     Ok(mark(shape.layers.len() * shape.width(), drawn.into_iter().map(|head| places[head])))
 }
 
-/// ceil(ratio * heads of a layer) heads of every layer, drawn as [`random`] draws them.
+/// Draws ceil(ratio * heads of the layer) heads of every layer, as [`random`] does.
 pub fn layer_consistent(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     shape.check()?;
     let mut chosen = Vec::new();
@@ -237,7 +237,7 @@ pub fn layer_consistent(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool
     Ok(mark(shape.layers.len() * shape.width(), chosen))
 }
 
-/// What `selection` amounts to.
+/// Counts the heads, groups and parameters of `selection`.
 pub fn report(selection: &[bool], shape: &Shape) -> Result<Report> {
     shape.check_length("flags", selection.len())?;
     let mut report = Report {
@@ -277,8 +277,8 @@ fn mark(length: usize, chosen: impl IntoIterator<Item = usize>) -> Vec<bool> {
 
 /// The first `count` indices of a Fisher-Yates shuffle of `0..total`.
 ///
-/// The generator, the bounded draw and the order of the swaps are spelled out here, so that no
-/// release of a crate changes what a seed means.
+/// The bounded draw and the order of the swaps are written out, so that no release of a crate changes the heads of a
+/// seed.
 fn draw(total: usize, count: usize, seed: u64, stream: u64) -> Vec<usize> {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -293,7 +293,7 @@ fn draw(total: usize, count: usize, seed: u64, stream: u64) -> Vec<usize> {
     indices
 }
 
-/// A uniform number in `0..bound`: draws beyond the last whole multiple of `bound` are thrown away.
+/// A uniform number in `0..bound`. Draws beyond the last whole multiple of `bound` are rejected.
 fn below(bound: u64, generator: &mut ChaCha20Rng) -> u64 {
     let limit = u64::MAX - u64::MAX % bound;
     loop {

@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use super::json;
 use crate::{Error, Result};
 
-/// What the configuration file at `path` says, or `None` if there is no such file.
+/// Reads the configuration file at `path`; returns nothing if there is no such file.
 ///
-/// Numbers that are not finite, which Python writes as bare words that JSON does not have (`Infinity` in the
-/// `time_step_limit` of hybrid models), become strings.
+/// Numbers that are not finite become strings. Python writes them as bare words that JSON does not have, such as
+/// `Infinity` in the `time_step_limit` of hybrid models.
 pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
     let text = match json::read_text(path) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -21,7 +21,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
     parse(path, &text).map(Some)
 }
 
-/// What the configuration `text` says, as `read` does; `path` is what messages are about.
+/// Parses the text of a configuration, as `read` does. Error messages name `path`.
 ///
 /// # Errors
 ///

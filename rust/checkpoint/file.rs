@@ -1,4 +1,4 @@
-//! Reads a range of bytes from wherever the bytes are.
+//! Files from which bytes are read at any position.
 
 use std::fmt::Debug;
 use std::fs::{self, File};
@@ -9,15 +9,15 @@ use super::mapping::{MappedFile, MappedRange};
 use crate::{Error, Result};
 
 /// Bytes that can be read from any position, by several threads at once.
-pub(super) trait Source: Debug + Send + Sync {
-    /// How many bytes there were when it was opened.
+pub(super) trait ByteSource: Debug + Send + Sync {
+    /// The number of bytes when the source was opened.
     fn length(&self) -> u64;
 
     /// Fills `buffer` from `offset` on, or fails with [`io::ErrorKind::UnexpectedEof`] if there are too few
     /// bytes.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// How many bytes there are by now.
+    /// The number of bytes now.
     fn current_length(&self) -> io::Result<u64>;
 
     /// Maps `length` bytes from `offset` on, if they are in the page cache.
@@ -26,7 +26,7 @@ pub(super) trait Source: Debug + Send + Sync {
     }
 }
 
-/// A file of this machine, kept open.
+/// A local file, kept open.
 #[derive(Debug)]
 pub(super) struct LocalFile {
     file: File,
@@ -36,7 +36,7 @@ pub(super) struct LocalFile {
 
 impl LocalFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // Opening a named pipe would wait for a writer, so look before opening.
+        // Opening a named pipe would wait for a writer, so the type is checked first.
         if !fs::metadata(path).map_err(|error| Error::io(path, error))?.is_file() {
             return Err(Error::checkpoint(path, "expected a regular file, found something else"));
         }
@@ -46,7 +46,7 @@ impl LocalFile {
     }
 }
 
-impl Source for LocalFile {
+impl ByteSource for LocalFile {
     fn length(&self) -> u64 {
         self.length
     }

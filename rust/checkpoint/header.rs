@@ -1,8 +1,8 @@
 //! Reads the header of one safetensors file.
 //!
-//! The format's own crate says which dtypes there are. It cannot do the reading: it wants the whole file in
-//! memory, keeps the last of several tensors of one name without a word, and refuses without naming the
-//! tensor. The tests hold this reader against it.
+//! The `safetensors` crate defines the dtypes. It is not used for reading, since it needs the whole file in memory, keeps
+//! the last of several tensors of one name silently, and does not name the tensor in its errors. The tests compare this
+//! reader with it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::de::{IntoDeserializer, MapAccess};
 
-use super::file::Source;
+use super::file::ByteSource;
 use super::json::{self, Member, Object, Record, quote};
 use super::{Tensor, pickle};
 use crate::{Error, Result};
@@ -23,13 +23,13 @@ const MAX_HEADER: u64 = 100_000_000;
 /// The bytes before the header, which hold its length.
 const PREFIX: u64 = 8;
 
-/// The first words of the small text file that Git leaves in place of a large one.
+/// The beginning of the text file that Git LFS puts in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// The tensors of the file `source`, which is at `path` and will be known by the number `file`.
+/// Reads the tensors of `source`, the file number `file` of a checkpoint, at `path`.
 ///
-/// The tensors fill the file from the header to its end, without a gap, each as long as its shape demands.
-pub(super) fn read(source: &dyn Source, path: &Path, file: usize) -> Result<BTreeMap<String, Tensor>> {
+/// Checks that the tensors fill the file from the header to its end, without a gap, each as long as its shape demands.
+pub(super) fn read(source: &dyn ByteSource, path: &Path, file: usize) -> Result<BTreeMap<String, Tensor>> {
     let text = read_text(source, path)?;
     let Object(members) = serde_json::from_str::<Object<HeaderMember>>(&text)
         .map_err(|error| json::refusal(path, "the header", &error))?;
@@ -52,8 +52,8 @@ pub(super) fn read(source: &dyn Source, path: &Path, file: usize) -> Result<BTre
     Ok(tensors)
 }
 
-/// The text of the header.
-fn read_text(source: &dyn Source, path: &Path) -> Result<String> {
+/// Reads the text of the header.
+fn read_text(source: &dyn ByteSource, path: &Path) -> Result<String> {
     let refuse = |problem: String| Error::checkpoint(path, problem);
     let file_length = source.length();
     let fetch = |offset: u64, length: u64| {
@@ -116,9 +116,9 @@ fn read_text(source: &dyn Source, path: &Path) -> Result<String> {
     }
 }
 
-/// What stands behind one key of the header.
+/// The value of one key of the header.
 enum HeaderMember {
-    /// Free text of no concern here.
+    /// Free text, which is ignored.
     Metadata,
     Tensor(Entry),
 }
@@ -133,10 +133,10 @@ impl<'de> Member<'de> for HeaderMember {
     }
 }
 
-/// What the header says about one tensor.
+/// The entry of one tensor in the header.
 ///
-/// An unknown key is refused: the crate ignores it, but it could mean that the bytes are to be read
-/// differently.
+/// An unknown key is refused, since it could mean that the bytes have another meaning. The `safetensors` crate ignores
+/// it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -146,7 +146,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// The tensor, its offset counted from the end of the header, or what is wrong with it.
+    /// Makes the tensor, whose offset counts from the end of the header; the error says what is wrong with it.
     fn check(self, file: usize) -> std::result::Result<Tensor, String> {
         let Entry { dtype, shape, data_offsets: (start, end) } = self;
         let name: StrDeserializer<ValueError> = dtype.as_str().into_deserializer();
@@ -174,14 +174,14 @@ impl Entry {
     }
 }
 
-/// The shape as the header writes it, the beginning of it if it is absurdly long.
+/// Formats a shape as in the header, cut if it has very many dimensions.
 fn describe_shape(shape: &[usize]) -> String {
     let sizes: Vec<String> = shape.iter().take(16).map(usize::to_string).collect();
     let rest = if shape.len() > 16 { format!(", … ({} dimensions)", shape.len()) } else { String::new() };
     format!("[{}{rest}]", sizes.join(", "))
 }
 
-/// Says what is wrong unless the tensors fill the rest of the file, each beginning where another ends.
+/// Checks that the tensors fill the rest of the file, each beginning where another ends.
 fn check_ranges(
     tensors: &BTreeMap<String, Tensor>,
     data_start: u64,

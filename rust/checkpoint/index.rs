@@ -1,4 +1,4 @@
-//! Reads the index of a checkpoint that is cut into shards.
+//! Reads the index of a sharded checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -8,13 +8,13 @@ use serde::Deserialize;
 use super::json::{self, Object, Record, quote};
 use crate::{Error, Result};
 
-/// What is used of an index file.
+/// The fields of an index file that are used.
 #[derive(Deserialize)]
 struct Index {
     weight_map: Object<String>,
 }
 
-/// The shards that the index at `path` names, each with its tensors, both in order of name.
+/// Reads the shards that the index at `path` names, each with its tensors, both in order of name.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     let text = json::read_text(path)?;
     let Record(Index { weight_map: Object(weight_map) }) =

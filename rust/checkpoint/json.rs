@@ -1,4 +1,4 @@
-//! Reads the JSON files of a checkpoint more strictly than JSON itself is defined.
+//! Reads the JSON files of a checkpoint, more strictly than JSON is defined.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,15 +8,15 @@ use std::path::Path;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::file::{LocalFile, Source as _};
+use super::file::{ByteSource as _, LocalFile};
 pub(super) use crate::error::quote;
 use crate::error::shorten;
 use crate::{Error, Result};
 
-/// The most bytes of a JSON file that are read into memory. The largest index files known have about 10 MB.
+/// The largest JSON file that is read into memory. The largest known index files have about 10 MB.
 const MAX_FILE: u64 = 256 << 20;
 
-/// The whole text of a small file.
+/// Reads the whole text of a small file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let file = LocalFile::open(path)?;
     let length = file.length();
@@ -33,12 +33,12 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// The refusal of a file at `path` whose `part` (the file, its header) does not parse.
+/// The error of the `part` (the index, the header) of a file that does not parse.
 pub(crate) fn refusal(path: &Path, part: &str, error: &serde_json::Error) -> Error {
     Error::checkpoint(path, format!("{part} cannot be read: {}", shorten(&error.to_string(), 500)))
 }
 
-/// The value behind one key of an [`Object`]; the key may decide how it is read.
+/// The value of one key of an [`Object`], whose type may depend on the key.
 pub(super) trait Member<'de>: Sized {
     fn read<A: MapAccess<'de>>(key: &str, map: &mut A) -> std::result::Result<Self, A::Error>;
 }
@@ -49,7 +49,7 @@ impl<'de> Member<'de> for String {
     }
 }
 
-/// A JSON object in which no key appears twice. The usual maps keep the last value and say nothing.
+/// A JSON object in which no key appears twice. The usual maps keep the last value silently.
 pub(super) struct Object<M>(pub(super) BTreeMap<String, M>);
 
 impl<'de, M: Member<'de>> Deserialize<'de> for Object<M> {
@@ -81,7 +81,7 @@ impl<'de, M: Member<'de>> Visitor<'de> for ObjectVisitor<M> {
     }
 }
 
-/// A structure written as a JSON object, not as an array of its fields, which derived code reads as well.
+/// A structure that must be written as a JSON object. Derived code also accepts an array of its fields.
 pub(super) struct Record<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Record<T> {

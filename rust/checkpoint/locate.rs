@@ -1,4 +1,4 @@
-//! Decides which file of a folder to start from, as transformers does.
+//! Finds the file of a folder that the weights are read from, as transformers does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,21 @@ use crate::{Error, Result};
 /// The names that transformers looks for, in this order.
 const USUAL: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 
-/// The file that says where the tensors are.
-pub(super) enum Start {
-    /// One file with all of them.
-    File(PathBuf),
-    /// The index of several.
+/// The file from which the tensors of a checkpoint are found.
+pub(super) enum EntryFile {
+    /// A file with all tensors.
+    Weights(PathBuf),
+    /// The index of several files.
     Index(PathBuf),
 }
 
-/// Whether there are the weights of a model in a folder, under the names that transformers looks for.
+/// Whether a folder holds the weights of a model under one of the usual names.
 pub(crate) fn has_weights(folder: &Path) -> bool {
     USUAL.iter().any(|name| folder.join(name).exists())
 }
 
-/// Where to start from, given the path of a folder, of a file of weights or of an index.
-pub(super) fn locate(path: &Path) -> Result<Start> {
+/// Finds the entry file, given the path of a folder, of a file of weights or of an index.
+pub(super) fn locate(path: &Path) -> Result<EntryFile> {
     if fs::metadata(path).map_err(|error| Error::io(path, error))?.is_dir() {
         locate_in_folder(path)
     } else {
@@ -35,24 +35,24 @@ pub(super) fn locate(path: &Path) -> Result<Start> {
     }
 }
 
-fn classify(path: &Path) -> Result<Start> {
+fn classify(path: &Path) -> Result<EntryFile> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if is_adapter(&name) {
         Err(refuse_adapter(path, &name))
     } else if pickle::is_name(&name) {
         Err(pickle::refusal(path, &name))
     } else if is_index(&name) {
-        Ok(Start::Index(path.to_path_buf()))
+        Ok(EntryFile::Index(path.to_path_buf()))
     } else {
-        Ok(Start::File(path.to_path_buf()))
+        Ok(EntryFile::Weights(path.to_path_buf()))
     }
 }
 
-fn locate_in_folder(folder: &Path) -> Result<Start> {
+fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
     if let Some(name) = configured_name(folder)? {
         return classify(&folder.join(name));
     }
-    // A dangling link counts as present: to pass over it would be to read other weights than those meant.
+    // A dangling link counts as present, since other weights than those meant would be read without it.
     let names = list(folder)?;
     for usual in USUAL {
         if names.iter().any(|name| name == usual) {
@@ -73,7 +73,7 @@ fn locate_in_folder(folder: &Path) -> Result<Start> {
         .into_iter()
         .filter(|name| indexes != 1 || is_index(name) || shard_count(name).is_none_or(|count| count == 1))
         .collect();
-    if let Some(first) = competing.iter().find(|name| is_parallel_part(name)) {
+    if let Some(first) = competing.iter().find(|name| is_parallel_slice(name)) {
         return Err(Error::checkpoint(
             folder,
             format!(
@@ -107,24 +107,24 @@ fn locate_in_folder(folder: &Path) -> Result<Start> {
     }
 }
 
-/// Whether a file could be what a folder without the usual names is read from.
+/// Whether a folder without the usual names may be read from this file.
 fn is_candidate(name: &str) -> bool {
     !name.starts_with('.') && (name.ends_with(".safetensors") || is_index(name))
 }
 
-/// Whether a file is the index of shards, be it of a variant: `model.safetensors.index.fp16.json`.
+/// Whether a file is an index, possibly of a variant: `model.safetensors.index.fp16.json`.
 fn is_index(name: &str) -> bool {
     name.contains(".safetensors.index.") && name.ends_with(".json")
 }
 
-/// Whether a file is one of several parts for tensor parallelism: any but `consolidated.00.safetensors`.
-fn is_parallel_part(name: &str) -> bool {
+/// Whether a file holds a slice for tensor parallelism: `consolidated.01.safetensors`, not the slice `00`.
+fn is_parallel_slice(name: &str) -> bool {
     name.strip_prefix("consolidated.")
         .and_then(|rest| rest.strip_suffix(".safetensors"))
         .is_some_and(|part| part.parse::<u32>().is_ok_and(|part| part > 0))
 }
 
-/// The file that the configuration names as the one with the weights, which goes before the usual names.
+/// The name of the file of weights in the configuration, which goes before the usual names.
 fn configured_name(folder: &Path) -> Result<Option<String>> {
     let path = folder.join("config.json");
     let named = config::read(&path)?.and_then(|mut config| config.remove("transformers_weights"));
@@ -141,7 +141,7 @@ fn configured_name(folder: &Path) -> Result<Option<String>> {
     }
 }
 
-/// The names in the folder, in order.
+/// Lists the names in a folder, sorted.
 fn list(folder: &Path) -> Result<Vec<String>> {
     let refuse = |error| Error::io(folder, error);
     let mut names = Vec::new();
@@ -152,7 +152,7 @@ fn list(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The first of the names, and how many more there are.
+/// Formats the first names and the number of the others.
 fn describe(names: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 12;
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| quote(name.as_ref())).collect();
@@ -179,7 +179,7 @@ fn refuse_adapter(path: &Path, name: &str) -> Error {
     )
 }
 
-/// How many shards there are, if the name is that of a shard: 2 in `model-00001-of-00002.safetensors`.
+/// The number of shards in the name of a shard: 2 in `model-00001-of-00002.safetensors`.
 fn shard_count(name: &str) -> Option<u64> {
     let (before, count) = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?;
     let (_, number) = before.rsplit_once('-')?;
@@ -200,10 +200,10 @@ mod tests {
     }
 
     #[test]
-    fn parts_for_several_devices_are_known_by_their_numbers() {
-        assert!(is_parallel_part("consolidated.01.safetensors"));
+    fn slices_for_several_devices_are_known_by_their_numbers() {
+        assert!(is_parallel_slice("consolidated.01.safetensors"));
         for name in ["consolidated.safetensors", "consolidated.00.safetensors", "model.01.safetensors"] {
-            assert!(!is_parallel_part(name), "{name}");
+            assert!(!is_parallel_slice(name), "{name}");
         }
     }
 

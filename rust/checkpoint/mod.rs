@@ -1,7 +1,6 @@
-//! A model's weights on disk: which tensors there are, of what shape, in which bytes of which file.
+//! A model's weights on disk: its tensors, their shapes and the bytes of the files that hold them.
 //!
-//! Nothing but headers is read until it is asked for, and everything in them is checked before it is
-//! believed.
+//! Opening a checkpoint reads headers only, and checks everything in them.
 
 mod config;
 mod file;
@@ -20,24 +19,24 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub use self::config::parse as parse_config;
-use self::file::{LocalFile, Source};
+use self::file::{ByteSource, LocalFile};
 use self::json::quote;
 pub(crate) use self::json::{read_text, refusal as json_refusal};
-use self::locate::Start;
+use self::locate::EntryFile;
 pub(crate) use self::locate::has_weights;
 pub use self::range::ByteRange;
 pub(crate) use self::range::{RangeBuffer, RangeReader};
 use crate::{Error, Result};
 
-/// Where the weights of one tensor are: `length` bytes in row-major order, little-endian, inside their file.
+/// The place of one tensor: `length` bytes of a file, in row-major order, little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tensor {
-    /// The number format, as stored.
+    /// The stored number format.
     pub dtype: safetensors::Dtype,
     /// The sizes of the dimensions, outermost first; none for a scalar.
     pub shape: Vec<usize>,
-    /// The place of the file in [`Checkpoint::files`].
+    /// The number of the file in [`Checkpoint::files`].
     pub file: usize,
     /// The first byte, counted from the beginning of the file.
     pub offset: u64,
@@ -52,16 +51,14 @@ impl Tensor {
     }
 }
 
-/// What stands for the type of the model where weights are in the consolidated form.
+/// The model type that is given to weights in the consolidated form.
 pub const CONSOLIDATED: &str = "consolidated";
 
-/// A safetensors checkpoint, its files open and their headers checked.
-///
-/// It can be read by several threads at once.
+/// A safetensors checkpoint whose files are open and whose headers are checked. Several threads can read it at once.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    start: PathBuf,
+    entry_file: PathBuf,
     files: Vec<OpenFile>,
     tensors: BTreeMap<String, Tensor>,
 }
@@ -69,7 +66,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct OpenFile {
     path: PathBuf,
-    source: Box<dyn Source>,
+    source: Box<dyn ByteSource>,
 }
 
 impl OpenFile {
@@ -83,27 +80,27 @@ impl Checkpoint {
     /// Opens a folder, a single safetensors file, or the index of a sharded checkpoint
     /// (`*.safetensors.index.json`).
     ///
-    /// Of a folder the files are those that transformers would load: the one that `transformers_weights` in
-    /// `config.json` names, `model.safetensors`, or those of `model.safetensors.index.json`; failing these,
-    /// the only one there is: a variant (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`), the
-    /// consolidated form (`consolidated.safetensors`), a file of another name. Of a shard, only the tensors
-    /// count that the index says it holds.
+    /// In a folder, these files are read, as by transformers: the one that `transformers_weights` in `config.json`
+    /// names, else `model.safetensors`, else those of `model.safetensors.index.json`, else the only candidate: a variant
+    /// (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`), the consolidated form
+    /// (`consolidated.safetensors`) or a file of another name. Tensors of a shard that the index does not list are
+    /// ignored.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] if a file cannot be read, [`Error::Checkpoint`] if one is not what it should be.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let start = locate::locate(path)?;
-        let (files, tensors) = match &start {
-            Start::File(file) => open_file(file)?,
-            Start::Index(index) => open_shards(index)?,
+        let entry = locate::locate(path)?;
+        let (files, tensors) = match &entry {
+            EntryFile::Weights(file) => open_file(file)?,
+            EntryFile::Index(index) => open_shards(index)?,
         };
-        let (Start::File(start) | Start::Index(start)) = start;
-        Ok(Checkpoint { path: path.to_path_buf(), start, files, tensors })
+        let (EntryFile::Weights(entry_file) | EntryFile::Index(entry_file)) = entry;
+        Ok(Checkpoint { path: path.to_path_buf(), entry_file, files, tensors })
     }
 
-    /// Opens the file of this name in a folder. If there is only a pickle in its place, the refusal says so.
+    /// Opens the file of this name in a folder. The error says so if there is only a pickle in its place.
     pub(crate) fn open_file(folder: &Path, name: &str) -> Result<Self> {
         let path = &folder.join(name);
         let pickled = Path::new(name).with_extension("bin");
@@ -111,7 +108,7 @@ impl Checkpoint {
             return Err(pickle::refusal(folder, &pickled.to_string_lossy()));
         }
         let (files, tensors) = open_file(path)?;
-        Ok(Checkpoint { path: path.to_path_buf(), start: path.to_path_buf(), files, tensors })
+        Ok(Checkpoint { path: path.to_path_buf(), entry_file: path.to_path_buf(), files, tensors })
     }
 
     /// The path that was opened.
@@ -119,20 +116,20 @@ impl Checkpoint {
         &self.path
     }
 
-    /// The file that says where the tensors are: the only one there is, or the index of several.
-    pub fn start(&self) -> &Path {
-        &self.start
+    /// The file from which the tensors were found: the file of weights, or the index of several.
+    pub fn entry_file(&self) -> &Path {
+        &self.entry_file
     }
 
-    /// The model's configuration: `config.json` beside the weights, or `params.json` beside weights in the
-    /// consolidated form, which does not name the type of the model and is given [`CONSOLIDATED`] as such.
+    /// Reads the model's configuration: `config.json` beside the weights, or `params.json` beside weights in the
+    /// consolidated form. The latter names no model type and is given [`CONSOLIDATED`].
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if there is none, or if it is not a JSON object.
     pub fn config(&self) -> Result<Map<String, Value>> {
         let file = if self.is_consolidated() { "params.json" } else { "config.json" };
-        let path = self.start.with_file_name(file);
+        let path = self.entry_file.with_file_name(file);
         let mut config = config::read(&path)?.ok_or_else(|| {
             let problem = format!(
                 "the number and the size of the heads are read from the model's {file}, which \
@@ -147,9 +144,9 @@ impl Checkpoint {
         Ok(config)
     }
 
-    /// Whether the file is of the form in which Meta and Mistral publish weights.
+    /// Whether the weights are in the form in which Meta and Mistral publish them.
     fn is_consolidated(&self) -> bool {
-        let name = self.start.file_name().unwrap_or_default().to_string_lossy();
+        let name = self.entry_file.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("consolidated.") || name.starts_with("consolidated-")
     }
 
@@ -168,7 +165,7 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// The tensor of that name, with the name as long as the checkpoint lives.
+    /// The tensor of that name, with a name that lives as long as the checkpoint.
     pub(crate) fn named_tensor(&self, name: &str) -> Option<(&str, &Tensor)> {
         self.tensors.get_key_value(name).map(|(name, tensor)| (&**name, tensor))
     }
@@ -186,7 +183,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] if the tensor has fewer bytes, [`Error::Checkpoint`] if the file has become
+    /// [`Error::Argument`] if the tensor has fewer bytes, [`Error::Truncated`] if the file has become
     /// shorter since it was opened, [`Error::Io`] if it cannot be read.
     ///
     /// # Panics
@@ -215,7 +212,7 @@ impl Checkpoint {
         })
     }
 
-    /// The error of a file that is not what it was when it was opened.
+    /// The error of a file that lost bytes of the tensor while they were mapped, and has them again.
     fn changed_error(&self, tensor: &Tensor) -> Error {
         let OpenFile { path, source } = &self.files[tensor.file];
         match source.current_length() {

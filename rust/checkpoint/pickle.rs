@@ -1,4 +1,4 @@
-//! Recognises pickled weights, which can run code when loaded: they are named in a refusal, never parsed.
+//! Recognises pickled weights, which can run code when loaded and are therefore never parsed.
 
 use std::path::Path;
 
@@ -7,30 +7,30 @@ use crate::Error;
 
 const SUFFIXES: [&str; 6] = [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"];
 
-/// What the Trainer and its relatives pickle beside the weights.
+/// The state of training that the Trainer and similar programs pickle beside the weights.
 const TRAINING_STATE: [&str; 5] = ["optimizer", "scheduler", "scaler", "rng_state", "training_args"];
 
-/// Whether a file is pickled, as far as its name tells.
+/// Whether the name of a file is that of a pickle.
 pub(super) fn is_name(name: &str) -> bool {
     SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// Whether a file holds pickled weights, as far as its name tells.
+/// Whether the name of a file is that of pickled weights.
 pub(super) fn is_weights_name(name: &str) -> bool {
     is_name(name) && !TRAINING_STATE.iter().any(|state| name.starts_with(state))
 }
 
-/// Whether a file is pickled, as far as its first nine bytes tell.
+/// Whether the first nine bytes of a file are those of a pickle.
 ///
-/// The length of a safetensors header may begin with the same bytes as a pickle or a zip archive (as torch
-/// writes them), but then the header itself begins, with a brace.
+/// The length of a safetensors header may begin with the same bytes as a pickle or a zip archive (which torch writes),
+/// but a brace follows it, the beginning of the header.
 pub(super) fn is_content(start: &[u8]) -> bool {
     let zip = start.starts_with(b"PK\x03\x04");
     let pickle = start.first() == Some(&0x80) && matches!(start.get(1), Some(1..=5));
     (zip || pickle) && start.get(8) != Some(&b'{')
 }
 
-/// The refusal of `path` because of the pickled file `name`.
+/// The error of `path` whose file `name` is a pickle.
 pub(super) fn refusal(path: &Path, name: &str) -> Error {
     Error::checkpoint(
         path,

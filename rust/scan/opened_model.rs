@@ -113,7 +113,7 @@ impl OpenedModel {
     /// What the weights are read from.
     pub fn provenance(&self) -> Provenance {
         let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let weights = name(self.checkpoint.start());
+        let weights = name(self.checkpoint.entry_file());
         let Some(adapted) = &self.adapted else {
             return Provenance {
                 files: weights,

@@ -229,7 +229,7 @@ fn a_lone_file_of_another_name_is_taken() {
 fn a_lone_variant_is_taken_as_one_file_or_as_shards() {
     let folder = Folder::new();
     let single = folder.write("model.fp16.safetensors", file_of(&["single"]));
-    assert_eq!(Checkpoint::open(folder.path()).unwrap().start(), single);
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().entry_file(), single);
 
     let folder = Folder::new();
     folder.write("model.fp16-00001-of-00002.safetensors", file_of(&["a"]));
@@ -239,13 +239,13 @@ fn a_lone_variant_is_taken_as_one_file_or_as_shards() {
     let index = folder.write("model.safetensors.index.fp16.json", text);
     for given in [folder.path(), &index] {
         let checkpoint = Checkpoint::open(given).unwrap();
-        assert_eq!(checkpoint.start(), index);
+        assert_eq!(checkpoint.entry_file(), index);
         assert_eq!(names(&checkpoint), ["a", "b"]);
     }
 
     // The usual names go before, as they do for transformers.
     let usual = folder.write("model.safetensors", file_of(&["usual"]));
-    assert_eq!(Checkpoint::open(folder.path()).unwrap().start(), usual);
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().entry_file(), usual);
 }
 
 #[test]
@@ -865,11 +865,15 @@ fn a_file_truncated_while_it_is_read_is_named() {
     File::options().write(true).open(&path).unwrap().set_len(length - 1).unwrap();
     assert_eq!(bytes_of(&checkpoint, "a"), [0; 4]);
     match checkpoint.read_at(checkpoint.tensor("b").unwrap(), 0, &mut [0; 4]) {
-        Err(Error::Checkpoint { path: at, problem }) => {
-            assert_eq!(at, path);
-            assert_says(&problem, &["tensor `b`", &format!("had {length} bytes"), "truncated"]);
+        Err(error) => {
+            assert_says(&error.to_string(), &["tensor `b`", &format!("had {length} bytes"), "truncated"]);
+            let Error::Truncated { path: at, tensor, opened_length, end } = error else {
+                panic!("{error:?}")
+            };
+            assert_eq!((at, tensor.as_deref()), (path, Some("b")));
+            assert_eq!((opened_length, end), (length, length));
         }
-        other => panic!("{other:?}"),
+        Ok(()) => panic!("nothing was noticed"),
     }
 }
 

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alps::Error;
+use alps::error::{BadWeight, HeadName};
 use alps::progress::Progress;
 use alps::scan::{Form, Options, Scores, scan};
 use alps::simd::Instructions;
@@ -159,36 +160,36 @@ const FUSED: ModelShape =
 const LARGE: ModelShape =
     ModelShape { layers: 1, groups: 2, heads_per_group: 2, head_size: 32, hidden_size: 2100 };
 
-fn assert_same_bits_in_every_way(shape: ModelShape, model_type: ModelType, dtypes: [Dtype; 2]) {
+fn assert_same_bits_for_all_options(shape: ModelShape, model_type: ModelType, dtypes: [Dtype; 2]) {
     let weights = Weights::random(shape, 1).rounded(dtypes[0]);
     for form in FORMS {
-        let reference = scan_in_every_way([&weights, &weights.tuned(2)], model_type, dtypes, form);
+        let reference = scan_with_all_options([&weights, &weights.tuned(2)], model_type, dtypes, form);
         let moved = &values(&reference, "wasserstein")[shape.heads()..];
         assert!(moved.iter().all(|score| *score > 0.0), "{moved:?}");
     }
 }
 
-/// Scans a pair in every way that must not matter.
-fn scan_in_every_way(sides: [&Weights; 2], model_type: ModelType, dtypes: [Dtype; 2], form: Form) -> Scores {
+/// Scans a pair with all options that no result may depend on.
+fn scan_with_all_options([base, tuned]: [&Weights; 2], model_type: ModelType, dtypes: [Dtype; 2], form: Form) -> Scores {
     let folder = Folder::new();
-    let base = write(&folder, "base", sides[0], model_type, dtypes[0]);
-    let tuned = write(&folder, "tuned", sides[1], model_type, dtypes[1]);
+    let base = write(&folder, "base", base, model_type, dtypes[0]);
+    let tuned = write(&folder, "tuned", tuned, model_type, dtypes[1]);
     let reference = score(&base, &tuned, &Options { piece: 1 << 20, ..options(form) });
     let expected = bits(&reference);
-    let mut ways = vec![Options { threads: None, ..options(form) }];
+    let mut variants = vec![Options { threads: None, ..options(form) }];
     for threads in [2, 7] {
-        ways.push(Options { threads: Some(threads), ..options(form) });
+        variants.push(Options { threads: Some(threads), ..options(form) });
     }
-    for buffer in [1, 100, 4096] {
-        ways.push(Options { piece: buffer, ..options(form) });
-        ways.push(Options { piece: buffer, mmap: false, ..options(form) });
+    for piece in [1, 100, 4096] {
+        variants.push(Options { piece, ..options(form) });
+        variants.push(Options { piece, mmap: false, ..options(form) });
     }
     for instructions in Instructions::available() {
-        ways.push(Options { instructions, threads: Some(2), piece: 1000, ..options(form) });
+        variants.push(Options { instructions, threads: Some(2), piece: 1000, ..options(form) });
     }
-    for way in ways {
-        let found = score(&base, &tuned, &way);
-        assert_eq!(bits(&found), expected, "{model_type:?} {dtypes:?} {way:?}");
+    for variant in variants {
+        let found = score(&base, &tuned, &variant);
+        assert_eq!(bits(&found), expected, "{model_type:?} {dtypes:?} {variant:?}");
         assert_eq!((&found.geometry, found.bytes), (&reference.geometry, reference.bytes));
     }
     reference
@@ -196,7 +197,7 @@ fn scan_in_every_way(sides: [&Weights; 2], model_type: ModelType, dtypes: [Dtype
 
 /// Heads of one group, one of which has to be measured again in `f64`: the changes of all its weights alternate.
 #[test]
-fn threads_buffers_maps_and_instructions_change_no_bit_of_large_heads() {
+fn threads_pieces_maps_and_instructions_change_no_bit_of_large_heads() {
     for dtype in [Dtype::BF16, Dtype::F32] {
         let base = Weights::random(LARGE, 1).rounded(dtype);
         let mut tuned = base.tuned(2);
@@ -209,41 +210,41 @@ fn threads_buffers_maps_and_instructions_change_no_bit_of_large_heads() {
         for (weight, from) in tuned.layers[0][0][1].iter_mut().zip(&base.layers[0][0][1]) {
             *weight += 20.0 * (*weight - from);
         }
-        let scores = scan_in_every_way([&base, &tuned], ModelType::Llama, [dtype; 2], Form::Qkv);
+        let scores = scan_with_all_options([&base, &tuned], ModelType::Llama, [dtype; 2], Form::Qkv);
         let z = values(&scores, "wasserstein_z");
         assert!(z[0] < -2.0 && z[1..].iter().all(|z| *z > -1.8), "{z:?}");
     }
 }
 
 #[test]
-fn threads_buffers_maps_and_instructions_change_no_bit_of_bf16() {
-    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::BF16; 2]);
-    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::BF16; 2]);
+fn threads_pieces_maps_and_instructions_change_no_bit_of_bf16() {
+    assert_same_bits_for_all_options(GROUPED, ModelType::Llama, [Dtype::BF16; 2]);
+    assert_same_bits_for_all_options(FUSED, ModelType::Gpt2, [Dtype::BF16; 2]);
 }
 
 #[test]
-fn threads_buffers_maps_and_instructions_change_no_bit_of_f16() {
-    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::F16; 2]);
-    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::F16; 2]);
+fn threads_pieces_maps_and_instructions_change_no_bit_of_f16() {
+    assert_same_bits_for_all_options(GROUPED, ModelType::Llama, [Dtype::F16; 2]);
+    assert_same_bits_for_all_options(FUSED, ModelType::Gpt2, [Dtype::F16; 2]);
 }
 
 #[test]
-fn threads_buffers_maps_and_instructions_change_no_bit_of_f32() {
-    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::F32; 2]);
-    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::F32; 2]);
+fn threads_pieces_maps_and_instructions_change_no_bit_of_f32() {
+    assert_same_bits_for_all_options(GROUPED, ModelType::Llama, [Dtype::F32; 2]);
+    assert_same_bits_for_all_options(FUSED, ModelType::Gpt2, [Dtype::F32; 2]);
 }
 
 #[test]
-fn threads_buffers_maps_and_instructions_change_no_bit_of_f64() {
-    assert_same_bits_in_every_way(GROUPED, ModelType::Llama, [Dtype::F64; 2]);
-    assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, [Dtype::F64; 2]);
+fn threads_pieces_maps_and_instructions_change_no_bit_of_f64() {
+    assert_same_bits_for_all_options(GROUPED, ModelType::Llama, [Dtype::F64; 2]);
+    assert_same_bits_for_all_options(FUSED, ModelType::Gpt2, [Dtype::F64; 2]);
 }
 
 #[test]
-fn threads_buffers_maps_and_instructions_change_no_bit_of_a_mixed_pair() {
+fn threads_pieces_maps_and_instructions_change_no_bit_of_a_mixed_pair() {
     for dtypes in [[Dtype::BF16, Dtype::F32], [Dtype::F64, Dtype::F16]] {
-        assert_same_bits_in_every_way(GROUPED, ModelType::Llama, dtypes);
-        assert_same_bits_in_every_way(FUSED, ModelType::Gpt2, dtypes);
+        assert_same_bits_for_all_options(GROUPED, ModelType::Llama, dtypes);
+        assert_same_bits_for_all_options(FUSED, ModelType::Gpt2, dtypes);
     }
 }
 
@@ -445,18 +446,26 @@ fn a_file_that_is_truncated_while_it_is_scanned_is_named() {
         let problem = error.to_string();
         assert!(problem.starts_with(&file.display().to_string()), "{problem}");
         assert!(problem.contains("it was truncated meanwhile"), "{problem}");
+        assert!(matches!(error, Error::Truncated { path, tensor: Some(_), .. } if path == file), "{problem}");
     }
 }
 
-/// Scans again and again, with other numbers of threads, and always gets the same error.
-fn assert_always_says(folder: &Folder, base: &Weights, tuned: &Weights, problem: &str) {
+/// Scans many times, with several numbers of threads, and checks that the same weight is named each time.
+fn assert_always_names_query_head_2(base: &Weights, tuned: &Weights) {
+    let folder = Folder::new();
     let [base, tuned] = [("base", base), ("tuned", tuned)]
         .map(|(name, weights)| write(&folder, name, weights, ModelType::Llama, Dtype::F64));
     for threads in [1, 2, 7] {
         for _ in 0..20 {
-            let way = Options { threads: Some(threads), ..options(Form::Qkv) };
-            let error = scan(&base, &tuned, &way, &Progress::default()).unwrap_err().to_string();
-            assert!(error.contains(problem), "{threads}: {error}");
+            let options = Options { threads: Some(threads), ..options(Form::Qkv) };
+            let error = scan(&base, &tuned, &options, &Progress::default()).unwrap_err();
+            assert!(error.to_string().contains("NaN at [2, 19999] (query head 2 of layer 0)"), "{error}");
+            let Error::Weight { weight: BadWeight { position, head, value, .. }, .. } = error else {
+                panic!("{threads}: {error}")
+            };
+            assert_eq!(head, HeadName { role: "query", index: 2, layer: 0 });
+            assert_eq!(position, [2, 19_999]);
+            assert!(value.is_nan());
         }
     }
 }
@@ -470,7 +479,7 @@ fn of_several_failures_that_of_the_first_group_counts() {
     for (layer, group) in [(0, 3), (1, 0), (1, 3)] {
         tuned.layers[layer][1][group][0] = f64::INFINITY; // found before the one above
     }
-    assert_always_says(&Folder::new(), &base, &tuned, "NaN at [2, 19999] (query head 2 of layer 0)");
+    assert_always_names_query_head_2(&base, &tuned);
 }
 
 #[test]
@@ -482,7 +491,7 @@ fn of_several_failures_in_a_group_that_of_the_first_head_counts() {
     for head in [3, 4, 7] {
         tuned.layers[0][0][head][0] = f64::INFINITY; // found before the one above
     }
-    assert_always_says(&Folder::new(), &base, &tuned, "NaN at [2, 19999] (query head 2 of layer 0)");
+    assert_always_names_query_head_2(&base, &tuned);
 }
 
 /// An order of `count` things.
