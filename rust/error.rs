@@ -84,20 +84,12 @@ pub enum Error {
         differences: Vec<Difference>,
     },
     /// A weight is not finite, or too far from that of the other checkpoint.
-    #[error("{}: {}", path.display(), describe_weight(tensor, *is_adapted, *position, *head, *value))]
+    #[error("{}: {weight}", path.display())]
     Weight {
         /// The file that holds the weight, or that of the adapter which changes it.
         path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Whether an adapter changes the tensor.
-        is_adapted: bool,
-        /// The place in the tensor, as stored.
-        position: [usize; 2],
-        /// The head that the weight belongs to.
-        head: HeadName,
         /// The weight.
-        value: f64,
+        weight: BadWeight,
     },
     /// Weights are not numbers that a score can be made of.
     #[error("{}: {problem}", path.display())]
@@ -169,23 +161,32 @@ impl Display for HeadName {
     }
 }
 
-fn describe_weight(
-    tensor: &str,
-    is_adapted: bool,
-    [row, column]: [usize; 2],
-    head: HeadName,
-    value: f64,
-) -> String {
-    let adapted = if is_adapted { ", as the adapter changes it," } else { "" };
-    if value.is_finite() {
-        format!(
-            "the weight {value:e} of tensor {tensor}{adapted} at [{row}, {column}] ({head}) is too far from that of \
-             the other checkpoint"
-        )
-    } else {
-        format!(
-            "tensor {tensor}{adapted} holds {value} at [{row}, {column}] ({head}); every weight has to be finite"
-        )
+/// A weight that no score can be made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BadWeight {
+    /// The tensor.
+    pub tensor: String,
+    /// Whether an adapter changes the tensor.
+    pub is_adapted: bool,
+    /// The place in the tensor, as stored.
+    pub position: [usize; 2],
+    /// The head that the weight belongs to.
+    pub head: HeadName,
+    /// The weight.
+    pub value: f64,
+}
+
+impl Display for BadWeight {
+    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
+        let Self { tensor, is_adapted, position: [row, column], head, value } = self;
+        let tensor = format!("{tensor}{}", if *is_adapted { ", as the adapter changes it," } else { "" });
+        let place = format!("at [{row}, {column}] ({head})");
+        if value.is_finite() {
+            let problem = "is too far from that of the other checkpoint";
+            write!(formatter, "the weight {value:e} of tensor {tensor} {place} {problem}")
+        } else {
+            write!(formatter, "tensor {tensor} holds {value} {place}; every weight has to be finite")
+        }
     }
 }
 

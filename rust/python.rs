@@ -14,7 +14,7 @@ use pyo3::types::{PyDict, PyString};
 use crate::attention as heads;
 use crate::attention::{Attention, Component, Layout, MatrixSize, Orientation, TensorShapes};
 use crate::checkpoint::parse_config;
-use crate::error::{Error, Result};
+use crate::error::{BadWeight, Error, Result};
 use crate::progress::{Progress, run_with_progress};
 use crate::scan::{Form, Options, scan as scan_checkpoints};
 use crate::scan::{ModelPath, OpenedModel, Provenance};
@@ -434,7 +434,7 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             fields.set_item("tuned", tuned.as_os_str())?;
             ("PairError", None)
         }
-        Error::Weight { path, tensor, position: [row, column], head, value, .. } => {
+        Error::Weight { path, weight: BadWeight { tensor, position: [row, column], head, value, .. } } => {
             fields.set_item("tensor", tensor)?;
             fields.set_item("position", (row, column))?;
             fields.set_item("role", head.role)?;

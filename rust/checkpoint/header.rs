@@ -5,14 +5,12 @@
 //! reader with it.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::de::{IntoDeserializer, MapAccess};
 
-use super::file::ByteSource;
+use super::file::OpenFile;
 use super::json::{self, Member, Object, Record, quote};
 use super::{Tensor, pickle};
 use crate::{Error, Result};
@@ -26,11 +24,12 @@ const PREFIX: u64 = 8;
 /// The beginning of the text file that Git LFS puts in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Reads the tensors of `source`, the file number `file` of a checkpoint, at `path`.
+/// Reads the tensors of `file`, the one number `number` of a checkpoint.
 ///
 /// Checks that the tensors fill the file from the header to its end, without a gap, each as long as its shape demands.
-pub(super) fn read(source: &dyn ByteSource, path: &Path, file: usize) -> Result<BTreeMap<String, Tensor>> {
-    let text = read_text(source, path)?;
+pub(super) fn read(file: &OpenFile, number: usize) -> Result<BTreeMap<String, Tensor>> {
+    let path = &*file.path;
+    let text = read_text(file)?;
     let Object(members) = serde_json::from_str::<Object<HeaderMember>>(&text)
         .map_err(|error| json::refusal(path, "the header", &error))?;
 
@@ -38,14 +37,13 @@ pub(super) fn read(source: &dyn ByteSource, path: &Path, file: usize) -> Result<
     for (name, member) in members {
         if let HeaderMember::Tensor(entry) = member {
             let tensor = entry
-                .check(file)
+                .check(number)
                 .map_err(|problem| Error::checkpoint(path, format!("tensor {}: {problem}", quote(&name))))?;
             tensors.insert(name, tensor);
         }
     }
     let data_start = PREFIX + text.len() as u64;
-    check_ranges(&tensors, data_start, source.length())
-        .map_err(|problem| Error::checkpoint(path, problem))?;
+    check_ranges(&tensors, data_start, file.length).map_err(|problem| Error::checkpoint(path, problem))?;
     for tensor in tensors.values_mut() {
         tensor.offset += data_start;
     }
@@ -53,20 +51,12 @@ pub(super) fn read(source: &dyn ByteSource, path: &Path, file: usize) -> Result<
 }
 
 /// Reads the text of the header.
-fn read_text(source: &dyn ByteSource, path: &Path) -> Result<String> {
+fn read_text(file: &OpenFile) -> Result<String> {
+    let (path, file_length) = (&*file.path, file.length);
     let refuse = |problem: String| Error::checkpoint(path, problem);
-    let file_length = source.length();
     let fetch = |offset: u64, length: u64| {
         let mut bytes = vec![0; length as usize];
-        source.read_exact_at(offset, &mut bytes).map(|()| bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Truncated {
-                path: path.to_path_buf(),
-                tensor: None,
-                opened_length: file_length,
-                end: offset + length,
-            },
-            _ => Error::io(path, error),
-        })
+        file.read(offset, &mut bytes, || None).map(|()| bytes)
     };
 
     if file_length == 0 {

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::file::{ByteSource as _, LocalFile};
+use super::file::OpenFile;
 pub(super) use crate::error::quote;
 use crate::error::shorten;
 use crate::{Error, Result};
@@ -18,8 +18,8 @@ const MAX_FILE: u64 = 256 << 20;
 
 /// Reads the whole text of a small file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let file = LocalFile::open(path)?;
-    let length = file.length();
+    let file = OpenFile::open(path)?;
+    let length = file.length;
     if length > MAX_FILE {
         let problem =
             format!("the file has {length} bytes, more than the {MAX_FILE} that are read of a JSON file");

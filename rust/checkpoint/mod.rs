@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 pub use self::config::parse as parse_config;
-use self::file::{ByteSource, LocalFile};
+use self::file::OpenFile;
 use self::json::quote;
 pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::EntryFile;
@@ -61,19 +61,6 @@ pub struct Checkpoint {
     entry_file: PathBuf,
     files: Vec<OpenFile>,
     tensors: BTreeMap<String, Tensor>,
-}
-
-#[derive(Debug)]
-struct OpenFile {
-    path: PathBuf,
-    source: Box<dyn ByteSource>,
-}
-
-impl OpenFile {
-    fn open(path: PathBuf) -> Result<Self> {
-        let source = Box::new(LocalFile::open(&path)?);
-        Ok(OpenFile { path, source })
-    }
 }
 
 impl Checkpoint {
@@ -195,48 +182,24 @@ impl Checkpoint {
             return Err(Error::Argument(format!(
                 "{}: {wanted} bytes from byte {offset} on were asked for of tensor {}, which has {}",
                 self.file_of(tensor).display(),
-                quote(self.name_of(tensor)),
+                quote(&self.name_of(tensor)),
                 tensor.length
             )));
         }
-        let OpenFile { path, source } = &self.files[tensor.file];
-        let start = tensor.offset + offset;
-        source.read_exact_at(start, buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Truncated {
-                path: path.clone(),
-                tensor: Some(self.name_of(tensor).to_owned()),
-                opened_length: source.length(),
-                end: start + wanted,
-            },
-            _ => Error::io(path, error),
-        })
-    }
-
-    /// The error of a file that lost bytes of the tensor while they were mapped, and has them again.
-    fn changed_error(&self, tensor: &Tensor) -> Error {
-        let OpenFile { path, source } = &self.files[tensor.file];
-        match source.current_length() {
-            Ok(current_length) => Error::Changed {
-                path: path.clone(),
-                tensor: self.name_of(tensor).to_owned(),
-                opened_length: source.length(),
-                current_length,
-            },
-            Err(error) => Error::io(path, error),
-        }
+        self.files[tensor.file].read(tensor.offset + offset, buffer, || Some(self.name_of(tensor)))
     }
 
     /// The name of a tensor of this checkpoint.
-    fn name_of(&self, tensor: &Tensor) -> &str {
-        self.tensors().find(|(_, other)| *other == tensor).map_or("?", |(name, _)| name)
+    fn name_of(&self, tensor: &Tensor) -> String {
+        self.tensors().find(|(_, other)| *other == tensor).map_or("?", |(name, _)| name).to_owned()
     }
 }
 
 type Opened = (Vec<OpenFile>, BTreeMap<String, Tensor>);
 
 fn open_file(path: &Path) -> Result<Opened> {
-    let file = OpenFile::open(path.to_path_buf())?;
-    let tensors = header::read(&*file.source, path, 0)?;
+    let file = OpenFile::open(path)?;
+    let tensors = header::read(&file, 0)?;
     Ok((vec![file], tensors))
 }
 
@@ -249,7 +212,7 @@ fn open_shards(index: &Path) -> Result<Opened> {
         if pickle::is_name(&shard) {
             return Err(pickle::refusal(index, &shard));
         }
-        let file = OpenFile::open(path).map_err(|error| match error {
+        let file = OpenFile::open(&path).map_err(|error| match error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Error::checkpoint(
                 index,
                 format!(
@@ -262,7 +225,7 @@ fn open_shards(index: &Path) -> Result<Opened> {
             ),
             other => other,
         })?;
-        let mut found = header::read(&*file.source, &file.path, files.len())?;
+        let mut found = header::read(&file, files.len())?;
         for name in names {
             let Some(tensor) = found.remove(&name) else {
                 let problem = format!(

@@ -12,7 +12,7 @@
 //! since each return interrupts every core that runs a thread of the process.
 
 use std::mem::take;
-use std::ops::{Deref, DerefMut, Range};
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::mapping::MappedRange;
@@ -49,14 +49,15 @@ impl<'a> ByteRange<'a> {
     }
 
     fn map(&self) -> Option<MappedRange<'a>> {
-        let source = &self.checkpoint.files[self.tensor.file].source;
-        source.map(self.tensor.offset + self.offset, self.length)
+        let file = &self.checkpoint.files[self.tensor.file];
+        file.map(self.tensor.offset + self.offset, self.length)
     }
 
     /// Rereads a range whose file became shorter, to report where the file ends, or else that it changed.
     fn report_lost_bytes(&self) -> Error {
         let reread = self.checkpoint.read_at(self.tensor, self.offset, &mut vec![0; self.length]);
-        reread.err().unwrap_or_else(|| self.checkpoint.changed_error(self.tensor))
+        let file = &self.checkpoint.files[self.tensor.file];
+        reread.err().unwrap_or_else(|| file.changed(self.checkpoint.name_of(self.tensor)))
     }
 }
 
@@ -102,15 +103,23 @@ impl<'a> RangeReader<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct RangeBuffer<'a> {
     mapped: Option<(ByteRange<'a>, MappedRange<'a>)>,
-    copy: AlignedBytes,
+    memory: Vec<u8>,
+    /// The bytes of `memory` that the copy takes. They begin with a cache line, since a vector load that reaches into a
+    /// second line costs twice as much.
+    copy: Range<usize>,
 }
+
+/// The bytes of a cache line, and of the widest vectors.
+const LINE: usize = 64;
 
 impl<'a> RangeBuffer<'a> {
     /// Makes the buffer ready for a matrix of `length` bytes, those of `range` where they lie in one.
     pub(crate) fn start(&mut self, reader: &RangeReader<'a>, range: Option<ByteRange<'a>>, length: usize) {
         self.mapped = range.and_then(|range| Some((range, reader.map(&range)?)));
         if self.mapped.is_none() {
-            self.copy.set_length(length);
+            self.memory.resize(length + LINE - 1, 0);
+            let start = self.memory.as_ptr().align_offset(LINE).min(LINE - 1);
+            self.copy = start..start + length;
         }
     }
 
@@ -120,12 +129,15 @@ impl<'a> RangeBuffer<'a> {
         bytes: Range<usize>,
         read: impl FnOnce(&mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        if self.mapped.is_some() { Ok(()) } else { read(&mut self.copy[bytes]) }
+        if self.mapped.is_some() { Ok(()) } else { read(&mut self.memory[self.copy.clone()][bytes]) }
     }
 
     /// The bytes that were filled, for use by the calling thread.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.mapped.as_ref().map_or(&self.copy, |(_, mapped)| mapped.bytes())
+        match &self.mapped {
+            Some((_, mapped)) => mapped.bytes(),
+            None => &self.memory[self.copy.clone()],
+        }
     }
 
     /// Fails if the file became shorter while the bytes were mapped: they may be zeros.
@@ -150,44 +162,6 @@ impl<'a> RangeBuffer<'a> {
     }
 }
 
-/// The bytes of a cache line, and of the widest vectors.
-const LINE: usize = 64;
-
-/// Bytes that begin with a cache line. A vector load that reaches into a second line costs twice as much.
-#[derive(Debug, Default)]
-struct AlignedBytes {
-    memory: Vec<u8>,
-    length: usize,
-}
-
-impl AlignedBytes {
-    /// Changes the length and leaves the bytes unspecified.
-    fn set_length(&mut self, length: usize) {
-        self.memory.resize(length + LINE - 1, 0);
-        self.length = length;
-    }
-
-    fn range(&self) -> Range<usize> {
-        let start = self.memory.as_ptr().align_offset(LINE).min(self.memory.len());
-        start..start + self.length
-    }
-}
-
-impl Deref for AlignedBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.memory[self.range()]
-    }
-}
-
-impl DerefMut for AlignedBytes {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        let range = self.range();
-        &mut self.memory[range]
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -195,14 +169,17 @@ mod tests {
 
     #[test]
     fn copies_begin_with_a_cache_line_whatever_their_length() {
-        let mut bytes = AlignedBytes::default();
-        assert!(bytes.is_empty());
+        let (reader, mut buffer) = (RangeReader::new(1, true), RangeBuffer::default());
+        assert!(buffer.bytes().is_empty());
         for length in [1, 1000, 3, 70_000] {
-            bytes.set_length(length);
-            bytes.fill(7);
-            assert_eq!(bytes.len(), length);
-            assert_eq!(bytes.as_ptr().addr() % LINE, 0);
-            assert!(bytes.iter().all(|byte| *byte == 7));
+            buffer.start(&reader, None, length);
+            let fill = |into: &mut [u8]| {
+                into.fill(7);
+                Ok(())
+            };
+            buffer.fill(0..length, fill).unwrap();
+            assert_eq!(buffer.bytes().as_ptr().addr() % LINE, 0);
+            assert!(buffer.bytes() == vec![7; length]);
         }
     }
 }

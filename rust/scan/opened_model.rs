@@ -9,7 +9,7 @@ use crate::attention::{
     Attention, Component, Geometry, LayerSizes, Orientation, Projection, Role, TensorShapes, may_be_attention,
 };
 use crate::checkpoint::{ByteRange, Checkpoint};
-use crate::error::{Error, HeadName, Result};
+use crate::error::{BadWeight, Error, HeadName, Result};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapter, AdapterOnBase};
@@ -252,8 +252,7 @@ impl<'a> HeadRows<'a> {
             (None, None) => checkpoint.path(),
         };
         let (out, input) = (self.rows.start + entry / self.columns(), entry % self.columns());
-        Error::Weight {
-            path: file.to_path_buf(),
+        let weight = BadWeight {
             tensor: tensor.map_or(module, |(name, _)| name).to_owned(),
             is_adapted: adapted.is_some(),
             position: match self.module.orientation {
@@ -262,6 +261,7 @@ impl<'a> HeadRows<'a> {
             },
             head,
             value,
-        }
+        };
+        Error::Weight { path: file.to_path_buf(), weight }
     }
 }
