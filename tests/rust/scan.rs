@@ -170,7 +170,12 @@ fn assert_same_bits_for_all_options(shape: ModelShape, model_type: ModelType, dt
 }
 
 /// Scans a pair with all options that no result may depend on.
-fn scan_with_all_options([base, tuned]: [&Weights; 2], model_type: ModelType, dtypes: [Dtype; 2], form: Form) -> Scores {
+fn scan_with_all_options(
+    [base, tuned]: [&Weights; 2],
+    model_type: ModelType,
+    dtypes: [Dtype; 2],
+    form: Form,
+) -> Scores {
     let folder = Folder::new();
     let base = write(&folder, "base", base, model_type, dtypes[0]);
     let tuned = write(&folder, "tuned", tuned, model_type, dtypes[1]);
