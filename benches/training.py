@@ -1,10 +1,10 @@
-"""Step time and peak memory of full fine-tuning, of LoRA, and of training the chosen heads only.
+"""Step time and peak memory of full fine-tuning, of LoRA, and of training the selected heads only.
 
     python benches/training.py            a model of the shape of Llama-3.2-1B on a GPU, a small one without
     python benches/training.py --layer    one projection of 4096 x 4096, forward and backward
 
-The weights are random. Every way trains with AdamW on the same tokens. Peak memory is what is
-allocated above the weights of the untouched model.
+The weights are random. Every method trains with AdamW on the same tokens. Peak memory is the memory that is
+allocated beyond the weights of the untouched model.
 """
 
 import argparse
@@ -37,20 +37,20 @@ SMALL = LLAMA_1B | {
 
 
 def build(sizes: dict[str, Any], dtype: torch.dtype) -> Any:
-    """A Llama with random weights."""
+    """Builds a Llama with random weights."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
         return AutoModelForCausalLM.from_config(LlamaConfig(**sizes), dtype=dtype).train()
 
 
 def lora(model: Any) -> Any:
-    """The paper's strongest baseline."""
+    """Applies LoRA to Q, K and V: the paper's strongest baseline."""
     names = ["q_proj", "k_proj", "v_proj"]
     return get_peft_model(model, LoraConfig(r=128, lora_alpha=256, target_modules=names))
 
 
 def restricted(others: Any) -> Callable[[Any], Any]:
-    """A tenth of the heads, as many in each layer."""
+    """Returns a function that restricts training to a tenth of the heads, the same number in each layer."""
 
     def prepare(model: Any) -> Any:
         geometry = attention.find(model).geometry
@@ -62,7 +62,7 @@ def restricted(others: Any) -> Callable[[Any], Any]:
     return prepare
 
 
-WAYS: dict[str, Callable[[Any], Any]] = {
+METHODS: dict[str, Callable[[Any], Any]] = {
     "full": lambda model: model,
     "LoRA r=128 on Q/K/V": lora,
     "restrict(train)": restricted("train"),
@@ -71,13 +71,13 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 
 
 def wait() -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device has finished."""
     if GPU:
         torch.cuda.synchronize()
 
 
 def peak_on_cpu(step: Callable[[], None]) -> int:
-    """The most bytes that a step has allocated at one time, above what there was before."""
+    """Returns the peak of the bytes that a step allocates."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
     current = peak = 0
@@ -90,13 +90,13 @@ def peak_on_cpu(step: Callable[[], None]) -> int:
 
 
 def measure(
-    way: str, sizes: dict[str, Any], dtype: torch.dtype, batch: int, length: int, steps: int
+    method: str, sizes: dict[str, Any], dtype: torch.dtype, batch: int, length: int, steps: int
 ) -> tuple[float, int, int]:
-    """Seconds for a step, peak bytes over the weights, and parameters that train."""
+    """Returns the seconds of a step, the peak bytes beyond the weights, and the number of trainable parameters."""
     model = build(sizes, dtype)
     before = torch.cuda.memory_allocated() if GPU else 0
     weights = sum(it.numel() * it.element_size() for it in model.parameters())
-    model = WAYS[way](model)
+    model = METHODS[method](model)
     rows = sum(it.numel() * it.element_size() for it in model.parameters()) - weights
     parameters = [it for it in model.parameters() if it.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.1)
@@ -113,7 +113,7 @@ def measure(
         step()
         peak = torch.cuda.max_memory_allocated() - before
     else:
-        peak = rows + peak_on_cpu(step)  # with the state of the optimizer, which the first step makes
+        peak = rows + peak_on_cpu(step)  # with the state of the optimizer, which the first step allocates
     times = []
     for _ in range(steps):
         wait()
@@ -125,25 +125,25 @@ def measure(
 
 
 def compare_models(options: argparse.Namespace) -> None:
-    """Prints the table of the ways to train a whole model."""
+    """Prints a table of the methods to train a whole model."""
     sizes = LLAMA_1B if options.large or GPU else SMALL
     dtype = torch.bfloat16 if GPU else torch.float32
     batch, length = (8, 1024) if GPU else (4, 128)
     print(f"{DEVICE}, {dtype}, {batch} x {length} tokens, median of {options.steps} steps")
     print(f"{'':<22}{'parameters':>15}{'step':>12}{'':>8}{'peak over weights':>20}")
     first: tuple[float, int] | None = None
-    for way in WAYS:
-        seconds, peak, count = measure(way, sizes, dtype, batch, length, options.steps)
+    for method in METHODS:
+        seconds, peak, count = measure(method, sizes, dtype, batch, length, options.steps)
         gc.collect()
         first = first or (seconds, peak)
         print(
-            f"{way:<22}{count:>15,}{1e3 * seconds:>9.1f} ms{seconds / first[0]:>8.2f}"
+            f"{method:<22}{count:>15,}{1e3 * seconds:>9.1f} ms{seconds / first[0]:>8.2f}"
             f"{peak / 2**20:>16,.0f} MiB{peak / first[1]:>6.2f}"
         )
 
 
 def compare_layers(options: argparse.Namespace) -> None:
-    """Prints the table of one projection, an eighth of its rows trainable, beside a Linear."""
+    """Prints the times of a projection with an eighth of its rows trainable, and of a Linear."""
     size, count = 4096, 2048
     for dtype in (torch.float32, torch.bfloat16):
         linear = nn.Linear(size, size, bias=False, dtype=dtype, device=DEVICE)
@@ -153,7 +153,7 @@ def compare_layers(options: argparse.Namespace) -> None:
         inputs = torch.randn(count, size, dtype=dtype, device=DEVICE, requires_grad=True)
         upstream = torch.randn(count, size, dtype=dtype, device=DEVICE)
         times: dict[nn.Module, list[float]] = {linear: [], projection: []}
-        for turn in range(options.steps + 1):
+        for round_number in range(options.steps + 1):
             for module, seconds in times.items():
                 module.zero_grad()
                 inputs.grad = None
@@ -161,7 +161,7 @@ def compare_layers(options: argparse.Namespace) -> None:
                 start = time.perf_counter()
                 module(inputs).backward(upstream)
                 wait()
-                if turn:
+                if round_number:
                     seconds.append(time.perf_counter() - start)
         whole, part = (statistics.median(seconds) for seconds in times.values())
         print(

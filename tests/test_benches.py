@@ -10,15 +10,15 @@ import torch
 
 import alps
 from alps import _alps
-from compare import cache, careful, published, reading, table
+from compare import cache, published, reading, table, torch_script
 from compare.__main__ import main
 from compare.bench import Bench
-from compare.pairs import Pair, Pairs
+from compare.pairs import CheckpointPair, CheckpointPairs
 from compare.processes import import_time
 from compare.products import Products
-from compare.result import Bar, Result
+from compare.result import Result, Target
 from compare.rows import ROWS
-from compare.timing import Spread, in_turns, quotient
+from compare.timing import Spread, quotient, time_in_turns
 from support import oracle
 from support.checkpoints import Shape
 
@@ -26,23 +26,23 @@ SHAPE = Shape(layers=2, query_heads=4, key_value_heads=2, head_size=4, hidden_si
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Pair:
-    return Pairs(tmp_path).pair(SHAPE)
+def pair(tmp_path: Path) -> CheckpointPair:
+    return CheckpointPairs(tmp_path).pair(SHAPE)
 
 
-def thetas(pair: Pair, layer: int) -> list[list[torch.Tensor]]:
-    return [list(careful.heads(file, SHAPE, layer)) for file in pair.files]
+def thetas(pair: CheckpointPair, layer: int) -> list[list[torch.Tensor]]:
+    return [list(torch_script.heads(file, SHAPE, layer)) for file in pair.files]
 
 
-def test_the_pair_changes_as_much_as_it_is_said_to(pair: Pair) -> None:
+def test_the_pair_changes_as_much_as_it_is_said_to(pair: CheckpointPair) -> None:
     scores = alps.scan(pair.base, pair.tuned)
     assert scores["relative_delta"] == pytest.approx(0.02, rel=0.2)
     assert scores["changed"].min() > 0.5
 
 
-def test_every_way_agrees_with_the_definition(pair: Pair) -> None:
+def test_every_way_agrees_with_the_definition(pair: CheckpointPair) -> None:
     scores = alps.scan(pair.base, pair.tuned)
-    found = iter(careful.scan(*pair.files, SHAPE, layers=[0, 1], threads=2))
+    found = iter(torch_script.scan(*pair.files, SHAPE, layers=[0, 1], threads=2))
     for layer in range(SHAPE.layers):
         for head, (base, tuned) in enumerate(zip(*thetas(pair, layer), strict=True)):
             expected = oracle.statistics(*(theta.double().numpy() for theta in (base, tuned)))
@@ -55,17 +55,17 @@ def test_every_way_agrees_with_the_definition(pair: Pair) -> None:
             assert published.wasserstein(base, tuned) == pytest.approx(expected["wasserstein"], rel=1e-2)
 
 
-def test_the_multiplications_are_those_of_the_form(pair: Pair) -> None:
+def test_the_multiplications_are_those_of_the_form(pair: CheckpointPair) -> None:
     products = Products(*pair.files, SHAPE, layer=1, dtype=torch.float64)
     scores = alps.scan(pair.base, pair.tuned, form="product")
     for head in range(SHAPE.query_heads):
         theta, change = (torch.empty(SHAPE.hidden_size, SHAPE.head_size, dtype=torch.float64) for _ in "BT")
-        products.head(head, products.middle(head // 2), theta, change)
+        products.head(head, products.key_value_product(head // 2), theta, change)
         found = oracle.statistics(theta.numpy(), (theta + change).numpy())
         assert found["wasserstein"] == pytest.approx(scores["wasserstein"][1, head], rel=1e-5)
 
 
-def test_every_head_is_multiplied_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_head_is_multiplied_once(pair: CheckpointPair, monkeypatch: pytest.MonkeyPatch) -> None:
     multiplied: list[int] = []
     monkeypatch.setattr(Products, "head", lambda _, head, *matrices: multiplied.append(head))
     for threads in (1, 2, 3):
@@ -76,16 +76,18 @@ def test_every_head_is_multiplied_once(pair: Pair, monkeypatch: pytest.MonkeyPat
 
 def test_the_bare_read_reads_what_a_scan_reads(tmp_path: Path) -> None:
     # More than a thread reads at a time.
-    pair = Pairs(tmp_path).pair(Shape(query_heads=16, key_value_heads=4, head_size=64, hidden_size=2048))
+    pair = CheckpointPairs(tmp_path).pair(
+        Shape(query_heads=16, key_value_heads=4, head_size=64, hidden_size=2048)
+    )
     totals = set()
     alps.scan(pair.base, pair.tuned, progress=lambda _, total: totals.add(total))
     assert totals == {pair.bytes}
     assert pair.bytes > reading.BUFFER * reading.REUSE
-    assert {reading.read_bare(pair.files, threads) for threads in (1, 2, 3)} == {pair.bytes}
+    assert {reading.read_bytes_only(pair.files, threads) for threads in (1, 2, 3)} == {pair.bytes}
 
 
 def test_experts_are_not_read(tmp_path: Path) -> None:
-    pairs = Pairs(tmp_path)
+    pairs = CheckpointPairs(tmp_path)
     small, large = pairs.pair(SHAPE), pairs.pair(SHAPE, experts=19)
     assert large.files[0].stat().st_size > 15 * small.files[0].stat().st_size
     scores = alps.scan(large.base, large.tuned)
@@ -93,7 +95,7 @@ def test_experts_are_not_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(scores[statistic], values)
 
 
-def test_pages_that_were_read_are_in_memory(pair: Pair) -> None:
+def test_pages_that_were_read_are_in_memory(pair: CheckpointPair) -> None:
     for file in pair.files:
         file.read_bytes()
     assert cache.resident(pair.files) == 1
@@ -107,7 +109,7 @@ def test_every_row_of_the_table_can_be_measured(tmp_path: Path, row: str) -> Non
         name: Shape(query_heads=4, key_value_heads=2, head_size=size, hidden_size=24)
         for name, size in (("small", 4), ("other", 8), ("large", 16))
     }
-    bench = Bench(Pairs(tmp_path), shapes, layers=2, rounds=1, threads=2)
+    bench = Bench(CheckpointPairs(tmp_path), shapes, layers=2, rounds=1, threads=2)
     results = list(ROWS[row](bench))
     assert results
     for result in results:
@@ -120,8 +122,8 @@ def test_every_row_of_the_table_can_be_measured(tmp_path: Path, row: str) -> Non
 
 def test_ways_take_turns() -> None:
     called: list[str] = []
-    ways = {name: lambda name=name: called.append(name) for name in "ab"}
-    seconds = in_turns(ways, 2, before=lambda: called.append("-"))
+    functions = {name: lambda name=name: called.append(name) for name in "ab"}
+    seconds = time_in_turns(functions, 2, before=lambda: called.append("-"))
     assert "".join(called) == "-b-a-a-b-b-a"
     assert [len(of_way) for of_way in seconds.values()] == [2, 2]
 
@@ -133,7 +135,7 @@ def test_what_takes_little_is_repeated() -> None:
         called.append("slow")
         time.sleep(0.02)
 
-    seconds = in_turns({"slow": slow, "quick": lambda: called.append("quick")}, 1, least=0.01)
+    seconds = time_in_turns({"slow": slow, "quick": lambda: called.append("quick")}, 1, least=0.01)
     assert called.count("slow") == 2
     assert called.count("quick") > 10
     assert seconds["slow"][0] >= 0.02
@@ -142,14 +144,14 @@ def test_what_takes_little_is_repeated() -> None:
 
 def test_figures_are_compared_round_by_round() -> None:
     assert quotient([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == Spread(2, 1, 3)
-    assert Bar(2).met(2)
-    assert not Bar(2).met(2.1)
-    assert Bar(95, least=True).met(96)
-    assert not Bar(95, least=True).met(94)
+    assert Target(2).met(2)
+    assert not Target(2).met(2.1)
+    assert Target(95, least=True).met(96)
+    assert not Target(95, least=True).met(94)
 
 
 def test_the_table_says_what_is_missed() -> None:
-    result = Result("row", "what", "against", "1 ms", "2 ms", Spread(2.5, 1.25, 612), "x", Bar(2))
+    result = Result("row", "what", "against", "1 ms", "2 ms", Spread(2.5, 1.25, 612), "x", Target(2))
     assert "| 2.50x (1.25 to 612) | at most 2 | no " in table.table([result])
 
 

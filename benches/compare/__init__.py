@@ -1,1 +1,1 @@
-"""What a scan costs beside everything else that could be done with the same weights."""
+"""Compares the time and memory of a scan with those of other programs that read the same weights."""

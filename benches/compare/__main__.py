@@ -1,6 +1,6 @@
 """Runs the comparisons, prints the table, and writes it to a file.
 
-`make bench` runs all of them. Some only, with the extension built as `make develop` does:
+`make bench` runs all of them. To run some of them, after `make develop`:
 
     PYTHONPATH=benches:tests .venv/bin/python -m compare read product
 """
@@ -20,16 +20,16 @@ from alps import _alps
 from alps.files import check_writable, write_whole
 from compare import machine
 from compare.bench import Bench
-from compare.pairs import SHAPES, Pairs
+from compare.pairs import SHAPES, CheckpointPairs
 from compare.result import Result
 from compare.rows import ROWS
 from compare.table import table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Runs the command."""
     options = _parse(arguments)
-    refuse_what_would_mislead()
+    refuse_unusable_build()
     folder = options.folder or options.output.parent
     folder.mkdir(parents=True, exist_ok=True)
     for path in (options.output, options.output.with_suffix(".json")):
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     described = machine.describe()
     folder = Path(tempfile.mkdtemp(prefix="pairs-", dir=folder))
-    bench = Bench(Pairs(folder), SHAPES, options.layers, options.rounds, options.threads)
+    bench = Bench(CheckpointPairs(folder), SHAPES, options.layers, options.rounds, options.threads)
     results: list[Result] = []
     try:
         for row in options.rows or ROWS:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results += ROWS[row](bench)
     finally:
         if options.keep:
-            print(f"the pairs are in {folder}", file=sys.stderr)
+            print(f"the checkpoints are in {folder}", file=sys.stderr)
         else:
             shutil.rmtree(folder)
     text = "".join(f"- {line}\n" for line in described) + "\n" + table(results)
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"written to {options.output} and, with the same name, .json", file=sys.stderr)
 
 
-def refuse_what_would_mislead() -> None:
-    """Ends the program where its figures would mean nothing.
+def refuse_unusable_build() -> None:
+    """Ends the program if its figures would be meaningless.
 
     Raises:
         SystemExit: The extension is a debug build, or the system is not Linux.
@@ -75,21 +75,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "compare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     described = "\n".join(f"{name}: {row.__doc__}" for name, row in ROWS.items())
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"all of them if none is named:\n{described}")
-    parser.add_argument("--layers", type=int, default=4, help="of the pairs, where a row does not say")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"all if none is named:\n{described}")
     parser.add_argument(
-        "--rounds", type=int, default=7, help="how often each is timed; what is slow less often"
+        "--layers", type=int, default=4, help="layers of a checkpoint, unless the row sets them"
     )
-    parser.add_argument("--threads", type=int, default=2, help="of alps, and of what it is compared with")
     parser.add_argument(
-        "--output", type=Path, default=Path("build/bench.md"), help="where the table goes, in Markdown"
+        "--rounds",
+        type=int,
+        default=7,
+        help="repetitions of each measurement; slow ones are repeated less often",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of alps and of the other programs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/bench.md"), help="file of the table, in Markdown"
     )
     parser.add_argument(
         "--folder",
         type=Path,
-        help="where the pairs go, on the disk to measure; beside the table if not given",
+        help="folder for the checkpoints, on the disk to measure; by default that of the table",
     )
-    parser.add_argument("--keep", action="store_true", help="leave the pairs there")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints")
     options = parser.parse_args(arguments)
     unknown = set(options.rows) - set(ROWS)
     if unknown or min(options.layers, options.rounds, options.threads) < 1:

@@ -1,4 +1,4 @@
-"""Files in and out of the system's page cache."""
+"""Drops files from the page cache, and measures how much of them is in it."""
 
 import ctypes
 import mmap
@@ -8,21 +8,21 @@ from pathlib import Path
 
 
 def drop(files: Iterable[Path]) -> None:
-    """Asks the system to forget what it holds of files; whether it did, `resident` says."""
+    """Asks the system to drop files from the page cache. `resident` tells whether it did."""
     for path in files:
         with path.open("rb") as file:
-            os.fsync(file.fileno())  # what is not yet written cannot be forgotten
+            os.fsync(file.fileno())  # a page that is not yet written cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident(files: Iterable[Path]) -> float:
-    """The share of the pages of files that are in memory, 0 to 1."""
+    """Returns the share of the pages of files that are in memory, 0 to 1."""
     flags = b"".join(_pages(path) for path in files)
     return sum(flag & 1 for flag in flags) / len(flags)
 
 
 def _pages(path: Path) -> bytes:
-    """A byte for each page, whose lowest bit says whether the page is in memory."""
+    """Returns a byte for each page; its lowest bit is 1 if the page is in memory."""
     size = path.stat().st_size
     flags = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""A scan of files that are not in memory."""
+"""Measures a scan of files that are not in memory."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -6,29 +6,29 @@ from functools import partial
 
 from compare import cache, reading
 from compare.bench import Bench, median
-from compare.result import Bar, Result, megabytes
-from compare.timing import Spread, in_turns, quotient
+from compare.result import Result, Target, megabytes
+from compare.timing import Spread, quotient, time_in_turns
 
 
 def disk(bench: Bench) -> Iterator[Result]:
-    """Against `cat`, of files that are not in the page cache."""
+    """The throughput of a scan against that of `cat`, for files that are not in the page cache."""
     model = next(iter(bench.shapes))
-    # So many bytes that what a disk keeps in a memory of its own does not count for much.
+    # The files are much larger than the memory of a disk.
     pair = bench.pair(model, 4 * bench.layers)
     left: list[float] = []
 
-    def forget() -> None:
+    def drop_files() -> None:
         cache.drop(pair.files)
         left.append(cache.resident(pair.files))
 
-    ways: dict[str, Callable[[], object]] = {
+    functions: dict[str, Callable[[], object]] = {
         "scan": bench.scan(pair),
         "cat": partial(reading.concatenate, pair.files),
     }
-    seconds = in_turns(ways, bench.rounds, before=forget)
-    warm = in_turns({"scan": bench.scan(pair)}, bench.rounds)["scan"]
+    seconds = time_in_turns(functions, bench.rounds, before=drop_files)
+    warm = time_in_turns({"scan": bench.scan(pair)}, bench.rounds)["scan"]
     share = quotient(seconds["cat"], seconds["scan"])
-    # Only a disk that is slower than the scan of cached files can be what a scan waits for.
+    # A scan waits for the disk only if the disk is slower than a scan of cached files.
     slower = statistics.median(seconds["cat"]) > statistics.median(warm)
     remark = "" if slower else "; this disk is faster than the scan of cached files"
     yield Result(
@@ -39,6 +39,6 @@ def disk(bench: Bench) -> Iterator[Result]:
         theirs=median(seconds["cat"]),
         figure=Spread(*(100 * it for it in share)),
         unit=" % of the throughput",
-        bar=Bar(95, least=True) if slower and max(left) < 0.01 else None,
+        target=Target(95, least=True) if slower and max(left) < 0.01 else None,
     )
     bench.pairs.delete(pair)

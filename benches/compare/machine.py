@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describes the machine and the versions that the figures were measured with."""
 
 import importlib.metadata
 import os
@@ -11,11 +11,11 @@ from alps import _alps
 
 PACKAGES = ("numpy", "torch", "scipy", "safetensors")
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
-"""Vector instructions by what Linux calls them, widest first."""
+"""Vector instruction sets by their flags in `/proc/cpuinfo`, widest first."""
 
 
 def describe() -> list[str]:
-    """The machine, how busy it is, and the versions, a line each."""
+    """Returns a line about the machine and its load, and a line with the versions."""
     processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = re.search(r"^model name\s*: (.*)$", processor, re.MULTILINE)
     flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", processor, re.MULTILINE)[0].split())
@@ -31,5 +31,5 @@ def describe() -> list[str]:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Counts the cores that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Pairs of checkpoints as large as the attention of well-known models, with random weights."""
+"""Writes pairs of checkpoints with random weights and the attention shapes of well-known models."""
 
 import json
 import os
@@ -17,22 +17,22 @@ SHAPES = {
     "Qwen2.5-7B": Shape(layers=28, query_heads=28, key_value_heads=4, head_size=128, hidden_size=3584),
     "Llama-3.1-405B": Shape(layers=126, query_heads=128, key_value_heads=8, head_size=128, hidden_size=16384),
 }
-"""Their attention, all layers."""
+"""The attention of each model, with all its layers."""
 
 SCALE = 0.02
 """The standard deviation of the weights."""
 
 CHANGE = 0.02
-"""How much the tuned weights differ from the base, relative to `SCALE`."""
+"""The standard deviation of the changes, relative to `SCALE`."""
 
 POOL = 2**23
-"""Weights that are drawn; the tensors go through them, each from another place, as often as it takes."""
+"""The number of weights that are drawn. Each tensor repeats them, starting at another place."""
 
 WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
-class Pair:
+class CheckpointPair:
     """Two checkpoints of one shape."""
 
     folder: Path
@@ -55,53 +55,53 @@ class Pair:
 
     @property
     def bytes(self) -> int:
-        """Bytes of Q, K and V, both sides together."""
+        """Bytes of Q, K and V in both checkpoints together."""
         return 2 * 2 * self.shape.layers * sum(self.shape.rows().values()) * self.shape.hidden_size
 
     @property
     def heads(self) -> int:
-        """Query heads, all layers together."""
+        """The number of query heads in all layers."""
         return self.shape.layers * self.shape.query_heads
 
 
-class Pairs:
-    """The pairs in a folder, each written when it is first asked for."""
+class CheckpointPairs:
+    """The pairs in a folder. Each is written when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
-        self._written: dict[tuple[Shape, int], Pair] = {}
+        self._written: dict[tuple[Shape, int], CheckpointPair] = {}
 
-    def pair(self, shape: Shape, experts: int = 0) -> Pair:
-        """A pair of bfloat16.
+    def pair(self, shape: Shape, experts: int = 0) -> CheckpointPair:
+        """Returns a pair with weights in bfloat16, and writes it if it is new.
 
         Args:
-            shape: Of its attention.
-            experts: How many experts each layer has. Each is as large as the attention, and a hole in the file.
+            shape: The shape of its attention.
+            experts: The number of experts in each layer. Each is as large as the attention; all are holes in the file.
         """
         key = shape, experts
         if key not in self._written:
-            pair = Pair(self._folder / str(len(self._written)), shape)
+            pair = CheckpointPair(self._folder / str(len(self._written)), shape)
             self._write(pair, experts)
             self._written[key] = pair
         return self._written[key]
 
-    def delete(self, pair: Pair) -> None:
+    def delete(self, pair: CheckpointPair) -> None:
         """Removes a pair from the disk."""
         self._written = {key: kept for key, kept in self._written.items() if kept != pair}
         shutil.rmtree(pair.folder)
 
     @cached_property
     def _weights(self) -> dict[str, memoryview]:
-        """The bytes of the weights that were drawn for each side."""
+        """The bytes of the drawn weights, by the name of the checkpoint."""
         generator = torch.Generator().manual_seed(0)
         base, noise = (SCALE * torch.randn(POOL, generator=generator) for _ in range(2))
-        sides = {"base": base, "tuned": base + CHANGE * noise}
+        drawn = {"base": base, "tuned": base + CHANGE * noise}
         return {
-            side: memoryview(weights.bfloat16().view(torch.uint8).numpy().tobytes())
-            for side, weights in sides.items()
+            role: memoryview(weights.bfloat16().view(torch.uint8).numpy().tobytes())
+            for role, weights in drawn.items()
         }
 
-    def _write(self, pair: Pair, experts: int) -> None:
+    def _write(self, pair: CheckpointPair, experts: int) -> None:
         shape = pair.shape
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         rows = shape.rows()
@@ -113,19 +113,19 @@ class Pairs:
                     tensors[key] = ("BF16", (sum(rows.values()) // 3, shape.hidden_size))
         config = shape.config() | {"model_type": "mixtral" if experts else "llama"}
         names = [name(layer, matrix) for layer in range(shape.layers) for matrix in rows]
-        for side, folder in (("base", pair.base), ("tuned", pair.tuned)):
+        for role, folder in (("base", pair.base), ("tuned", pair.tuned)):
             folder.mkdir(parents=True)
             (folder / "config.json").write_text(json.dumps(config))
             written = {
-                key: _pieces(self._weights[side], place, tensors[key][1]) for place, key in enumerate(names)
+                key: _pieces(self._weights[role], place, tensors[key][1]) for place, key in enumerate(names)
             }
             write_sparse(folder / WEIGHTS, tensors, written)
             with (folder / WEIGHTS).open("rb") as file:
-                os.fsync(file.fileno())  # or the system would write it while something is being timed
+                os.fsync(file.fileno())  # or the system would write it during a measurement
 
 
 def _pieces(pool: memoryview, place: int, shape: tuple[int, ...]) -> Mapping[int, memoryview]:
-    """The bytes of a tensor by their offsets in it."""
+    """Returns the bytes of a tensor in pieces, by their offsets in it."""
     length = 2 * shape[0] * shape[1]
     start = place * 1_000_002 % len(pool)
     pieces = {}

@@ -11,7 +11,7 @@ import alps
 
 
 def peak() -> int:
-    """The most bytes that this process ever held in memory."""
+    """Returns the peak of the resident memory of this process, in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:

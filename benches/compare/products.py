@@ -1,4 +1,4 @@
-"""The multiplications that the form `product` needs, and nothing else."""
+"""Computes the matrix products that the form `product` needs, and nothing else."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from support.checkpoints import Shape, name
 
 
 class Products:
-    """One layer of a pair, ready to be multiplied.
+    """The matrices of one layer of a pair, in memory.
 
     With M = K V^T and d for the difference of tuned and base, a head's theta is Q^T M, and its change is
-    dQ^T M_T + Q_B^T dM, where dM = dK V_T^T + K_B dV^T: three multiplications for a group, three for a head.
+    dQ^T M_T + Q_B^T dM, where dM = dK V_T^T + K_B dV^T: three matrix products for a group, three for a head.
     """
 
     def __init__(self, base: Path, tuned: Path, shape: Shape, layer: int, dtype: torch.dtype) -> None:
@@ -31,7 +31,7 @@ class Products:
                 self._delta[matrix] = (t - b).to(dtype)
 
     def multiply(self, threads: int) -> None:
-        """Multiplies for every head."""
+        """Computes the products of every head."""
         with workers(threads) as pool:
             for _ in pool.map(self._multiply_groups, range(threads), [threads] * threads):
                 pass
@@ -40,12 +40,12 @@ class Products:
         heads = self._shape.query_heads // self._shape.key_value_heads
         theta, change = (self._empty(self._shape.hidden_size) for _ in range(2))
         for group in range(first, self._shape.key_value_heads, step):
-            middle = self.middle(group)
+            key_value_product = self.key_value_product(group)
             for head in range(group * heads, (group + 1) * heads):
-                self.head(head, middle, theta, change)
+                self.head(head, key_value_product, theta, change)
 
-    def middle(self, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """M of a group: of the base, of the tuned side, and their difference; [head size, head size] each."""
+    def key_value_product(self, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns M_B, M_T and M_T - M_B of a group, [head size, head size] each."""
         of_base, difference = (self._empty(self._shape.head_size) for _ in range(2))
         torch.matmul(self._base["k"][group], self._base["v"][group].T, out=of_base)
         torch.matmul(self._delta["k"][group], self._tuned["v"][group].T, out=difference)
@@ -55,12 +55,12 @@ class Products:
     def head(
         self,
         head: int,
-        middle: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        key_value_product: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         theta: torch.Tensor,
         change: torch.Tensor,
     ) -> None:
         """Writes theta_B and theta_T - theta_B of a head, [hidden size, head size] each."""
-        of_base, of_tuned, difference = middle
+        of_base, of_tuned, difference = key_value_product
         torch.matmul(self._base["q"][head].T, of_base, out=theta)
         torch.matmul(self._delta["q"][head].T, of_tuned, out=change)
         change.addmm_(self._base["q"][head].T, difference)

@@ -1,4 +1,4 @@
-"""The score as the paper's authors compute it."""
+"""Computes the score as the code of the paper's authors does."""
 
 import numpy as np
 import torch
@@ -6,11 +6,11 @@ from scipy.stats import wasserstein_distance
 
 
 def wasserstein(base: torch.Tensor, tuned: torch.Tensor) -> float:
-    """The Wasserstein distance of two heads, as positions from 0 to 1.
+    """Returns the Wasserstein distance of two heads, with positions from 0 to 1.
 
     Args:
-        base: theta_B, a head's weights of Q, then K, then V, one after the other.
-        tuned: theta_T, likewise.
+        base: theta_B, the weight vector of a head: Q, then K, then V.
+        tuned: theta_T, in the same order.
     """
     of_base, of_tuned = (torch.softmax(theta.float(), dim=0).numpy() for theta in (base, tuned))
     positions = np.arange(len(of_base))

@@ -1,4 +1,4 @@
-"""The least that a scan can cost: reading the same bytes, and doing nothing with them."""
+"""Reads the bytes that a scan reads, without any arithmetic: a lower bound for the time of a scan that copies."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 BUFFER = 256 << 10
-"""Bytes of a thread's buffer, which fits a core's cache."""
+"""Bytes of the buffer of a thread. It fits into the cache of a core."""
 
 REUSE = 16
-"""How often one call fills it. More than once, so that the calls of Python do not count."""
+"""How often one call fills the buffer. With many times, the cost of calls from Python is negligible."""
 
 
-def read_bare(files: Iterable[Path], threads: int) -> int:
-    """Reads the data of safetensors files, each thread into one buffer; returns how many bytes it is."""
+def read_bytes_only(files: Iterable[Path], threads: int) -> int:
+    """Reads the data of safetensors files, each thread into one buffer. Returns the number of bytes."""
     with ExitStack() as stack:
         starts: SimpleQueue[tuple[int, int]] = SimpleQueue()
         for path in files:
@@ -40,5 +40,5 @@ def _read(starts: "SimpleQueue[tuple[int, int]]") -> int:
 
 
 def concatenate(files: Iterable[Path]) -> None:
-    """`cat FILES > /dev/null`."""
+    """Runs `cat FILES > /dev/null`."""
     subprocess.run(["cat", *files], stdout=subprocess.DEVNULL, check=True)

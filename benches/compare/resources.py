@@ -1,4 +1,4 @@
-"""What a scan takes beside time: memory, and the time to import it."""
+"""Measures the memory of a scan and the time of `import alps`."""
 
 import math
 import statistics
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from alps.scan import Form
 from compare import processes
 from compare.bench import Bench
-from compare.result import Bar, Result, duration
+from compare.result import Result, Target, duration
 from compare.timing import Spread
 
 
 def memory(bench: Bench) -> Iterator[Result]:
-    """Peak resident memory above that of `import alps`."""
+    """The peak of resident memory, less that of `import alps`."""
     everyday, _, very_large = bench.shapes
     forms: tuple[Form, ...] = ("qkv", "product")
     for model, layers, limit in ((everyday, bench.layers, 128), (very_large, 1, 256)):
@@ -30,7 +30,7 @@ def memory(bench: Bench) -> Iterator[Result]:
                 theirs="",
                 figure=Spread.of(peaks[2]),
                 unit=" MB more",
-                bar=Bar(limit),
+                target=Target(limit),
             )
             for threads in (4, 8):
                 more = [
@@ -44,7 +44,7 @@ def memory(bench: Bench) -> Iterator[Result]:
                     theirs=f"{statistics.median(peaks[2]):.0f} MB",
                     figure=Spread.of(more),
                     unit=" MB for each further thread",
-                    bar=Bar(32),
+                    target=Target(32),
                 )
         if model == very_large:
             bench.pairs.delete(pair)
@@ -64,5 +64,5 @@ def imports(bench: Bench) -> Iterator[Result]:
         theirs=duration(best["numpy"]),
         figure=Spread.of([best["alps"] / best["numpy"]]),
         unit="x the time",
-        bar=Bar(1.5),
+        target=Target(1.5),
     )

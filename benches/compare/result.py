@@ -1,4 +1,4 @@
-"""A line of the table."""
+"""The result of one comparison: a row of the table."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ from compare.timing import Spread
 
 
 @dataclass(frozen=True)
-class Bar:
-    """What a figure must not pass."""
+class Target:
+    """The limit that a figure has to keep."""
 
     limit: float
     least: bool = False
-    """Whether it is the lowest that will do, not the highest."""
+    """Whether the limit is the lowest acceptable figure, not the highest."""
 
     def met(self, figure: float) -> bool:
-        """Whether a figure will do."""
+        """Tells whether a figure keeps the limit."""
         return figure >= self.limit if self.least else figure <= self.limit
 
 
@@ -23,27 +23,27 @@ class Result:
     """One comparison."""
 
     row: str
-    """The name of the row of comparisons that it belongs to."""
+    """The name of the comparison in `ROWS`."""
     what: str
-    """What alps did."""
+    """The scan."""
     against: str
-    """What it is compared with."""
+    """What the scan is compared with."""
     ours: str
-    """What it cost."""
+    """The time or memory of the scan."""
     theirs: str
-    """What the other cost."""
+    """The time or memory of the other program."""
     figure: Spread
-    """The comparison in one number."""
+    """The ratio or difference of the two."""
     unit: str
-    """What that number counts, to be written after it."""
-    bar: Bar | None = None
+    """The unit, written after the figure."""
+    target: Target | None = None
 
 
 def duration(seconds: float) -> str:
-    """A time as a person would write it."""
+    """Formats a time."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def megabytes(count: float) -> str:
-    """A number of bytes as a person would write it."""
+    """Formats a number of bytes."""
     return f"{count / 1e6:,.0f} MB"

@@ -1,4 +1,4 @@
-"""The rows of the table by their names."""
+"""The comparisons by their names."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,8 +9,8 @@ from compare.result import Result
 ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "read": speed.read,
     "published": speed.as_published,
-    "torch": speed.careful_script,
-    "product": speed.multiplications,
+    "torch": speed.torch_implementation,
+    "product": speed.matrix_products,
     "disk": disk.disk,
     "memory": resources.memory,
     "import": resources.imports,
@@ -18,4 +18,4 @@ ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "layers": scaling.layers,
     "experts": scaling.experts,
 }
-"""Each measures, and gives the lines of the table one by one."""
+"""Each measures, and yields the rows of the table one by one."""

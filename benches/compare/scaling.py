@@ -1,18 +1,18 @@
-"""How the time of a scan grows: with fewer threads, with more to read, with more not to read."""
+"""Measures how the time of a scan depends on threads, on the bytes of Q, K and V, and on all other bytes."""
 
 from collections.abc import Iterator
 
 from compare import machine
 from compare.bench import Bench, median
 from compare.result import Result, megabytes
-from compare.timing import in_turns, quotient
+from compare.timing import quotient, time_in_turns
 
 
 def threads(bench: Bench) -> Iterator[Result]:
     """Time against the number of threads, up to that of the cores."""
     for model, pair in bench.everyday():
         counts = range(1, machine.cores() + 1)
-        seconds = in_turns({str(n): bench.scan(pair, threads=n) for n in counts}, bench.rounds)
+        seconds = time_in_turns({str(n): bench.scan(pair, threads=n) for n in counts}, bench.rounds)
         for count in counts:
             yield Result(
                 row="threads",
@@ -29,7 +29,7 @@ def layers(bench: Bench) -> Iterator[Result]:
     """Time against the bytes of Q, K and V."""
     model = next(iter(bench.shapes))
     pairs = [bench.pair(model, count) for count in (2, 8, 32)]
-    seconds = in_turns({pair.folder.name: bench.scan(pair) for pair in pairs}, bench.rounds)
+    seconds = time_in_turns({pair.folder.name: bench.scan(pair) for pair in pairs}, bench.rounds)
     first = pairs[0]
     for pair in pairs:
         of_pair, of_first = seconds[pair.folder.name], seconds[first.folder.name]
@@ -51,7 +51,7 @@ def experts(bench: Bench) -> Iterator[Result]:
     """Time against the bytes that are not Q, K and V."""
     model, pair = next(bench.everyday())
     large = bench.pair(model, bench.layers, experts=19)
-    seconds = in_turns({"small": bench.scan(pair), "large": bench.scan(large)}, bench.rounds)
+    seconds = time_in_turns({"small": bench.scan(pair), "large": bench.scan(large)}, bench.rounds)
     sizes = [sum(file.stat().st_size for file in it.files) for it in (large, pair)]
     yield Result(
         row="experts",

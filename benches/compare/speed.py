@@ -1,4 +1,4 @@
-"""The time of a scan against that of other ways to come by the same numbers, or by less."""
+"""Compares the time of a scan with that of other programs, which compute the same numbers or less."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compare import careful, published, reading
+from compare import published, reading, torch_script
 from compare.bench import Bench, median
-from compare.pairs import Pair
+from compare.pairs import CheckpointPair
 from compare.products import Products
-from compare.result import Bar, Result, megabytes
-from compare.timing import in_turns, quotient
+from compare.result import Result, Target, megabytes
+from compare.timing import quotient, time_in_turns
 
 
 def read(bench: Bench) -> Iterator[Result]:
-    """Reading the same bytes, which the page cache holds, and doing nothing with them."""
+    """Time against reading the same bytes from the page cache, without any arithmetic."""
     for model, pair in bench.everyday():
         yield _read(bench, f"{model}, `qkv`, {pair.shape.layers} layers", pair)
     for model, pair in bench.everyday(whole=True):
@@ -25,11 +25,13 @@ def read(bench: Bench) -> Iterator[Result]:
         bench.pairs.delete(pair)
 
 
-def _read(bench: Bench, what: str, pair: Pair) -> Result:
-    bare = partial(reading.read_bare, pair.files, bench.threads)
-    if bare() != pair.bytes:
-        raise RuntimeError(f"{pair.folder}: the bare read does not read what a scan reads")
-    seconds = in_turns({"scan": bench.scan(pair), "read": bare}, bench.rounds)
+def _read(bench: Bench, what: str, pair: CheckpointPair) -> Result:
+    read_only = partial(reading.read_bytes_only, pair.files, bench.threads)
+    if read_only() != pair.bytes:
+        raise RuntimeError(
+            f"{pair.folder}: the read without arithmetic does not read the bytes that a scan reads"
+        )
+    seconds = time_in_turns({"scan": bench.scan(pair), "read": read_only}, bench.rounds)
     return Result(
         row="read",
         what=what,
@@ -38,18 +40,18 @@ def _read(bench: Bench, what: str, pair: Pair) -> Result:
         theirs=median(seconds["read"]),
         figure=quotient(seconds["scan"], seconds["read"]),
         unit="x the time",
-        bar=Bar(2),
+        target=Target(2),
     )
 
 
 def as_published(bench: Bench) -> Iterator[Result]:
-    """The authors' way to compute the score, of two heads in memory."""
+    """Time against the code of the paper's authors, for two heads in memory."""
     for model, pair in bench.everyday():
-        heads = [list(careful.heads(file, pair.shape, layer=0))[:2] for file in pair.files]
+        heads = [list(torch_script.heads(file, pair.shape, layer=0))[:2] for file in pair.files]
         compute = partial(_as_published, *heads)
         found = compute()
         worst = _worst(found, bench.scan(pair)()["wasserstein"][0, : len(found)])
-        seconds = in_turns({"scan": bench.scan(pair), "other": compute}, bench.few_rounds)
+        seconds = time_in_turns({"scan": bench.scan(pair), "other": compute}, bench.few_rounds)
         yield _faster(
             seconds,
             (pair.heads, len(found)),
@@ -57,21 +59,21 @@ def as_published(bench: Bench) -> Iterator[Result]:
             row="published",
             what=f"{model}, `qkv`, per head",
             against="softmax of torch, `scipy.stats.wasserstein_distance`",
-            bar=Bar(500, least=True),
+            target=Target(500, least=True),
         )
 
 
-def careful_script(bench: Bench) -> Iterator[Result]:
-    """What a good engineer would write in torch, all statistics, of one layer."""
+def torch_implementation(bench: Bench) -> Iterator[Result]:
+    """Time against a careful implementation of all statistics in torch, for one layer."""
     for model, pair in bench.everyday():
-        compute = partial(careful.scan, *pair.files, pair.shape, layers=[0], threads=bench.threads)
+        compute = partial(torch_script.scan, *pair.files, pair.shape, layers=[0], threads=bench.threads)
         found, expected = compute(), bench.scan(pair)()
         # `wasserstein_z` is a difference that may be 0, so it has no relative error.
         names = [name for name in expected if name != "wasserstein_z"]
         worst, statistic = max(
             (_worst([of_head[name] for of_head in found], expected[name][0]), name) for name in names
         )
-        seconds = in_turns({"scan": bench.scan(pair), "other": compute}, bench.few_rounds)
+        seconds = time_in_turns({"scan": bench.scan(pair), "other": compute}, bench.few_rounds)
         yield _faster(
             seconds,
             (pair.heads, len(found)),
@@ -79,21 +81,21 @@ def careful_script(bench: Bench) -> Iterator[Result]:
             row="torch",
             what=f"{model}, `qkv`, per head",
             against="the same statistics in torch, float64",
-            bar=Bar(100, least=True),
+            target=Target(100, least=True),
         )
 
 
-def multiplications(bench: Bench) -> Iterator[Result]:
-    """The multiplications that the form `product` needs, of matrices in memory."""
-    bars = {torch.float32: Bar(1.3), torch.bfloat16: None, torch.float64: None}
+def matrix_products(bench: Bench) -> Iterator[Result]:
+    """Time against the matrix products that the form `product` needs, for matrices in memory."""
+    targets = {torch.float32: Target(1.3), torch.bfloat16: None, torch.float64: None}
     for model, pair in bench.everyday():
-        ways: dict[str, Callable[[], object]] = {"scan": bench.scan(pair, "product")}
-        for dtype in bars:
+        functions: dict[str, Callable[[], object]] = {"scan": bench.scan(pair, "product")}
+        for dtype in targets:
             products = Products(*pair.files, pair.shape, layer=0, dtype=dtype)
-            ways[str(dtype)] = partial(products.multiply, bench.threads)
-        seconds = in_turns(ways, bench.few_rounds)
+            functions[str(dtype)] = partial(products.multiply, bench.threads)
+        seconds = time_in_turns(functions, bench.few_rounds)
         ours = [it / pair.heads for it in seconds["scan"]]
-        for dtype, bar in bars.items():
+        for dtype, target in targets.items():
             theirs = [it / pair.shape.query_heads for it in seconds[str(dtype)]]
             yield Result(
                 row="product",
@@ -103,18 +105,18 @@ def multiplications(bench: Bench) -> Iterator[Result]:
                 theirs=median(theirs),
                 figure=quotient(ours, theirs),
                 unit="x the time",
-                bar=bar,
+                target=target,
             )
 
 
 def _as_published(base: Iterable[torch.Tensor], tuned: Iterable[torch.Tensor]) -> list[float]:
-    return [published.wasserstein(*sides) for sides in zip(base, tuned, strict=True)]
+    return [published.wasserstein(*pair) for pair in zip(base, tuned, strict=True)]
 
 
 def _faster(seconds: Mapping[str, list[float]], heads: tuple[int, int], remark: str, **fields: Any) -> Result:
-    """How many times faster a scan does a head than what does fewer heads in its time."""
+    """Returns how many times faster a scan is per head. `heads` are the heads of the scan and of the other program."""
     ours, theirs = (
-        [it / count for it in seconds[way]] for way, count in zip(("scan", "other"), heads, strict=True)
+        [it / count for it in seconds[name]] for name, count in zip(("scan", "other"), heads, strict=True)
     )
     return Result(
         ours=median(ours),
@@ -126,5 +128,5 @@ def _faster(seconds: Mapping[str, list[float]], heads: tuple[int, int], remark: 
 
 
 def _worst(found: Iterable[float], expected: NDArray[np.float64]) -> float:
-    """The largest relative difference from what alps finds."""
+    """Returns the largest relative difference from the values of alps."""
     return float(np.abs(np.array(list(found)) / expected - 1).max())

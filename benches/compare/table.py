@@ -1,4 +1,4 @@
-"""The results as a table, to read in a terminal and to paste into a document."""
+"""Formats results as a Markdown table, for a terminal and for documents."""
 
 import io
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from compare.result import Bar, Result
+from compare.result import Result, Target
 
 
 def table(results: Iterable[Result]) -> str:
-    """A table in Markdown, a line for each result."""
-    columns = Table("scanned", "against", "alps", "other", "median (range)", "bar", "met", box=MARKDOWN)
+    """Returns a Markdown table with a row for each result."""
+    columns = Table("scanned", "against", "alps", "other", "median (range)", "target", "met", box=MARKDOWN)
     for result in results:
         columns.add_row(
             result.what,
@@ -20,7 +20,7 @@ def table(results: Iterable[Result]) -> str:
             result.ours,
             result.theirs,
             _figure(result),
-            _bar(result.bar),
+            _target(result.target),
             _met(result),
         )
     text = io.StringIO()
@@ -38,11 +38,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 20 else f"{value:.2f}"
 
 
-def _bar(bar: Bar | None) -> str:
-    return "" if bar is None else f"{'at least' if bar.least else 'at most'} {bar.limit:g}"
+def _target(target: Target | None) -> str:
+    return "" if target is None else f"{'at least' if target.least else 'at most'} {target.limit:g}"
 
 
 def _met(result: Result) -> str:
-    if result.bar is None:
+    if result.target is None:
         return ""
-    return "yes" if result.bar.met(result.figure.median) else "no"
+    return "yes" if result.target.met(result.figure.median) else "no"

@@ -1,4 +1,4 @@
-"""Times of several ways to do a thing, taken in turns."""
+"""Times several functions in turns, and summarises repeated measurements."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Spread(NamedTuple):
-    """What repetitions of one measurement gave."""
+    """The median and the range of repeated measurements."""
 
     median: float
     low: float
@@ -16,34 +16,34 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Sums up one value or more."""
+        """Summarises one value or more."""
         values = list(values)
         return cls(statistics.median(values), min(values), max(values))
 
 
-def in_turns(
-    ways: Mapping[str, Callable[[], object]],
+def time_in_turns(
+    functions: Mapping[str, Callable[[], object]],
     rounds: int,
     before: Callable[[], object] | None = None,
     least: float = 0.25,
 ) -> dict[str, list[float]]:
-    """The seconds of each way in each round, after a round that is not counted.
+    """Returns the seconds of each function in each round, after a round that is not counted.
 
-    The order changes from round to round, so that neither a drift of the machine nor the state in which one
-    way leaves it favours another. For the same reason a way that takes less than `least` seconds is repeated until it
-    has taken that long, and the mean counts: one run of a few hundredths of a second, after a neighbour that took
-    seconds, would time what the neighbour left behind. With `before`, which is called before each run and is not
-    counted, there is but one run.
+    The order changes from round to round, so that neither a drift of the machine nor the state in which one function
+    leaves it favours another. For the same reason a function that takes less than `least` seconds is repeated until it
+    has taken that long, and its mean time counts. A single short run after a function that took seconds would measure
+    the state that the other function left behind. `before` is called before each run and is not counted; with it, a
+    function runs once per round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    repetitions = dict.fromkeys(ways, 1)
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    repetitions = dict.fromkeys(functions, 1)
     for turn in range(rounds + 1):
-        for name in list(ways) if turn % 2 else reversed(list(ways)):
+        for name in list(functions) if turn % 2 else reversed(list(functions)):
             if before is not None:
                 before()
             start = time.perf_counter()
             for _ in range(repetitions[name]):
-                ways[name]()
+                functions[name]()
             elapsed = time.perf_counter() - start
             if turn:
                 seconds[name].append(elapsed / repetitions[name])
@@ -53,5 +53,5 @@ def in_turns(
 
 
 def quotient(over: Iterable[float], under: Iterable[float]) -> Spread:
-    """One way's seconds over those of another, round by round."""
+    """Summarises the ratio of two times, round by round."""
     return Spread.of(a / b for a, b in zip(over, under, strict=True))

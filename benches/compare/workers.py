@@ -1,6 +1,6 @@
 """Threads that each run torch on one core.
 
-Heads in parallel, each operation on one thread, is the fastest way for matrices as small as a head's.
+For matrices as small as those of a head, parallel heads with one thread per operation are the fastest.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -9,5 +9,5 @@ import torch
 
 
 def workers(threads: int) -> ThreadPoolExecutor:
-    """A pool of them."""
+    """Makes a pool of such threads."""
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

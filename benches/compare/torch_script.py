@@ -1,4 +1,4 @@
-"""The same scores in a careful torch script: a layer in memory at a time, everything in float64."""
+"""Computes the same statistics in torch, in float64, with one layer in memory at a time."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from support.checkpoints import Shape, name
 
 
 def heads(file: Path, shape: Shape, layer: int) -> Iterator[torch.Tensor]:
-    """The weights of each head of a layer, Q, then K, then V, as stored."""
+    """Yields the weight vector of each head of a layer: Q, then K, then V, as stored."""
     with safe_open(file, "pt") as tensors:
         query, key, value = (
             tensors.get_tensor(name(layer, matrix)).view(-1, shape.head_size * shape.hidden_size)
@@ -26,7 +26,7 @@ def heads(file: Path, shape: Shape, layer: int) -> Iterator[torch.Tensor]:
 def scan(
     base: Path, tuned: Path, shape: Shape, layers: Iterable[int], threads: int
 ) -> list[dict[str, float]]:
-    """Every statistic that needs no sort, of every head of some layers."""
+    """Computes every statistic that needs no sort, for every head of some layers."""
     with workers(threads) as pool:
         return [
             of_head
@@ -36,7 +36,7 @@ def scan(
 
 
 def statistics(base: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
-    """The statistics of one head, from theta_B and theta_T."""
+    """Computes the statistics of one head from theta_B and theta_T."""
     changed = (base != tuned).double().mean()
     base, tuned = base.double(), tuned.double()
     log_b, log_t = torch.log_softmax(base, 0), torch.log_softmax(tuned, 0)
