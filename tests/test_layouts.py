@@ -47,36 +47,40 @@ def reloaded(model: Any, folder: Path) -> Any:
     return type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation).eval()
 
 
-def first_of_each_kind(known: list[proof.Truth]) -> list[proof.Truth]:
+def first_of_each_kind(known: list[proof.ComputedAttention]) -> list[proof.ComputedAttention]:
     """The first of the attentions whose names differ by their numbers alone."""
-    return list({truth.pattern: truth for truth in reversed(known)}.values())
+    return list({attention.pattern: attention for attention in reversed(known)}.values())
 
 
 @pytest.mark.parametrize("model_type", LANGUAGE_MODELS + OTHERS)
 def test_exactly_the_heads_that_run_differently_have_moved(model_type: str, tmp_path: Path) -> None:
-    known = proof.understand(model_type)
+    known = proof.trace_model(model_type)
     base = tmp_path / "base"
     known.model.save_pretrained(base)
-    found = proof.prove(base, known.truths, tmp_path / "changed")
+    found = proof.prove(base, known.attentions, tmp_path / "changed")
     assert not [verdict.problem for verdict in found.verdicts.values() if verdict.problem]
     assert Row.of(found) == TABLE[model_type]
 
-    checkpoint = proof.Checkpoint(base)
+    checkpoint = proof.SavedModel(base)
     model = reloaded(known.model, base)
-    read = [truth for truth in first_of_each_kind(known.truths) if found.verdicts[truth.pattern].component]
+    read = [
+        attention
+        for attention in first_of_each_kind(known.attentions)
+        if found.verdicts[attention.pattern].component
+    ]
     assert read
-    for number, truth in enumerate(read):
-        change = next(proof.changes(truth))
-        tensors = checkpoint.flipped(change)
-        tuned = checkpoint.changed(tmp_path / str(number), tensors)
+    for number, attention in enumerate(read):
+        change = next(proof.changes(attention))
+        tensors = checkpoint.flip(change)
+        tuned = checkpoint.write_changed(tmp_path / str(number), tensors)
         loaded = reloaded(known.model, tuned)
-        assert proof.heads_that_differ(model, loaded, known.runs, truth.module) == change.moved
+        assert proof.heads_that_differ(model, loaded, known.runs, attention.module) == change.moved
 
-        scans = proof.Scans.of(base, tuned)
+        scans = proof.ComponentScans.of(base, tuned)
         ((component, rows),) = scans.moved().items()
         head = min(change.moved)
         values = oracle.statistics(
-            checkpoint.theta(truth, head), checkpoint.theta(truth, head, tensors), digits=30
+            checkpoint.theta(attention, head), checkpoint.theta(attention, head, tensors), digits=30
         )
         for name in scans.scores[component]:
             if name in values:
@@ -87,18 +91,18 @@ def test_exactly_the_heads_that_run_differently_have_moved(model_type: str, tmp_
         loaded.save_pretrained(tmp_path / f"{number}-again")
         loaded.save_pretrained(tmp_path / f"{number}-runtime", save_original_format=False)
         for way in ("again", "runtime"):
-            assert proof.Scans.of(base, tmp_path / f"{number}-{way}").moved() == scans.moved(), way
+            assert proof.ComponentScans.of(base, tmp_path / f"{number}-{way}").moved() == scans.moved(), way
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2", "qwen2_vl"])
 def test_the_prefix_of_the_base_model_may_be_missing(model_type: str, tmp_path: Path) -> None:
-    known = proof.understand(model_type)
+    known = proof.trace_model(model_type)
     base = tmp_path / "base"
     known.model.save_pretrained(base)
     known.model.base_model.save_pretrained(tmp_path / "bare")
-    assert set(proof.Checkpoint(base).tensors) - set(proof.Checkpoint(tmp_path / "bare").tensors)
+    assert set(proof.SavedModel(base).tensors) - set(proof.SavedModel(tmp_path / "bare").tensors)
     for first, second in ((base, tmp_path / "bare"), (tmp_path / "bare", base)):
-        scans = proof.Scans.of(first, second)
+        scans = proof.ComponentScans.of(first, second)
         assert scans.scores
         assert not scans.moved()
 

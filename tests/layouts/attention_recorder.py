@@ -1,7 +1,7 @@
-"""Watches softmax attention while a model runs.
+"""Records softmax attention while a model runs.
 
-Nothing here knows how a model names or lays out its weights. What is watched is the arithmetic: a product of two tensors, which
-goes through a softmax, whose result is multiplied with a third tensor. Those three are the queries, the keys and the values.
+The recorder does not use the names or the layout of weights. It follows the arithmetic: a product of two tensors goes
+through a softmax, whose result is multiplied with a third tensor. These three are the queries, the keys and the values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 ROLES = ("query", "key", "value")
 _PRODUCTS = {"matmul", "bmm", "__matmul__", "__rmatmul__", "baddbmm", "einsum"}
 _SOFTMAX = {"softmax", "_softmax"}
-_ENDS = {  # after these, scores are something else
+_ENDS = {  # the result of these is no longer a score
     *("linear", "addmm", "conv1d", "conv2d", "conv3d", "embedding"),
     *("layer_norm", "rms_norm", "group_norm", "batch_norm"),
 }
@@ -28,8 +28,8 @@ _HEAD_COUNTS = (
 
 
 @dataclass
-class Part:
-    """One of the factors of an attention, with the axis that counts its heads."""
+class HeadTensor:
+    """The queries, keys, values or outputs of an attention, with the axis of its heads."""
 
     tensor: torch.Tensor
     axis: int
@@ -43,14 +43,14 @@ class Part:
 
 
 @dataclass
-class Attention:
-    """One softmax attention that was computed."""
+class RecordedAttention:
+    """One softmax attention that a module computed."""
 
     module: str
-    parts: dict[str, Part]
-    output: Part
+    factors: dict[str, HeadTensor]
+    output: HeadTensor
     call: int
-    """How often the module had run before."""
+    """How often the module had run before this call."""
 
     @property
     def heads(self) -> int:
@@ -58,7 +58,7 @@ class Attention:
 
 
 def _axes(equation: Any, operands: list[torch.Tensor]) -> tuple[int, int, int] | None:
-    """Which axis of both operands and of the result of an einsum counts the heads; None if there is none."""
+    """Returns the axis of the heads in both operands and in the result of an einsum, or None if there is none."""
     if not isinstance(equation, str) or "->" not in equation or "." in equation:
         return None
     left, out = equation.replace(" ", "").split("->")
@@ -71,18 +71,18 @@ def _axes(equation: Any, operands: list[torch.Tensor]) -> tuple[int, int, int] |
     return first.index(shared[-1]), second.index(shared[-1]), out.index(shared[-1])
 
 
-class Watch(TorchFunctionMode):
-    """Collects the softmax attention of everything that runs inside it."""
+class AttentionRecorder(TorchFunctionMode):
+    """Records the softmax attention of everything that runs inside its context."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self.found: list[Attention] = []
+        self.found: list[RecordedAttention] = []
         self._stack: list[str] = []
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         self._model = model
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> AttentionRecorder:
         for name, module in self._model.named_modules():
             self._handles.append(module.register_forward_pre_hook(self._enter(name), prepend=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
@@ -105,23 +105,23 @@ class Watch(TorchFunctionMode):
     def _leave(self, *_: Any) -> None:
         self._stack.pop()
 
-    def _record(self, query: Part, key: Part, value: Part, output: Part) -> None:
+    def _record(self, query: HeadTensor, key: HeadTensor, value: HeadTensor, output: HeadTensor) -> None:
         name = self._stack[-1] if self._stack else ""
         parts = [query, key, value, output]
         counts = self._counts(name)
         if (
             not {query.heads, output.heads} <= counts
-        ):  # windows or blocks may come between the heads and the rest
+        ):  # an axis of windows or blocks may follow that of the heads
             alike = [part.tensor.shape for part in parts if part.tensor.dim() == output.tensor.dim()]
             for axis in range(output.tensor.dim() - 2):
                 if len(sizes := {shape[axis] for shape in alike}) == 1 and sizes <= counts:
-                    parts = [Part(part.tensor, axis) for part in parts]
+                    parts = [HeadTensor(part.tensor, axis) for part in parts]
                     break
         factors = dict(zip(ROLES, parts[:3], strict=True))
-        self.found.append(Attention(name, factors, parts[3], self._calls.get(name, 0)))
+        self.found.append(RecordedAttention(name, factors, parts[3], self._calls.get(name, 0)))
 
     def _counts(self, name: str) -> set[int]:
-        """What a module, or one of the two around it, says of the number of its heads."""
+        """Returns the numbers of heads that a module, or one of the two around it, has as attributes."""
         names = [name, name.rpartition(".")[0], name.rpartition(".")[0].rpartition(".")[0]]
         values = (getattr(self._model.get_submodule(n), key, None) for n in names for key in _HEAD_COUNTS)
         return {value for value in values if isinstance(value, int)}
@@ -134,8 +134,8 @@ class Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         if name == "scaled_dot_product_attention":
             factors = [*args, *(kwargs[role] for role in ROLES if role in kwargs)][:3]
-            query, key, value = (Part(factor, -3) for factor in factors)
-            self._record(query, key, value, Part(out, -3))
+            query, key, value = (HeadTensor(factor, -3) for factor in factors)
+            self._record(query, key, value, HeadTensor(out, -3))
         elif name in _PRODUCTS and isinstance(out, torch.Tensor):
             self._product(name, args, kwargs, out)
         elif isinstance(out, torch.Tensor | tuple | list) and name not in _ENDS:
@@ -143,7 +143,7 @@ class Watch(TorchFunctionMode):
         return out
 
     def _pass_on(self, name: str, operands: Iterator[torch.Tensor], out: Any) -> None:
-        """Whatever is made of scores is scores, until it goes through a softmax."""
+        """Passes the tag of an operand on to the result. A softmax turns scores into weights."""
         tag = next(filter(None, map(_tag, operands)), None)
         if tag is not None:
             kind, factors = tag
@@ -162,12 +162,12 @@ class Watch(TorchFunctionMode):
         for index, other in ((0, 1), (1, 0)):
             tag = _tag(operands[index])
             if tag is not None and tag[0] == "weights":
-                self._record(*tag[1], Part(operands[other], axes[other]), Part(out, axes[2]))
+                self._record(*tag[1], HeadTensor(operands[other], axes[other]), HeadTensor(out, axes[2]))
                 return
-        _set_tag(out, ("scores", (Part(operands[0], axes[0]), Part(operands[1], axes[1]))))
+        _set_tag(out, ("scores", (HeadTensor(operands[0], axes[0]), HeadTensor(operands[1], axes[1]))))
 
     def _torch_attention(self, args: Any, kwargs: Any) -> None:
-        """That of torch's `MultiheadAttention`, which hides its products: once more, in full."""
+        """Records torch's `MultiheadAttention`, which hides its products, by computing them again."""
         call = inspect.signature(functional.multi_head_attention_forward).bind(*args, **kwargs)
         call.apply_defaults()
         given = call.arguments
@@ -179,17 +179,17 @@ class Watch(TorchFunctionMode):
         for role, weight, bias in zip(ROLES, weights, biases, strict=True):
             rows = functional.linear(
                 given[role], weight, bias
-            )  # [positions, batch, width], the batch maybe missing
+            )  # [positions, batch, width], possibly without the batch
             rows = rows.unflatten(-1, (given["num_heads"], -1)).movedim(-2, 0)
             factors.append(rows if rows.dim() == 4 else rows[:, :, None])
         query, key, value = factors
         shares = torch.softmax(torch.einsum("htbd,hsbd->hbts", query, key), -1)
         out = torch.einsum("hbts,hsbd->htbd", shares, value)
-        self._record(Part(query, 0), Part(key, 0), Part(value, 0), Part(out, 0))
+        self._record(HeadTensor(query, 0), HeadTensor(key, 0), HeadTensor(value, 0), HeadTensor(out, 0))
 
 
-_Tag = tuple[str, tuple[Part, Part]]
-"""What a tensor is, "scores" or the "weights" that a softmax makes of them, and the queries and keys it comes from."""
+_Tag = tuple[str, tuple[HeadTensor, HeadTensor]]
+"""What a tensor holds, "scores" or the "weights" that a softmax makes of them, and its queries and keys."""
 
 
 def _tag(tensor: torch.Tensor) -> _Tag | None:

@@ -1,4 +1,4 @@
-"""The table of models in `docs/models.md`: what alps makes of every model type of transformers."""
+"""Writes and reads the table of `docs/models.md`: what alps reads of every model type of transformers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Status = Literal["read", "refused", "wrong", "none", "unbuilt"]
 
 @dataclass(frozen=True)
 class Row:
-    """What alps makes of one model type."""
+    """What alps reads of one model type."""
 
     status: Status
     components: tuple[tuple[str, str, bool], ...] = ()
-    """Component, layout, and whether its heads were held against a model that runs."""
+    """Component, layout, and whether its heads were compared with those of a model that runs."""
     unread: tuple[str, ...] = ()
-    """Attention that is in none of the components."""
+    """The patterns of attention that is in no component."""
     reason: str = ""
 
     @classmethod
     def of(cls, found: proof.Proof) -> Row:
-        """The row of a model that has softmax attention."""
+        """Makes the row of a model that has softmax attention."""
         problems = [verdict.problem for verdict in found.verdicts.values() if verdict.problem]
         if problems:
             return cls("wrong", reason=problems[0])
@@ -44,7 +44,7 @@ class Row:
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Row:
-        """The row of what the survey noted of a model type."""
+        """Makes the row from what the survey found of a model type."""
         if not facts["built"]:
             return cls("unbuilt", reason=_one_line(facts["why"]))
         found = proof.Proof.from_json(facts["proof"])
@@ -54,7 +54,7 @@ class Row:
 
 
 def _one_line(text: str) -> str:
-    text = re.sub(r" from '/[^']*'", "", text)  # where a module is on this machine
+    text = re.sub(r" from '/[^']*'", "", text)  # the path of a module on this machine
     return re.sub(r"\s+", " ", text.split(";")[0].split(" | ")[0])[:200].replace("|", "\\|").strip()
 
 
@@ -84,7 +84,7 @@ A component in parentheses could not be run here: its shapes agree with the conf
 
 
 def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
-    """The page, from what the survey noted."""
+    """Writes the page from what the survey found."""
     rows = {model_type: Row.of_facts(facts[model_type]) for model_type in sorted(facts)}
     by_status = {
         status: {model_type: row for model_type, row in rows.items() if row.status == status}
@@ -126,7 +126,7 @@ def _cell(components: tuple[tuple[str, str, bool], ...]) -> str:
 
 
 def read(page: str) -> dict[str, Row]:
-    """The rows of the page, by model type."""
+    """Reads the rows of the page, by model type."""
     titles: dict[str, Status] = {
         "Read": "read",
         "Wrong": "wrong",

@@ -1,4 +1,4 @@
-"""Arguments that a model, or one of its attention modules, might run with: guesses, to be tried one after the other."""
+"""Guesses arguments that a model or one of its attention modules may run with, to be tried one after the other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Arguments = dict[str, Any]
 TOKENS = 12
 STATES = 16
 ENCODED = 9
-"""Lengths of what is read, all different."""
+"""The lengths of text, of hidden states and of encoder states. They differ, so that a wrong axis shows."""
 
 _PIXELS = ("pixel_values", "pixel_values_videos", "images", "x", "hidden_states", "image")
-_GRIDS = {  # patches of a picture: frames, rows, columns
+_GRIDS = {  # the numbers of frames, rows and columns of patches
     **dict.fromkeys(("grid_thw", "image_grid_thw", "grid_thws"), (1, 8, 8)),
     **dict.fromkeys(("grid_hw", "image_grid_hws", "target_sizes"), (8, 8)),
 }
@@ -26,7 +26,7 @@ _SOUND_MASKS = ("input_features_mask", "audio_mel_mask")
 _VECTORS = (
     *("past_values", "x", "inputs", "inputs_embeds", "hidden_states", "sequence", "query_embeds", "states"),
 )
-_ATTENDED = {  # what an attention module calls the other sequence
+_ATTENDED = {  # names of the other sequence of cross-attention
     *(
         "encoder_hidden_states",
         "key_value_states",
@@ -43,7 +43,7 @@ _ATTENDED = {  # what an attention module calls the other sequence
 
 
 def _parameters(module: torch.nn.Module) -> dict[str, bool]:
-    """What a module's forward takes by name, and whether it has to be given."""
+    """Returns the names of the parameters of `forward`, and whether each is required."""
     return {
         name: parameter.default is parameter.empty
         for name, parameter in inspect.signature(module.forward).parameters.items()
@@ -52,7 +52,7 @@ def _parameters(module: torch.nn.Module) -> dict[str, bool]:
 
 
 def _size(config: Any, *names: str, default: int) -> int:
-    """The first of these that a configuration says."""
+    """Returns the first of these sizes that a configuration has."""
     for name in names:
         value = getattr(config, name, None)
         if isinstance(value, list | tuple) and value:
@@ -63,7 +63,7 @@ def _size(config: Any, *names: str, default: int) -> int:
 
 
 def of_model(module: torch.nn.Module) -> Iterator[Arguments]:
-    """For a model: text first, then pictures, sound and whatever else it takes."""
+    """Yields arguments for a model: text first, then pictures, sound and other inputs."""
     torch.manual_seed(0)
     names = _parameters(module)
     width = _size(module.config, "hidden_size", "d_model", "embed_dim", "dim", default=48)
@@ -166,7 +166,7 @@ def _vectors(config: Any, names: dict[str, bool], width: int) -> Iterator[Argume
 
 
 def of_attention(module: torch.nn.Module) -> Iterator[Arguments]:
-    """For a single attention module: hidden states of the width of one of its products, and rotary embeddings."""
+    """Yields arguments for one attention module: hidden states as wide as one of its linear layers, and rotary embeddings."""
     torch.manual_seed(0)
     names = list(_parameters(module))
     widths = dict.fromkeys(width for child in module.modules() if (width := _width(child)))

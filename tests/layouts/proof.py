@@ -1,7 +1,7 @@
-"""What a scan says of the heads of a model, held against what its weights do when it runs.
+"""Compares what a scan says of the heads of a model with what its weights do when the model runs.
 
-Which entries of the file a head is made of is found by `trace_rows.py`, without alps. Here they are changed in the file, and
-every component of the model is scanned: exactly the heads that need the changed entries have to have moved, in one component and
+`trace_rows.py` finds the entries of the file that each head depends on, without alps. This module changes them in the file
+and scans every component of the model. Exactly the heads that need the changed entries have to move, in one component and
 one layer.
 """
 
@@ -31,46 +31,46 @@ COMPONENTS: tuple[Component, ...] = ("decoder", "encoder", "cross", "vision", "a
 
 
 @dataclass(frozen=True, order=True)
-class Rows:
+class HeadRows:
     """The rows of a tensor that the heads of one attention take their queries, keys or values from."""
 
     tensor: str
     axis: int
     owners: tuple[frozenset[int], ...]
-    """The heads that need each row."""
+    """The heads that need each row, by row."""
 
-    def of(self, head: int) -> list[int]:
-        """The rows that this head needs."""
+    def rows_of(self, head: int) -> list[int]:
+        """Returns the rows that this head needs."""
         return [row for row, owners in enumerate(self.owners) if head in owners]
 
-    def heads(self, rows: list[int]) -> set[int]:
-        """The heads that need any of these rows."""
+    def heads_of(self, rows: list[int]) -> set[int]:
+        """Returns the heads that need any of these rows."""
         return set().union(*(self.owners[row] for row in rows))
 
 
 @dataclass(frozen=True)
-class Truth:
-    """One softmax attention of a model, as it lies in its file."""
+class ComputedAttention:
+    """One softmax attention that a model computes, with the rows of its file that each head depends on."""
 
     module: str
     heads: int
-    rows: Mapping[str, Rows]
-    """By role. A role is missing if the module has no weights of its own for it."""
+    rows: Mapping[str, HeadRows]
+    """The rows by role. A role is missing if the module has no weights of its own for it."""
     others: tuple[str, ...] = field(default=())
-    """Tensors that take part without being a head's: biases, latents that all heads share."""
+    """Tensors that take part but belong to no head: biases, latents that all heads share."""
 
     @property
     def pattern(self) -> str:
         """The module's name without its numbers."""
-        return run_model.layered(self.module)[0]
+        return run_model.split_numbers(self.module)[0]
 
     @property
     def numbers(self) -> list[int]:
         """The numbers in the module's name."""
-        return run_model.layered(self.module)[1]
+        return run_model.split_numbers(self.module)[1]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields, in a form for JSON: the rows of each role as runs of (first, end, heads)."""
+        """Converts the fields to JSON, with the rows of each role as runs of (first, end, heads)."""
         roles = {}
         for role, part in self.rows.items():
             runs: list[tuple[int, int, list[int]]] = []
@@ -81,10 +81,10 @@ class Truth:
         return {"module": self.module, "heads": self.heads, "rows": roles, "others": self.others}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Truth:
+    def from_json(cls, values: dict[str, Any]) -> ComputedAttention:
         """The reverse of `to_json`."""
         rows = {
-            role: Rows(
+            role: HeadRows(
                 part["tensor"],
                 part["axis"],
                 tuple(frozenset(heads) for first, end, heads in part["rows"] for _ in range(first, end)),
@@ -95,76 +95,78 @@ class Truth:
 
 
 @dataclass
-class Known:
-    """A tiny model, and all that was found of its attention."""
+class TracedModel:
+    """A tiny model, with everything that was found of its attention."""
 
     model: Any
-    truths: list[Truth]
+    attentions: list[ComputedAttention]
     runs: list[run_model.Run]
     left: list[str]
-    """What looks like attention and could not be run."""
+    """The modules that look like attention and did not run."""
     failures: dict[str, str]
-    """Why."""
+    """Their errors."""
 
 
-_WAYS: tuple[tuple[tiny_models.Attempt, ...], ...] = (
+_ATTEMPT_LISTS: tuple[tuple[tiny_models.Attempt, ...], ...] = (
     tiny_models.ATTEMPTS,
     ((0, True),),
     ((2, True),),
     ((3, True),),
 )
-_PATIENCE = 15
-"""Seconds after which no other way to build a model is tried."""
+_SECONDS = 15
+"""Seconds after which no other list of attempts is tried."""
 
 
-def understand(model_type: str) -> Known:
-    """A tiny model of this type and its attention; of the ways to build it, the one in which most of it runs.
+def trace_model(model_type: str) -> TracedModel:
+    """Builds a tiny model of this type and traces its attention. Of several builds, the one whose attention runs best counts.
 
     Raises:
         ValueError: It cannot be built.
     """
-    best: Known | None = None
+    best: TracedModel | None = None
     start = time.process_time()
-    for attempts in _WAYS:
+    for attempts in _ATTEMPT_LISTS:
         try:
             model = tiny_models.build(model_type, attempts)
         except ValueError:
             if best is None:
                 raise
             break
-        found = _understood(model)
+        found = _trace(model)
         if best is None or len(found.left) < len(best.left):
             best = found
-        if not best.left or time.process_time() - start > _PATIENCE:
+        if not best.left or time.process_time() - start > _SECONDS:
             break
     assert best is not None
     return best
 
 
-def _understood(model: Any) -> Known:
+def _trace(model: Any) -> TracedModel:
     if not run_model.looks_like_attention(model):
-        return Known(model, [], [], [], {})
-    known, runs, failures = truths(model)
-    left = run_model.not_run(model, {truth.module for truth in known})
-    if not known and run_model.NONE in failures.get("", ""):  # what looked like it was not
+        return TracedModel(model, [], [], [], {})
+    known, runs, failures = trace_attentions(model)
+    left = run_model.attention_not_run(model, {attention.module for attention in known})
+    if not known and run_model.NO_ATTENTION in failures.get("", ""):  # the modules only looked like attention
         left = []
-    return Known(model, known, runs, sorted({run_model.layered(name)[0] for name in left}), failures)
+    return TracedModel(
+        model, known, runs, sorted({run_model.split_numbers(name)[0] for name in left}), failures
+    )
 
 
-def truths(model: Any) -> tuple[list[Truth], list[run_model.Run], dict[str, str]]:
-    """Every softmax attention of a model that runs, in the order of running, and the runs that show them."""
-    found, runs, failures = trace_rows.traced(model)
-    result: list[Truth] = []
+def trace_attentions(model: Any) -> tuple[list[ComputedAttention], list[run_model.Run], dict[str, str]]:
+    """Traces every softmax attention that runs, in order. Returns also the runs, and the errors of modules that did not run."""
+    found, runs, failures = trace_rows.trace(model)
+    result: list[ComputedAttention] = []
     for one in found:
-        rows: dict[str, Rows] = {}
+        rows: dict[str, HeadRows] = {}
         others: set[str] = set()
-        for role, tensors in one.marks.items():
-            # What tells most heads apart: the last of several products. Of those what has as many rows as a head
-            # needs, then the largest: not a scale, not a compressed copy.
+        for role, tensors in one.head_bits.items():
+            # The tensor that distinguishes most heads is the last of several products. Of equal ones, the one with as
+            # many rows as a head needs counts, then the largest: not a scale, not a compressed copy.
             ranked = sorted(
                 (
                     -len(set(part.owners)),
-                    len(part.of(0)) not in one.sizes[role],
+                    len(part.rows_of(0)) not in one.sizes[role],
                     code.dim() > 3,
                     -code.numel(),
                     part,
@@ -176,15 +178,15 @@ def truths(model: Any) -> tuple[list[Truth], list[run_model.Run], dict[str, str]
                 rows[role] = ranked[0][-1]
             others |= set(tensors)
         others -= {part.tensor for part in rows.values()}
-        truth = Truth(one.module, one.heads, rows, tuple(sorted(others)))
-        # One set of weights may serve many layers; a softmax without weights of its own is no attention of heads.
-        if "query" in rows and not any(truth.rows == other.rows for other in result):
-            result.append(truth)
+        attention = ComputedAttention(one.module, one.heads, rows, tuple(sorted(others)))
+        # Layers may share their weights. A softmax without weights of its own has no heads.
+        if "query" in rows and not any(attention.rows == other.rows for other in result):
+            result.append(attention)
     return result, runs, failures
 
 
-def _rows(name: str, code: torch.Tensor) -> Rows | None:
-    """The axis along which the marks of a tensor are whole rows, and whose they are; None if there is no such axis."""
+def _rows(name: str, code: torch.Tensor) -> HeadRows | None:
+    """Finds the axis along which heads need whole rows of a tensor; returns None if there is no such axis."""
     for axis in range(code.dim()):
         flat = code.movedim(axis, 0).flatten(1)
         union = flat[:, 0].clone()
@@ -197,15 +199,15 @@ def _rows(name: str, code: torch.Tensor) -> Rows | None:
                 frozenset(h for h in range(trace_rows.MOST_HEADS) if mask >> h & 1) for mask in union.tolist()
             )
             if len(set(owners)) > 1 or axis == 0:
-                return Rows(name, axis, owners)
+                return HeadRows(name, axis, owners)
     return None
 
 
 @dataclass(frozen=True)
-class Change:
-    """The opposite sign in one head's rows of one tensor, and the heads that need these."""
+class SignChange:
+    """A change of sign in the rows that one head needs of one tensor, and all the heads that need these rows."""
 
-    truth: Truth
+    attention: ComputedAttention
     role: str
     tensor: str
     axis: int
@@ -213,33 +215,33 @@ class Change:
     moved: frozenset[int]
 
 
-def changes(truth: Truth) -> Iterator[Change]:
-    """One change for each role that an attention has weights for, each at another head."""
-    for role, head in zip(ROLES, (truth.heads - 1, 0, truth.heads // 2), strict=True):
-        part = truth.rows.get(role)
-        if part is not None and (rows := part.of(head)):
-            moved = set(part.heads(rows))
-            for other in truth.rows.values():  # one tensor may serve two roles
+def changes(attention: ComputedAttention) -> Iterator[SignChange]:
+    """Yields a change for each role with weights, each at another head."""
+    for role, head in zip(ROLES, (attention.heads - 1, 0, attention.heads // 2), strict=True):
+        part = attention.rows.get(role)
+        if part is not None and (rows := part.rows_of(head)):
+            moved = set(part.heads_of(rows))
+            for other in attention.rows.values():  # one tensor may serve two roles
                 if other.tensor == part.tensor and other.axis == part.axis:
-                    moved |= other.heads(rows)
-            yield Change(truth, role, part.tensor, part.axis, tuple(rows), frozenset(moved))
+                    moved |= other.heads_of(rows)
+            yield SignChange(attention, role, part.tensor, part.axis, tuple(rows), frozenset(moved))
 
 
-class Checkpoint:
+class SavedModel:
     """A saved tiny model, and copies of it with some weights changed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors = load_file(folder / "model.safetensors")
 
-    def changed(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-        """Writes a checkpoint in which these tensors are others."""
+    def write_changed(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+        """Writes a copy with these tensors instead of its own."""
         self._copy(copy)
         save_file({**self.tensors, **tensors}, copy / "model.safetensors", metadata={"format": "pt"})
         return copy
 
-    def overlaid(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
-        """The same without a copy of all the rest: for readers that keep to the index."""
+    def write_overlay(self, copy: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+        """Does the same without copying the other tensors, for readers that follow the index."""
         self._copy(copy)
         (copy / "same.safetensors").symlink_to(self.folder / "model.safetensors")
         save_file(dict(tensors), copy / "changed.safetensors", metadata={"format": "pt"})
@@ -252,22 +254,22 @@ class Checkpoint:
         for file in self.folder.glob("*.json"):
             (copy / file.name).write_bytes(file.read_bytes())
 
-    def flipped(self, change: Change) -> dict[str, torch.Tensor]:
-        """The tensor of a change with the opposite sign in its rows.
+    def flip(self, change: SignChange) -> dict[str, torch.Tensor]:
+        """Returns the changed tensor, by its name.
 
-        Other than noise, that leaves norms over all heads (OLMo 2) as they are.
+        A change of sign leaves norms over all heads (OLMo 2) as they are; noise would not.
         """
         tensor = self.tensors[change.tensor].clone()
         index = torch.tensor(change.rows)
         tensor.index_copy_(change.axis, index, -tensor.index_select(change.axis, index))
         return {change.tensor: tensor}
 
-    def bystanders(self, truths: list[Truth]) -> dict[str, torch.Tensor]:
-        """All that takes part in these attentions without being a head's, with the opposite sign."""
+    def flip_other_entries(self, attentions: list[ComputedAttention]) -> dict[str, torch.Tensor]:
+        """Returns the tensors of these attentions, with the opposite sign in every entry that belongs to no head."""
         result: dict[str, torch.Tensor] = {}
         owned: dict[tuple[str, int], set[int]] = {}
-        for truth in truths:
-            for part in truth.rows.values():
+        for attention in attentions:
+            for part in attention.rows.values():
                 rows = {row for row, owners in enumerate(part.owners) if owners}
                 owned.setdefault((part.tensor, part.axis), set()).update(rows)
         for (name, axis), rows in owned.items():
@@ -277,37 +279,37 @@ class Checkpoint:
                 tensor.index_copy_(axis, rest, -tensor.index_select(axis, rest))
                 result[name] = tensor
         names = {name for name, _ in owned}
-        for truth in truths:
-            for name in truth.others:
+        for attention in attentions:
+            for name in attention.others:
                 if name not in names and self.tensors[name].is_floating_point():
                     result[name] = -self.tensors[name]
         return result
 
     def theta(
-        self, truth: Truth, head: int, changed: Mapping[str, torch.Tensor] | None = None
+        self, attention: ComputedAttention, head: int, changed: Mapping[str, torch.Tensor] | None = None
     ) -> NDArray[np.float64]:
-        """A head's rows of queries, keys and values, one after the other: float64 [entries]."""
+        """Returns the weight vector of a head, its rows of queries, keys and values: float64 [entries]."""
         tensors = {**self.tensors, **(changed or {})}
         parts = []
         for role in ROLES:
-            if role in truth.rows:
-                part = truth.rows[role]
+            if role in attention.rows:
+                part = attention.rows[role]
                 tensor = tensors[part.tensor].movedim(part.axis, 0)
-                if part.axis == 1:  # the inputs are what comes first in the file
+                if part.axis == 1:  # the first axis in the file is that of the inputs
                     tensor = tensor.movedim(1, -1)
-                parts.append(tensor[part.of(head)].reshape(-1).to(torch.float64).numpy())
+                parts.append(tensor[part.rows_of(head)].reshape(-1).to(torch.float64).numpy())
         return np.concatenate(parts)
 
 
 @dataclass
-class Scans:
-    """A pair of checkpoints, scanned in every component that alps finds in them."""
+class ComponentScans:
+    """The scans of two checkpoints, one for every component that alps finds."""
 
     scores: dict[str, alps.HeadScores]
 
     @classmethod
-    def of(cls, base: Path, tuned: Path, components: Iterable[Component] = COMPONENTS) -> Scans:
-        """Scans all of these components that are not refused."""
+    def of(cls, base: Path, tuned: Path, components: Iterable[Component] = COMPONENTS) -> ComponentScans:
+        """ComponentScans each of these components, except those that alps refuses."""
         scores: dict[str, alps.HeadScores] = {}
         for component in components:
             with contextlib.suppress(alps.AlpsError):
@@ -315,7 +317,7 @@ class Scans:
         return cls(scores)
 
     def moved(self) -> dict[str, dict[int, set[int]]]:
-        """The heads that are said to have moved: by component and row."""
+        """Returns the heads that moved, by component and row."""
         result: dict[str, dict[int, set[int]]] = {}
         for component, scores in self.scores.items():
             delta = np.nan_to_num(scores["delta_norm"])
@@ -327,7 +329,7 @@ class Scans:
 
 
 def wasserstein(base: NDArray[np.float64], tuned: NDArray[np.float64]) -> float:
-    """The paper's score of two weight vectors from its definition, in long double."""
+    """Computes the paper's score of two weight vectors from its definition, in long double."""
     masses = []
     for theta in (base, tuned):
         powers = np.exp(theta.astype(np.longdouble) - np.longdouble(theta.max()))
@@ -337,7 +339,7 @@ def wasserstein(base: NDArray[np.float64], tuned: NDArray[np.float64]) -> float:
 
 @dataclass
 class Verdict:
-    """What came of one kind of attention: where it was found, or what is wrong."""
+    """The result for the attentions of one pattern: the component where they were found, or a problem."""
 
     component: str | None = None
     problem: str | None = None
@@ -346,14 +348,14 @@ class Verdict:
 
 @dataclass
 class Proof:
-    """What a scan makes of a model, held against the truth."""
+    """The results for all attentions of a model."""
 
     default: str | None
     """The component that is scanned when none is named."""
     refusal: str
-    """Why there is no default component."""
+    """The reason why there is no default component."""
     verdicts: dict[str, Verdict]
-    """By the module's name without numbers."""
+    """The verdicts by pattern."""
     components: dict[str, str]
     """The layout of every component that alps reads."""
 
@@ -364,27 +366,27 @@ class Proof:
         return cls(values["default"], values["refusal"], verdicts, values["components"])
 
 
-def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
-    """Changes every head's weights in turn, and sees what scans say of it."""
-    checkpoint = Checkpoint(base)
-    idle = Scans.of(base, base)
+def prove(base: Path, known: list[ComputedAttention], scratch: Path) -> Proof:
+    """Changes the weights of each attention in turn, and compares the heads that scans report with those that need them."""
+    checkpoint = SavedModel(base)
+    idle = ComponentScans.of(base, base)
     components = [component for component in COMPONENTS if component in idle.scores]
     verdicts: dict[str, Verdict] = {}
     places: dict[tuple[str, str], list[tuple[list[int], int]]] = {}
-    for number, truth in enumerate(known):
-        verdict = verdicts.setdefault(truth.pattern, Verdict())
+    for number, attention in enumerate(known):
+        verdict = verdicts.setdefault(attention.pattern, Verdict())
         found = set()
-        for change in changes(truth):
-            tensors = checkpoint.flipped(change)
-            scans = Scans.of(
-                base, checkpoint.overlaid(scratch / f"{number}-{change.role}", tensors), components
+        for change in changes(attention):
+            tensors = checkpoint.flip(change)
+            scans = ComponentScans.of(
+                base, checkpoint.write_overlay(scratch / f"{number}-{change.role}", tensors), components
             )
             problem, place = _check(checkpoint, scans, change, tensors)
             verdict.problem = verdict.problem or problem
             found.add(place)
         if len(found) > 1 and not verdict.problem:
             verdict.problem = (
-                f"{truth.module}: its roles are found in different places: {sorted(map(str, found))}"
+                f"{attention.module}: its roles are found in different places: {sorted(map(str, found))}"
             )
         place = next(iter(found), None)
         if place is not None:
@@ -397,18 +399,20 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
                 if (component, row) == place
             ]
             if taken and not verdict.problem:
-                verdict.problem = f"{truth.module}: {place} is an attention of {taken[0]}, too"
-            places.setdefault((truth.pattern, place[0]), []).append((truth.numbers, place[1]))
+                verdict.problem = f"{attention.module}: {place} is an attention of {taken[0]}, too"
+            places.setdefault((attention.pattern, place[0]), []).append((attention.numbers, place[1]))
     for (pattern, _), rows in places.items():
         if [row for _, row in sorted(rows)] != sorted(row for _, row in rows):
             verdicts[pattern].problem = f"its layers are out of order: {rows}"
-    others = checkpoint.bystanders(known)
+    others = checkpoint.flip_other_entries(known)
     if others and verdicts:
-        moved = Scans.of(base, checkpoint.overlaid(scratch / "bystanders", others), components).moved()
+        moved = ComponentScans.of(
+            base, checkpoint.write_overlay(scratch / "flip_other_entries", others), components
+        ).moved()
         if moved:
             verdict = next(iter(verdicts.values()))
             verdict.problem = (
-                verdict.problem or f"weights that are no head's move heads: {moved}; of {sorted(others)}"
+                verdict.problem or f"weights that belong to no head move heads: {moved}; of {sorted(others)}"
             )
     default, refusal = None, ""
     try:
@@ -424,11 +428,11 @@ def prove(base: Path, known: list[Truth], scratch: Path) -> Proof:
 
 
 def _check(
-    checkpoint: Checkpoint, scans: Scans, change: Change, tensors: Mapping[str, torch.Tensor]
+    checkpoint: SavedModel, scans: ComponentScans, change: SignChange, tensors: Mapping[str, torch.Tensor]
 ) -> tuple[str | None, tuple[str, int] | None]:
-    """What is wrong with what scans say of a change, and the component and row that moved."""
+    """Returns the problem with the scans of a change, if any, and the component and row that moved."""
     moved = scans.moved()
-    said = f"{change.truth.module}: {change.role} of {change.tensor}"
+    said = f"{change.attention.module}: {change.role} of {change.tensor}"
     if not moved:
         return None, None
     if len(moved) > 1 or any(len(rows) > 1 for rows in moved.values()):
@@ -439,7 +443,10 @@ def _check(
     if heads != change.moved:
         return f"{said}: expected heads {sorted(change.moved)} to move, found {sorted(heads)}", place
     head = min(heads)
-    before, after = checkpoint.theta(change.truth, head), checkpoint.theta(change.truth, head, tensors)
+    before, after = (
+        checkpoint.theta(change.attention, head),
+        checkpoint.theta(change.attention, head, tensors),
+    )
     expected, found = wasserstein(before, after), float(scans.scores[component]["wasserstein"][row, head])
     if not np.isclose(found, expected, rtol=1e-5, atol=0):
         return (
@@ -450,7 +457,7 @@ def _check(
 
 
 def heads_that_differ(base: Any, tuned: Any, runs: list[run_model.Run], module: str) -> set[int]:
-    """The heads of one attention that put out something else in `tuned` than in `base`, whatever their weights."""
+    """Returns the heads of one attention whose outputs differ between two models."""
     outputs = []
     for model in (base, tuned):
         with run_model.without_norms(model, {module}):

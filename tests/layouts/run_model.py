@@ -1,4 +1,4 @@
-"""Finds the softmax attention of a model by running it, whatever it takes to run."""
+"""Runs a model with the arguments that work, and records its softmax attention."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 from layouts import model_inputs
-from layouts.attention_recorder import Attention, Part, Watch
+from layouts.attention_recorder import AttentionRecorder, HeadTensor, RecordedAttention
 
-NONE = "it ran without attention"
+NO_ATTENTION = "it ran without attention"
 _SECONDS = 6
-"""For all runs of one model, after which no other arguments are tried."""
-_SIGNS = (
+"""For all runs of one model. After that, no other arguments are tried."""
+_SOFTMAX_CALLS = (
     *("softmax(", "softmax.apply(", "attention_interface(", "scaled_dot_product_attention("),
     *("eager_attention_forward(", "multi_head_attention"),
 )
@@ -31,19 +31,18 @@ _NOT_ATTENTION = re.compile(
 
 
 Run = tuple[str, model_inputs.Arguments]
-"""A part of a model and arguments that it runs with."""
+"""The name of a module, and arguments that it runs with."""
 
 
-def observe(model: torch.nn.Module) -> tuple[list[Attention], list[Run], dict[str, str]]:
-    """Every attention that could be made to run, once for each module that computes it.
+def record_attention(model: torch.nn.Module) -> tuple[list[RecordedAttention], list[Run], dict[str, str]]:
+    """Records every attention that can be made to run, once for each module that computes it.
 
-    A model is run with whatever arguments work, then those of its parts that did not take part, and last the single attention
-    modules that are still left.
+    The whole model runs first, then the submodels that did not take part, then the attention modules that are left.
 
     Returns:
-        The attentions, the runs that showed them, and why other parts did not run.
+        The attentions, the runs that recorded them, and the errors of modules that did not run, by name.
     """
-    found: dict[tuple[str, int], Attention] = {}
+    found: dict[tuple[str, int], RecordedAttention] = {}
     runs: list[Run] = []
     failures: dict[str, str] = {}
     end = time.process_time() + _SECONDS
@@ -61,28 +60,28 @@ def observe(model: torch.nn.Module) -> tuple[list[Attention], list[Run], dict[st
                 return
             errors.append(error)
         if errors:
-            failures[name] = " || ".join(sorted(errors, key=lambda error: error != NONE))[:1500]
+            failures[name] = " || ".join(sorted(errors, key=lambda error: error != NO_ATTENTION))[:1500]
 
     for name, module in model.named_modules():
         took_part = name and any(owner.startswith(f"{name}.") for owner, _ in found)
         if isinstance(module, transformers.PreTrainedModel) and not took_part:
             attempt(name, model_inputs.of_model(module))
     given_up: set[str] = set()
-    for name in not_run(model, {owner for owner, _ in found}):
-        if layered(name)[0] not in given_up:
+    for name in attention_not_run(model, {owner for owner, _ in found}):
+        if split_numbers(name)[0] not in given_up:
             attempt(name, model_inputs.of_attention(model.get_submodule(name)))
             if name in failures:
-                given_up.add(layered(name)[0])
+                given_up.add(split_numbers(name)[0])
     return list(found.values()), runs, failures
 
 
-def output_of(model: torch.nn.Module, runs: list[Run], module: str) -> Part:
-    """What the heads of one attention put out in the first of these runs that has it."""
+def output_of(model: torch.nn.Module, runs: list[Run], module: str) -> HeadTensor:
+    """Returns the outputs of the heads of one attention, in the first of these runs that records it."""
     for name, arguments in runs:
         part = model.get_submodule(name)
-        with Watch(part) as watch, contextlib.suppress(Exception):
+        with AttentionRecorder(part) as recorder, contextlib.suppress(Exception):
             part(**arguments)
-        for attention in watch.found:
+        for attention in recorder.found:
             if ".".join(filter(None, (name, attention.module))) == module:
                 return attention.output
     raise ValueError(f"{module} did not run")
@@ -92,37 +91,37 @@ def run(
     model: torch.nn.Module,
     name: str,
     arguments: model_inputs.Arguments,
-    found: dict[tuple[str, int], Attention],
+    found: dict[tuple[str, int], RecordedAttention],
 ) -> tuple[bool, str | None]:
-    """Runs a part of a model; adds the attention it shows to `found`. Whether there was any, and the error if it failed."""
+    """Runs a module and adds its attention to `found`. Returns whether any was new, and the error if the run failed."""
     module = model.get_submodule(name)
     error = None
-    with Watch(module) as watch:
+    with AttentionRecorder(module) as recorder:
         try:
             module(**arguments)
-        except Exception as raised:  # whatever a model makes of our arguments
+        except Exception as raised:  # a model may raise anything for unsuitable arguments
             shapes = {
                 key: tuple(value.shape) for key, value in arguments.items() if isinstance(value, torch.Tensor)
             }
             error = f"{shapes}: {type(raised).__name__}: {str(raised)[:150]}"
     fresh = False
     counted: dict[str, int] = {}
-    for attention in watch.found:
+    for attention in recorder.found:
         if attention.call or attention.heads < 1 or not attention.output.tensor.requires_grad:
-            continue  # what a module computes a second time depends on all it computed before
+            continue  # a second call depends on all that came before it
         owner = ".".join(part for part in (name, attention.module) if part)
         index = counted[owner] = counted.get(owner, -1) + 1
         if (owner, index) not in found:
             found[owner, index] = replace(attention, module=owner)
             fresh = True
-    if error is None and not watch.found:
-        error = NONE
+    if error is None and not recorder.found:
+        error = NO_ATTENTION
     return fresh, error
 
 
 @contextlib.contextmanager
 def without_norms(model: torch.nn.Module, attention: set[str]) -> Iterator[None]:
-    """Turns off the norms inside attention modules, some of which mix the heads (OLMo 2)."""
+    """Turns off the norms inside attention modules, because some mix the heads (OLMo 2)."""
     changed = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{owner}.") for owner in attention)
@@ -137,8 +136,8 @@ def without_norms(model: torch.nn.Module, attention: set[str]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def stirred(model: torch.nn.Module, attention: set[str]) -> Iterator[None]:
-    """Adds noise to what goes into the products of attention modules: nothing has a gradient where they are fed zeros."""
+def with_noise(model: torch.nn.Module, attention: set[str]) -> Iterator[None]:
+    """Adds noise to the inputs of the linear layers in attention modules, since an input of zeros gives no gradient."""
 
     def noisy(_: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         first, *rest = inputs
@@ -161,8 +160,8 @@ def _same(inputs: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return inputs
 
 
-def layered(name: str) -> tuple[str, list[int]]:
-    """A module's or tensor's name with its numbers taken out: `model.layers.{}.self_attn`, [3]."""
+def split_numbers(name: str) -> tuple[str, list[int]]:
+    """Splits a name into its pattern and its numbers: `model.layers.{}.self_attn`, [3]."""
     numbers = [int(n) for n in re.findall(r"(?<=\.)\d+(?=\.|$)", name)]
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "{}", name), numbers
 
@@ -179,11 +178,11 @@ def _mentions_softmax(kind: type) -> bool:
         source = inspect.getsource(kind).lower()
     except (OSError, TypeError):
         return False
-    return any(sign in source for sign in _SIGNS)
+    return any(call in source for call in _SOFTMAX_CALLS)
 
 
 def looks_like_attention(model: torch.nn.Module) -> list[str]:
-    """The innermost modules whose code mentions a softmax, other than routers: what may be attention that did not run."""
+    """Returns the innermost modules whose code mentions a softmax, except routers: possible attention that did not run."""
     found = [
         name
         for name, module in model.named_modules()
@@ -192,8 +191,8 @@ def looks_like_attention(model: torch.nn.Module) -> list[str]:
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 
 
-def not_run(model: torch.nn.Module, ran: set[str]) -> list[str]:
-    """What looks like attention but is none of the modules in `ran`, nor in one of them or around one of them."""
+def attention_not_run(model: torch.nn.Module, ran: set[str]) -> list[str]:
+    """Returns the modules that look like attention and are not in `ran`, nor inside or around a module in `ran`."""
     return [
         name
         for name in looks_like_attention(model)

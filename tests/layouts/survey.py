@@ -1,9 +1,9 @@
-"""Holds alps against every model type of transformers, and writes the table of models, `docs/models.md`.
+"""Checks alps with every model type of transformers, and writes the table `docs/models.md`.
 
-    PYTHONPATH=tests python -m layouts.survey [--anew] [MODEL_TYPE ...]
+    PYTHONPATH=tests python -m layouts.survey [--rebuild] [MODEL_TYPE ...]
 
-A model of each type is built and run once, which takes most of the time; what was found stays in `build/models` for
-the next survey. Only a survey of all types writes the table.
+Building and running a model of each type takes most of the time, so what was found stays in `build/models` for the next
+survey. Only a survey of all types writes the table.
 """
 
 from __future__ import annotations
@@ -32,75 +32,80 @@ from layouts import coverage_table, proof
 
 FOLDER = Path(__file__).parents[2] / "build" / "models"
 SECONDS = 300
-"""For one model, after which it counts as not built."""
+"""For one model. After that it counts as not built."""
 MEMORY = 6 << 30
-"""Bytes that a worker may use."""
+"""The bytes of memory that a worker may use."""
 LARGEST = 8 << 20
-"""Bytes of a checkpoint that is kept for the next survey."""
+"""The largest size, in bytes, of a checkpoint that is kept for the next survey."""
 
 
 def find(model_type: str) -> dict[str, Any]:
-    """Builds a model, finds its attention, and leaves its checkpoint and what was found in a folder of its own."""
+    """Builds a model and finds its attention. Writes its checkpoint and what was found to a folder of its own."""
     try:
-        known = proof.understand(model_type)
+        known = proof.trace_model(model_type)
     except ValueError as error:
         return {"built": False, "why": str(error)[:2000]}
     folder = FOLDER / model_type
     shutil.rmtree(folder, ignore_errors=True)
     known.model.save_pretrained(folder / "base")
-    (folder / "truths.json").write_text(json.dumps([truth.to_json() for truth in known.truths]))
+    (folder / "attentions.json").write_text(
+        json.dumps([attention.to_json() for attention in known.attentions])
+    )
     return {
         "built": True,
         "class": type(known.model).__name__,
-        "attention_ran": sorted({truth.pattern for truth in known.truths}),
+        "attention_ran": sorted({attention.pattern for attention in known.attentions}),
         "attention_not_run": known.left,
         "failures": known.failures,
     }
 
 
 def is_kept(model_type: str, facts: dict[str, Any]) -> bool:
-    """Whether what `find` found can be checked once more."""
-    return bool(facts) and (not facts["built"] or (FOLDER / model_type).exists())
+    """Tells whether the files of an earlier `find` are still there."""
+    return bool(facts) and (not facts["built"] or (FOLDER / model_type / "attentions.json").exists())
 
 
-def keep(model_type: str) -> None:
-    """Deletes the checkpoint of a model that did not become tiny."""
+def delete_if_large(model_type: str) -> None:
+    """Deletes the checkpoint of a model if it is too large to keep."""
     folder = FOLDER / model_type
     if folder.exists() and sum(file.stat().st_size for file in folder.rglob("*")) > LARGEST:
         shutil.rmtree(folder)
 
 
 def check(model_type: str) -> dict[str, Any]:
-    """Holds scans of a model against what `find` has left."""
+    """Compares scans of a model with the attention that `find` has written."""
     folder = FOLDER / model_type
-    known = [proof.Truth.from_json(values) for values in json.loads((folder / "truths.json").read_text())]
+    known = [
+        proof.ComputedAttention.from_json(values)
+        for values in json.loads((folder / "attentions.json").read_text())
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         return dataclasses.asdict(proof.prove(folder / "base", known, Path(scratch)))
 
 
 def work() -> None:
-    """Answers every line of standard input, a model type and what is known of it, by a line that says all of it."""
+    """Reads a model type and its known facts from each line of standard input, and writes a line with all its facts."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what models print is not an answer
+    os.dup2(2, 1)  # output of the models must not mix with the answers
     for line in sys.stdin:
         model_type, facts = json.loads(line)
         try:
             facts = facts if is_kept(model_type, facts) else find(model_type)
             if facts["built"]:
                 facts["proof"] = check(model_type)
-                keep(model_type)
-        except Exception as error:  # whatever becomes of a model, the others are surveyed
+                delete_if_large(model_type)
+        except Exception as error:  # one model must not end the survey
             facts = {"built": False, "why": f"{type(error).__name__}: {error}"[:2000]}
         gc.collect()
         print(json.dumps(facts), file=answers, flush=True)
 
 
 class Worker:
-    """A process that may crash or hang over a model."""
+    """A process that surveys models, and is started again if one crashes or hangs."""
 
     def __init__(self) -> None:
         self._process = self._start()
@@ -116,7 +121,7 @@ class Worker:
         )
 
     def ask(self, model_type: str, facts: dict[str, Any]) -> dict[str, Any]:
-        """What there is to say of this type."""
+        """Returns the facts of this type."""
         assert self._process.stdin
         assert self._process.stdout
         timer = threading.Timer(SECONDS, self._process.kill)
@@ -133,12 +138,12 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """Lets the process end."""
+        """Ends the process."""
         self._process.communicate()
 
 
 def survey(model_types: list[str], facts: dict[str, Any]) -> None:
-    """Fills `facts` by model type, and keeps a copy of them on disk."""
+    """Surveys these types on all cores. Adds to `facts`, and writes them to disk after each type."""
     left: queue.SimpleQueue[str] = queue.SimpleQueue()
     for model_type in model_types:
         left.put(model_type)
@@ -170,11 +175,11 @@ def survey(model_types: list[str], facts: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Surveys the model types that the command line names, or all."""
+    """Surveys the model types that the command line names, by default all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model_types", nargs="*", metavar="MODEL_TYPE")
     parser.add_argument(
-        "--anew", action="store_true", help="build and run models that are known already, too"
+        "--rebuild", action="store_true", help="also build and run models that are known already"
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -185,7 +190,7 @@ def main() -> None:
     kept = FOLDER / "facts.json"
     facts: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     model_types = arguments.model_types or sorted(set(CONFIG_MAPPING.keys()))
-    if arguments.anew:
+    if arguments.rebuild:
         facts = {model_type: known for model_type, known in facts.items() if model_type not in model_types}
     survey(model_types, facts)
     if not arguments.model_types:

@@ -1,7 +1,7 @@
-"""Finds which stored weights the heads of a model are made of, without knowing how it lays them out.
+"""Finds the stored weights that each head of a model depends on, without any knowledge of its layout.
 
-The gradient of one head's queries, keys or values says which entries of which parameters they need; and `save_pretrained` itself
-carries that to the names and the order of the file.
+The gradient of a head's queries, keys or values shows the entries of parameters that they depend on. `save_pretrained`
+translates these into the names and the order of the file.
 """
 
 from __future__ import annotations
@@ -14,63 +14,66 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from layouts.attention_recorder import ROLES, Attention, Part
-from layouts.run_model import Run, observe, run, stirred, without_norms
+from layouts.attention_recorder import ROLES, HeadTensor, RecordedAttention
+from layouts.run_model import Run, record_attention, run, with_noise, without_norms
 
 MOST_HEADS = 52
-"""Bits of the integers that a float64 holds; later heads of an attention are left out."""
+"""The number of bits that a float64 holds exactly. Later heads of an attention are ignored."""
 _LARGEST_SCOPE = 4_000_000
-"""Parameters of a module that still counts as one attention."""
-Marks = dict[str, dict[str, torch.Tensor]]
-"""By role and tensor: an integer for every entry, whose bit h says that head h needs it."""
+"""The largest number of parameters of a module that counts as one attention."""
+HeadBits = dict[str, dict[str, torch.Tensor]]
+"""By role and tensor name, an integer for every entry. Its bit h is 1 if head h needs the entry."""
 
 
 @dataclass
-class Traced:
-    """One attention, with the marks of its heads on the tensors of the file."""
+class TracedAttention:
+    """One attention, with the entries of the file that its heads need."""
 
     module: str
     heads: int
-    marks: Marks
+    head_bits: HeadBits
     sizes: dict[str, set[int]]
-    """By role: what may be the size of a head."""
+    """The possible sizes of a head, by role."""
 
 
-def traced(model: Any) -> tuple[list[Traced], list[Run], dict[str, str]]:
-    """Every attention of a model that runs, the runs that show them, and why other parts did not run."""
-    first, runs, failures = observe(model)
+def trace(model: Any) -> tuple[list[TracedAttention], list[Run], dict[str, str]]:
+    """Traces every attention of a model to its file. Returns also the runs, and the errors of modules that did not run."""
+    first, runs, failures = record_attention(model)
     owners = {attention.module for attention in first}
-    with without_norms(model, owners), stirred(model, owners):
-        again: dict[tuple[str, int], Attention] = {}
+    with without_norms(model, owners), with_noise(model, owners):
+        again: dict[tuple[str, int], RecordedAttention] = {}
         for name, arguments in runs:
             run(model, name, arguments, again)
         found = list(again.values())
-        saved = in_file(model, [entries(model, attention) for attention in found])
+        saved = in_file(model, [find_entries(model, attention) for attention in found])
     result = [
-        Traced(
-            a.module, a.heads, marks, {role: set(part.tensor.shape[-2:]) for role, part in a.parts.items()}
+        TracedAttention(
+            a.module,
+            a.heads,
+            head_bits,
+            {role: set(part.tensor.shape[-2:]) for role, part in a.factors.items()},
         )
-        for a, marks in zip(found, saved, strict=True)
+        for a, head_bits in zip(found, saved, strict=True)
     ]
     return result, runs, failures
 
 
-def entries(model: torch.nn.Module, attention: Attention) -> Marks:
-    """Which entries of which parameters each head's queries, keys and values are made of.
+def find_entries(model: torch.nn.Module, attention: RecordedAttention) -> HeadBits:
+    """Finds the entries of parameters that the queries, keys and values of each head depend on.
 
-    Only the parameters of the module that computes the attention count, or of the nearest one around it that has any.
+    Only the parameters of the module that computes the attention count, or of the nearest module around it with any.
     """
     scope = attention.module
     for _ in range(3):
         named = {n: p for n, p in model.named_parameters() if n.startswith(f"{scope}." if scope else "")}
         if sum(p.numel() for p in named.values()) > _LARGEST_SCOPE:
             return {role: {} for role in ROLES}
-        query = _marks(named, attention.parts["query"], attention.heads)
+        query = _head_bits(named, attention.factors["query"], attention.heads)
         if query or not scope:
             break
         scope = scope.rpartition(".")[0]
     return {
-        role: query if role == "query" else _marks(named, attention.parts[role], attention.heads)
+        role: query if role == "query" else _head_bits(named, attention.factors[role], attention.heads)
         for role in ROLES
     }
 
@@ -79,7 +82,7 @@ def _draw(shape: torch.Size) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def _marks(named: dict[str, torch.nn.Parameter], part: Part, heads: int) -> dict[str, torch.Tensor]:
+def _head_bits(named: dict[str, torch.nn.Parameter], part: HeadTensor, heads: int) -> dict[str, torch.Tensor]:
     result: dict[str, torch.Tensor] = {}
     if not named or not part.tensor.requires_grad:
         return result
@@ -96,22 +99,22 @@ def _marks(named: dict[str, torch.nn.Parameter], part: Part, heads: int) -> dict
     return result
 
 
-def in_file(model: Any, attentions: list[Marks]) -> list[Marks]:
-    """Carries marks on parameters to the tensors of the file that `save_pretrained` writes.
+def in_file(model: Any, attentions: list[HeadBits]) -> list[HeadBits]:
+    """Translates entries of parameters into entries of the file that `save_pretrained` writes.
 
-    One save carries the marks of all attentions that have no parameter in common, another one says which of them a tensor of the
-    file comes from.
+    The model is saved with the integers instead of its weights, once for all attentions that share no parameter. A second
+    save, with the number of the attention as the integer, tells which attention an entry of the file belongs to.
     """
     groups: list[list[int]] = []
-    for number, marks in enumerate(attentions):
-        names = {name for by_name in marks.values() for name in by_name}
+    for number, head_bits in enumerate(attentions):
+        names = {name for by_name in head_bits.values() for name in by_name}
         for group in groups:
             if not any(names & set(by_name) for other in group for by_name in attentions[other].values()):
                 group.append(number)
                 break
         else:
             groups.append([number])
-    result: list[Marks] = [{role: {} for role in ROLES} for _ in attentions]
+    result: list[HeadBits] = [{role: {} for role in ROLES} for _ in attentions]
     for group in groups:
         owner = {
             name: torch.full(code.shape, number + 1)
@@ -130,14 +133,14 @@ def in_file(model: Any, attentions: list[Marks]) -> list[Marks]:
 
 
 def _saved(model: Any, codes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The integers that arrive in the file if they are saved instead of parameters, where there are any."""
+    """Saves integers instead of parameters, and returns the tensors of the file that are not all 0."""
     if not codes:
         return {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     by_parameter = {id(parameters[name]): code.double() for name, code in codes.items()}
     state: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
-        known = id(parameters.get(name))  # one parameter may have several names, of which only one is saved
+        known = id(parameters.get(name))  # a parameter may have several names, and only one is saved
         state[name] = by_parameter.setdefault(known, torch.zeros_like(value, dtype=torch.float64))
         if name not in parameters:
             del by_parameter[known]
