@@ -68,8 +68,8 @@ def test_one_wheel_serves_every_version(wheel: Path) -> None:
 
 def test_the_wheel_brings_the_templates_of_reports(wheel: Path) -> None:
     with ZipFile(wheel) as files:
-        packed = {Path(name).name for name in files.namelist() if name.startswith("alps/templates/")}
-    assert packed == {path.name for path in (ROOT / "python" / "alps" / "templates").iterdir()}
+        packed = {Path(name).name for name in files.namelist() if name.startswith("alps/visual/templates/")}
+    assert packed == {path.name for path in (ROOT / "python" / "alps" / "visual" / "templates").iterdir()}
 
 
 @pytest.mark.parametrize(("minor", "interpreter"), interpreters().items(), ids=lambda value: f"{value}")

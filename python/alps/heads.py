@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _FORMAT = "alps-heads"
 _VERSION = 1
 _LARGEST_FILE = 64 * 2**20
-"""Bytes. A set of ten thousand layers takes less; a checkpoint given by mistake is not read."""
+"""Bytes. A set of ten thousand layers takes less, and a checkpoint given by mistake is not read."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a head set amounts to.
+    """How many heads, key/value groups and parameters a head set has.
 
     Parameters are entries of the Q, K and V weights; biases are left out. A selected head trains its
     query rows and the key and value rows of its group, so with grouped queries the share of the
@@ -77,7 +77,8 @@ class HeadSet:
     """An immutable set of attention heads of one model.
 
     Iterates over (layer, head) in ascending order, where layer is the layer's number. Two sets are
-    equal when they hold the same heads of the same geometry.
+    equal when they hold the same heads of the same geometry; sets of different geometry cannot be combined,
+    which raises `ArgumentError`.
     """
 
     __slots__ = ("_geometry", "_mask", "_provenance")
@@ -114,11 +115,7 @@ class HeadSet:
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_], geometry: Geometry) -> "HeadSet":
-        """A set of the heads whose flag is set.
-
-        Args:
-            mask: Booleans [layers, heads].
-            geometry: The model that the heads belong to.
+        """A set of the heads whose flag in `mask`, booleans [layers, heads], is set.
 
         Raises:
             ArgumentError: `mask` is not boolean, or not of the geometry's shape.
@@ -127,11 +124,7 @@ class HeadSet:
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[int, int]], geometry: Geometry) -> "HeadSet":
-        """A set of the heads given as (layer, head).
-
-        Args:
-            pairs: Layer number and head number of each head.
-            geometry: The model that the heads belong to.
+        """A set of the heads given as (layer number, head).
 
         Raises:
             ArgumentError: A pair is not of two whole numbers, or the model has no such head.
@@ -173,7 +166,7 @@ class HeadSet:
 
     @property
     def report(self) -> Report:
-        """What the set amounts to: heads, key/value groups, and the true share of the parameters."""
+        """The numbers of heads and key/value groups, and the share of the parameters that they train."""
         return Report(**_alps.report(self._mask, self._geometry))
 
     def pairs(self) -> list[tuple[int, int]]:
@@ -230,59 +223,31 @@ class HeadSet:
         return figure
 
     def union(self, other: "HeadSet") -> "HeadSet":
-        """The heads of either set.
-
-        Raises:
-            ArgumentError: The sets are of different geometry.
-        """
+        """The heads of either set; also `a | b`."""
         return self._combine(other, np.logical_or)
 
     def intersection(self, other: "HeadSet") -> "HeadSet":
-        """The heads of both sets.
-
-        Raises:
-            ArgumentError: The sets are of different geometry.
-        """
+        """The heads of both sets; also `a & b`."""
         return self._combine(other, np.logical_and)
 
     def difference(self, other: "HeadSet") -> "HeadSet":
-        """The heads of this set that are not in the other.
-
-        Raises:
-            ArgumentError: The sets are of different geometry.
-        """
+        """The heads of this set that are not in the other; also `a - b`."""
         return self._combine(other, np.greater)
 
     def symmetric_difference(self, other: "HeadSet") -> "HeadSet":
-        """The heads of one set or the other, but not of both.
-
-        Raises:
-            ArgumentError: The sets are of different geometry.
-        """
+        """The heads of one set or the other, but not of both; also `a ^ b`."""
         return self._combine(other, np.logical_xor)
 
-    def jaccard(self, other: "HeadSet") -> float:
-        """The overlap, 0 to 1: heads of both sets over heads of either; 1 for two empty sets.
+    __or__, __and__, __sub__, __xor__ = union, intersection, difference, symmetric_difference
 
-        Raises:
-            ArgumentError: The sets are of different geometry.
-        """
+    def jaccard(self, other: "HeadSet") -> float:
+        """The overlap, 0 to 1: heads of both sets over heads of either; 1 for two empty sets."""
         either = len(self.union(other))
         return len(self.intersection(other)) / either if either else 1.0
 
-    def __or__(self, other: object) -> "HeadSet":
-        return self.union(other) if isinstance(other, HeadSet) else NotImplemented
-
-    def __and__(self, other: object) -> "HeadSet":
-        return self.intersection(other) if isinstance(other, HeadSet) else NotImplemented
-
-    def __sub__(self, other: object) -> "HeadSet":
-        return self.difference(other) if isinstance(other, HeadSet) else NotImplemented
-
-    def __xor__(self, other: object) -> "HeadSet":
-        return self.symmetric_difference(other) if isinstance(other, HeadSet) else NotImplemented
-
     def _combine(self, other: "HeadSet", operation: Callable[..., Any]) -> "HeadSet":
+        if not isinstance(other, HeadSet):
+            raise TypeError(f"expected a HeadSet, found {other!r}")
         if difference := self._geometry.difference(other._geometry):
             raise ArgumentError(f"the head sets are of two geometries: {difference}")
         return HeadSet(operation(self._mask, other._mask), self._geometry)
@@ -327,11 +292,7 @@ class HeadSet:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str | os.PathLike[str] = "head set") -> "HeadSet":
-        """Reads what `to_json` returned.
-
-        Args:
-            text: The JSON document.
-            source: What messages call it.
+        """Reads what `to_json` returned; messages call it `source`.
 
         Raises:
             CheckpointError: The text is not a head set, or contradicts itself; names the field.

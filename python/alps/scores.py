@@ -244,42 +244,37 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         Raises:
             ArgumentError: An argument is out of its domain, or has no meaning beside another one.
         """
+        choice: dict[str, str] = {"rule": rule}
         if rule in get_args(RandomRule):
             if statistic is not None:
                 raise ArgumentError(f"rule {rule!r} ranks by no statistic, found statistic {statistic!r}")
             if budget is not None:
                 raise ArgumentError(f"rule {rule!r} takes a ratio, found budget {budget}")
-            return self._draw(rule, DEFAULT_RATIO if ratio is None else ratio, 0 if seed is None else seed)
+            ratio, seed = DEFAULT_RATIO if ratio is None else ratio, 0 if seed is None else seed
+            if not 0 <= seed <= _LARGEST:
+                raise ArgumentError(f"seed must be between 0 and {_LARGEST}, found {seed}")
+            mask = _alps.select_random(self._geometry, rule, ratio, seed)
+            choice |= {"ratio": repr(float(ratio)), "seed": str(seed)}
+            return HeadSet(mask, self._geometry, choice | self._provenance)
+
         if rule not in get_args(RankedRule):
             raise ArgumentError(f"there is no rule {rule!r}; the rules are {', '.join(get_args(Rule))}")
         if seed is not None:
             raise ArgumentError(f"rule {rule!r} draws nothing at random, found seed {seed}")
-        statistic = self.ranking_statistic(statistic)
+        choice["statistic"] = statistic = self.ranking_statistic(statistic)
         if budget is None:
-            return self._rank(rule, statistic, DEFAULT_RATIO if ratio is None else ratio)
-        if ratio is not None:
+            ratio = DEFAULT_RATIO if ratio is None else ratio
+            mask = _alps.select_ranked(self[statistic], self._geometry, rule, ratio)
+            choice["ratio"] = repr(float(ratio))
+        elif ratio is not None:
             raise ArgumentError(f"a budget takes the place of a ratio, found ratio {ratio}")
-        if rule != "global":
+        elif rule != "global":
             raise ArgumentError(f"a budget goes with rule 'global' only, found rule {rule!r}")
-        return self._spend(statistic, budget)
-
-    def _draw(self, rule: str, ratio: float, seed: int) -> HeadSet:
-        if not 0 <= seed <= _LARGEST:
-            raise ArgumentError(f"seed must be between 0 and {_LARGEST}, found {seed}")
-        mask = _alps.select_random(self._geometry, rule, ratio, seed)
-        return self._head_set(mask, rule=rule, ratio=repr(float(ratio)), seed=str(seed))
-
-    def _rank(self, rule: str, statistic: str, ratio: float) -> HeadSet:
-        mask = _alps.select_ranked(self[statistic], self._geometry, rule, ratio)
-        return self._head_set(mask, rule=rule, statistic=statistic, ratio=repr(float(ratio)))
-
-    def _spend(self, statistic: str, budget: int) -> HeadSet:
-        if budget < 0:
+        elif budget < 0:
             raise ArgumentError(f"budget must be 0 or more parameters, found {budget}")
-        mask = _alps.select_within_budget(self[statistic], self._geometry, min(budget, _LARGEST))
-        return self._head_set(mask, rule="global", statistic=statistic, budget=str(budget))
-
-    def _head_set(self, mask: NDArray[np.bool_], **choice: str) -> HeadSet:
+        else:
+            mask = _alps.select_within_budget(self[statistic], self._geometry, min(budget, _LARGEST))
+            choice["budget"] = str(budget)
         return HeadSet(mask, self._geometry, choice | self._provenance)
 
     def save(self, path: str | os.PathLike[str]) -> None:

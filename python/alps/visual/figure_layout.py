@@ -4,10 +4,12 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
 from alps.visual.style import INK
@@ -39,16 +41,15 @@ class FigureLayout:
         top = _MARGIN_UNTITLED
         if titles or texts:
             top = _MARGIN_TOP + len(titles) * _TITLE + len(texts) * _LINE + _BELOW_TITLE
-        height = top + body
-        figure = Figure(figsize=(width, height))
-        y = _MARGIN_TOP
+        layout = cls(Figure(figsize=(width, top + body)), width, top + body, top)
+        y = _MARGIN_TOP - top
         for line in titles:
-            figure.text(RIGHT / width, 1 - y / height, line, va="top", fontsize=11, fontweight="bold")
+            layout.text(RIGHT, y, line, va="top", fontsize=11, fontweight="bold")
             y += _TITLE
         for line in texts:
-            figure.text(RIGHT / width, 1 - y / height, line, va="top", fontsize=8)
+            layout.text(RIGHT, y, line, va="top", fontsize=8)
             y += _LINE
-        return cls(figure, width, height, top)
+        return layout
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes at that place."""
@@ -57,16 +58,25 @@ class FigureLayout:
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
         )
 
+    def text(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text at that place."""
+        self.figure.text(left / self.width, 1 - (self.top + top) / self.height, text, **style)
+
+    def swatch(self, left: float, top: float, size: float, color: Any) -> None:
+        """A square of one colour, with its upper left corner at that place."""
+        corner = left / self.width, 1 - (self.top + top + size) / self.height
+        self.figure.add_artist(
+            Rectangle(corner, size / self.width, size / self.height, facecolor=color, linewidth=0)
+        )
+
     def heading(self, left: float, top: float, text: str) -> None:
         """A heading just above axes whose upper left corner is there."""
-        y = 1 - (self.top + top - 0.07) / self.height
-        self.figure.text(left / self.width, y, text, va="bottom", fontsize=8, color=INK)
+        self.text(left, top - 0.07, text, va="bottom", fontsize=8, color=INK)
 
     def panel_title(self, left: float, top: float, title: str, note: str) -> None:
         """A title and a line below it."""
-        for text, down, points, weight in ((title, 0.0, 9, "bold"), (note, 0.19, 7, "normal")):
-            y = 1 - (self.top + top + down) / self.height
-            self.figure.text(left / self.width, y, text, va="top", fontsize=points, fontweight=weight)
+        self.text(left, top, title, va="top", fontsize=9, fontweight="bold")
+        self.text(left, top + 0.19, note, va="top", fontsize=7, fontweight="normal")
 
 
 def _fits(text: str, inches: float, points: float, weight: str) -> bool:

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from alps.compare import Comparison
@@ -116,10 +115,12 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
         [text.model(geometry), colours] if titled else [],
     )
 
-    def panel(number: int, title: str, note: str) -> Axes:
+    def place(number: int) -> tuple[float, float]:
         down, right = divmod(number, across)
-        left = right * (LEFT + width_of_panel) + LEFT
-        top = down * (above + height + below)
+        return right * (LEFT + width_of_panel) + LEFT, down * (above + height + below)
+
+    def panel(number: int, title: str, note: str) -> Axes:
+        left, top = place(number)
         layout.panel_title(
             left, top, shortened(title, width_of_panel, 9, "bold"), shortened(note, width_of_panel, 7)
         )
@@ -135,7 +136,21 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
             draw_scores(panel(number, name, f"{note}; shades from {low:.3g} to {high:.3g}"), grid)
         else:
             draw_set(panel(number, name, note), HeadGrid.of_set(heads))
-    _draw_counts(layout, panel(panels - 1, "selected by how many tasks", ""), comparison)
+    tasks = len(comparison.names)
+    colors = ListedColormap([FAINT, *mpl.colormaps["Oranges"](np.linspace(0.35, 1, tasks))])
+    grid = HeadGrid.of_counts(geometry, comparison.counts, tasks)
+    draw_counts(panel(tasks, "selected by how many tasks", ""), grid, colors)
+    left, top = place(tasks)
+    for count in range(tasks + 1):
+        swatch = left + count * _SWATCH_STEP, top + _PANEL_HEADING - _SWATCH_LINE
+        layout.swatch(*swatch, _SWATCH, colors(count))
+        layout.text(
+            swatch[0] + 1.4 * _SWATCH,
+            swatch[1] + _SWATCH / 2,
+            str(count),
+            va="center_baseline",
+            fontsize=7,
+        )
     return layout.figure
 
 
@@ -195,31 +210,3 @@ def _draw_map(
     bar.yaxis.set_major_locator(MaxNLocator(max(2, min(6, int(bar_height / 0.3))), steps=TICK_STEPS))
     bar.yaxis.set_major_formatter(numbers.formatter)
     bar.set_ylabel(numbers.label(statistic, UNITS.get(statistic, "")), fontsize=7, labelpad=3)
-
-
-def _draw_counts(layout: FigureLayout, axes: Axes, comparison: Comparison) -> None:
-    """A map of how many tasks select each head, and above it a swatch of each colour."""
-    tasks = len(comparison.names)
-    colors = ListedColormap([FAINT, *mpl.colormaps["Oranges"](np.linspace(0.35, 1, tasks))])
-    draw_counts(axes, HeadGrid.of_counts(comparison.geometry, comparison.counts, tasks), colors)
-    box = axes.get_position()
-    left = box.x0 * layout.width
-    top = (1 - box.y1) * layout.height - height_above_map(comparison.geometry) - _SWATCH_LINE
-    for count in range(tasks + 1):
-        place = left + count * _SWATCH_STEP
-        layout.figure.add_artist(
-            Rectangle(
-                (place / layout.width, 1 - (top + _SWATCH) / layout.height),
-                _SWATCH / layout.width,
-                _SWATCH / layout.height,
-                facecolor=colors(count),
-                linewidth=0,
-            )
-        )
-        layout.figure.text(
-            (place + 1.4 * _SWATCH) / layout.width,
-            1 - (top + _SWATCH / 2) / layout.height,
-            str(count),
-            va="center_baseline",
-            fontsize=7,
-        )

@@ -159,13 +159,13 @@ def _of_comparison(comparison: Comparison) -> dict[str, Any]:
         else None,
         "statistic": comparison.statistic,
         "heads": [
-            {
-                "layer": geometry.layers[row],
-                "head": head,
-                "group": geometry.group_of(head, geometry.layers[row]),
-                "count": int(counts[row, head]),
-                "tasks": ", ".join(name for name, heads in comparison.heads.items() if heads.mask[row, head]),
-            }
+            [
+                geometry.layers[row],
+                head,
+                geometry.group_of(head, geometry.layers[row]),
+                int(counts[row, head]),
+                ", ".join(name for name, heads in comparison.heads.items() if heads.mask[row, head]),
+            ]
             for row, head in several
         ],
         "provenance": {name: heads.provenance for name, heads in comparison.heads.items()},

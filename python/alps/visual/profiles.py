@@ -1,11 +1,11 @@
 """Draws scores by layer and by rank with matplotlib."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from alps.visual.cells import HeadGrid
 from alps.visual.figure_layout import inches_of, label_step
@@ -24,13 +24,11 @@ def draw_profile(axes: Axes, grid: HeadGrid, statistic: str) -> None:
     _, height = inches_of(axes)
     thickness = 72 * height / layers
     axes.hlines(rows, low, high, color=PALE, linewidth=float(np.clip(0.25 * thickness, 0.8, 3)), zorder=1)
-    axes.scatter(
-        mean, rows, s=float(np.clip(0.35 * thickness, 1.4, 4)) ** 2, color=INK, linewidths=0, zorder=2
-    )
+    _dots(axes, mean, rows, float(np.clip(0.35 * thickness, 1.4, 4)) ** 2, INK, zorder=2)
     if grid.selected is not None:
         row, head = np.nonzero(grid.selected)
         size = float(np.clip(0.3 * thickness, 1.2, 3.4)) ** 2
-        axes.scatter(grid.values[row, head], row, s=size, color=SELECTED, linewidths=0, zorder=3)
+        _dots(axes, grid.values[row, head], row, size, SELECTED, zorder=3)
     _score_axis(axes, "x", grid, statistic, ticks=3)
 
 
@@ -39,28 +37,25 @@ def draw_layers(axes: Axes, grid: HeadGrid, statistic: str) -> None:
     layers = grid.geometry.layers
     rows = np.broadcast_to(np.arange(len(layers))[:, None], grid.values.shape)
     many = grid.geometry.heads > _MANY
-    axes.scatter(
-        rows.ravel(),
-        grid.values.ravel(),
-        s=9 if not many else 4,
-        color=PALE,
-        alpha=0.5,
-        linewidths=0,
-        rasterized=many,
-    ).set_gid("heads")
+    size = 4 if many else 9
+    _dots(axes, rows.ravel(), grid.values.ravel(), size, PALE, "heads", alpha=0.5, rasterized=many)
     number, _, mean, _ = _by_layer(grid.values)
     axes.plot(number, mean, color=INK, linewidth=1.2, label="mean").pop().set_gid("mean")
     if grid.selected is not None:
         row, head = np.nonzero(grid.selected)
-        axes.scatter(
-            row, grid.values[row, head], s=12 if not many else 6, color=SELECTED, linewidths=0, zorder=3
-        ).set_gid("selected")
+        _dots(axes, row, grid.values[row, head], 6 if many else 12, SELECTED, "selected", zorder=3)
     width, _ = inches_of(axes)
     ticks = range(0, len(layers), label_step(len(layers), width, 0.24))
     axes.set_xticks(ticks, [str(layers[row]) for row in ticks])
     axes.set_xlim(-0.6, len(layers) - 0.4)
     axes.set_xlabel("layer: a dot for each head, a line for their mean", labelpad=2)
     _score_axis(axes, "y", grid, statistic, ticks=5)
+
+
+def _dots(
+    axes: Axes, x: ArrayLike, y: ArrayLike, size: float, color: str, gid: str | None = None, **style: Any
+) -> None:
+    axes.scatter(x, y, s=size, color=color, linewidths=0, **style).set_gid(gid)
 
 
 def _by_layer(
@@ -80,12 +75,10 @@ def draw_ranks(axes: Axes, grid: HeadGrid, statistic: str) -> None:
     ranks = np.arange(1, len(order) + 1)
     many = len(order) > _MANY
     size = 12.0 if len(order) <= 64 else 5.0
-    axes.scatter(ranks, scores, s=size, color=PALE, linewidths=0, rasterized=many).set_gid("heads")
+    _dots(axes, ranks, scores, size, PALE, "heads", rasterized=many)
     if grid.selected is not None:
         selected = grid.selected[numbers][order]
-        axes.scatter(
-            ranks[selected], scores[selected], s=size, color=SELECTED, linewidths=0, rasterized=many, zorder=3
-        ).set_gid("selected")
+        _dots(axes, ranks[selected], scores[selected], size, SELECTED, "selected", rasterized=many, zorder=3)
         count = int(selected.sum())
         if 0 < count < len(order) and selected[:count].all():
             axes.axvline(count + 0.5, color=INK, linewidth=0.7, linestyle=(0, (4, 3))).set_gid("cut")

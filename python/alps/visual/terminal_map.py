@@ -1,7 +1,6 @@
 """Draws maps of layers x heads in a terminal: in colour, or in characters where there is none."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +20,8 @@ _ORANGE = "#ff9020"
 """For the heads of a set: the hue that the common kinds of colour blindness keep farthest from blue."""
 
 
-@dataclass(frozen=True)
-class _Characters:
-    shades: str
-    selected: str
-
-
-_BLOCKS = _Characters(shades="·░▒▓", selected="█")
-_ASCII = _Characters(shades=".:-=", selected="#")
+_BLOCKS, _ASCII = "·░▒▓█", ".:-=#"
+"""Characters for the shades, and the last one for the heads of a set."""
 
 
 def in_colour(console: Console) -> bool:
@@ -38,7 +31,7 @@ def in_colour(console: Console) -> bool:
 
 def mark(console: Console) -> str:
     """The character beside a head of a set, and for it in a map of characters."""
-    return _characters(console).selected
+    return _characters(console)[-1]
 
 
 def mark_style(console: Console) -> str:
@@ -101,21 +94,21 @@ def _map(console: Console, grid: HeadGrid, scale: str, filled: str = "selected")
     return text
 
 
-def _characters(console: Console) -> _Characters:
+def _characters(console: Console) -> str:
     return _ASCII if console.options.ascii_only else _BLOCKS
 
 
 def _append_characters(
-    text: Text, shades: NDArray[np.float64], marked: NDArray[np.bool_], characters: _Characters, width: int
+    text: Text, shades: NDArray[np.float64], marked: NDArray[np.bool_], characters: str, width: int
 ) -> None:
-    levels = len(characters.shades)
+    *shaded, selected = characters
     for shade, is_marked in zip(shades, marked, strict=True):
         if is_marked:
-            text.append(characters.selected * width, style="bold green")
+            text.append(selected * width, style="bold green")
         elif np.isnan(shade):
             text.append(" " * width)
         else:
-            text.append(characters.shades[min(int(shade * levels), levels - 1)] * width)
+            text.append(shaded[min(int(shade * len(shaded)), len(shaded) - 1)] * width)
 
 
 def _append_colours(text: Text, colours: Sequence[str | None], width: float) -> None:
@@ -168,11 +161,11 @@ def _legend(console: Console, grid: HeadGrid, scale: str, filled: str) -> Text:
     entries = []
     if scale:
         ramp = _sample([_colour(shade, False) for shade in np.linspace(0, 1, 8)], 1)
-        entries.append((ramp if colour else Text(characters.shades)).append(f" {scale}", style="dim"))
+        entries.append((ramp if colour else Text(characters[:-1])).append(f" {scale}", style="dim"))
     if np.isnan(grid.values).any():
         entries.append(Text("blank: no number", style="dim"))
     if grid.selected is not None:
-        sample = _sample([_ORANGE], 2) if colour else Text(characters.selected)
+        sample = _sample([_ORANGE], 2) if colour else Text(characters[-1])
         entries.append(sample.append(f" {filled}", style="dim"))
     if grid.heads_per_cell > 1:
         entries.append(Text(f"a cell is {grid.heads_per_cell} heads", style="dim"))
