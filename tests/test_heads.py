@@ -176,6 +176,14 @@ def test_a_file_that_contradicts_itself_is_refused(
     assert str(path) in str(refusal.value)
 
 
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    small_set().save(path)
+    path.write_text(path.read_text().replace('"layout": "separate"', '"family": "separate"'))
+    assert '"layout"' not in path.read_text()
+    assert HeadSet.load(path) == small_set()
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -119,6 +119,13 @@ def test_a_file_that_contradicts_itself_is_refused(
     assert str(path) in str(refusal.value)
 
 
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    fields = small_geometry().to_fields()
+    fields["family"] = fields.pop("layout")
+    save_file({"kl": np.zeros((3, 4))}, tmp_path / "scores", metadata=document(geometry=fields))
+    assert HeadScores.load(tmp_path / "scores").geometry == small_geometry()
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "scores.safetensors"
     save_file({"kl": np.zeros((3, 4), dtype=np.float32)}, path, metadata=document())

@@ -1,4 +1,4 @@
-"""Comparing the heads of several tasks."""
+"""Compares the heads of several tasks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Pair:
     """How alike the heads of two tasks are.
 
     Attributes:
-        first: The name of the one.
+        first: The name of one task.
         second: The name of the other.
         shared: Heads that both select.
-        by_chance: How many heads two sets of their sizes share on average, when drawn at random.
-        jaccard: Heads that both select over heads that either does, 0 to 1.
-        rank_correlation: Spearman's, of the scores of all heads that have a number in both, -1 to 1;
-            not-a-number unless both are scores, and where all heads of one score the same.
+        by_chance: How many heads two random sets of these sizes share on average.
+        jaccard: Heads that both select over heads that at least one selects, 0 to 1.
+        rank_correlation: Spearman's rank correlation of the scores of all heads that have a number in both, -1
+            to 1; not-a-number unless both tasks have scores, and where all heads of a task score the same.
     """
 
     first: str
@@ -42,13 +42,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The heads of several tasks beside each other; what `compare` returns.
+    """The heads of several tasks, which `compare` returns.
 
     Attributes:
         heads: The heads of each task, by its name.
-        scores: The scores of each task that came with some, float64 [layers, heads].
-        statistic: What the scores are by; None when no task came with scores.
-        geometry: The model that all are of.
+        scores: The scores of each task that has some, float64 [layers, heads].
+        statistic: The statistic of the scores; None when no task has scores.
+        geometry: The model that the heads belong to.
         pairs: Every two tasks, in the order in which they were given.
     """
 
@@ -65,11 +65,8 @@ class Comparison:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """In how many tasks each head is selected, [layers, heads]."""
-        counts = np.zeros(self.geometry.shape, dtype=np.int64)
-        for heads in self.heads.values():
-            counts += heads.mask
-        return counts
+        """How many tasks select each head, [layers, heads]."""
+        return np.sum([heads.mask for heads in self.heads.values()], axis=0, dtype=np.int64)
 
     def __str__(self) -> str:
         width = max(len(f"{pair.first}, {pair.second}") for pair in self.pairs)
@@ -99,16 +96,16 @@ def compare(
 ) -> Comparison:
     """Compares the heads of several tasks: how many they share, and how alike their ranks are.
 
-    Of scores the best heads are taken, by rule "global"; a head set is taken as it is.
+    The heads of a task with scores are the best ones, by the rule "global".
 
     Args:
-        tasks: Scores or head sets of one model, two or more, by names of the caller's.
-        ratio: The share of the heads to take of scores; 0.10 when not given.
+        tasks: Scores or head sets of one model, two or more, by the name of each task.
+        ratio: The share of the heads to select from scores; 0.10 when not given.
         statistic: What ranks the heads of scores; "wasserstein" unless they have only one other.
 
     Raises:
         ArgumentError: There are fewer than two tasks, they are not of one geometry, an argument is out of its
-            domain, or has no meaning because there are no scores.
+            domain, or one is given although no task has scores.
     """
     if len(tasks) < 2:
         raise ArgumentError(f"a comparison needs two tasks or more, found {len(tasks)}")

@@ -1,11 +1,11 @@
-"""What alps raises when it refuses.
+"""The exceptions that alps raises.
 
-Refusals of the operating system stay Python's own (FileNotFoundError, PermissionError, ...).
+Errors of the operating system stay Python's own (FileNotFoundError, PermissionError, ...).
 """
 
 
 class AlpsError(Exception):
-    """The base of all refusals."""
+    """The base class of these exceptions."""
 
     path: str | None = None
     """The file or folder that was refused, where there is one."""

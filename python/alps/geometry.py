@@ -36,6 +36,15 @@ class LayerSizes(NamedTuple):
 
 _MAY_BE_ZERO = {"key_size", "value_size", "key_width", "value_width"}
 
+_LARGEST_OF = {
+    "query_heads": "query_heads",
+    "key_value_heads": "key_value_heads",
+    "head_size": "query_size",
+    "value_size": "value_size",
+    "hidden_size": "query_width",
+}
+"""The sizes of a `Geometry`, each the largest of this size of its layers."""
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -52,8 +61,7 @@ class Geometry:
         hidden_size: Entries of such a row: the width of the model.
         component: Which of the model's attention stacks it is: "decoder", "encoder", "cross", "vision" or
             "audio".
-        per_layer: The sizes of each layer, where these are not all that the other attributes say, which are
-            then the largest that a layer has.
+        per_layer: The sizes of each layer, where they differ; the sizes above are then the largest ones.
 
     Raises:
         ArgumentError: A size is not positive, G does not divide H, the layers do not ascend, or the sizes of
@@ -75,9 +83,10 @@ class Geometry:
         for name in ("model_type", "layout", "component"):
             if not isinstance(getattr(self, name), str):
                 raise ArgumentError(f"{name}: expected a string, found {getattr(self, name)!r}")
-        for name in ("query_heads", "key_value_heads", "head_size", "value_size", "hidden_size"):
+        for name in _LARGEST_OF:
             _check_size(name, getattr(self, name), least=0 if name == "value_size" and self.per_layer else 1)
-        _check_groups("key_value_heads", self.query_heads, self.key_value_heads, bool(self.per_layer))
+        if not self.per_layer:
+            _check_groups("key_value_heads", self.query_heads, self.key_value_heads)
         object.__setattr__(self, "layers", tuple(self.layers))
         for layer in self.layers:
             if not _is_whole(layer) or not 0 <= layer <= _LARGEST_SIZE:
@@ -97,7 +106,7 @@ class Geometry:
         for sizes in self.per_layer:
             for name, size in sizes._asdict().items():
                 _check_size(f"per_layer.{name}", size, least=0 if name in _MAY_BE_ZERO else 1)
-            _check_groups("per_layer.key_value_heads", sizes.query_heads, sizes.key_value_heads, False)
+            _check_groups("per_layer.key_value_heads", sizes.query_heads, sizes.key_value_heads)
         for name, largest in _largest(self.per_layer).items():
             if getattr(self, name) != largest:
                 raise ArgumentError(
@@ -155,10 +164,7 @@ class Geometry:
     @property
     def heads_per_group(self) -> int:
         """The number of query heads that share a key/value group; where layers differ, the largest."""
-        return max(
-            (sizes.query_heads // sizes.key_value_heads for sizes in self.per_layer),
-            default=self.query_heads // self.key_value_heads,
-        )
+        return max(sizes.query_heads // sizes.key_value_heads for sizes in self.per_layer or (self,))
 
     def heads_of(self, layer: int) -> int:
         """The number of heads of the layer number `layer`.
@@ -178,15 +184,13 @@ class Geometry:
         Raises:
             ArgumentError: There is no such layer or head.
         """
-        of_layer = self.sizes if layer is None else (self.sizes[self.row_of(layer)],)
-        most = max((sizes.query_heads for sizes in of_layer), default=self.query_heads)
+        layers = (self.per_layer or (self,)) if layer is None else (self.sizes[self.row_of(layer)],)
+        most = max(sizes.query_heads for sizes in layers)
         if not 0 <= head < most:
             where = "a layer" if layer is None else f"layer {layer}"
             raise ArgumentError(f"there is no head {head}: {where} has heads 0 to {most - 1}")
-        for sizes in of_layer:
-            if head < sizes.query_heads:
-                return head // (sizes.query_heads // sizes.key_value_heads)
-        return head // self.heads_per_group
+        sizes = next(sizes for sizes in layers if head < sizes.query_heads)
+        return head // (sizes.query_heads // sizes.key_value_heads)
 
     def row_of(self, layer: int) -> int:
         """The row of a score matrix that holds the layer number `layer`.
@@ -194,12 +198,11 @@ class Geometry:
         Raises:
             ArgumentError: There is no such layer, or it has no attention.
         """
-        try:
-            return self.layers.index(layer)
-        except ValueError:
+        if layer not in self.layers:
             raise ArgumentError(
                 f"there is no attention in layer {layer}: the layers are {ranges(self.layers)}"
-            ) from None
+            )
+        return self.layers.index(layer)
 
     def __str__(self) -> str:
         layers, heads = self.shape
@@ -264,13 +267,7 @@ def _uniform(
 
 
 def _largest(per_layer: Sequence[LayerSizes]) -> dict[str, int]:
-    return {
-        "query_heads": max(sizes.query_heads for sizes in per_layer),
-        "key_value_heads": max(sizes.key_value_heads for sizes in per_layer),
-        "head_size": max(sizes.query_size for sizes in per_layer),
-        "value_size": max(sizes.value_size for sizes in per_layer),
-        "hidden_size": max(sizes.query_width for sizes in per_layer),
-    }
+    return {name: max(getattr(sizes, of) for sizes in per_layer) for name, of in _LARGEST_OF.items()}
 
 
 def _parse_per_layer(columns: Any, layers: int) -> tuple[LayerSizes, ...]:
@@ -293,8 +290,8 @@ def _check_size(name: str, size: object, least: int) -> None:
         raise ArgumentError(f"{name}: expected {positive}, found {size!r}")
 
 
-def _check_groups(name: str, query_heads: int, key_value_heads: int, largest: bool) -> None:
-    if not largest and query_heads % key_value_heads:
+def _check_groups(name: str, query_heads: int, key_value_heads: int) -> None:
+    if query_heads % key_value_heads:
         raise ArgumentError(f"{name}: {query_heads} query heads cannot share {key_value_heads} evenly")
 
 
@@ -314,11 +311,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def geometry_of(values: Mapping[str, Any]) -> Geometry:
-    """The geometry that a document's field "geometry" holds.
-
-    Raises:
-        ArgumentError: A field is missing, unknown or out of its domain; names the field.
-    """
+    """The geometry in the field "geometry" of a file; messages name the field."""
     try:
         return Geometry.from_fields(values)
     except ArgumentError as error:

@@ -1,4 +1,4 @@
-"""Writing reports, whole or not at all."""
+"""Writes reports of scores, head sets and comparisons."""
 
 import os
 

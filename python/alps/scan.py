@@ -1,4 +1,4 @@
-"""Reading checkpoints."""
+"""Scans two checkpoints, and reads the geometry of one."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ def scan(
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads must be 1 or more, found {threads}")
     may_map = _may_map(mmap)
-    base_source, tuned_source = sources.find_pair(base, tuned, adapter_base)
+    base_source, tuned_source = sources.find_both(base, tuned, adapter_base)
     result = _alps.scan(
         (base_source.path, base_source.adapter),
         (tuned_source.path, tuned_source.adapter),

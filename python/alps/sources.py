@@ -1,4 +1,4 @@
-"""Where a checkpoint lies on this machine."""
+"""Finds a checkpoint on this machine, by its path or its name on the hub."""
 
 import errno
 import importlib
@@ -12,7 +12,7 @@ from alps.errors import ArgumentError, CheckpointError
 
 _HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
 _TELLTALES = ("config.json", "adapter_config.json", "params.json")
-"""Files one of which every checkpoint has."""
+"""Every checkpoint has one of these files."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Source:
     """A checkpoint on this machine.
 
     Attributes:
-        path: The file or folder; of an adapter, that of the weights it changes.
-        name: What the caller called it.
+        path: The file or folder of the weights; for an adapter, of the weights that it changes.
+        name: The name that the caller gave.
         commit: The commit of a checkpoint from the hub; None for any other.
-        adapter: The folder of an adapter; None for a checkpoint of its own.
-        over: What the weights that an adapter changes are called.
-        trained_on: What the adapter's configuration calls them.
+        adapter: The folder of an adapter; None where there is none.
+        over: The name of the weights that the adapter changes.
+        trained_on: The name of these weights in the configuration of the adapter.
     """
 
     path: str
@@ -35,13 +35,13 @@ class Source:
     over: str | None = None
     trained_on: str | None = None
 
-    def provenance(self, side: str) -> dict[str, str]:
-        """Where the weights of one side of a comparison come from."""
+    def provenance(self, role: str) -> dict[str, str]:
+        """Where the weights come from; the names of the fields begin with `role`, "base" or "tuned"."""
         fields = {
-            side: self.name,
-            f"{side}_commit": self.commit,
-            f"{side}_adapter_over": self.over,
-            f"{side}_adapter_trained_on": self.trained_on,
+            role: self.name,
+            f"{role}_commit": self.commit,
+            f"{role}_adapter_over": self.over,
+            f"{role}_adapter_trained_on": self.trained_on,
         }
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -49,16 +49,16 @@ class Source:
 Name = str | os.PathLike[str]
 
 
-def find_pair(base: Name, tuned: Name, adapter_base: Name | None) -> tuple[Source, Source]:
-    """Finds both sides of a comparison.
+def find_both(base: Name, tuned: Name, adapter_base: Name | None) -> tuple[Source, Source]:
+    """Finds the base and the tuned checkpoint.
 
-    The weights that an adapter changes are those of `adapter_base`; if that is not given, of `base` for a
-    tuned adapter where `base` is no adapter itself; else those that the adapter's configuration names.
+    An adapter changes the weights of `adapter_base`. When that is not given, a tuned adapter changes those of
+    `base`, unless `base` is an adapter as well; any other adapter changes those that its configuration names.
 
     Raises:
         FileNotFoundError: A checkpoint is not on this machine.
         ArgumentError: A name is no valid name on the hub, or `adapter_base` is given and nothing is an adapter.
-        CheckpointError: It cannot be said what an adapter changes.
+        CheckpointError: The weights that an adapter changes cannot be found.
     """
     found = locate(base), locate(tuned)
     adapters = [_alps.adapter(source.path) for source in found]
@@ -73,12 +73,12 @@ def find_pair(base: Name, tuned: Name, adapter_base: Name | None) -> tuple[Sourc
 
 
 def find(name: Name) -> Source:
-    """Finds one checkpoint, an adapter with the weights that its configuration names.
+    """Finds one checkpoint; an adapter with the weights that its configuration names.
 
     Raises:
         FileNotFoundError: It is not on this machine.
         ArgumentError: The name is no valid name on the hub.
-        CheckpointError: It cannot be said what an adapter changes.
+        CheckpointError: The weights that an adapter changes cannot be found.
     """
     source = locate(name)
     return _over(source, _alps.adapter(source.path), None, None)
@@ -87,10 +87,10 @@ def find(name: Name) -> Source:
 def _over(
     source: Source, adapter: _alps.Adapter | None, given: Source | None, other: Source | None
 ) -> Source:
-    """The source with the weights that it changes, if it is an adapter: those given, or of the other side."""
+    """Adds to an adapter the weights that it changes: those given, else those of the other checkpoint."""
     if adapter is None:
         return source
-    # The files in the folder go first as they do for transformers.
+    # Weights in the adapter's own folder come before those that its configuration names, as in transformers.
     whole = Source(adapter.folder, adapter.folder, None) if adapter.is_whole else None
     base = given or whole or other or _named_base(source, adapter)
     if base is not whole and _alps.adapter(base.path) is not None:
@@ -120,9 +120,7 @@ def _named_base(source: Source, adapter: _alps.Adapter) -> Source:
 
 
 def locate(name: Name) -> Source:
-    """Finds a path: an existing one, else `owner/name[@revision]` in the hub's local cache.
-
-    Never asks the network.
+    """Finds an existing path, else `owner/name[@revision]` in the hub's local cache, without the network.
 
     Raises:
         FileNotFoundError: There is neither.
@@ -150,11 +148,11 @@ def _locate_in_hub_cache(text: str, name: str, revision: str | None) -> Source:
             text,
         ) from None
     try:
-        # Not for a whole snapshot: a cache that lacks files which nobody reads serves as well.
+        # A cache may lack files that nobody reads, so it is not asked for a whole snapshot.
         found = [hub.try_to_load_from_cache(name, file, revision=revision) for file in _TELLTALES]
     except ValueError as error:
         raise ArgumentError(f"{text}: {error}") from None
-    # A file that is known not to exist in the repository is neither a path nor None.
+    # The cache returns an object of its own for a file that the repository does not have.
     path = next((Path(file).parent for file in found if isinstance(file, str)), None)
     if path is None:
         download = f"hf download {name}" + (f" --revision {revision}" if revision else "")

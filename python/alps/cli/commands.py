@@ -149,9 +149,7 @@ def scan(
         selection.save(heads)
     _draw(plot, report, scores, selection, statistic)
     if as_json:
-        _print_json(
-            {"scores": json_output.scores_document(scores), "heads": json_output.heads_document(selection)}
-        )
+        _print_json({"scores": json_output.document(scores), "heads": json_output.document(selection)})
         return
     _print_scores(scores, statistic, selection)
     _print_sources(scores.provenance)
@@ -182,7 +180,7 @@ def select(
     ranked_by = selection.provenance.get("statistic")
     _draw(plot, report, scores, selection, ranked_by)
     if as_json:
-        _print_json(json_output.heads_document(selection))
+        _print_json(json_output.document(selection))
         return
     if ranked_by is None:
         _print_heads(selection)
@@ -202,19 +200,16 @@ def show(
     _check_pictures(plot, report)
     content = _load(file)
     _draw(plot, report, content)
+    if as_json:
+        _print_json(json_output.document(content))
+        return
+    for name, value in content.provenance.items():
+        typer.echo(f"{name}: {value}")
     if isinstance(content, HeadScores):
-        if as_json:
-            _print_json(json_output.scores_document(content))
-        else:
-            _print_provenance(content.provenance)
-            _print_scores(content, content.ranking_statistic(), None)
-    elif as_json:
-        _print_json(json_output.heads_document(content))
+        _print_scores(content, content.ranking_statistic(), None)
     else:
-        _print_provenance(content.provenance)
         _print_heads(content)
-    if not as_json:
-        _print_written(picture=plot, report=report)
+    _print_written(picture=plot, report=report)
 
 
 @app.command()
@@ -239,7 +234,7 @@ def compare(
     )
     _draw(plot, report, comparison)
     if as_json:
-        _print_json(json_output.comparison_document(comparison))
+        _print_json(json_output.document(comparison))
         return
     console = _console()
     console.print(Text(str(comparison.geometry)))
@@ -307,7 +302,7 @@ def inspect(
     """Say what a scan would read of a checkpoint, and what it leaves out and why."""
     found = alps.inspect(path, component=component)
     if as_json:
-        _print_json(json_output.inspection_document(found))
+        _print_json(json_output.document(found))
     else:
         _print(tables.inspection_tables(found))
 
@@ -347,8 +342,7 @@ def _print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None) -> 
     console.print(Text(f"Top heads by {statistic}", style="bold"))
     console.print(tables.top_table(console, scores, statistic, heads))
     console.print(head_map(console, scores.geometry, scores[statistic], heads))
-    if heads is not None:
-        _print_summary(console, heads)
+    _print_summary(console, heads)
 
 
 def _print_heads(heads: HeadSet) -> None:
@@ -359,14 +353,10 @@ def _print_heads(heads: HeadSet) -> None:
     _print_summary(console, heads)
 
 
-def _print_summary(console: Console, heads: HeadSet) -> None:
-    console.print()
-    console.print(Text(heads.report.summary, style="bold"))
-
-
-def _print_provenance(provenance: dict[str, str]) -> None:
-    for name, value in provenance.items():
-        typer.echo(f"{name}: {value}")
+def _print_summary(console: Console, heads: HeadSet | None) -> None:
+    if heads is not None:
+        console.print()
+        console.print(Text(heads.report.summary, style="bold"))
 
 
 def _print_sources(provenance: dict[str, str]) -> None:

@@ -1,1 +1,1 @@
-"""How a person sees scores and head sets: text, maps, figures, pages and tables."""
+"""Shows scores and head sets: in words, maps, figures, reports and tables."""

@@ -86,7 +86,7 @@ def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) 
         | pictures
         | {
             "title": "How far each attention head moved",
-            "facts": [*content["facts"], _Fact("ranked by", text.printable(name))],
+            "facts": [*content["facts"], ("ranked by", text.printable(name), "")],
             "statistic": name,
             "lowest": f"{low:.3g}",
             "highest": f"{high:.3g}",
@@ -147,9 +147,9 @@ def _of_comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "title": "The attention heads of several tasks",
         "facts": [
-            _Fact("model", geometry.model_type),
+            ("model", geometry.model_type, ""),
             *(
-                _Fact(name, f"{len(heads):,}", f"of {geometry.heads:,} heads")
+                (name, f"{len(heads):,}", f"of {geometry.heads:,} heads")
                 for name, heads in comparison.heads.items()
             ),
         ],
@@ -173,26 +173,18 @@ def _of_comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Fact:
-    name: str
-    value: str
-    of: str = ""
-
-
-def _facts(geometry: Geometry, heads: HeadSet | None) -> list[_Fact]:
+def _facts(geometry: Geometry, heads: HeadSet | None) -> list[tuple[str, str, str]]:
+    """The numbers at the head of a page: the name of each, its value, and a note in small type."""
     layers, across = geometry.shape
-    facts = [_Fact("model", geometry.model_type, f"{layers} layers × {across} heads")]
+    facts = [("model", geometry.model_type, f"{layers} layers × {across} heads")]
     if heads is None:
         return facts
     report = heads.report
     return [
         *facts,
-        _Fact("selected heads", f"{report.heads:,}", f"of {report.total_heads:,}"),
-        _Fact(
-            "their key/value groups", f"{report.key_value_groups:,}", f"of {report.total_key_value_groups:,}"
-        ),
-        _Fact("their Q/K/V parameters", f"{100 * report.share:.1f} %", f"{report.trainable_parameters:,}"),
+        ("selected heads", f"{report.heads:,}", f"of {report.total_heads:,}"),
+        ("their key/value groups", f"{report.key_value_groups:,}", f"of {report.total_key_value_groups:,}"),
+        ("their Q/K/V parameters", f"{100 * report.share:.1f} %", f"{report.trainable_parameters:,}"),
     ]
 
 
