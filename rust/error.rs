@@ -108,9 +108,13 @@ pub enum Error {
 }
 
 /// What differs between the models of a pair.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Difference {
     /// A size, a number or a name.
+    #[error(
+        "{quantity} is {base} in the one, {tuned} in the other{}",
+        layer.map_or(String::new(), |layer| format!(" (layer {layer})"))
+    )]
     Quantity {
         /// What it is.
         quantity: &'static str,
@@ -122,29 +126,19 @@ pub enum Difference {
         tuned: String,
     },
     /// Only one of the two is in the consolidated form.
+    #[error(
+        "consolidated weights have the rows within a head in another order; compare them with others of that form, or \
+         convert them with transformers first"
+    )]
     RowOrder,
     /// The layers with attention have other numbers.
+    #[error("their layers with attention are not the same")]
     LayerNumbers,
 }
 
-impl Display for Difference {
-    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
-        match self {
-            Difference::Quantity { quantity, layer, base, tuned } => {
-                write!(formatter, "{quantity} is {base} in the one, {tuned} in the other")?;
-                layer.map_or(Ok(()), |layer| write!(formatter, " (layer {layer})"))
-            }
-            Difference::RowOrder => formatter.write_str(
-                "consolidated weights have the rows within a head in another order; compare them with others of \
-                 that form, or convert them with transformers first",
-            ),
-            Difference::LayerNumbers => formatter.write_str("their layers with attention are not the same"),
-        }
-    }
-}
-
 /// The name of a query head, or of the key or value head of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{role} head {index} of layer {layer}")]
 pub struct HeadName {
     /// "query", "key" or "value".
     pub role: &'static str,
@@ -152,13 +146,6 @@ pub struct HeadName {
     pub index: usize,
     /// The number of the layer.
     pub layer: usize,
-}
-
-impl Display for HeadName {
-    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
-        let Self { role, index, layer } = self;
-        write!(formatter, "{role} head {index} of layer {layer}")
-    }
 }
 
 /// A weight that no score can be made of.

@@ -47,28 +47,28 @@ impl Shape {
         self.layers.iter().map(|layer| layer.query_heads).sum()
     }
 
+    /// The entries of each layer in the score matrix that belong to a head.
+    fn rows(&self) -> impl Iterator<Item = (&LayerShape, Range<usize>)> {
+        let starts = (0..).step_by(self.width().max(1));
+        self.layers.iter().zip(starts).map(|(layer, start)| (layer, start..start + layer.query_heads))
+    }
+
     /// The entries of the score matrix that belong to a head, in order.
-    fn places(&self) -> Vec<usize> {
-        let width = self.width();
-        let of_layer = |(row, layer): (usize, &LayerShape)| row * width..row * width + layer.query_heads;
-        self.layers.iter().enumerate().flat_map(of_layer).collect()
+    fn entries(&self) -> Vec<usize> {
+        self.rows().flat_map(|(_, heads)| heads).collect()
     }
 
     /// The key/value groups, each with its parameters and the entries of its heads.
     fn groups(&self) -> Vec<(u64, Range<usize>)> {
-        let width = self.width();
-        let of_layer = |(row, layer): (usize, &LayerShape)| {
-            let LayerShape { query_heads, key_value_heads, group_parameters, .. } = *layer;
-            let size = query_heads / key_value_heads;
-            let first = row * width;
-            (0..key_value_heads)
-                .map(move |group| (group_parameters, first + group * size..first + (group + 1) * size))
+        let of_layer = |(layer, heads): (&LayerShape, Range<usize>)| {
+            let (parameters, size) = (layer.group_parameters, layer.query_heads / layer.key_value_heads);
+            heads.step_by(size).map(move |first| (parameters, first..first + size))
         };
-        self.layers.iter().enumerate().flat_map(of_layer).collect()
+        self.rows().flat_map(of_layer).collect()
     }
 
-    fn layer_of(&self, place: usize) -> &LayerShape {
-        &self.layers[place / self.width()]
+    fn layer_of(&self, entry: usize) -> &LayerShape {
+        &self.layers[entry / self.width()]
     }
 
     /// Checks the sizes. No count and no number of parameters overflows afterwards.
@@ -141,10 +141,15 @@ pub fn count(ratio: f64, total: usize) -> Result<usize> {
 
 /// The indices of `scores`, best first.
 pub fn ranking(scores: &[f64]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    // A stable sort, so ties stay in order of index.
-    order.sort_by(|&left, &right| descending(scores[left], scores[right]));
-    order
+    ranked(scores, 0..scores.len())
+}
+
+/// Some entries of `scores`, best first.
+fn ranked(scores: &[f64], entries: impl IntoIterator<Item = usize>) -> Vec<usize> {
+    let mut entries: Vec<usize> = entries.into_iter().collect();
+    // A stable sort keeps ties in order of entry.
+    entries.sort_by(|&left, &right| descending(scores[left], scores[right]));
+    entries
 }
 
 fn descending(left: f64, right: f64) -> Ordering {
@@ -152,29 +157,20 @@ fn descending(left: f64, right: f64) -> Ordering {
     right.partial_cmp(&left).unwrap_or_else(|| left.is_nan().cmp(&right.is_nan()))
 }
 
-/// The entries that belong to a head, best first.
-fn ranked(scores: &[f64], shape: &Shape) -> Vec<usize> {
-    let places = shape.places();
-    let of_heads: Vec<f64> = places.iter().map(|place| scores[*place]).collect();
-    ranking(&of_heads).into_iter().map(|head| places[head]).collect()
-}
-
 /// Selects the best ceil(ratio * heads) heads of the whole model.
 pub fn global(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
     let count = count(ratio, shape.heads())?;
-    Ok(mark(scores.len(), ranked(scores, shape).into_iter().take(count)))
+    Ok(mark(scores.len(), ranked(scores, shape.entries()).into_iter().take(count)))
 }
 
 /// Selects the best ceil(ratio * heads of the layer) heads of every layer.
 pub fn per_layer(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
     let mut chosen = Vec::new();
-    for (row, layer) in shape.layers.iter().enumerate() {
-        let first = row * shape.width();
-        let count = count(ratio, layer.query_heads)?;
-        let of_layer = ranking(&scores[first..first + layer.query_heads]);
-        chosen.extend(of_layer.into_iter().take(count).map(|head| first + head));
+    for (_, heads) in shape.rows() {
+        let count = count(ratio, heads.len())?;
+        chosen.extend(ranked(scores, heads).into_iter().take(count));
     }
     Ok(mark(scores.len(), chosen))
 }
@@ -203,15 +199,15 @@ pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<b
     }
     let mut touched = BTreeSet::new();
     let mut left = budget;
-    let affordable = |place: &usize| {
-        let LayerShape { head_parameters, group_parameters, .. } = *shape.layer_of(*place);
-        let first = touched.insert(group_of[*place]);
+    let affordable = |entry: &usize| {
+        let LayerShape { head_parameters, group_parameters, .. } = *shape.layer_of(*entry);
+        let first = touched.insert(group_of[*entry]);
         let cost = head_parameters + if first { group_parameters } else { 0 };
         let paid = left.checked_sub(cost);
         left = paid.unwrap_or(0);
         paid.is_some()
     };
-    Ok(mark(scores.len(), ranked(scores, shape).into_iter().take_while(affordable)))
+    Ok(mark(scores.len(), ranked(scores, shape.entries()).into_iter().take_while(affordable)))
 }
 
 /// Draws ceil(ratio * heads) heads of the whole model, uniformly without replacement.
@@ -220,19 +216,18 @@ pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<b
 /// larger one.
 pub fn random(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     shape.check()?;
-    let places = shape.places();
-    let drawn = draw(places.len(), count(ratio, places.len())?, seed, 0);
-    Ok(mark(shape.layers.len() * shape.width(), drawn.into_iter().map(|head| places[head])))
+    let entries = shape.entries();
+    let drawn = draw(entries.len(), count(ratio, entries.len())?, seed, 0);
+    Ok(mark(shape.layers.len() * shape.width(), drawn.into_iter().map(|head| entries[head])))
 }
 
 /// Draws ceil(ratio * heads of the layer) heads of every layer, as [`random`] does.
 pub fn layer_consistent(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     shape.check()?;
     let mut chosen = Vec::new();
-    for (row, layer) in shape.layers.iter().enumerate() {
-        let count = count(ratio, layer.query_heads)?;
-        let drawn = draw(layer.query_heads, count, seed, row as u64);
-        chosen.extend(drawn.into_iter().map(|head| row * shape.width() + head));
+    for (stream, (_, heads)) in shape.rows().enumerate() {
+        let drawn = draw(heads.len(), count(ratio, heads.len())?, seed, stream as u64);
+        chosen.extend(drawn.into_iter().map(|head| heads.start + head));
     }
     Ok(mark(shape.layers.len() * shape.width(), chosen))
 }
@@ -240,31 +235,21 @@ pub fn layer_consistent(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool
 /// Counts the heads, groups and parameters of `selection`.
 pub fn report(selection: &[bool], shape: &Shape) -> Result<Report> {
     shape.check_length("flags", selection.len())?;
-    let mut report = Report {
-        heads: 0,
-        total_heads: shape.heads(),
-        key_value_groups: 0,
-        total_key_value_groups: 0,
-        trainable_parameters: 0,
-        total_parameters: 0,
-    };
-    for place in shape.places() {
-        let parameters = shape.layer_of(place).head_parameters;
-        report.total_parameters += parameters;
-        if selection[place] {
-            report.heads += 1;
-            report.trainable_parameters += parameters;
-        }
-    }
-    for (parameters, heads) in shape.groups() {
-        report.total_key_value_groups += 1;
-        report.total_parameters += parameters;
-        if selection[heads].contains(&true) {
-            report.key_value_groups += 1;
-            report.trainable_parameters += parameters;
-        }
-    }
-    Ok(report)
+    let entries = shape.entries();
+    let groups = shape.groups();
+    let selected_heads = || entries.iter().filter(|entry| selection[**entry]);
+    let selected_groups = || groups.iter().filter(|(_, heads)| selection[heads.clone()].contains(&true));
+    let of_head = |entry: &usize| shape.layer_of(*entry).head_parameters;
+    let of_group = |(parameters, _): &(u64, Range<usize>)| *parameters;
+    Ok(Report {
+        heads: selected_heads().count(),
+        total_heads: entries.len(),
+        key_value_groups: selected_groups().count(),
+        total_key_value_groups: groups.len(),
+        trainable_parameters: selected_heads().map(of_head).sum::<u64>()
+            + selected_groups().map(of_group).sum::<u64>(),
+        total_parameters: entries.iter().map(of_head).sum::<u64>() + groups.iter().map(of_group).sum::<u64>(),
+    })
 }
 
 fn mark(length: usize, chosen: impl IntoIterator<Item = usize>) -> Vec<bool> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::attention::{
-    Attention, Component, Geometry, LayerSizes, Orientation, Projection, Role, TensorShapes, may_be_attention,
+    Attention, Component, Geometry, Orientation, Projection, Role, TensorShapes, may_be_attention,
 };
 use crate::checkpoint::{ByteRange, Checkpoint};
 use crate::error::{BadWeight, Error, HeadName, Result};
@@ -114,25 +114,21 @@ impl OpenedModel {
     pub fn provenance(&self) -> Provenance {
         let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let weights = name(self.checkpoint.entry_file());
+        let quantisation = self.quantisation();
         let Some(adapted) = &self.adapted else {
-            return Provenance {
-                files: weights,
-                adapter: None,
-                quantisation: self.quantisation(),
-                note: None,
-            };
+            return Provenance { files: weights, adapter: None, quantisation, note: None };
         };
+        let adapter = adapted.adapter();
         let moved = self.attention.projections().iter().any(|module| adapted.changes(&module.name));
+        let note = format!(
+            "the adapter changes no query, key or value weights of the {}, but other parts of the model",
+            self.geometry().component
+        );
         Provenance {
-            files: format!("{} over {weights}", name(adapted.adapter().path())),
-            adapter: Some(adapted.adapter().kind()),
-            quantisation: self.quantisation(),
-            note: (!moved).then(|| {
-                format!(
-                    "the adapter changes no query, key or value weights of the {}, but other parts of the model",
-                    self.geometry().component
-                )
-            }),
+            files: format!("{} over {weights}", name(adapter.path())),
+            adapter: Some(adapter.kind()),
+            quantisation,
+            note: (!moved).then_some(note),
         }
     }
 
@@ -159,16 +155,15 @@ impl OpenedModel {
 
     /// The bytes of weights that a scan reads of this model.
     pub fn bytes(&self) -> u64 {
-        let layers = &self.geometry().layers;
-        let of_layer = |(row, layer): (usize, &LayerSizes)| -> u64 {
-            let of_role = |role: &Role| {
+        let mut bytes = 0;
+        for (row, layer) in self.geometry().layers.iter().enumerate() {
+            for role in layer.own_roles() {
+                // Summed by head, since heads that begin within a block of scales read more of them.
                 let matrices = (0..layer.count(*role)).filter_map(|index| self.matrix(*role, row, index));
-                // Heads that begin within a block of scales read more of them.
-                matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>()
-            };
-            layer.own_roles().iter().map(of_role).sum()
-        };
-        layers.iter().enumerate().map(of_layer).sum()
+                bytes += matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>();
+            }
+        }
+        bytes
     }
 
     /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.

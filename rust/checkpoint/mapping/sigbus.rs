@@ -2,12 +2,10 @@
 //!
 //! # How the handler works
 //!
-//! The handler is installed while any file is mapped. Each mapping has a [`Guard`], whose addresses stand in a list that
+//! The handler is installed while any file is mapped. Each mapping has a [`Guard`], whose addresses stand in a table that
 //! the handler can read. For a fault inside these addresses it maps zeros over all of them and sets the flag of the
-//! guard; the thread then goes on. For every other fault or signal it calls the handler that was there before.
-//!
-//! A signal handler may neither lock nor allocate. The list therefore only grows, is linked by atomic pointers, and
-//! entries whose guard is gone are used again.
+//! guard; the thread then goes on. For every other fault or signal it calls the handler that was there before. A signal
+//! handler may neither lock nor allocate, so the table has a fixed size and atomic fields.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -44,10 +42,14 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Returns nothing if the handler cannot be installed, or if another one was installed over it.
+    /// Returns nothing if the handler cannot be installed, if another one was installed over it, or if the table is full.
     pub(super) fn new(start: usize, length: usize) -> Option<Self> {
         Handler::acquire()?;
-        let entry = Entry::claim();
+        let is_free = |entry: &&Entry| !entry.is_claimed.swap(true, Ordering::Acquire);
+        let Some(entry) = ENTRIES.iter().find(is_free) else {
+            Handler::release();
+            return None;
+        };
         entry.has_lost_bytes.store(false, Ordering::Relaxed);
         entry.length.store(length, Ordering::Release);
         entry.start.store(start, Ordering::Release);
@@ -78,42 +80,18 @@ struct Entry {
     start: AtomicUsize,
     length: AtomicUsize,
     has_lost_bytes: AtomicBool,
-    next: *const Entry,
 }
 
-// SAFETY: `next` is written before the entry is shared, and entries live as long as the process.
-unsafe impl Sync for Entry {}
-
-static ENTRIES: AtomicPtr<Entry> = AtomicPtr::new(null_mut());
+/// One entry for each file that can be mapped at a time. The largest checkpoints known have some hundred files.
+static ENTRIES: [Entry; 4096] = [const { Entry::new() }; 4096];
 
 impl Entry {
-    fn all() -> impl Iterator<Item = &'static Entry> {
-        // SAFETY: entries are never freed.
-        let entry = |entry: *const Entry| unsafe { entry.as_ref() };
-        std::iter::successors(entry(ENTRIES.load(Ordering::Acquire)), move |last| entry(last.next))
-    }
-
-    /// Claims a free entry, or adds one to the list.
-    fn claim() -> &'static Self {
-        if let Some(entry) = Self::all().find(|entry| !entry.is_claimed.swap(true, Ordering::Acquire)) {
-            return entry;
-        }
-        let entry: *mut Self = Box::leak(Box::new(Self {
-            is_claimed: AtomicBool::new(true),
+    const fn new() -> Self {
+        Self {
+            is_claimed: AtomicBool::new(false),
             start: AtomicUsize::new(0),
             length: AtomicUsize::new(0),
             has_lost_bytes: AtomicBool::new(false),
-            next: null(),
-        }));
-        let mut first = ENTRIES.load(Ordering::Acquire);
-        loop {
-            // SAFETY: the entry is not shared yet, and is never freed.
-            unsafe { (*entry).next = first };
-            match ENTRIES.compare_exchange(first, entry, Ordering::AcqRel, Ordering::Acquire) {
-                // SAFETY: entries are never freed, and this one is only shared from here on.
-                Ok(_) => return unsafe { &*entry },
-                Err(other) => first = other,
-            }
         }
     }
 
@@ -228,7 +206,7 @@ extern "C" fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void) 
     // The address means nothing in a signal that was sent or that is about something else than an access.
     let is_access = code == BUS_ADRERR || code == BUS_MCEERR_AR;
     let is_answered = |entry: &Entry| entry.range_around(address).is_some_and(|range| entry.map_zeros(range));
-    if is_access && Entry::all().any(is_answered) {
+    if is_access && ENTRIES.iter().any(is_answered) {
         return;
     }
     // SAFETY: the kernel gave the previous action, which was kept before this handler was installed.
