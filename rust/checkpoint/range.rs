@@ -166,6 +166,8 @@ impl<'a> RangeBuffer<'a> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    #[cfg(target_os = "linux")]
+    use std::fs::{self, File};
 
     #[test]
     fn copies_begin_with_a_cache_line_whatever_their_length() {
@@ -173,13 +175,48 @@ mod tests {
         assert!(buffer.bytes().is_empty());
         for length in [1, 1000, 3, 70_000] {
             buffer.start(&reader, None, length);
-            let fill = |into: &mut [u8]| {
-                into.fill(7);
-                Ok(())
-            };
-            buffer.fill(0..length, fill).unwrap();
+            buffer.fill(0..length, |into| Ok(into.fill(7))).unwrap();
             assert_eq!(buffer.bytes().as_ptr().addr() % LINE, 0);
             assert!(buffer.bytes() == vec![7; length]);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_that_loses_bytes_while_it_is_mapped_is_an_error() {
+        const LENGTH: usize = 100_000;
+        let header = format!(r#"{{"a":{{"dtype":"U8","shape":[{LENGTH}],"data_offsets":[0,{LENGTH}]}}}}"#);
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[7; LENGTH]].concat();
+        let whole = bytes.len() as u64;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        for grows_again in [false, true] {
+            fs::write(&path, &bytes).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let range = ByteRange::new(&checkpoint, checkpoint.tensor("a").unwrap(), 10, 50_000).unwrap();
+            let (reader, mut buffer) = (RangeReader::new(1, true), RangeBuffer::default());
+            buffer.start(&reader, Some(range), 50_000);
+            assert!(buffer.bytes() == [7; 50_000]);
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_len(1000).unwrap();
+            assert_eq!(buffer.bytes()[40_000], 0);
+            if grows_again {
+                file.set_len(whole).unwrap();
+            }
+            match buffer.release(&reader).unwrap_err() {
+                Error::Truncated { path: at, tensor, opened_length, end } if !grows_again => {
+                    let expected = (&path, Some("a"), whole, 8 + header.len() as u64 + 50_010);
+                    assert_eq!((&at, tensor.as_deref(), opened_length, end), expected);
+                }
+                Error::Changed { path: at, tensor, opened_length, current_length } if grows_again => {
+                    assert_eq!((&at, &*tensor, opened_length, current_length), (&path, "a", whole, whole));
+                }
+                error => panic!("{error}"),
+            }
+            // The file is not mapped again.
+            buffer.start(&reader, Some(range), 3);
+            buffer.fill(0..3, |into| Ok(into.fill(9))).unwrap();
+            assert_eq!(buffer.bytes(), [9; 3]);
         }
     }
 }

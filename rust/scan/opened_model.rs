@@ -170,7 +170,7 @@ impl OpenedModel {
     pub(crate) fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<HeadRows<'_>> {
         let slice = self.attention.projection_rows(role, layer, index)?;
         let weights = &*self.weights[slice.index];
-        Some(HeadRows { model: self, module: slice.projection, rows: slice.rows, weights })
+        Some(HeadRows { model: self, projection: slice.projection, rows: slice.rows, weights })
     }
 }
 
@@ -192,7 +192,7 @@ pub struct Provenance {
 #[derive(Clone, Debug)]
 pub(crate) struct HeadRows<'a> {
     model: &'a OpenedModel,
-    module: &'a Projection,
+    projection: &'a Projection,
     rows: Range<usize>,
     weights: &'a dyn WeightMatrix,
 }
@@ -238,9 +238,9 @@ impl<'a> HeadRows<'a> {
     /// The error of an entry that no score can be made of.
     pub(crate) fn refuse(&self, entry: usize, value: f64, head: HeadName) -> Error {
         let OpenedModel { checkpoint, adapted, .. } = self.model;
-        let module = &*self.module.name;
-        let tensor = float::find_tensor(checkpoint, module);
-        let adapted = adapted.as_ref().filter(|adapted| adapted.changes(module));
+        let name = &*self.projection.name;
+        let tensor = float::find_tensor(checkpoint, name);
+        let adapted = adapted.as_ref().filter(|adapted| adapted.changes(name));
         let file = match (adapted, tensor) {
             (Some(adapted), _) => adapted.adapter().path(),
             (None, Some((_, tensor))) => checkpoint.file_of(tensor),
@@ -248,9 +248,9 @@ impl<'a> HeadRows<'a> {
         };
         let (out, input) = (self.rows.start + entry / self.columns(), entry % self.columns());
         let weight = BadWeight {
-            tensor: tensor.map_or(module, |(name, _)| name).to_owned(),
+            tensor: tensor.map_or(name, |(name, _)| name).to_owned(),
             is_adapted: adapted.is_some(),
-            position: match self.module.orientation {
+            position: match self.projection.orientation {
                 Orientation::OutIn => [out, input],
                 Orientation::InOut => [input, out],
             },
