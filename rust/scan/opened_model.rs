@@ -37,7 +37,7 @@ pub struct OpenedModel {
     checkpoint: Arc<Checkpoint>,
     adapted: Option<AdapterOnBase>,
     attention: Attention,
-    /// The weights of the attention's modules, in their order.
+    /// The weights of the attention's projections, in their order.
     weights: Vec<Box<dyn WeightMatrix>>,
     /// The quantisation schemes of those weights.
     schemes: BTreeSet<Scheme>,
@@ -84,21 +84,22 @@ impl OpenedModel {
             .map(|folder| Adapter::open(folder)?.find_modules(path, names(), Some(&attention)))
             .transpose()?;
         let mut schemes = BTreeSet::new();
-        let mut open_stored = |module: &Projection| match quantised.remove(&*module.name).transpose()? {
-            Some(quantised) => {
-                schemes.insert(quantised.scheme);
-                Ok(quantised.matrix)
-            }
-            None => float::open(&checkpoint, module),
-        };
+        let mut open_stored =
+            |projection: &Projection| match quantised.remove(&*projection.name).transpose()? {
+                Some(quantised) => {
+                    schemes.insert(quantised.scheme);
+                    Ok(quantised.matrix)
+                }
+                None => float::open(&checkpoint, projection),
+            };
         let weights = (attention.projections().iter())
-            .map(|module| {
-                let Some(adapted) = &adapted else { return open_stored(module) };
-                let base = match adapted.replacement(module)? {
-                    Some((checkpoint, module)) => float::open(checkpoint, &module)?,
-                    None => open_stored(module)?,
+            .map(|projection| {
+                let Some(adapted) = &adapted else { return open_stored(projection) };
+                let base = match adapted.replacement(projection)? {
+                    Some((checkpoint, replacement)) => float::open(checkpoint, &replacement)?,
+                    None => open_stored(projection)?,
                 };
-                adapted.adapt(&module.name, module.orientation, base)
+                adapted.adapt(&projection.name, projection.orientation, base)
             })
             .collect::<Result<_>>()?;
         drop(quantised);
@@ -119,7 +120,7 @@ impl OpenedModel {
             return Provenance { files: weights, adapter: None, quantisation, note: None };
         };
         let adapter = adapted.adapter();
-        let moved = self.attention.projections().iter().any(|module| adapted.changes(&module.name));
+        let moved = self.attention.projections().iter().any(|projection| adapted.changes(&projection.name));
         let note = format!(
             "the adapter changes no query, key or value weights of the {}, but other parts of the model",
             self.geometry().component
@@ -142,7 +143,7 @@ impl OpenedModel {
         &self.attention
     }
 
-    /// The weights of the attention's modules, in their order.
+    /// The weights of the attention's projections, in their order.
     pub fn weights(&self) -> impl ExactSizeIterator<Item = &dyn WeightMatrix> {
         self.weights.iter().map(|weights| &**weights)
     }
