@@ -63,10 +63,12 @@ impl Dtype {
         keep: impl Fn(P, N),
     ) {
         match self {
-            Dtype::F16 => decode_as(bytes, places, |bytes| N::of(f64::from(f16_to_f32(bytes))), keep),
-            Dtype::BF16 => decode_as(bytes, places, |bytes| N::of(f64::from(bf16_to_f32(bytes))), keep),
-            Dtype::F32 => decode_as(bytes, places, |bytes| N::of(f64::from(f32::from_le_bytes(bytes))), keep),
-            Dtype::F64 => decode_as(bytes, places, |bytes| N::of(f64::from_le_bytes(bytes)), keep),
+            Dtype::F16 => decode_as(bytes, places, |bytes| N::from_f64(f64::from(f16_to_f32(bytes))), keep),
+            Dtype::BF16 => decode_as(bytes, places, |bytes| N::from_f64(f64::from(bf16_to_f32(bytes))), keep),
+            Dtype::F32 => {
+                decode_as(bytes, places, |bytes| N::from_f64(f64::from(f32::from_le_bytes(bytes))), keep)
+            }
+            Dtype::F64 => decode_as(bytes, places, |bytes| N::from_f64(f64::from_le_bytes(bytes)), keep),
         }
     }
 }

@@ -1,22 +1,22 @@
-//! Which vector instructions the arithmetic runs on.
+//! Compiles the arithmetic for every instruction set and selects one at run time.
 //!
-//! The arithmetic itself is written once, over [`LANES`] numbers side by side: a [`Kernel`] is compiled
-//! for every instruction set, and [`Instructions`] says at run time which of them runs. Every
-//! multiply-add is fused and every sum has a fixed order over the lanes, so all sets give the same bits.
+//! A [`Kernel`] is written once, over vectors of [`LANES`] numbers, and compiled for every set;
+//! [`Instructions`] selects the set that runs. Every multiply-add is fused and every sum has a fixed order
+//! over the lanes, so all sets give the same bits.
 
 pub(crate) mod lanes;
 pub(crate) mod real;
 
 use pulp::{Simd, f32x16, f64x8, u32x16};
 
-/// Numbers handled side by side: one AVX-512 register of `f32`, two of AVX2, four of NEON.
+/// Numbers of a vector: one AVX-512 register of `f32`, two of AVX2, four of NEON.
 pub const LANES: usize = 16;
 
 /// An instruction set that this machine has.
 #[derive(Clone, Copy, Debug)]
 pub enum Instructions {
-    /// What every machine of the target has. Without fused multiply-add in hardware (x86-64 before
-    /// 2013) it is emulated, exactly but slowly.
+    /// The set that every machine of the target has. Where the hardware lacks fused multiply-add (x86-64
+    /// before 2013) it is emulated, exactly but slowly.
     Portable,
     /// AVX2 with FMA.
     #[cfg(target_arch = "x86_64")]
@@ -26,22 +26,21 @@ pub enum Instructions {
     Avx512(pulp::x86::V4),
 }
 
-/// Vectors of [`LANES`] numbers, whatever the registers that hold them.
+/// An instruction set with vectors of [`LANES`] numbers, in however many registers.
 pub(crate) trait Vectors: Simd<f32s = f32x16, u32s = u32x16, f64s = f64x8> {}
 
 impl<S: Simd<f32s = f32x16, u32s = u32x16, f64s = f64x8>> Vectors for S {}
 
-/// Work that is compiled once for every instruction set.
+/// A computation that is compiled once for every instruction set.
 pub(crate) trait Kernel {
-    /// What it gives.
     type Output;
 
-    /// Does it. An implementation is `#[inline(always)]`, as is everything it calls.
+    /// Computes the output. An implementation is `#[inline(always)]`, as is everything it calls.
     fn run<S: Vectors>(self, simd: S) -> Self::Output;
 }
 
 impl Instructions {
-    /// Every set that this machine has, the widest first.
+    /// Every set that this machine has, with the widest first.
     pub fn available() -> Vec<Self> {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -87,7 +86,7 @@ impl Instructions {
         }
     }
 
-    /// Runs plain loops compiled for this set.
+    /// Runs ordinary loops, which the compiler vectorises for this set.
     #[inline]
     pub(crate) fn run_loops<Output>(self, loops: impl FnOnce() -> Output) -> Output {
         self.run(Loops(loops))

@@ -1,226 +1,118 @@
-//! What one block adds to the sums, by series.
+//! A block of consecutive entries of a weight vector, and how kernels load it.
 
-use super::displacement::{BlockDisplacement, Displacement, Extent, Stretch};
-use super::divergence::TERMS;
-use super::series::{Terms, exponential, terms_from, weight_of_power};
-use super::sign_bounds::{BlockSegments, PER_BLOCK};
-use super::weight_vector::{Entries, PAIR, PAIRS, Pairs};
-use crate::simd::lanes::Lanes;
-use crate::simd::real::Real;
-use crate::simd::{Kernel, LANES, Vectors};
+use crate::simd::lanes::F32Lanes;
+use crate::simd::real::{Lanes, Real};
+use crate::simd::{LANES, Vectors};
 
-/// The sums over one block.
-#[derive(Debug, Default)]
-pub(crate) struct BlockSums {
-    pub(crate) extent: Extent,
-    /// Of x and y, in units of the temperature; of no meaning in `f64`, where it is not measured by the series.
-    pub(crate) displacement: Displacement,
-    pub(crate) segments: BlockSegments,
-    pub(crate) uc: f64,
-    /// The sums of w y^k.
-    pub(crate) moments: [f64; TERMS + 1],
-}
+/// Entries that a kernel loads at a time: one vector of even entries and one of odd entries, which is how a
+/// word of two 16-bit weights comes apart.
+pub(crate) const STEP: usize = 2 * LANES;
 
-/// Vectors that wait in memory, which is kept from block to block, since clearing it costs as much as filling it.
-#[derive(Debug, Default)]
-pub(crate) struct Waiting<R> {
-    /// The even entries of a segment and the odd ones, on their way. From a weight to its sums it is farther than a core
-    /// looks ahead; in two loops, it works on later entries while earlier ones are under way.
-    halfway: [[Halfway<R>; 2]; PAIRS],
-    /// What is added up lane by lane together, which keeps the loops over the entries busy: of each segment u and c, the
-    /// areas under both, and u^2; then what there is once in a block.
-    totals: [[R; LANES]; LANES],
-    areas: [[R; LANES]; LANES],
-    rest: [[R; LANES]; LANES],
-}
+/// Steps of a segment.
+pub(crate) const STEPS: usize = 8;
 
-/// What one vector of entries has become.
-#[derive(Debug, Default)]
-struct Halfway<R> {
-    /// The exponential of the mean of the exponents.
-    w: [R; LANES],
-    /// Their difference.
-    y: [R; LANES],
-}
+/// Entries that [`super::wasserstein`] integrates at a time.
+pub(crate) const SEGMENT: usize = STEPS * STEP;
 
-/// Where they wait.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    pub(crate) narrow: Waiting<f32>,
-    pub(crate) wide: Waiting<f64>,
-}
+/// Segments of a block.
+pub(crate) const SEGMENTS: usize = 8;
 
-/// Sums one block, by `X` terms of the series in m and `K` powers of y.
-pub(crate) struct SumBlock<'a, R, P, const X: usize, const K: usize> {
-    pub(crate) pairs: P,
-    pub(crate) sums: &'a mut BlockSums,
-    pub(crate) waiting: &'a mut Waiting<R>,
-}
+/// Entries that are decoded and summed in one precision, before their sums are added in `f64`. Blocks are
+/// counted from the start of a weight vector, so no result depends on how a file was read.
+pub(crate) const BLOCK: usize = SEGMENTS * SEGMENT;
 
-impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for SumBlock<'_, R, P, X, K> {
-    type Output = ();
+/// One number for each entry of a block; those past the end of the weight vector are 0.
+pub(crate) type Block<R> = [R; BLOCK];
 
-    #[inline(always)]
-    fn run<S: Vectors>(self, simd: S) {
-        let Self { pairs, sums, waiting: Waiting { halfway, totals, areas, rest } } = self;
-        let mut block = BlockLanes::<R::Lanes<S>, K>::none(simd);
-        for place in 0..PER_BLOCK {
-            let mut stretch = Stretch::none(simd);
-            for (index, pair) in (place * PAIRS..).zip(&mut *halfway) {
-                for (entries, half) in pairs.load(simd, index).into_iter().zip(pair) {
-                    let Entries { base, delta: y, sum } = entries;
-                    if R::IS_NARROW {
-                        block.displacement.add(base, y, &mut stretch);
-                    }
-                    *half = Halfway { w: exponential::<_, X>(sum).numbers(), y: y.numbers() };
-                }
-            }
-            let mut segment = SegmentLanes::none(simd);
-            for pair in &*halfway {
-                segment.add(block.add(simd, pair));
-            }
-            block.displacement.end(stretch);
-            totals[place] = segment.u.numbers();
-            totals[PER_BLOCK + place] = segment.c.numbers();
-            areas[place] = area(segment.u, segment.u_running, segment.u_odd).numbers();
-            areas[PER_BLOCK + place] = area(segment.c, segment.c_running, segment.c_odd).numbers();
-            rest[place] = segment.uu.numbers();
-        }
-        let [base_squares, delta_squares, changed] = block.displacement.lanes();
-        let third = if K == 3 { block.last_moment } else { block.moments[3] };
-        let of_block = [block.cc, block.uc, base_squares, delta_squares, changed, block.moments[2], third];
-        for (vector, place) in of_block.into_iter().zip(PER_BLOCK..) {
-            rest[place] = vector.numbers();
-        }
-
-        let BlockSegments { u, c, u_area, c_area, uu, cc } = &mut sums.segments;
-        split(R::Lanes::<S>::sums(simd, totals), u, c);
-        split(R::Lanes::<S>::sums(simd, areas), u_area, c_area);
-        let mut others = [0.0; PER_BLOCK];
-        split(R::Lanes::<S>::sums(simd, rest), uu, &mut others);
-        let [c_squares, uc, base_squares, delta_squares, changed, second, third, _] = others;
-        (*cc, sums.uc) = (c_squares, uc);
-        (sums.displacement, sums.extent) = block.displacement.of_sums([base_squares, delta_squares, changed]);
-        let moments = &mut sums.moments;
-        #[expect(
-            clippy::needless_range_loop,
-            reason = "a range is unrolled, which keeps the lanes in registers"
-        )]
-        for k in 2..=K {
-            moments[k] = match k {
-                2 => second,
-                3 => third,
-                k if k == K => block.last_moment.sum(),
-                _ => block.moments[k].sum(),
-            };
-        }
-        // c and u have the other powers in them besides w and w y.
-        moments[0] = c.iter().sum();
-        moments[1] = u.iter().sum();
-        for k in (2..K - 1).step_by(2) {
-            moments[0] -= weight_of_power(k) * moments[k];
-        }
-        for k in (3..K).step_by(2) {
-            moments[1] -= weight_of_power(k) * moments[k];
-        }
-    }
-}
-
-/// The sums of one block as they grow, but for those of its segments.
-struct BlockLanes<N, const K: usize> {
-    displacement: BlockDisplacement<N>,
-    cc: N,
-    uc: N,
-    /// The sums of w y^k from k = 2 to K - 1; those before follow from the sums of c and u.
-    moments: [N; K],
-    /// The sum of w y^K.
-    last_moment: N,
-}
-
-impl<N: Lanes, const K: usize> BlockLanes<N, K> {
-    #[inline(always)]
-    fn none(simd: N::Vectors) -> Self {
-        let zero = N::splat(simd, 0.0);
-        Self {
-            displacement: BlockDisplacement::none(simd),
-            cc: zero,
-            uc: zero,
-            moments: [zero; K],
-            last_moment: zero,
-        }
-    }
-
-    /// Adds the even entries and the odd ones, and gives their u and c.
-    #[inline(always)]
-    fn add(&mut self, simd: N::Vectors, pair: &[Halfway<N::Number>; 2]) -> [(N, N); 2] {
-        let mut halves = [(self.cc, self.cc); 2];
-        for (Halfway { w, y }, half) in pair.iter().zip(&mut halves) {
-            let (w, y) = (N::load(simd, w), N::load(simd, y));
-            let Terms { c, u, powers } = terms_from::<N, K>(w, y);
-            self.cc = c.mul_add(c, self.cc);
-            self.uc = u.mul_add(c, self.uc);
-            #[expect(
-                clippy::needless_range_loop,
-                reason = "a range is unrolled, which keeps the sums in registers"
-            )]
-            for k in 2..K {
-                self.moments[k] = self.moments[k] + powers[k];
-            }
-            self.last_moment = powers[K - 1].mul_add(y, self.last_moment);
-            *half = (u, c);
-        }
-        halves
-    }
-}
-
-#[inline(always)]
-fn split(numbers: [f64; LANES], low: &mut [f64; PER_BLOCK], high: &mut [f64; PER_BLOCK]) {
-    low.copy_from_slice(&numbers[..PER_BLOCK]);
-    high.copy_from_slice(&numbers[PER_BLOCK..2 * PER_BLOCK]);
-}
-
-/// The sums of one segment as they grow.
+/// A vector of entries.
 #[derive(Clone, Copy)]
-struct SegmentLanes<N> {
-    u: N,
-    c: N,
-    /// The sums, over the pairs of vectors, of what u and c have come to.
-    u_running: N,
-    c_running: N,
-    /// The sums over the odd entries.
-    u_odd: N,
-    c_odd: N,
-    uu: N,
+pub(crate) struct Entries<N> {
+    /// theta_B.
+    pub(crate) base: N,
+    /// theta_T - theta_B.
+    pub(crate) delta: N,
+    /// theta_B + theta_T.
+    pub(crate) sum: N,
 }
 
-impl<N: Lanes> SegmentLanes<N> {
-    #[inline(always)]
-    fn none(simd: N::Vectors) -> Self {
-        let u = N::splat(simd, 0.0);
-        Self { u, c: u, u_running: u, c_running: u, u_odd: u, c_odd: u, uu: u }
-    }
+/// The entries of a whole block.
+pub(crate) trait BlockEntries<R: Real>: Copy {
+    /// Loads the even and the odd entries of a step.
+    fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<R::Lanes<S>>; 2];
+}
 
-    /// Adds u and c of the even entries and of the odd ones.
+/// A block whose entries were decoded before.
+#[derive(Clone, Copy)]
+pub(crate) struct DecodedBlock<'a, R> {
+    pub(crate) base: &'a Block<R>,
+    pub(crate) delta: &'a Block<R>,
+}
+
+impl<R: Real> BlockEntries<R> for DecodedBlock<'_, R> {
     #[inline(always)]
-    fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2]) {
-        self.u = self.u + (u + u_odd);
-        self.c = self.c + (c + c_odd);
-        self.u_running = self.u_running + self.u;
-        self.c_running = self.c_running + self.c;
-        self.u_odd = self.u_odd + u_odd;
-        self.c_odd = self.c_odd + c_odd;
-        self.uu = u_odd.mul_add(u_odd, u.mul_add(u, self.uu));
+    fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<R::Lanes<S>>; 2] {
+        let (base, delta) = (&self.base.as_chunks::<STEP>().0[step], &self.delta.as_chunks::<STEP>().0[step]);
+        [entries(simd, base, delta, 0), entries(simd, base, delta, 1)]
     }
 }
 
-/// The sum over a segment of the running sums, lane by lane: entry j = PAIR i + 2 lane, or one more if it is odd,
-/// is part of SEGMENT - j running sums.
 #[inline(always)]
-fn area<N: Lanes>(sums: N, running: N, odd: N) -> N {
-    let mut place = [N::Number::default(); LANES];
-    for (lane, place) in place.iter_mut().enumerate() {
-        *place = N::Number::of(-2.0 * lane as f64);
+fn entries<N: Lanes>(
+    simd: N::Vectors,
+    base: &[N::Number; STEP],
+    delta: &[N::Number; STEP],
+    first: usize,
+) -> Entries<N> {
+    let (base, delta) = (every_other(simd, base, first), every_other(simd, delta, first));
+    Entries { base, delta, sum: base.mul_add(base.constant(2.0), delta) }
+}
+
+#[inline(always)]
+fn every_other<N: Lanes>(simd: N::Vectors, numbers: &[N::Number; STEP], first: usize) -> N {
+    let mut lanes = [N::Number::default(); LANES];
+    for (lane, number) in lanes.iter_mut().enumerate() {
+        *number = numbers[2 * lane + first];
     }
-    let place = N::load(sums.simd(), &place);
-    running.mul_add(sums.constant(PAIR as f64), sums * place) - odd
+    N::load(simd, &lanes)
+}
+
+/// A block of `BF16` weights, which are so cheap to decode that the kernel does it while it loads them.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16Block<'a> {
+    base: &'a [[u8; 4]; BLOCK / 2],
+    tuned: &'a [[u8; 4]; BLOCK / 2],
+}
+
+impl<'a> Bf16Block<'a> {
+    /// The weights of a whole block; `None` if there are fewer.
+    pub(crate) fn new(base: &'a [u8], tuned: &'a [u8]) -> Option<Self> {
+        let [base, tuned] = [base, tuned].map(|bytes| bytes.as_chunks().0.try_into().ok());
+        Some(Self { base: base?, tuned: tuned? })
+    }
+}
+
+impl BlockEntries<f32> for Bf16Block<'_> {
+    #[inline(always)]
+    fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<F32Lanes<S>>; 2] {
+        let [base_even, base_odd] = widen(simd, self.base, step);
+        let [tuned_even, tuned_odd] = widen(simd, self.tuned, step);
+        [
+            Entries { base: base_even, delta: tuned_even - base_even, sum: tuned_even + base_even },
+            Entries { base: base_odd, delta: tuned_odd - base_odd, sum: tuned_odd + base_odd },
+        ]
+    }
+}
+
+/// Decodes words of two weights. The first weight of a word is the lower half of its bits; a `BF16` is the
+/// upper half of an `f32`.
+#[inline(always)]
+fn widen<S: Vectors>(simd: S, words: &[[u8; 4]; BLOCK / 2], step: usize) -> [F32Lanes<S>; 2] {
+    let words = &words.as_chunks::<LANES>().0[step];
+    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
+    for lane in 0..LANES {
+        let word = u32::from_le_bytes(words[lane]);
+        even[lane] = f32::from_bits(word << 16);
+        odd[lane] = f32::from_bits(word & 0xffff_0000);
+    }
+    [F32Lanes::load(simd, &even), F32Lanes::load(simd, &odd)]
 }

@@ -1,18 +1,22 @@
 //! The divergences between the two softmaxes, from moments of the log ratio.
 //!
-//! With z = log(P_T / P_B) and g = sqrt(P_B P_T) both divergences are sums over the entries of g f(z), where f and
-//! its first derivative vanish at 0: what is summed is as small as the result, and never negative. For
-//! Kullback-Leibler (T from B) f(z) = z e^(z/2) - 2 sinh(z/2); for Jensen-Shannon
-//! f(z) = (z sinh(z/2) - 2 cosh(z/2) log cosh(z/2)) / 2, which is even, and z^2 / 8 up to terms of z^6. z is y less
-//! log(Z_T / Z_B), which is known only when all entries are summed; with f as a series in z, sums of w y^k, where
-//! w = sqrt(Z_B Z_T) g, are all that the entries have to give.
+//! # How it works
+//!
+//! With z = log(P_T / P_B) and g = sqrt(P_B P_T), both divergences are sums over the entries of g f(z), where
+//!
+//! Kullback-Leibler (T from B): f(z) = z e^(z/2) - 2 sinh(z/2),
+//! Jensen-Shannon: f(z) = (z sinh(z/2) - 2 cosh(z/2) log cosh(z/2)) / 2.
+//!
+//! f and its first derivative vanish at 0, so the terms are as small as the result, and never negative. The second f is
+//! even, and z^2 / 8 up to terms of z^6. z is y - log(Z_T / Z_B), which is known only when all entries are summed; with f
+//! as a series in z, the moments suffice: the sums of w y^k over the entries, with w = sqrt(Z_B Z_T) g.
 
 use super::exponential::INVERSE_FACTORIALS;
 
 /// Terms of the longest series.
 pub(crate) const TERMS: usize = 24;
 
-/// The Taylor series of Kullback-Leibler's f: k / (2^(k-1) k!), of which an odd k has one k-th less.
+/// The Taylor series of Kullback-Leibler's f: k / (2^(k-1) k!), and k - 1 instead of k where k is odd.
 const KULLBACK_LEIBLER: [f64; TERMS + 1] = {
     let mut series = [0.0; TERMS + 1];
     let (mut k, mut power) = (2, 2.0);
@@ -60,7 +64,7 @@ pub(crate) fn of_moments(moments: &[f64; TERMS + 1], shift: f64) -> Divergences 
 /// The sums of w (y - shift)^k, by the binomial theorem.
 fn centered(moments: &[f64; TERMS + 1], shift: f64) -> [f64; TERMS + 1] {
     let mut centered = *moments;
-    // Each round turns the moments about a point of one more factor y into ones of y - shift.
+    // Each round replaces one more factor y of the moments by y - shift.
     for round in 1..=TERMS {
         for k in (round..=TERMS).rev() {
             centered[k] -= shift * centered[k - 1];
@@ -69,17 +73,16 @@ fn centered(moments: &[f64; TERMS + 1], shift: f64) -> [f64; TERMS + 1] {
     centered
 }
 
-/// The divergences of one entry at any z = log(P_T / P_B): `base` is P_B, `tuned` P_T, times any one factor, as
-/// they are.
+/// The divergences of one entry at any z = log(P_T / P_B), times the common factor of `base`, P_B, and `tuned`, P_T.
 pub(crate) fn of_entry(base: f64, tuned: f64, z: f64) -> Divergences {
     if z.abs() <= 1.0 {
-        let middle = base * (0.5 * z).exp();
+        let geometric_mean = base * (0.5 * z).exp();
         let sum = |series: &[f64; TERMS + 1]| {
-            middle * series.iter().rev().fold(0.0, |sum, coefficient| sum * z + coefficient)
+            geometric_mean * series.iter().rev().fold(0.0, |sum, coefficient| sum * z + coefficient)
         };
         return Divergences { kl: sum(&KULLBACK_LEIBLER), js: sum(&JENSEN_SHANNON) };
     }
-    // log of the mean of both over base and over tuned; the exponential is of a negative number.
+    // The logarithms of the mean of both over base and over tuned. The exponent is negative.
     let half = (-z.abs()).exp().ln_1p() - std::f64::consts::LN_2;
     let (over_base, over_tuned) = if z > 0.0 { (z + half, half) } else { (half, half - z) };
     Divergences { kl: tuned * (z - 1.0) + base, js: -0.5 * (tuned * over_tuned + base * over_base) }
@@ -90,7 +93,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Both in closed form, at any z; without digits near 0.
+    /// Both in closed form, at any z; imprecise near 0.
     fn closed(z: f64) -> Divergences {
         let (tuned, mean) = (z.exp(), (1.0 + z.exp()) / 2.0);
         Divergences { kl: tuned * z - z.exp_m1(), js: (tuned * (z - mean.ln()) - mean.ln()) / 2.0 }
@@ -118,7 +121,6 @@ mod tests {
             prop_assert!(close(of_entry(1.0, z.exp(), z), expected, 2e-6));
         }
 
-        /// Moments about one point are as good as moments about any other near it.
         #[test]
         fn moments_serve_for_any_shift(
             entries in prop::collection::vec((0.1f64..2.0, -1f64..1.0), 1..20),
@@ -126,7 +128,7 @@ mod tests {
         ) {
             let mut expected = Divergences::default();
             for (v, y) in &entries {
-                // What lies on both sides of sqrt(Z_B Z_T) g = w.
+                // P_B and P_T times sqrt(Z_B Z_T): their geometric mean is w.
                 let entry = of_entry(v * (0.5 * shift).exp(), v * (y - 0.5 * shift).exp(), y - shift);
                 expected.kl += entry.kl;
                 expected.js += entry.js;
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_series_meet_the_closed_forms_where_they_hand_over() {
+    fn the_series_meet_the_closed_forms_at_their_limit() {
         for z in [-1.0f64, 1.0] {
             let outside = z * (1.0 + 1e-12);
             assert!(close(of_entry(1.0, z.exp(), z), of_entry(1.0, outside.exp(), outside), 1e-11));

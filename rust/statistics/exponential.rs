@@ -1,4 +1,4 @@
-//! The exponential without a branch.
+//! The exponential function without a branch, for kernels.
 
 use crate::simd::real::Real;
 
@@ -17,15 +17,15 @@ pub(crate) const INVERSE_FACTORIALS: [f64; 26] = {
 
 /// `e^x` for `x` in [-708, 700] (`f64`) or [-80, 80] (`f32`), within two units of the last place.
 ///
-/// x = n ln 2 + f with |f| <= ln 2 / 2, e^x = 2^n e^f, and e^f by its Taylor series.
+/// x = n ln 2 + f with |f| <= ln 2 / 2, so e^x = 2^n e^f, and e^f is evaluated by its Taylor series.
 #[inline(always)]
 pub(crate) fn exp<R: Real>(x: R) -> R {
-    let rounded = x.mul_add(R::of(std::f64::consts::LOG2_E), R::of(R::ROUNDER));
-    let n = rounded - R::of(R::ROUNDER);
-    let f = n.mul_add(R::of(-R::LN_2_LOW), n.mul_add(R::of(-R::LN_2_HIGH), x));
-    let mut power = R::of(INVERSE_FACTORIALS[R::EXPONENTIAL_TERMS]);
+    let rounded = x.mul_add(R::from_f64(std::f64::consts::LOG2_E), R::from_f64(R::ROUNDER));
+    let n = rounded - R::from_f64(R::ROUNDER);
+    let f = n.mul_add(R::from_f64(-R::LN_2_LOW), n.mul_add(R::from_f64(-R::LN_2_HIGH), x));
+    let mut power = R::from_f64(INVERSE_FACTORIALS[R::EXPONENTIAL_TERMS]);
     for k in (0..R::EXPONENTIAL_TERMS).rev() {
-        power = power.mul_add(f, R::of(INVERSE_FACTORIALS[k]));
+        power = power.mul_add(f, R::from_f64(INVERSE_FACTORIALS[k]));
     }
     power.times_power_of_two(rounded)
 }

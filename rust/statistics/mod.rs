@@ -1,25 +1,28 @@
 //! How far a head has moved: every statistic, from two weight vectors.
 
-mod accumulate;
-pub(crate) mod block;
-mod displacement;
+mod block;
+mod block_operation;
+mod block_sums;
 mod divergence;
 mod exponential;
+mod group_measurement;
 mod head;
-
-mod product;
-mod weight_vector;
-
+mod head_with_offset;
 mod precision;
+mod product;
 mod series;
 mod sign_bounds;
 mod softmax_sums;
 mod sorted_wasserstein;
 mod table;
+mod vector_sums;
 mod wasserstein;
+mod weight_change;
+mod weight_vector;
 
-pub use head::{GroupMeasurement, HeadMeasurements, NonFiniteIn, VectorSums};
+pub use group_measurement::GroupMeasurement;
+pub use head::{HeadMeasurements, NonFiniteIn};
 pub use product::{HeadMatrix, HeadProduct, KeyValueProduct, NonFiniteMatrix};
-pub use softmax_sums::NonFiniteEntry;
 pub use table::{STATISTICS, Statistic};
+pub use vector_sums::{NonFiniteEntry, VectorSums};
 pub use weight_vector::{StoredWeights, WeightVector};

@@ -1,74 +1,82 @@
 //! The `product` form: the weight vector Q_h^T (K_g V_g^T) of a head, of equation 5 of the paper.
 //!
-//! Its difference cancels twice, so it is formed from differences, never as one product less another:
-//! with M = K V^T, dM = dK V_T^T + K_B dV^T and dP = dQ^T M_T + Q_B^T dM. The matrices are decoded a few
-//! hundred columns at a time, so that no more than stored bytes is held of any of them.
+//! # How it works
 //!
-//! The multiplications of large heads are in `f32`, whose rounding errors average out over the many
-//! entries, unless changes undo one another over and over: they take half the time, which is nearly all
-//! there is. Those of small heads, and of weights so large or small that a product could leave the range
-//! of `f32`, are in `f64`.
+//! The difference of two such products cancels twice, so it is formed from differences, never as one product less
+//! another: with M = K V^T,
+//!
+//! dM = dK V_T^T + K_B dV^T,  dP = dQ^T M_T + Q_B^T dM.
+//!
+//! The matrices are decoded [`TILE`] columns at a time, so that each is held in memory only as stored bytes.
+//!
+//! Large heads are multiplied in `f32`, whose rounding errors average out over the many entries unless changes cancel
+//! over and over; that takes half the time, and the multiplications take nearly all of it. Small heads, and weights so
+//! large or small that a product could leave the range of `f32`, are multiplied in `f64`.
 
 use std::ops::Range;
 
 use gemm::Parallelism;
 
 use super::precision::MANY;
-use super::softmax_sums::NonFiniteEntry;
+use super::vector_sums::NonFiniteEntry;
+use super::weight_change::Magnitudes;
 use super::weight_vector::{StoredWeights, WeightVector};
-use crate::number_format::Dtype;
-use crate::simd::lanes::Lanes;
-use crate::simd::real::Real;
+use crate::simd::real::{Lanes, Real};
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
-/// Columns decoded at a time: tiles of two matrices and their product fit a core's cache. Results
-/// depend on it in their last bits, so it is fixed.
+/// Columns decoded at a time: tiles of two matrices and their product fit a core's cache. Results depend on it in
+/// their last bits, so it is fixed.
 const TILE: usize = 256;
 
-/// The largest magnitude that is multiplied in `f32`, and one over the smallest.
-const NARROW: f64 = (1u64 << 20) as f64;
+/// The largest magnitude that is multiplied in `f32`, and the inverse of the smallest.
+const LARGEST_F32: f64 = (1u64 << 20) as f64;
 
 /// The smallest change that is multiplied in `f32`.
-const NARROW_DELTA: f64 = 1.0 / (1u64 << 50) as f64;
+const SMALLEST_F32_DELTA: f64 = 1.0 / (1u64 << 50) as f64;
 
-/// Both sides of one matrix of a head: `rows` rows, as long as the model is wide.
+/// One matrix of a head in both checkpoints. Its rows are as long as the model is wide.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadMatrix<'a> {
-    /// The base side.
+    /// The matrix of the base checkpoint.
     pub base: StoredWeights<'a>,
-    /// The tuned side.
+    /// The matrix of the tuned checkpoint.
     pub tuned: StoredWeights<'a>,
     /// The length of a row.
     pub columns: usize,
 }
 
-impl HeadMatrix<'_> {
+impl<'a> HeadMatrix<'a> {
     fn rows(&self) -> usize {
         self.base.entries() / self.columns
     }
 
+    /// The entries of the matrix, row after row.
+    pub fn weight_vector(&self) -> WeightVector<'a> {
+        WeightVector::Stored { base: self.base, tuned: self.tuned }
+    }
+
     fn fits_f32(&self) -> bool {
-        self.base.dtype != Dtype::F64 && self.tuned.dtype != Dtype::F64
+        self.weight_vector().fits_f32()
     }
 }
 
-/// Which of two matrices held something that is not finite.
+/// The matrix of a group that holds a number that is not finite.
 #[derive(Clone, Copy, Debug)]
 pub enum NonFiniteMatrix {
-    /// The first.
+    /// The key matrix.
     Key(NonFiniteEntry),
-    /// The second.
+    /// The value matrix.
     Value(NonFiniteEntry),
 }
 
-/// K V^T of one key/value group, which its query heads share.
+/// K V^T of one key/value group, [head size, value size], which its query heads share.
 #[derive(Debug)]
-pub struct KeyValueProduct(InWidth);
+pub struct KeyValueProduct(Multiplied);
 
 #[derive(Debug)]
-enum InWidth {
-    Narrow(Sides<f32>),
-    Wide(Sides<f64>),
+enum Multiplied {
+    F32(Matrices<f32>),
+    F64(Matrices<f64>),
 }
 
 impl KeyValueProduct {
@@ -80,232 +88,200 @@ impl KeyValueProduct {
     ) -> Result<Self, NonFiniteMatrix> {
         let is_many = key.columns * value.rows() >= MANY;
         if is_many && key.fits_f32() && value.fits_f32() {
-            let (narrow, has_room) = Sides::of(key, value, instructions)?;
-            if has_room {
-                return Ok(Self(InWidth::Narrow(narrow)));
+            let (product, fits) = multiply_group(key, value, instructions)?;
+            if fits {
+                return Ok(Self(Multiplied::F32(product)));
             }
         }
-        let (wide, _) = Sides::of(key, value, instructions)?;
-        Ok(Self(InWidth::Wide(wide)))
+        Ok(Self(Multiplied::F64(multiply_group(key, value, instructions)?.0)))
     }
 }
 
-/// theta of one head after the other in the `product` form, [model width, value size] in row-major order.
+/// theta of one head in the `product` form, [model width, value size] in row-major order. Its memory is kept from
+/// head to head.
 #[derive(Debug)]
 pub struct HeadProduct {
     instructions: Instructions,
-    narrow: Multiplication<f32>,
-    wide: Multiplication<f64>,
-    /// Whether theta is in `narrow`.
-    is_narrow: bool,
+    in_f32: ThetaMatrices<f32>,
+    in_f64: ThetaMatrices<f64>,
+    /// Whether theta was computed in `f32`.
+    is_f32: bool,
 }
 
 impl HeadProduct {
-    /// A product of nothing.
+    /// A product without entries.
     pub fn new(instructions: Instructions) -> Self {
-        Self {
-            instructions,
-            narrow: Multiplication::default(),
-            wide: Multiplication::default(),
-            is_narrow: false,
-        }
+        let (in_f32, in_f64) = Default::default();
+        Self { instructions, in_f32, in_f64, is_f32: false }
     }
 
-    /// Gives back the memory of theta, which the matrices of the next group are read into.
+    /// Frees the memory of theta, which the matrices of the next group need.
     pub fn free(&mut self) {
-        (self.narrow.theta, self.wide.theta) = Default::default();
+        (self.in_f32.theta, self.in_f64.theta) = Default::default();
     }
 
-    /// Multiplies a head's query matrix with what its group shares.
+    /// Multiplies the query matrix of a head with the product of its group.
     pub fn compute(
         &mut self,
         query: &HeadMatrix,
-        KeyValueProduct(middle): &KeyValueProduct,
+        KeyValueProduct(shared): &KeyValueProduct,
     ) -> Result<(), NonFiniteEntry> {
-        self.is_narrow = match middle {
-            InWidth::Narrow(middle) if query.fits_f32() => {
-                self.narrow.load(query, middle, self.instructions)?
+        self.is_f32 = match shared {
+            Multiplied::F32(shared) if query.fits_f32() => {
+                self.in_f32.multiply(query, shared, self.instructions)?
             }
             _ => false,
         };
-        if !self.is_narrow {
-            match middle {
-                InWidth::Narrow(middle) => self.wide.load(query, &middle.widened(), self.instructions)?,
-                InWidth::Wide(middle) => self.wide.load(query, middle, self.instructions)?,
+        if !self.is_f32 {
+            match shared {
+                Multiplied::F32(shared) => {
+                    self.in_f64.multiply(query, &shared.to_f64(), self.instructions)?
+                }
+                Multiplied::F64(shared) => self.in_f64.multiply(query, shared, self.instructions)?,
             };
         }
         Ok(())
     }
 
-    /// theta of the head that was loaded last.
+    /// theta of the head that was computed last.
     pub fn weight_vector(&self) -> WeightVector<'_> {
-        if self.is_narrow {
-            let Theta { base, delta } = &self.narrow.theta;
+        if self.is_f32 {
+            let Matrices { base, delta, .. } = &self.in_f32.theta;
             WeightVector::F32 { base, delta }
         } else {
-            let Theta { base, delta } = &self.wide.theta;
+            let Matrices { base, delta, .. } = &self.in_f64.theta;
             WeightVector::F64 { base, delta }
         }
     }
 }
 
-/// K V^T on both sides, [head size, value size].
+/// A decoded or computed matrix in both checkpoints.
 #[derive(Debug, Default)]
-struct Sides<R> {
+struct Matrices<R> {
     base: Vec<R>,
+    /// Empty for theta.
     tuned: Vec<R>,
+    /// tuned - base.
     delta: Vec<R>,
 }
 
-impl Sides<f32> {
-    fn widened(&self) -> Sides<f64> {
-        let [base, tuned, delta] =
-            [&self.base, &self.tuned, &self.delta].map(|part| part.iter().copied().map(f64::from).collect());
-        Sides { base, tuned, delta }
+impl Matrices<f32> {
+    fn to_f64(&self) -> Matrices<f64> {
+        let [base, tuned, delta] = [&self.base, &self.tuned, &self.delta]
+            .map(|numbers| numbers.iter().copied().map(f64::from).collect());
+        Matrices { base, tuned, delta }
     }
 }
 
-impl<R: Real> Sides<R> {
-    /// The product, and whether this width has room for the matrices.
-    fn of(
-        key: &HeadMatrix,
-        value: &HeadMatrix,
-        instructions: Instructions,
-    ) -> Result<(Self, bool), NonFiniteMatrix> {
-        let (rows, columns) = (key.rows(), value.rows());
-        let [mut base, mut delta] = [(); 2].map(|()| vec![R::default(); rows * columns]);
-        let [mut k, mut v] = <[Tile<R>; 2]>::default();
-        let (mut of_key, mut of_value) = (Largest::default(), Largest::default());
-        for range in tiles(key.columns) {
-            of_key.merge(k.load(key, range.clone(), instructions).map_err(NonFiniteMatrix::Key)?);
-            of_value.merge(v.load(value, range, instructions).map_err(NonFiniteMatrix::Value)?);
-            let of = |entries| Factor::of(entries, k.columns);
-            let transposed = |entries| Factor::transposed(entries, k.columns);
-            add_product(&mut base, rows, columns, of(&k.base), transposed(&v.base));
-            add_product(&mut delta, rows, columns, of(&k.delta), transposed(&v.tuned));
-            add_product(&mut delta, rows, columns, of(&k.base), transposed(&v.delta));
-        }
-        let tuned = base.iter().zip(&delta).map(|(base, delta)| *base + *delta).collect();
-        let has_room = !R::IS_NARROW || (of_key.is_narrow() && of_value.is_narrow());
-        Ok((Self { base, tuned, delta }, has_room))
+/// K V^T, and whether numbers of type `R` have the range for it.
+fn multiply_group<R: Real>(
+    key: &HeadMatrix,
+    value: &HeadMatrix,
+    instructions: Instructions,
+) -> Result<(Matrices<R>, bool), NonFiniteMatrix> {
+    let (rows, columns) = (key.rows(), value.rows());
+    let [mut base, mut delta] = [(); 2].map(|()| vec![R::default(); rows * columns]);
+    let [mut k, mut v] = <[Matrices<R>; 2]>::default();
+    let (mut of_key, mut of_value) = (Magnitudes::default(), Magnitudes::default());
+    for tile in tiles(key.columns) {
+        of_key.merge(k.decode_tile(key, &tile, instructions).map_err(NonFiniteMatrix::Key)?);
+        of_value.merge(v.decode_tile(value, &tile, instructions).map_err(NonFiniteMatrix::Value)?);
+        let plain = |entries| Factor::new(entries, tile.len());
+        let transposed = |entries| Factor::transposed(entries, tile.len());
+        add_product(&mut base, rows, columns, plain(&k.base), transposed(&v.base));
+        add_product(&mut delta, rows, columns, plain(&k.delta), transposed(&v.tuned));
+        add_product(&mut delta, rows, columns, plain(&k.base), transposed(&v.delta));
     }
+    let tuned = base.iter().zip(&delta).map(|(base, delta)| *base + *delta).collect();
+    Ok((Matrices { base, tuned, delta }, fits::<R>(&of_key) && fits::<R>(&of_value)))
 }
 
-/// The matrices of a multiplication in one width.
+/// theta of a head, and the memory that its query matrix is decoded into.
 #[derive(Debug, Default)]
-struct Multiplication<R> {
-    theta: Theta<R>,
-    tile: Tile<R>,
+struct ThetaMatrices<R> {
+    theta: Matrices<R>,
+    query: Matrices<R>,
 }
 
-#[derive(Debug, Default)]
-struct Theta<R> {
-    base: Vec<R>,
-    /// theta_T - theta_B.
-    delta: Vec<R>,
-}
-
-/// Some columns of a [`HeadMatrix`], decoded.
-#[derive(Debug, Default)]
-struct Tile<R> {
-    base: Vec<R>,
-    tuned: Vec<R>,
-    delta: Vec<R>,
-    rows: usize,
-    columns: usize,
-}
-
-/// The largest magnitudes of a matrix.
-#[derive(Clone, Copy, Debug, Default)]
-struct Largest {
-    base: f64,
-    delta: f64,
-}
-
-impl Largest {
-    fn merge(&mut self, other: Largest) {
-        self.base = self.base.max(other.base);
-        self.delta = self.delta.max(other.delta);
-    }
-
-    /// Whether `f32` has room for products of such matrices. Zero has no size.
-    fn is_narrow(&self) -> bool {
-        let base_fits = self.base == 0.0 || (1.0 / NARROW..=NARROW).contains(&self.base);
-        base_fits && (self.delta == 0.0 || (NARROW_DELTA..=NARROW).contains(&self.delta))
-    }
-}
-
-impl<R: Real> Multiplication<R> {
-    /// Whether this width has room for the matrix.
-    fn load(
+impl<R: Real> ThetaMatrices<R> {
+    /// Computes theta, and returns whether numbers of type `R` have the range for it.
+    fn multiply(
         &mut self,
         query: &HeadMatrix,
-        Sides { base, tuned, delta }: &Sides<R>,
+        shared: &Matrices<R>,
         instructions: Instructions,
     ) -> Result<bool, NonFiniteEntry> {
-        let Self { theta, tile } = self;
-        let value_size = base.len() / query.rows();
+        let Self { theta, query: decoded } = self;
+        let value_size = shared.base.len() / query.rows();
         for entries in [&mut theta.base, &mut theta.delta] {
             entries.clear();
             entries.resize(query.columns * value_size, R::default());
         }
-        let mut largest = Largest::default();
-        for range in tiles(query.columns) {
-            largest.merge(tile.load(query, range.clone(), instructions)?);
-            let rows = range.start * value_size..range.end * value_size;
-            let product = |out: &mut [R], left: &[R], right: &[R]| {
-                let left = Factor::transposed(left, tile.columns);
-                add_product(out, tile.columns, value_size, left, Factor::of(right, value_size));
+        let mut magnitudes = Magnitudes::default();
+        for tile in tiles(query.columns) {
+            magnitudes.merge(decoded.decode_tile(query, &tile, instructions)?);
+            let rows = tile.start * value_size..tile.end * value_size;
+            let add = |out: &mut [R], left: &[R], right: &[R]| {
+                let left = Factor::transposed(left, tile.len());
+                add_product(out, tile.len(), value_size, left, Factor::new(right, value_size));
             };
-            product(&mut theta.base[rows.clone()], &tile.base, base);
-            product(&mut theta.delta[rows.clone()], &tile.delta, tuned);
-            product(&mut theta.delta[rows], &tile.base, delta);
+            add(&mut theta.base[rows.clone()], &decoded.base, &shared.base);
+            add(&mut theta.delta[rows.clone()], &decoded.delta, &shared.tuned);
+            add(&mut theta.delta[rows], &decoded.base, &shared.delta);
         }
-        Ok(!R::IS_NARROW || largest.is_narrow())
+        Ok(fits::<R>(&magnitudes))
     }
 }
 
-impl<R: Real> Tile<R> {
-    fn load(
+/// Whether numbers of type `R` have the range for products of matrices of these magnitudes.
+fn fits<R: Real>(magnitudes: &Magnitudes) -> bool {
+    let Magnitudes { base, delta } = *magnitudes;
+    let base_fits = base == 0.0 || (1.0 / LARGEST_F32..=LARGEST_F32).contains(&base);
+    !R::IS_F32 || base_fits && (delta == 0.0 || (SMALLEST_F32_DELTA..=LARGEST_F32).contains(&delta))
+}
+
+impl<R: Real> Matrices<R> {
+    /// Decodes some columns of a matrix, and returns their magnitudes.
+    fn decode_tile(
         &mut self,
         matrix: &HeadMatrix,
-        columns: Range<usize>,
+        columns: &Range<usize>,
         instructions: Instructions,
-    ) -> Result<Largest, NonFiniteEntry> {
-        (self.rows, self.columns) = (matrix.rows(), columns.len());
-        for side in [&mut self.base, &mut self.tuned, &mut self.delta] {
-            side.resize(self.rows * self.columns, R::default());
+    ) -> Result<Magnitudes, NonFiniteEntry> {
+        for entries in [&mut self.base, &mut self.tuned, &mut self.delta] {
+            entries.resize(matrix.rows() * columns.len(), R::default());
         }
-        let largest = instructions.run(Decode { tile: self, matrix, first: columns.start });
-        if largest.base.is_finite() && largest.delta.is_finite() {
-            return Ok(largest);
+        let magnitudes = instructions.run(DecodeTile { tile: self, matrix, columns });
+        if magnitudes.base.is_finite() && magnitudes.delta.is_finite() {
+            return Ok(magnitudes);
         }
-        let is_finite = |number: &R| number.wide().is_finite();
+        let is_finite = |number: &R| number.to_f64().is_finite();
         let index = self.delta.iter().position(|delta| !is_finite(delta)).unwrap_or_default();
         Err(NonFiniteEntry {
-            entry: index / self.columns * matrix.columns + columns.start + index % self.columns,
+            entry: index / columns.len() * matrix.columns + columns.start + index % columns.len(),
             is_tuned: is_finite(&self.base[index]),
         })
     }
 }
 
-struct Decode<'a, R> {
-    tile: &'a mut Tile<R>,
+struct DecodeTile<'a, R> {
+    tile: &'a mut Matrices<R>,
     matrix: &'a HeadMatrix<'a>,
-    first: usize,
+    columns: &'a Range<usize>,
 }
 
-impl<R: Real> Kernel for Decode<'_, R> {
-    type Output = Largest;
+impl<R: Real> Kernel for DecodeTile<'_, R> {
+    type Output = Magnitudes;
 
     #[inline(always)]
-    fn run<S: Vectors>(self, simd: S) -> Largest {
-        let Self { tile: Tile { base, tuned, delta, rows, columns }, matrix, first } = self;
-        for row in 0..*rows {
-            let entries = row * matrix.columns + first..row * matrix.columns + first + *columns;
-            let place = row * *columns..(row + 1) * *columns;
-            matrix.base.decode_into(entries.clone(), &mut base[place.clone()]);
-            matrix.tuned.decode_into(entries, &mut tuned[place]);
+    fn run<S: Vectors>(self, simd: S) -> Magnitudes {
+        let Self { tile: Matrices { base, tuned, delta }, matrix, columns } = self;
+        for row in 0..matrix.rows() {
+            let start = row * matrix.columns;
+            let entries = start + columns.start..start + columns.end;
+            let place = row * columns.len()..(row + 1) * columns.len();
+            matrix.base.decode(entries.clone(), &mut base[place.clone()]);
+            matrix.tuned.decode(entries, &mut tuned[place]);
         }
         for ((delta, tuned), base) in delta.iter_mut().zip(&*tuned).zip(&*base) {
             *delta = *tuned - *base;
@@ -322,11 +298,11 @@ impl<R: Real> Kernel for Decode<'_, R> {
             let (base, delta) = (R::Lanes::<S>::load(simd, base), R::Lanes::<S>::load(simd, delta));
             largest_base = largest_base.max(base.abs());
             largest_delta = largest_delta.max(delta.abs());
-            // A maximum may pass over what is not a number; a sum does not.
+            // A maximum may ignore NaN; a sum does not.
             sums = delta.mul_add(zero, sums);
         }
         let delta = if sums.sum() == 0.0 { largest_delta.largest() } else { f64::NAN };
-        Largest { base: largest_base.largest(), delta }
+        Magnitudes { base: largest_base.largest(), delta }
     }
 }
 
@@ -343,7 +319,7 @@ struct Factor<'a, R> {
 }
 
 impl<'a, R> Factor<'a, R> {
-    fn of(entries: &'a [R], columns: usize) -> Self {
+    fn new(entries: &'a [R], columns: usize) -> Self {
         Self { entries, row_stride: columns, column_stride: 1 }
     }
 
@@ -352,14 +328,14 @@ impl<'a, R> Factor<'a, R> {
     }
 }
 
-/// Adds `left right` to the row-major matrix `out`, [rows, columns]. On one thread: heads are what runs
-/// in parallel.
+/// Adds `left right` to the row-major matrix `out`, [rows, columns], on one thread, since heads are measured in
+/// parallel.
 fn add_product<R: Real>(out: &mut [R], rows: usize, columns: usize, left: Factor<R>, right: Factor<R>) {
     let inner = left.entries.len() / rows;
     assert!(out.len() == rows * columns && left.entries.len() == rows * inner);
     assert!(right.entries.len() == inner * columns);
-    // SAFETY: each matrix has as many entries as its sizes say, which was just checked, and strides that
-    // stay inside it; `out` is borrowed mutably, so it overlaps neither factor.
+    // SAFETY: each matrix has the number of entries that its sizes require, as just checked, and its strides stay
+    // inside it; `out` is borrowed mutably, so it overlaps neither factor.
     unsafe {
         gemm::gemm(
             rows,
@@ -375,8 +351,8 @@ fn add_product<R: Real>(out: &mut [R], rows: usize, columns: usize, left: Factor
             right.entries.as_ptr(),
             right.column_stride as isize,
             right.row_stride as isize,
-            R::of(1.0),
-            R::of(1.0),
+            R::from_f64(1.0),
+            R::from_f64(1.0),
             false,
             false,
             false,
@@ -396,15 +372,15 @@ mod tests {
         weights.iter().flat_map(|weight| weight.to_le_bytes()).collect()
     }
 
-    /// Q^T (K V^T), an entry at a time.
+    /// Computes Q^T (K V^T), an entry at a time.
     fn definition(q: &[f64], k: &[f64], v: &[f64], width: usize) -> Vec<f64> {
         let (rows, values) = (q.len() / width, v.len() / width);
         let mut theta = Vec::new();
         for i in 0..width {
             for j in 0..values {
-                let middle =
+                let key_value =
                     |row: usize| -> f64 { (0..width).map(|c| k[row * width + c] * v[j * width + c]).sum() };
-                theta.push((0..rows).map(|row| q[row * width + i] * middle(row)).sum());
+                theta.push((0..rows).map(|row| q[row * width + i] * key_value(row)).sum());
             }
         }
         theta
@@ -428,15 +404,15 @@ mod tests {
             };
             let [q, k, v] = [rows, rows, values].map(|rows| (random(rows * width), random(rows * width)));
             let stored: Vec<_> = [&q, &k, &v].map(|(base, tuned)| (bytes(base), bytes(tuned))).into();
-            let pair = |index: usize| HeadMatrix {
+            let matrix = |index: usize| HeadMatrix {
                 base: StoredWeights { dtype: Dtype::F64, bytes: &stored[index].0 },
                 tuned: StoredWeights { dtype: Dtype::F64, bytes: &stored[index].1 },
                 columns: width,
             };
-            let middle = KeyValueProduct::new(&pair(1), &pair(2), Instructions::best()).unwrap();
+            let shared = KeyValueProduct::new(&matrix(1), &matrix(2), Instructions::best()).unwrap();
             let mut product = HeadProduct::new(Instructions::best());
-            prop_assert!(product.compute(&pair(0), &middle).is_ok());
-            let Theta { base: found, delta: found_delta } = &product.wide.theta;
+            prop_assert!(product.compute(&matrix(0), &shared).is_ok());
+            let Matrices { base: found, delta: found_delta, .. } = &product.in_f64.theta;
             let base = definition(&q.0, &k.0, &v.0, width);
             let tuned = definition(&q.1, &k.1, &v.1, width);
             prop_assert_eq!(found.len(), base.len());

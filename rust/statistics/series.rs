@@ -1,24 +1,29 @@
-//! The exponentials of both sides by their series, over lanes: the arithmetic that every weight goes through.
+//! The exponentials of both checkpoints by series, over lanes: the arithmetic that every weight goes through.
 //!
-//! With m the mean of the two exponents, y their difference and w = e^m, the two exponentials have the mean
-//! c = w cosh(y / 2) and the difference u = 2 w sinh(y / 2). A power series of few terms is enough for the
-//! weights of a model, which lie near 0, and for their changes, which lie nearer; and in y only every other
-//! term is there. How many terms are right for which reach stands in [`super::precision`].
+//! # How it works
+//!
+//! With m the mean of the two exponents, y their difference and w = e^m, the two exponentials have the mean and the
+//! difference
+//!
+//! c = w cosh(y / 2) = w (1 + y^2 / 8 + ...),  u = 2 w sinh(y / 2) = w (y + y^3 / 24 + ...).
+//!
+//! Few terms are enough for the weights of a model, which lie near 0, and for their changes, which lie nearer; and
+//! only every other power of y occurs in each. [`super::precision`] says how many terms are right for which weights.
 
+use super::block::Entries;
 use super::exponential::{INVERSE_FACTORIALS, exp};
-use super::weight_vector::Entries;
-use crate::simd::lanes::Lanes;
+use crate::simd::real::Lanes;
 
-/// Stands for the exponential of any number, in place of a number of terms.
+/// In place of a number of terms: the exponential of any number.
 pub(crate) const FULL: usize = 0;
 
-/// What w y^k counts: in c where k is even, in u where it is odd.
+/// The coefficient of w y^k: in c where k is even, in u where it is odd.
 pub(crate) const fn weight_of_power(k: usize) -> f64 {
     let weight = INVERSE_FACTORIALS[k] / (1u64 << k) as f64;
     if k.is_multiple_of(2) { weight } else { 2.0 * weight }
 }
 
-/// What one vector of entries adds to the sums.
+/// c and u of one vector of entries.
 pub(crate) struct Terms<N, const K: usize> {
     /// (e^theta_B + e^theta_T) / 2, of the powers below K - 1.
     pub(crate) c: N,
@@ -28,26 +33,26 @@ pub(crate) struct Terms<N, const K: usize> {
     pub(crate) powers: [N; K],
 }
 
-/// `X` terms of the series of e^m, or [`FULL`], and `K` powers of y.
+/// Evaluates `X` terms of the series of e^m, or [`FULL`], and `K` powers of y.
 #[inline(always)]
 pub(crate) fn terms<N: Lanes, const X: usize, const K: usize>(entries: Entries<N>) -> Terms<N, K> {
     terms_from(exponential::<N, X>(entries.sum), entries.delta)
 }
 
-/// The same from w and y.
+/// Evaluates the series in y, given w.
 #[inline(always)]
 pub(crate) fn terms_from<N: Lanes, const K: usize>(w: N, y: N) -> Terms<N, K> {
     let mut powers = [w; K];
     for k in 1..K {
         powers[k] = powers[k - 1] * y;
     }
-    Terms { c: every_other(&powers[..K - 1], 0), u: every_other(&powers, 1), powers }
+    Terms { c: every_other_power(&powers[..K - 1], 0), u: every_other_power(&powers, 1), powers }
 }
 
-/// The sum of what the powers from `first` on count, nested so that only the last addition rounds what is as
-/// large as the sum.
+/// The sum of every other power from `first` on, times its coefficient. It is nested so that only the last addition
+/// rounds a number as large as the sum.
 #[inline(always)]
-fn every_other<N: Lanes>(powers: &[N], first: usize) -> N {
+fn every_other_power<N: Lanes>(powers: &[N], first: usize) -> N {
     let mut k = powers.len() - 1 - (powers.len() - 1 - first) % 2;
     let mut sum = powers[k];
     while k > first {
@@ -66,8 +71,8 @@ pub(crate) const fn exponent_reach(terms: usize) -> f64 {
     }
 }
 
-/// w = e^m for 2 m, by X terms after the first. The last odd coefficient takes up most of the next odd term, which
-/// within the reach leaves an error of at most 4e-7, and of 1e-8 in its inner half.
+/// w = e^m, given 2 m, by X terms after the first. The last odd coefficient absorbs most of the next odd term, which
+/// leaves an error of at most 4e-7 within [`exponent_reach`], and of 1e-8 in its inner half.
 #[inline(always)]
 pub(crate) fn exponential<N: Lanes, const X: usize>(doubled: N) -> N {
     if X == FULL {
@@ -80,14 +85,32 @@ pub(crate) fn exponential<N: Lanes, const X: usize>(doubled: N) -> N {
     power
 }
 
-/// The share of h^2 by which a x^n comes nearest to x^(n + 2) on [-h, h].
-const TAKEN_UP: f64 = 0.865;
+/// x^(n + 2) is nearest to this times h^2 x^n on [-h, h].
+const ABSORBED: f64 = 0.865;
 
 #[inline(always)]
 fn coefficient<const X: usize>(k: usize) -> f64 {
     let reach = exponent_reach(X);
-    let next = if k == X - 1 { TAKEN_UP * reach * reach * INVERSE_FACTORIALS[X + 1] } else { 0.0 };
+    let next = if k == X - 1 { ABSORBED * reach * reach * INVERSE_FACTORIALS[X + 1] } else { 0.0 };
     (INVERSE_FACTORIALS[k] + next) / (1u64 << k) as f64
+}
+
+/// The exponentials of one entry of any size, given x = theta_B and y = theta_T - theta_B.
+pub(crate) struct ClosedForm {
+    /// e^theta_B.
+    pub(crate) base: f64,
+    /// e^theta_T.
+    pub(crate) tuned: f64,
+    pub(crate) u: f64,
+    pub(crate) c: f64,
+}
+
+impl ClosedForm {
+    pub(crate) fn of(x: f64, y: f64) -> Self {
+        let (base, tuned) = (x.exp(), (x + y).exp());
+        let u = if y.abs() < 1.0 { base * y.exp_m1() } else { tuned - base };
+        Self { base, tuned, u, c: 0.5 * (base + tuned) }
+    }
 }
 
 #[cfg(test)]
@@ -97,9 +120,9 @@ mod tests {
     use crate::simd::{Instructions, Kernel, LANES, Vectors};
     use proptest::prelude::*;
 
-    struct Both<R, const X: usize, const K: usize>([R; LANES], [R; LANES]);
+    struct CAndU<R, const X: usize, const K: usize>([R; LANES], [R; LANES]);
 
-    impl<R: Real, const X: usize, const K: usize> Kernel for Both<R, X, K> {
+    impl<R: Real, const X: usize, const K: usize> Kernel for CAndU<R, X, K> {
         type Output = ([R; LANES], [R; LANES]);
 
         #[inline(always)]
@@ -107,28 +130,33 @@ mod tests {
             let (x, y) = (R::Lanes::<S>::load(simd, &self.0), R::Lanes::<S>::load(simd, &self.1));
             let sum = x.mul_add(x.constant(2.0), y);
             let Terms { c, u, .. } = terms::<_, X, K>(Entries { base: x, delta: y, sum });
-            (c.numbers(), u.numbers())
+            (c.to_array(), u.to_array())
         }
     }
 
-    /// At exponents whose mean is `m` and whose difference is `y`.
+    /// Checks c and u at exponents whose mean is `m` and whose difference is `y`.
     fn check<R: Real, const X: usize, const K: usize>(m: f64, y: f64, tolerance: f64) {
-        let (x, y) = (R::of(m - 0.5 * y), R::of(y));
-        let (base, tuned) = (x.wide().exp(), (x.wide() + y.wide()).exp());
-        let expected = (0.5 * (base + tuned), base * y.wide().exp_m1());
+        let (x, y) = (R::from_f64(m - 0.5 * y), R::from_f64(y));
+        let (base, tuned) = (x.to_f64().exp(), (x.to_f64() + y.to_f64()).exp());
+        let expected = (0.5 * (base + tuned), base * y.to_f64().exp_m1());
         let mut all = Vec::new();
         for instructions in Instructions::available() {
-            let (c, u) = instructions.run(Both::<R, X, K>([x; LANES], [y; LANES]));
-            assert!((c[0].wide() / expected.0 - 1.0).abs() <= tolerance, "{X} {K} {} {}", x.wide(), y.wide());
-            let error = (u[0].wide() - expected.1).abs();
-            assert!(error <= tolerance * expected.1.abs() + 1e-44, "{X} {K} {} {}", x.wide(), y.wide());
-            all.push((c[0].wide().to_bits(), u[0].wide().to_bits()));
+            let (c, u) = instructions.run(CAndU::<R, X, K>([x; LANES], [y; LANES]));
+            assert!(
+                (c[0].to_f64() / expected.0 - 1.0).abs() <= tolerance,
+                "{X} {K} {} {}",
+                x.to_f64(),
+                y.to_f64()
+            );
+            let error = (u[0].to_f64() - expected.1).abs();
+            assert!(error <= tolerance * expected.1.abs() + 1e-44, "{X} {K} {} {}", x.to_f64(), y.to_f64());
+            all.push((c[0].to_f64().to_bits(), u[0].to_f64().to_bits()));
         }
         assert!(all.iter().all(|bits| *bits == all[0]), "{all:?}");
     }
 
     proptest! {
-        /// In both widths, with the same bits on every instruction set.
+        /// The bits are the same on every instruction set.
         #[test]
         fn the_series_are_right_within_their_reach(unit_x in -1f64..1.0, unit_y in -1f64..1.0) {
             let near = |terms| unit_x * exponent_reach(terms);

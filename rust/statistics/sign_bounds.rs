@@ -1,32 +1,40 @@
-//! What a part adds to the running sums of u and c, [`SEGMENT`] entries at a time.
+//! The sums of each segment of a weight vector, and bounds that tell where a running difference keeps its sign.
+//!
+//! # How it works
+//!
+//! The Wasserstein score of a head is the sum over its entries of |D|, D = U - rho C, where U and C are the running sums
+//! of u and c over its weight vector and rho the ratio of their totals. rho is known only when all entries are summed, so
+//! D takes a second pass over the weights. Where D keeps its sign throughout a segment of T entries, that pass needs no
+//! entry of it: the sum of |D| is then
+//!
+//! |T D(before the segment) + sum of the running sums of u - rho (sum of the running sums of c)|.
+//!
+//! [`SegmentPath::keeps_sign`] proves it for most segments from their sums alone.
 
-use super::weight_vector::{BLOCK, SEGMENT};
+use super::block::{BLOCK, SEGMENT, SEGMENTS};
 use crate::simd::real::Real;
 use crate::simd::{Instructions, Kernel, Vectors};
 
-/// Segments of one block.
-pub(crate) const PER_BLOCK: usize = BLOCK / SEGMENT;
-
-/// What the segments of one block add to the running sums: enough to integrate them over a segment without its
-/// entries where the sign of their difference does not change.
+/// The sums of each segment of one block.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BlockSegments {
     /// The sum of u.
-    pub(crate) u: [f64; PER_BLOCK],
+    pub(crate) u: [f64; SEGMENTS],
     /// The sum of c.
-    pub(crate) c: [f64; PER_BLOCK],
+    pub(crate) c: [f64; SEGMENTS],
     /// The sum of the running sums of u.
-    pub(crate) u_area: [f64; PER_BLOCK],
+    pub(crate) u_area: [f64; SEGMENTS],
     /// The sum of the running sums of c.
-    pub(crate) c_area: [f64; PER_BLOCK],
+    pub(crate) c_area: [f64; SEGMENTS],
     /// The sum of u^2.
-    pub(crate) uu: [f64; PER_BLOCK],
-    /// The sum of c^2 over all of the block.
+    pub(crate) uu: [f64; SEGMENTS],
+    /// The sum of c^2 over the whole block.
     pub(crate) cc: f64,
 }
 
 impl BlockSegments {
-    /// The same where only `valid` entries exist, and the running sums went on over others, which are 0.
+    /// Corrects the sums of a block of which only `valid` entries exist: the running sums went on over the others, which
+    /// are 0.
     pub(crate) fn ending_at(mut self, valid: usize) -> Self {
         let last = (valid - 1) / SEGMENT;
         let absent = ((last + 1) * SEGMENT - valid) as f64;
@@ -36,33 +44,41 @@ impl BlockSegments {
     }
 }
 
-/// The segments of one part.
+/// The sums of all segments of one weight vector.
 #[derive(Debug, Default)]
-pub(crate) struct Segments {
-    /// Those of each block. Here u and c are running sums: what they have come to at the end of each segment.
+pub(crate) struct SegmentSums {
+    /// The sums of each block, in which u and c are running sums: their totals up to the end of each segment.
     blocks: Vec<BlockSegments>,
 }
 
-/// A head on its way through the parts of its weight vector: D = U - ratio C, the difference of its running sums.
+/// D = U - ratio C of one head, block after block of its weight vectors.
 #[derive(Clone, Debug)]
-pub(crate) struct Running {
+pub(crate) struct RunningDifference {
     pub(crate) ratio: f64,
-    /// U and C before the part that it goes through.
+    /// U and C before the current weight vector.
     u: f64,
     c: f64,
-    /// D before each segment of a block, and after the block.
-    before: [f64; PER_BLOCK],
+    /// D before each segment of the current block, and after the block.
+    before: [f64; SEGMENTS],
     after: f64,
-    /// Bit by bit, the segments of the block in which D may change its sign.
-    open: u8,
-    /// Sums of |D|, which together go over all entries so far.
-    areas: [f64; PER_BLOCK],
+    /// Bit i tells whether D may change its sign within segment i of the block.
+    undecided: u8,
+    /// Sums of |D|, whose total is that over all entries so far.
+    areas: [f64; SEGMENTS],
 }
 
-impl Running {
-    /// Before the first part. `ratio` is that of the totals of u and c.
+impl RunningDifference {
+    /// D before the first entry, given the ratio of the totals of u and c.
     pub(crate) fn new(ratio: f64) -> Self {
-        Self { ratio, u: 0.0, c: 0.0, before: [0.0; PER_BLOCK], after: 0.0, open: 0, areas: [0.0; PER_BLOCK] }
+        Self {
+            ratio,
+            u: 0.0,
+            c: 0.0,
+            before: [0.0; SEGMENTS],
+            after: 0.0,
+            undecided: 0,
+            areas: [0.0; SEGMENTS],
+        }
     }
 
     /// The sum of |D| over all entries so far.
@@ -71,14 +87,14 @@ impl Running {
     }
 
     /// Whether D may change its sign within any segment of the block.
-    pub(crate) fn is_open(&self) -> bool {
-        self.open != 0
+    pub(crate) fn has_undecided(&self) -> bool {
+        self.undecided != 0
     }
 
-    /// Whether it may within this one.
+    /// Whether D may change its sign within this segment of the block.
     #[inline(always)]
-    pub(crate) fn is_open_in(&self, segment: usize) -> bool {
-        self.open >> segment & 1 == 1
+    pub(crate) fn is_undecided(&self, segment: usize) -> bool {
+        self.undecided >> segment & 1 == 1
     }
 
     /// D before a segment of the block.
@@ -87,23 +103,23 @@ impl Running {
         self.before[segment]
     }
 
-    /// Adds areas.
+    /// Adds sums of |D|.
     #[inline(always)]
-    pub(crate) fn add<R: Real, const COUNT: usize>(&mut self, areas: [R; COUNT]) {
-        for areas in areas.chunks(PER_BLOCK) {
+    pub(crate) fn add_areas<R: Real, const COUNT: usize>(&mut self, areas: [R; COUNT]) {
+        for areas in areas.chunks(SEGMENTS) {
             for (sum, area) in self.areas.iter_mut().zip(areas) {
-                *sum += area.wide();
+                *sum += area.to_f64();
             }
         }
     }
 }
 
-impl Segments {
+impl SegmentSums {
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
     }
 
-    /// Adds those of the next block.
+    /// Adds the next block.
     #[inline]
     pub(crate) fn push(&mut self, mut block: BlockSegments) {
         let [mut u, mut c] = self.totals();
@@ -115,21 +131,27 @@ impl Segments {
         self.blocks.push(block);
     }
 
-    /// The sums of u and c.
+    /// The sums of u and c over all blocks.
     pub(crate) fn totals(&self) -> [f64; 2] {
-        // What a block lacks of its segments adds nothing.
-        self.blocks.last().map_or([0.0; 2], |block| [block.u[PER_BLOCK - 1], block.c[PER_BLOCK - 1]])
+        // Segments that a block lacks add nothing.
+        self.blocks.last().map_or([0.0; 2], |block| [block.u[SEGMENTS - 1], block.c[SEGMENTS - 1]])
     }
 
-    /// Takes heads through a block of `valid` entries: adds the area of every segment in which D keeps its sign, and
-    /// marks the others open.
-    pub(crate) fn pass(&self, block: usize, valid: usize, heads: &mut [Running], instructions: Instructions) {
-        let c_before = block.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[PER_BLOCK - 1]);
-        instructions.run(Pass { block: &self.blocks[block], c_before, valid, heads });
+    /// Takes heads through a block of `valid` entries: adds the sum of |D| over every segment in which D keeps its sign,
+    /// and marks the others undecided.
+    pub(crate) fn pass_block(
+        &self,
+        block: usize,
+        valid: usize,
+        heads: &mut [RunningDifference],
+        instructions: Instructions,
+    ) {
+        let c_before = block.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[SEGMENTS - 1]);
+        instructions.run(PassBlock { block: &self.blocks[block], c_before, valid, heads });
     }
 
-    /// Takes heads on to the next part.
-    pub(crate) fn leave(&self, heads: &mut [Running]) {
+    /// Takes heads on to the next weight vector.
+    pub(crate) fn leave(&self, heads: &mut [RunningDifference]) {
         let [u, c] = self.totals();
         for head in heads {
             head.u += u;
@@ -138,13 +160,13 @@ impl Segments {
     }
 }
 
-/// What tells whether a running difference D can change its sign within a segment.
+/// The sums of D within one segment.
 #[derive(Clone, Copy, Debug)]
-struct Course {
+struct SegmentPath {
     /// D before the first entry and after the last.
     before: f64,
     after: f64,
-    /// The mean of D after each entry; where entries are absent, D stays as it is.
+    /// The mean of D after each entry; where entries are absent, D is constant.
     mean: f64,
     /// The sum of u^2.
     uu: f64,
@@ -154,75 +176,75 @@ struct Course {
     drift_norm: f64,
 }
 
-impl Course {
-    /// Whether D cannot change its sign. The steps of D are u - ratio c.
+impl SegmentPath {
+    /// Whether D provably keeps its sign. The steps of D are u - ratio c.
     ///
-    /// By Cauchy and Schwarz the way of D is no longer than sqrt(T uu) + |ratio| C over T entries, and |a| + |b| are
-    /// needed to get from a to 0 and on to b.
+    /// First bound: by Cauchy and Schwarz the path of D over T entries is no longer than sqrt(T uu) + |ratio| C, and a path
+    /// from a to 0 and on to b is at least |a| + |b| long.
     ///
-    /// As a path D(t) that goes straight from entry to entry, it has the energy E = integral of D'^2, the sum of the
-    /// squares of its steps, whose root is no larger than sqrt(uu) + `drift_norm`; and one that goes from a to 0 in a time t with the area A at least that of a parabola,
-    /// a^2 / t + 12 (A - a t / 2)^2 / t^3. If D reaches 0 after a share s of T, with a, b >= 0 at its ends, the mean
-    /// m, and q = s (1 - s), then
+    /// Second bound: let D(t) be linear between the entries. Its energy E = integral of D'^2 is the sum of the squares of
+    /// its steps, whose root is at most sqrt(uu) + `drift_norm`. A path from a to 0 in time t with area A has at least the
+    /// energy of a parabola, a^2 / t + 12 (A - a t / 2)^2 / t^3. If D reaches 0 after a share s of T, with a, b >= 0 at its
+    /// ends, mean m, and q = s (1 - s), then
     ///
     /// E T >= a^2 / s + b^2 / (1 - s) + 12 (m - a s / 2 - b (1 - s) / 2)^2 / (s^3 + (1 - s)^3)
     ///     >= min(a, b)^2 / q + 12 (m - max(a, b) / 2)^2 / (1 - 3 q)
     ///     >= 3 (min(a, b) + 2 m - max(a, b))^2,
     ///
-    /// for the best division of the area and the best q: who stays away from 0 for long has no time to go there.
+    /// for the best division of the area and the best q: a path with a large mean has no time left to reach 0.
     #[inline(always)]
     fn keeps_sign(self) -> bool {
         let Self { before, after, mean, uu, drift, drift_norm } = self;
         const T: f64 = SEGMENT as f64;
-        let is_farther = |way: f64| (way > 0.0) & (T * uu * (MARGIN * MARGIN) <= way * way);
-        // Along the path half of the step after each entry is in the mean.
+        let exceeds_steps = |length: f64| (length > 0.0) & (T * uu * (MARGIN * MARGIN) <= length * length);
+        // The mean along the path contains half of the step after each entry.
         let mean = mean - (after - before) / (2.0 * T);
         let far = 3f64.sqrt() * (2.0 * mean.abs() - (after - before).abs());
-        let is_on_one_side = ((before > 0.0) == (after > 0.0)) & ((before > 0.0) == (mean > 0.0));
-        is_farther(before.abs() + after.abs() - MARGIN * drift)
-            | (is_on_one_side & is_farther(far - MARGIN * T.sqrt() * drift_norm))
+        let has_one_sign = ((before > 0.0) == (after > 0.0)) & ((before > 0.0) == (mean > 0.0));
+        exceeds_steps(before.abs() + after.abs() - MARGIN * drift)
+            | (has_one_sign & exceeds_steps(far - MARGIN * T.sqrt() * drift_norm))
     }
 }
 
-/// Covers the rounding of sums in `f32`.
+/// A factor that covers the rounding of sums in `f32`.
 const MARGIN: f64 = 1.0 + 1e-5;
 
-struct Pass<'a> {
+struct PassBlock<'a> {
     block: &'a BlockSegments,
     /// The sum of c over the blocks before.
     c_before: f64,
     valid: usize,
-    heads: &'a mut [Running],
+    heads: &'a mut [RunningDifference],
 }
 
-impl Kernel for Pass<'_> {
+impl Kernel for PassBlock<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Vectors>(self, _: S) {
         let Self { block, c_before, valid, heads } = self;
-        let mut inside = [SEGMENT as f64; PER_BLOCK];
+        let mut inside = [SEGMENT as f64; SEGMENTS];
         if valid < BLOCK {
             for (place, inside) in inside.iter_mut().enumerate() {
                 *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
             }
         }
-        // Of its own, so that it is known not to change while heads do.
+        // The copy cannot alias the heads.
         let block = *block;
-        let c_before = moved_up(block.c, c_before);
+        let c_before = shift_in(block.c, c_before);
         let c_norm = block.cc.sqrt();
         for head in heads {
             let ratio = head.ratio;
-            let mut after = [0.0; PER_BLOCK];
+            let mut after = [0.0; SEGMENTS];
             for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
                 *after = (head.u + u) - ratio * (head.c + c);
             }
-            let before = moved_up(after, head.after);
-            let (mut open, mut areas) = (0u8, head.areas);
-            for place in 0..PER_BLOCK {
+            let before = shift_in(after, head.after);
+            let (mut undecided, mut areas) = (0u8, head.areas);
+            for place in 0..SEGMENTS {
                 let area =
                     inside[place] * before[place] + (block.u_area[place] - ratio * block.c_area[place]);
-                let course = Course {
+                let path = SegmentPath {
                     before: before[place],
                     after: after[place],
                     mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
@@ -230,21 +252,22 @@ impl Kernel for Pass<'_> {
                     drift: ratio.abs() * (block.c[place] - c_before[place]),
                     drift_norm: ratio.abs() * c_norm,
                 };
-                let keeps_sign = course.keeps_sign();
-                open |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
+                let keeps_sign = path.keeps_sign();
+                undecided |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
                 areas[place] += if keeps_sign { area.abs() } else { 0.0 };
             }
-            (head.before, head.after, head.open, head.areas) = (before, after[PER_BLOCK - 1], open, areas);
+            (head.before, head.after, head.undecided, head.areas) =
+                (before, after[SEGMENTS - 1], undecided, areas);
         }
     }
 }
 
-/// What comes before each number, if `first` comes before all.
+/// The number before each number, which is `first` for the first.
 #[inline(always)]
-fn moved_up(numbers: [f64; PER_BLOCK], first: f64) -> [f64; PER_BLOCK] {
-    let mut moved = [first; PER_BLOCK];
-    moved[1..].copy_from_slice(&numbers[..PER_BLOCK - 1]);
-    moved
+fn shift_in(numbers: [f64; SEGMENTS], first: f64) -> [f64; SEGMENTS] {
+    let mut shifted = [first; SEGMENTS];
+    shifted[1..].copy_from_slice(&numbers[..SEGMENTS - 1]);
+    shifted
 }
 
 #[cfg(test)]
@@ -252,9 +275,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The course of D through a segment, which begins at `before` and takes these steps, of which the normalisers
-    /// have these parts.
-    fn course(before: f64, steps: &[f64], drifts: &[f64]) -> (Course, bool) {
+    /// The path of D from `before` by these steps, of which `drifts` come from ratio c, and whether its sign changes.
+    fn path(before: f64, steps: &[f64], drifts: &[f64]) -> (SegmentPath, bool) {
         let (mut d, mut sum, mut changes) = (before, 0.0, false);
         for step in steps {
             d += step;
@@ -263,7 +285,7 @@ mod tests {
         }
         let squares =
             |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|number| number * number).sum::<f64>();
-        let course = Course {
+        let path = SegmentPath {
             before,
             after: d,
             mean: sum / steps.len() as f64,
@@ -271,19 +293,19 @@ mod tests {
             drift: drifts.iter().sum(),
             drift_norm: squares(&mut drifts.iter().copied()).sqrt(),
         };
-        (course, changes)
+        (path, changes)
     }
 
-    /// D on a parabola from `from` to `to`, at a share of its time.
+    /// A parabola from `from` to `to`, at a share of its time.
     fn parabola(from: f64, to: f64, bulge: f64, share: f64) -> f64 {
         from + (to - from) * share + bulge * share * (1.0 - share)
     }
 
     proptest! {
-        /// Of all ways below 0 and back, parabolas need the least energy; those that go far from 0 before and after
+        /// Of all paths below 0 and back, parabolas need the least energy; those that go far from 0 before and after
         /// have a large mean as well.
         #[test]
-        fn a_course_that_goes_below_0_is_never_said_to_keep_its_sign(
+        fn a_path_below_0_is_never_said_to_keep_its_sign(
             [before, after] in prop::array::uniform2(0.01f64..1.0),
             bulges in prop::array::uniform2(-1f64..4.0),
             share in 0.01f64..0.99,
@@ -293,7 +315,7 @@ mod tests {
             drifts in prop::collection::vec(0.5f64..1.0, SEGMENT),
             drift in prop::sample::select(vec![0.0, 1e-4, 1e-2]),
         ) {
-            let drifts: Vec<f64> = drifts.iter().map(|part| part * drift).collect();
+            let drifts: Vec<f64> = drifts.iter().map(|share| share * drift).collect();
             let at = |time: f64| match time / share {
                 to_lowest if to_lowest < 1.0 => parabola(before, -depth, bulges[0], to_lowest),
                 _ => parabola(-depth, after, bulges[1], (time - share) / (1.0 - share)),
@@ -304,30 +326,30 @@ mod tests {
                 .collect();
             for sign in [1.0, -1.0] {
                 let steps: Vec<f64> = steps.iter().map(|step| sign * step).collect();
-                let (course, changes) = course(sign * before, &steps, &drifts);
-                prop_assert!(!(changes && course.keeps_sign()), "{course:?}");
+                let (path, changes) = path(sign * before, &steps, &drifts);
+                prop_assert!(!(changes && path.keeps_sign()), "{path:?}");
             }
         }
 
-        /// Where no entry has changed, only the normalisers make a course, straight through 0.
+        /// Where no entry has changed, only ratio c moves D, straight through 0.
         #[test]
         fn a_drift_through_0_changes_the_sign(scale in -30f64..0.0, share in 0f64..1.0) {
             let drift = scale.exp();
             let (before, after) = (share * drift, share * drift - drift);
             let drift_norm = drift / (SEGMENT as f64).sqrt();
-            let course = Course { before, after, mean: (before + after) / 2.0, uu: 0.0, drift, drift_norm };
-            prop_assert!(!course.keeps_sign(), "{course:?}");
+            let path = SegmentPath { before, after, mean: (before + after) / 2.0, uu: 0.0, drift, drift_norm };
+            prop_assert!(!path.keeps_sign(), "{path:?}");
         }
 
-        /// One that stays away from 0 keeps its sign, though its steps would carry it there if all went the same way.
+        /// The steps would reach 0 if all had the same sign.
         #[test]
-        fn a_course_that_stays_away_from_0_keeps_its_sign(
+        fn a_path_that_stays_away_from_0_keeps_its_sign(
             swings in prop::collection::vec(0.8f64..1.0, SEGMENT / 2),
         ) {
             let steps: Vec<f64> = swings.iter().flat_map(|swing| [*swing, -swing]).collect();
             for before in [0.3 * SEGMENT as f64, -0.3 * SEGMENT as f64] {
-                let (course, _) = course(before, &steps, &[0.0; SEGMENT]);
-                prop_assert!(course.keeps_sign(), "{course:?}");
+                let (path, _) = path(before, &steps, &[0.0; SEGMENT]);
+                prop_assert!(path.keeps_sign(), "{path:?}");
             }
         }
     }

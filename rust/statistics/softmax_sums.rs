@@ -1,44 +1,50 @@
-//! What the statistics need of the two softmaxes: sums over the entries of theta.
+//! The sums over the entries of theta from which every statistic of the two softmaxes follows.
 //!
-//! With theta scaled by the temperature, u = e^theta_T - e^theta_B and c = (e^theta_T + e^theta_B) / 2 of every
-//! entry, U and C their sums and rho = U / C, the normalisers are Z_T = C (1 + rho / 2) and Z_B = C (1 - rho / 2),
-//! and P_T - P_B = (u - rho c) / (C (1 - rho^2 / 4)). u is never a difference of two nearly equal numbers, so a
-//! score is as precise as theta_T - theta_B itself however close the checkpoints are; and as the normalisers
-//! come last, the sums of a key/value part serve every head that reads it. Taking both sides from their middle,
-//! not one from the other, leaves out every other term of the series, of u and c as of the divergences.
+//! # How it works
+//!
+//! Let theta be scaled by the temperature, and for every entry
+//!
+//! u = e^theta_T - e^theta_B,  c = (e^theta_T + e^theta_B) / 2,
+//!
+//! with the totals U and C and rho = U / C. The normalisers are Z_T = C (1 + rho / 2) and Z_B = C (1 - rho / 2), and
+//!
+//! P_T - P_B = (u - rho c) / (C (1 - rho^2 / 4)).
+//!
+//! u is computed from theta_T - theta_B, never as a difference of two nearly equal exponentials, so a score is as precise
+//! as theta_T - theta_B however close the checkpoints are. The normalisers enter last, so the sums of keys and
+//! values serve every head that reads them. The mean of both exponentials is the point of reference because the
+//! series of u, of c and of the divergences then lack every other term.
 
-use super::displacement::Displacement;
 use super::divergence::{Divergences, TERMS};
 use super::series::weight_of_power;
+use super::weight_change::WeightChange;
 use crate::simd::Instructions;
 
-/// The largest entries, relative to which exponentials are taken where they could overflow or where
-/// the largest entry outweighs all others: x = theta_B - base_max, y = delta - shift, both over the temperature.
-/// No statistic depends on them.
+/// What is subtracted from the exponents where exponentials could overflow, or where the largest entry outweighs all
+/// others: x = theta_B - base_max and y = delta - shift, both over the temperature. No statistic depends on it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Frame {
+pub(crate) struct ExponentOffset {
     /// The largest entry of theta_B.
     pub(crate) base_max: f64,
     /// The largest entry of theta_T less that of theta_B; exactly its delta, where that is one entry.
     pub(crate) shift: f64,
-    /// log(Z_T / Z_B) as far as it is known: taken off every y, it leaves the little that series in
-    /// log(Z_T / Z_B) need.
+    /// An approximation of log(Z_T / Z_B), subtracted from every y as well: series in log(Z_T / Z_B) need a small one.
     pub(crate) center: f64,
 }
 
-/// How theta becomes the argument of an exponential, and what computes it.
+/// How the exponentials of a weight vector are computed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Scaling {
+pub(crate) struct SoftmaxSettings {
     pub(crate) temperature: f64,
-    pub(crate) frame: Option<Frame>,
+    pub(crate) offset: Option<ExponentOffset>,
     pub(crate) instructions: Instructions,
 }
 
-/// The sums over one part of theta, or over several.
+/// The sums over one weight vector, or over several.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sums {
+pub(crate) struct SoftmaxSums {
     pub(crate) entries: usize,
-    pub(crate) displacement: Displacement,
+    pub(crate) change: WeightChange,
     pub(crate) u: f64,
     pub(crate) c: f64,
     pub(crate) cc: f64,
@@ -46,23 +52,23 @@ pub(crate) struct Sums {
     pub(crate) uu: f64,
     /// The sums of w y^k over the blocks computed by series.
     pub(crate) moments: [f64; TERMS + 1],
-    /// Whether some of the moments are right only for a small log(Z_T / Z_B).
-    pub(crate) has_narrow: bool,
+    /// Whether a block was computed in `f32`, which is right only for a small log(Z_T / Z_B).
+    pub(crate) has_f32: bool,
     /// The sums of u and c over the blocks computed in closed form.
-    pub(crate) far_u: f64,
-    pub(crate) far_c: f64,
+    pub(crate) closed_form_u: f64,
+    pub(crate) closed_form_c: f64,
     /// The divergences of these blocks, not normalised.
-    pub(crate) far: Divergences,
-    /// Whether there are blocks that no series reaches. Without a frame they are left out of the sums
-    /// of the softmax, which are then of no use.
-    pub(crate) has_far: bool,
+    pub(crate) closed_form: Divergences,
+    /// Whether a block is out of reach of every series. Without an offset such blocks are left out of the sums of the
+    /// softmax, which are then of no use.
+    pub(crate) exceeds_series: bool,
 }
 
-impl Sums {
-    /// Adds the sums of another stretch of theta.
+impl SoftmaxSums {
+    /// Adds the sums of further entries.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.entries += other.entries;
-        self.displacement.merge(&other.displacement);
+        self.change.merge(&other.change);
         self.u += other.u;
         self.c += other.c;
         self.cc += other.cc;
@@ -71,12 +77,12 @@ impl Sums {
         for (sum, more) in self.moments.iter_mut().zip(&other.moments) {
             *sum += more;
         }
-        self.has_narrow |= other.has_narrow;
-        self.far_u += other.far_u;
-        self.far_c += other.far_c;
-        self.far.kl += other.far.kl;
-        self.far.js += other.far.js;
-        self.has_far |= other.has_far;
+        self.has_f32 |= other.has_f32;
+        self.closed_form_u += other.closed_form_u;
+        self.closed_form_c += other.closed_form_c;
+        self.closed_form.kl += other.closed_form.kl;
+        self.closed_form.js += other.closed_form.js;
+        self.exceeds_series |= other.exceeds_series;
     }
 
     /// rho, for u and c as they were summed: the running sum of u - rho c ends at 0.
@@ -84,9 +90,9 @@ impl Sums {
         self.u / self.c
     }
 
-    /// log(Z_T / Z_B) and sqrt(Z_B Z_T), with all that the moments know of U and C.
+    /// log(Z_T / Z_B) and sqrt(Z_B Z_T), from all powers of the moments.
     pub(crate) fn normalisers(&self) -> (f64, f64) {
-        let mut totals = [self.far_c, self.far_u];
+        let mut totals = [self.closed_form_c, self.closed_form_u];
         for (k, moment) in self.moments.iter().enumerate() {
             totals[k % 2] += moment * weight_of_power(k);
         }
@@ -101,6 +107,12 @@ impl Sums {
         self.uu - 2.0 * ratio * self.uc + ratio * ratio * self.cc
     }
 
+    /// The factor from u - rho c to P_T - P_B.
+    pub(crate) fn scale(&self) -> f64 {
+        let ratio = self.ratio();
+        1.0 / (self.c * (1.0 - 0.25 * ratio * ratio))
+    }
+
     /// 1 - cos of the angle between e^theta_B = c - u / 2 and e^theta_T = c + u / 2, as sin^2 / (1 + cos). The two
     /// span the same area as c and u.
     pub(crate) fn cosine_distance(&self) -> f64 {
@@ -110,13 +122,4 @@ impl Sums {
         let cosine = (self.cc - 0.25 * self.uu) / squares.sqrt();
         area_squared / squares / (1.0 + cosine)
     }
-}
-
-/// An entry that is NaN or infinite.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct NonFiniteEntry {
-    /// Its place in the part.
-    pub entry: usize,
-    /// Whether it is the tuned side's.
-    pub is_tuned: bool,
 }

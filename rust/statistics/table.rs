@@ -1,4 +1,4 @@
-//! The table of statistics: a name, and how it follows from what was measured.
+//! The table of statistics: the name of each, and its formula in terms of the measurements of a head.
 
 use super::head::HeadMeasurements;
 
@@ -7,7 +7,7 @@ use super::head::HeadMeasurements;
 pub struct Statistic {
     /// Its name, the same everywhere.
     pub name: &'static str,
-    /// Whether it needs the stored entries: the form `product` has none.
+    /// Whether it needs stored entries, which the form `product` lacks.
     pub of_stored_entries: bool,
     /// Whether it is computed only when it is named.
     pub on_request: bool,
@@ -16,8 +16,8 @@ pub struct Statistic {
 }
 
 impl Statistic {
-    /// Whether the statistic of finite weights can have this value. `relative_delta` is infinite where the
-    /// base is 0, and there is nothing to divide by where nothing has moved.
+    /// Whether the statistic of finite weights can have this value. `relative_delta` is infinite where the base is
+    /// 0, and `wasserstein_z` is not a number where nothing has moved.
     pub fn allows(&self, value: f64) -> bool {
         match self.name {
             "relative_delta" => !value.is_nan(),
@@ -38,14 +38,14 @@ pub const STATISTICS: [Statistic; 11] = [
     one_pass("js", |head| head.divergences.js),
     one_pass("cosine", |head| head.cosine),
     one_pass("euclidean", |head| head.distance),
-    one_pass("delta_norm", |head| head.displacement.delta_squares.sqrt()),
+    one_pass("delta_norm", |head| head.change.delta_squares.sqrt()),
     one_pass("relative_delta", relative_delta),
-    one_pass("max_delta", |head| head.displacement.largest_delta),
+    one_pass("max_delta", |head| head.change.largest_delta),
     Statistic {
         name: "changed",
         of_stored_entries: true,
         on_request: false,
-        value: |head| head.displacement.changed / head.entries as f64,
+        value: |head| head.change.changed / head.entries as f64,
     },
     one_pass("wasserstein_z", wasserstein_z),
     Statistic {
@@ -62,11 +62,11 @@ fn wasserstein(head: &HeadMeasurements) -> f64 {
 }
 
 fn relative_delta(head: &HeadMeasurements) -> f64 {
-    let displacement = &head.displacement;
-    if displacement.delta_squares == 0.0 {
+    let change = &head.change;
+    if change.delta_squares == 0.0 {
         return 0.0;
     }
-    (displacement.delta_squares / displacement.base_squares).sqrt()
+    (change.delta_squares / change.base_squares).sqrt()
 }
 
 /// The standard score of the Wasserstein score among the same changes in shuffled order. Their running

@@ -1,94 +1,97 @@
-//! The Wasserstein score: the area between two running sums.
+//! The area between two running sums, which is the Wasserstein score up to its scale.
+//!
+//! # How it works
+//!
+//! For each head the area is the sum over its entries of |D|, D = U - rho C ([`super::sign_bounds`]). A block is passed in
+//! two stages: [`SegmentSums`](super::sign_bounds::SegmentSums) adds the segments in which D keeps its sign, and this file
+//! takes the exponentials of the other blocks once more, for all heads together, and adds |D| entry by entry over their
+//! undecided segments, about an eighth of all.
 
 use std::array;
 use std::marker::PhantomData;
 
-use super::accumulate::{Accumulator, ClosedForm};
-use super::displacement::Extent;
-use super::precision::{Scratch, Visitor, revisit};
-use super::series::terms;
-use super::sign_bounds::{PER_BLOCK, Running};
-use super::weight_vector::{Block, PAIR, PAIRS, Pairs, SEGMENT, WeightVector};
-use crate::simd::lanes::Lanes;
-use crate::simd::real::Real;
+use super::block::{BLOCK, Block, BlockEntries, DecodedBlock, SEGMENT, SEGMENTS, STEP, STEPS};
+use super::block_operation::{BlockOperation, DecodeBuffers};
+use super::series::{ClosedForm, FULL, terms};
+use super::sign_bounds::RunningDifference;
+use super::vector_sums::VectorSums;
+use super::weight_change::Magnitudes;
+use super::weight_vector::WeightVector;
+use crate::simd::real::{Lanes, Real};
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
-/// Takes heads through a part, and adds to the area of each the sum over its entries of |U - ratio C|, where U and C are
-/// the running sums of u and c.
-///
-/// Where the running difference D cannot change its sign within a segment, what is known of the segment
-/// says all. The other segments, about an eighth, are gone through entry by entry, once for all heads.
-pub(crate) fn go_through(
-    part: &WeightVector,
-    accumulator: &Accumulator,
-    heads: &mut [Running],
-    scratch: &mut Scratch,
+/// Takes heads through a weight vector, and adds to the area of each the sum of |D| over the entries of the vector.
+pub(crate) fn add_areas(
+    vector: &WeightVector,
+    sums: &VectorSums,
+    heads: &mut [RunningDifference],
+    buffers: &mut DecodeBuffers,
 ) {
-    let (segments, scaling) = (accumulator.segments(), accumulator.scaling());
-    for (block, way) in accumulator.ways().iter().enumerate() {
-        segments.pass(block, part.entries_of(block), heads, scaling.instructions);
-        if heads.iter().any(Running::is_open) {
-            let mut visitor = OpenSegments { instructions: scaling.instructions, heads };
-            revisit(part, block, scaling, *way, scratch, &mut visitor);
+    let VectorSums { segments, settings, precisions, .. } = sums;
+    for (block, precision) in precisions.iter().enumerate() {
+        segments.pass_block(block, vector.entries_of(block), heads, settings.instructions);
+        if heads.iter().any(RunningDifference::has_undecided) {
+            let mut operation = AddUndecided { instructions: settings.instructions, heads };
+            buffers.run(vector, block, settings, *precision, &mut operation);
         }
     }
     segments.leave(heads);
 }
 
-/// Adds up |D| over the entries of open segments.
-struct OpenSegments<'a> {
+/// Adds |D| over the entries of undecided segments.
+struct AddUndecided<'a> {
     instructions: Instructions,
-    heads: &'a mut [Running],
+    heads: &'a mut [RunningDifference],
 }
 
-struct AreasByEntries<'a, R, P, const X: usize, const K: usize> {
-    pairs: P,
-    /// How many entries of the block exist.
+struct UndecidedAreas<'a, R, E, const X: usize, const K: usize> {
+    entries: E,
+    /// The number of entries of the block that exist.
     valid: usize,
-    heads: &'a mut [Running],
-    width: PhantomData<R>,
+    heads: &'a mut [RunningDifference],
+    number: PhantomData<R>,
 }
 
-impl<R: Real, P: Pairs<R>, const X: usize, const K: usize> Kernel for AreasByEntries<'_, R, P, X, K> {
+impl<R: Real, E: BlockEntries<R>, const X: usize, const K: usize> Kernel for UndecidedAreas<'_, R, E, X, K> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) {
-        let Self { pairs, valid, heads, .. } = self;
-        for segment in 0..PER_BLOCK {
-            if !heads.iter().any(|head| head.is_open_in(segment)) {
+        let Self { entries, valid, heads, .. } = self;
+        for segment in 0..SEGMENTS {
+            if !heads.iter().any(|head| head.is_undecided(segment)) {
                 continue;
             }
-            let place = segment * PAIRS..(segment + 1) * PAIRS;
-            // What every head needs; and as when they are summed, two loops are faster than one.
-            let kept: [_; PAIRS] = array::from_fn(
+            let steps = segment * STEPS..(segment + 1) * STEPS;
+            // All heads need these. As in the first pass, two loops are faster than one.
+            let all_terms: [_; STEPS] = array::from_fn(
                 #[inline(always)]
-                |index| both::<_, _, _, X, K>(simd, pairs, segment * PAIRS + index),
+                |step| u_and_c::<_, _, _, X, K>(simd, entries, segment * STEPS + step),
             );
-            for head in heads.iter_mut().filter(|head| head.is_open_in(segment)) {
-                let mut path = Path::of(simd, head, segment);
-                for (index, kept) in place.clone().zip(&kept) {
-                    path.add(*kept, valid, index);
+            for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
+                let mut path = Path::new(simd, head, segment);
+                for (step, terms) in steps.clone().zip(&all_terms) {
+                    path.add(*terms, valid, step);
                 }
-                head.add(path.areas.numbers());
+                head.add_areas(path.areas.to_array());
             }
         }
     }
 }
 
-/// u and c of the even entries and of the odd ones.
+/// u and c of the even entries of a step and of the odd ones.
 #[inline(always)]
-fn both<R: Real, P: Pairs<R>, S: Vectors, const X: usize, const K: usize>(
+fn u_and_c<R: Real, E: BlockEntries<R>, S: Vectors, const X: usize, const K: usize>(
     simd: S,
-    pairs: P,
-    index: usize,
+    entries: E,
+    step: usize,
 ) -> [(R::Lanes<S>, R::Lanes<S>); 2] {
-    let [even, odd] = pairs.load(simd, index);
+    let [even, odd] = entries.load(simd, step);
     let (even, odd) = (terms::<_, X, K>(even), terms::<_, X, K>(odd));
     [(even.u, even.c), (odd.u, odd.c)]
 }
 
-/// D as it goes through a segment, pair of vectors after pair.
+/// D of one head within a segment, step after step.
 struct Path<N> {
     negative_ratio: N,
     before: N,
@@ -98,7 +101,7 @@ struct Path<N> {
 
 impl<N: Lanes> Path<N> {
     #[inline(always)]
-    fn of(simd: N::Vectors, head: &Running, segment: usize) -> Self {
+    fn new(simd: N::Vectors, head: &RunningDifference, segment: usize) -> Self {
         Self {
             negative_ratio: N::splat(simd, -head.ratio),
             before: N::splat(simd, head.before(segment)),
@@ -106,59 +109,61 @@ impl<N: Lanes> Path<N> {
         }
     }
 
-    /// Goes on by a pair, of which the entries exist that come before the first `valid` of the block.
+    /// Adds |D| over the entries of a step. Those from entry `valid` of the block on do not exist.
     #[inline(always)]
-    fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2], valid: usize, index: usize) {
+    fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2], valid: usize, step: usize) {
         let odd = c_odd.mul_add(self.negative_ratio, u_odd);
-        let sums = (c.mul_add(self.negative_ratio, u) + odd).running_sums();
+        let sums = (c.mul_add(self.negative_ratio, u) + odd).prefix_sums();
         let after_odd = sums + self.before;
         let mut sizes = [(after_odd - odd).abs(), after_odd.abs()];
-        // Blocks in `f32` are whole.
-        if !N::Number::IS_NARROW && valid < (index + 1) * PAIR {
-            sizes = existing(sizes, valid.saturating_sub(index * PAIR));
+        // All blocks in `f32` are whole.
+        if !N::Number::IS_F32 && valid < (step + 1) * STEP {
+            sizes = keep_first(sizes, valid.saturating_sub(step * STEP));
         }
         self.areas = self.areas + (sizes[0] + sizes[1]);
-        self.before = self.before + sums.constant(sums.numbers()[LANES - 1].wide());
+        self.before = self.before + sums.constant(sums.to_array()[LANES - 1].to_f64());
     }
 }
 
-/// The even entries and the odd ones with 0 for all but the first `count`.
+/// Replaces all but the first `count` entries, even and odd, by 0.
 #[cold]
-fn existing<N: Lanes>([even, odd]: [N; 2], count: usize) -> [N; 2] {
+fn keep_first<N: Lanes>([even, odd]: [N; 2], count: usize) -> [N; 2] {
     let cut = |half: N, count: usize| {
-        let mut numbers = half.numbers();
+        let mut numbers = half.to_array();
         numbers[count..].fill(N::Number::default());
         N::load(half.simd(), &numbers)
     };
     [cut(even, count.div_ceil(2)), cut(odd, count / 2)]
 }
 
-impl Visitor for OpenSegments<'_> {
-    fn series<R: Real, P: Pairs<R>, const X: usize, const K: usize>(
-        &mut self,
-        pairs: P,
-        valid: usize,
-    ) -> Extent {
-        let heads = &mut *self.heads;
-        self.instructions.run(AreasByEntries::<R, P, X, K> { pairs, valid, heads, width: PhantomData });
-        Extent { base: 0.0, delta: 0.0 }
+impl BlockOperation for AddUndecided<'_> {
+    fn f32_series<E: BlockEntries<f32>, const X: usize, const K: usize>(&mut self, entries: E) -> Magnitudes {
+        let (heads, number) = (&mut *self.heads, PhantomData);
+        self.instructions.run(UndecidedAreas::<f32, E, X, K> { entries, valid: BLOCK, heads, number });
+        // The first pass has measured the block.
+        Magnitudes::default()
+    }
+
+    fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
+        let (heads, number) = (&mut *self.heads, PhantomData);
+        self.instructions.run(UndecidedAreas::<f64, _, FULL, K> { entries, valid, heads, number });
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
         for (segment, (x, y)) in x[..valid].chunks(SEGMENT).zip(y[..valid].chunks(SEGMENT)).enumerate() {
-            for head in self.heads.iter_mut().filter(|head| head.is_open_in(segment)) {
+            for head in self.heads.iter_mut().filter(|head| head.is_undecided(segment)) {
                 let (mut difference, mut area) = (head.before(segment), 0.0);
                 for (x, y) in x.iter().zip(y) {
                     let ClosedForm { u, c, .. } = ClosedForm::of(*x, *y);
                     difference += u - head.ratio * c;
                     area += f64::abs(difference);
                 }
-                head.add([area]);
+                head.add_areas([area]);
             }
         }
     }
 
-    fn out_of_reach(&mut self) {}
+    fn out_of_range(&mut self) {}
 }
 
 #[cfg(test)]
@@ -166,7 +171,6 @@ mod tests {
     use super::*;
     use crate::number_format::Dtype;
     use crate::statistics::StoredWeights;
-    use crate::statistics::softmax_sums::Scaling;
     use proptest::prelude::*;
 
     fn bytes(weights: &[f64]) -> Vec<u8> {
@@ -174,8 +178,8 @@ mod tests {
     }
 
     proptest! {
-        /// The segments say what the entries say, whatever the changes: drifts, which leave most blocks
-        /// on one side, and noise, which does not; of all entries or of few.
+        /// The changes are drifts, in which D keeps its sign over most blocks, and noise, in which it does not, of all
+        /// entries or of few.
         #[test]
         fn the_area_is_that_of_the_entries(
             deltas in prop::collection::vec((-0.2f64..0.2, 0f64..1.0), 1..6000),
@@ -189,20 +193,16 @@ mod tests {
             let tuned: Vec<f64> = base.iter().zip(&deltas).map(|(base, entry)| base + delta(entry)).collect();
             let cut = 8 * (cut * base.len() as f64) as usize;
             let (base_bytes, tuned_bytes) = (bytes(&base), bytes(&tuned));
-            let part = |range: std::ops::Range<usize>| WeightVector::Stored {
+            let vector = |range: std::ops::Range<usize>| WeightVector::Stored {
                 base: StoredWeights { dtype: Dtype::F64, bytes: &base_bytes[range.clone()] },
                 tuned: StoredWeights { dtype: Dtype::F64, bytes: &tuned_bytes[range] },
             };
-            let parts = [part(0..cut), part(cut..base_bytes.len())];
-            let scaling = Scaling { temperature: 1.0, frame: None, instructions: Instructions::best() };
-            let accumulators: Vec<_> = parts
-                .iter()
-                .map(|part| {
-                    let mut accumulator = Accumulator::new(scaling);
-                    assert!(accumulator.add(part, 0..part.blocks(), &mut Scratch::default()).is_ok());
-                    accumulator
-                })
-                .collect();
+            let vectors = [vector(0..cut), vector(cut..base_bytes.len())];
+            let all_sums = vectors.map(|vector| {
+                let mut sums = VectorSums::new(1.0, Instructions::best());
+                assert!(sums.add_up_to(vector.entries(), &vector).is_ok());
+                sums
+            });
 
             let (mut difference, mut expected) = (0.0, 0.0);
             for (base, tuned) in base.iter().zip(&tuned) {
@@ -210,15 +210,15 @@ mod tests {
                 expected += f64::abs(difference);
             }
             let areas = |ratios: &[f64]| -> Vec<f64> {
-                let mut heads: Vec<_> = ratios.iter().copied().map(Running::new).collect();
-                for (part, accumulator) in parts.iter().zip(&accumulators) {
-                    go_through(part, accumulator, &mut heads, &mut Scratch::default());
+                let mut heads: Vec<_> = ratios.iter().copied().map(RunningDifference::new).collect();
+                for (vector, sums) in vectors.iter().zip(&all_sums) {
+                    add_areas(vector, sums, &mut heads, &mut DecodeBuffers::default());
                 }
-                heads.iter().map(Running::area).collect()
+                heads.iter().map(RunningDifference::area).collect()
             };
             let found = areas(&[ratio])[0];
             prop_assert!((found / expected - 1.0).abs() <= 1e-9, "{} {}", found, expected);
-            // Whoever goes along.
+            // The area of a head does not depend on the heads beside it.
             let together = areas(&[0.9 * ratio, ratio, -ratio, ratio]);
             prop_assert_eq!([together[1], together[3]].map(f64::to_bits), [found.to_bits(); 2]);
         }

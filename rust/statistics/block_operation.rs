@@ -1,0 +1,181 @@
+//! Runs an operation on the entries of a block, compiled for the precision and the series of the block.
+
+use super::block::{BLOCK, Block, BlockEntries, DecodedBlock};
+use super::precision::{F64Method, Precision, SeriesLengths};
+use super::series::FULL;
+use super::softmax_sums::SoftmaxSettings;
+use super::weight_change::Magnitudes;
+use super::weight_vector::WeightVector;
+use crate::simd::real::Real;
+
+/// An operation on the exponents of a block, x = theta_B and y = theta_T - theta_B over the temperature.
+///
+/// The first `valid` entries of a block exist; the others add nothing. In `f32` all exist.
+pub(crate) trait BlockOperation {
+    /// Takes exponentials by `X` terms of the series in m and `K` powers of y. Returns the magnitudes of the block,
+    /// and does nothing if the series do not cover them.
+    fn f32_series<E: BlockEntries<f32>, const X: usize, const K: usize>(&mut self, entries: E) -> Magnitudes;
+
+    /// Takes exponentials by `K` powers of y.
+    fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize);
+
+    /// Takes exponentials that no series covers.
+    fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize);
+
+    /// Skips a block that needs an offset and has none.
+    fn out_of_range(&mut self);
+}
+
+/// The memory that blocks are decoded into, allocated once one has to be and kept from block to block, since
+/// clearing it costs as much as filling it.
+#[derive(Debug, Default)]
+pub(crate) struct DecodeBuffers(Option<Box<Buffers>>);
+
+#[derive(Debug)]
+struct Buffers {
+    f32s: [Block<f32>; 2],
+    f64s: [Block<f64>; 2],
+}
+
+/// An entry that is smaller than the largest by this factor of e adds nothing to any sum.
+const NEGLIGIBLE_EXPONENT: f64 = -700.0;
+
+impl DecodeBuffers {
+    fn get(&mut self) -> &mut Buffers {
+        self.0.get_or_insert_with(|| Box::new(Buffers { f32s: [[0.0; BLOCK]; 2], f64s: [[0.0; BLOCK]; 2] }))
+    }
+
+    /// Decodes a block in `f64`: theta_B and theta_T - theta_B.
+    pub(crate) fn decode_f64(
+        &mut self,
+        vector: &WeightVector,
+        block: usize,
+        settings: &SoftmaxSettings,
+    ) -> &mut [Block<f64>; 2] {
+        let decoded = &mut self.get().f64s;
+        decode(vector, block, settings, decoded);
+        decoded
+    }
+
+    /// Runs `operation` on a block in the precision that was chosen for it.
+    #[inline]
+    pub(crate) fn run(
+        &mut self,
+        vector: &WeightVector,
+        block: usize,
+        settings: &SoftmaxSettings,
+        precision: Precision,
+        operation: &mut impl BlockOperation,
+    ) {
+        match precision {
+            Precision::F32(lengths) => {
+                self.run_f32(vector, block, settings, lengths, operation);
+            }
+            Precision::F64(method) => {
+                let valid = vector.entries_of(block);
+                let entries = self.decode_f64(vector, block, settings);
+                to_exponents(entries, valid, settings);
+                run_f64(entries, valid, method, operation);
+            }
+        }
+    }
+
+    /// Runs `operation` on a whole block in `f32`.
+    pub(crate) fn run_f32(
+        &mut self,
+        vector: &WeightVector,
+        block: usize,
+        settings: &SoftmaxSettings,
+        lengths: SeriesLengths,
+        operation: &mut impl BlockOperation,
+    ) -> Magnitudes {
+        let is_unscaled = settings.temperature == 1.0;
+        if let Some(stored) = vector.bf16_block(block).filter(|_| is_unscaled) {
+            return run_series(stored, lengths, operation);
+        }
+        if let Some(computed) = vector.f32_block(block).filter(|_| is_unscaled) {
+            return run_series(computed, lengths, operation);
+        }
+        let Buffers { f32s, f64s } = self.get();
+        if is_unscaled && vector.fits_f32() {
+            decode(vector, block, settings, f32s);
+        } else {
+            decode(vector, block, settings, f64s);
+            to_exponents(f64s, BLOCK, settings);
+            for (rounded, number) in f32s.as_flattened_mut().iter_mut().zip(f64s.as_flattened()) {
+                *rounded = *number as f32;
+            }
+        }
+        run_series(DecodedBlock { base: &f32s[0], delta: &f32s[1] }, lengths, operation)
+    }
+}
+
+#[inline]
+fn run_series<E: BlockEntries<f32>>(
+    entries: E,
+    lengths: SeriesLengths,
+    operation: &mut impl BlockOperation,
+) -> Magnitudes {
+    match (lengths.terms, lengths.powers) {
+        (4, _) => operation.f32_series::<E, 4, 3>(entries),
+        (_, 3) => operation.f32_series::<E, 6, 3>(entries),
+        (_, 4) => operation.f32_series::<E, 6, 4>(entries),
+        (6, _) => operation.f32_series::<E, 6, 6>(entries),
+        _ => operation.f32_series::<E, FULL, 6>(entries),
+    }
+}
+
+/// Runs `operation` on exponents in `f64`.
+pub(crate) fn run_f64(
+    [x, y]: &mut [Block<f64>; 2],
+    valid: usize,
+    method: F64Method,
+    operation: &mut impl BlockOperation,
+) {
+    match method {
+        F64Method::ClosedForm => operation.closed_form(x, y, valid),
+        F64Method::OutOfRange => operation.out_of_range(),
+        F64Method::ShortSeries | F64Method::LongSeries => {
+            x.iter_mut().for_each(|x| *x = x.max(NEGLIGIBLE_EXPONENT));
+            x[valid..].fill(NEGLIGIBLE_EXPONENT);
+            y[valid..].fill(0.0);
+            let entries = DecodedBlock { base: &*x, delta: &*y };
+            if matches!(method, F64Method::ShortSeries) {
+                operation.f64_series::<11>(entries, valid);
+            } else {
+                operation.f64_series::<23>(entries, valid);
+            }
+        }
+    }
+}
+
+/// Turns theta_B and theta_T - theta_B into the exponents x and y, and returns their magnitudes.
+pub(crate) fn to_exponents(
+    [x, y]: &mut [Block<f64>; 2],
+    valid: usize,
+    settings: &SoftmaxSettings,
+) -> Magnitudes {
+    let factor = 1.0 / settings.temperature;
+    let offset = settings.offset.unwrap_or_default();
+    let mut largest = Magnitudes::default();
+    for (x, y) in x[..valid].iter_mut().zip(&mut y[..valid]) {
+        *x = (*x - offset.base_max) * factor;
+        *y = (*y - offset.shift) * factor - offset.center;
+        largest.base = largest.base.max(x.abs());
+        largest.delta = largest.delta.max(y.abs());
+    }
+    largest
+}
+
+#[inline]
+fn decode<R: Real>(
+    vector: &WeightVector,
+    block: usize,
+    settings: &SoftmaxSettings,
+    [base, delta]: &mut [Block<R>; 2],
+) {
+    settings.instructions.run_loops(
+        #[inline(always)]
+        || vector.decode_block(block, base, delta),
+    );
+}

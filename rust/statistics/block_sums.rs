@@ -1,0 +1,218 @@
+//! The sums over one block, whose exponentials are taken by series.
+//!
+//! # How it works
+//!
+//! For every entry, with m the mean of the two exponents, y their difference and w = e^m, the block sums
+//! c = w cosh(y / 2), u = 2 w sinh(y / 2), c^2, u c, u^2 and w y^k ([`super::softmax_sums`] says what for). For
+//! each segment it also integrates the running sums of u and c: entry j of a segment of T entries is part of
+//! T - j running sums, so that the sum of the running sums of u is the sum of (T - j) u.
+
+use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS};
+use super::divergence::TERMS;
+use super::series::{Terms, exponential, terms_from, weight_of_power};
+use super::sign_bounds::BlockSegments;
+use super::weight_change::{BlockChange, Magnitudes, PartialSquares, WeightChange};
+use crate::simd::real::{Lanes, Real};
+use crate::simd::{Kernel, LANES, Vectors};
+
+/// The sums over one block.
+#[derive(Debug, Default)]
+pub(crate) struct BlockSums {
+    /// Of x and y, the exponents; measured in `f32` only.
+    pub(crate) magnitudes: Magnitudes,
+    /// Of x and y, in units of the temperature; measured in `f32` only.
+    pub(crate) change: WeightChange,
+    pub(crate) segments: BlockSegments,
+    pub(crate) uc: f64,
+    /// The sums of w y^k.
+    pub(crate) moments: [f64; TERMS + 1],
+}
+
+/// The memory of [`SumBlock`], kept from block to block, since clearing it costs as much as filling it.
+#[derive(Debug, Default)]
+pub(crate) struct SumBuffers<R> {
+    /// w and y of the even entries of a segment and of the odd ones. The way from a weight to its sums is longer
+    /// than a core looks ahead; split in two loops, later entries begin while earlier ones are under way.
+    exponentials: [[Exponential<R>; 2]; STEPS],
+    /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
+    /// sums of their running sums, and u^2 followed by the sums of the whole block.
+    totals: [[R; LANES]; LANES],
+    areas: [[R; LANES]; LANES],
+    rest: [[R; LANES]; LANES],
+}
+
+#[derive(Debug, Default)]
+struct Exponential<R> {
+    w: [R; LANES],
+    y: [R; LANES],
+}
+
+/// Sums one block, by `X` terms of the series in m and `K` powers of y.
+pub(crate) struct SumBlock<'a, R, E, const X: usize, const K: usize> {
+    pub(crate) entries: E,
+    pub(crate) sums: &'a mut BlockSums,
+    pub(crate) buffers: &'a mut SumBuffers<R>,
+}
+
+impl<R: Real, E: BlockEntries<R>, const X: usize, const K: usize> Kernel for SumBlock<'_, R, E, X, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, simd: S) {
+        let Self { entries, sums, buffers: SumBuffers { exponentials, totals, areas, rest } } = self;
+        let mut block = BlockLanes::<R::Lanes<S>, K>::zero(simd);
+        for place in 0..SEGMENTS {
+            let mut squares = PartialSquares::zero(simd);
+            for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
+                for (entries, stored) in entries.load(simd, step).into_iter().zip(both) {
+                    let Entries { base, delta: y, sum } = entries;
+                    if R::IS_F32 {
+                        block.change.add(base, y, &mut squares);
+                    }
+                    *stored = Exponential { w: exponential::<_, X>(sum).to_array(), y: y.to_array() };
+                }
+            }
+            let mut segment = SegmentLanes::zero(simd);
+            for both in &*exponentials {
+                segment.add(block.add(simd, both));
+            }
+            block.change.add_squares(squares);
+            totals[place] = segment.u.to_array();
+            totals[SEGMENTS + place] = segment.c.to_array();
+            areas[place] = area(segment.u, segment.u_running, segment.u_odd).to_array();
+            areas[SEGMENTS + place] = area(segment.c, segment.c_running, segment.c_odd).to_array();
+            rest[place] = segment.uu.to_array();
+        }
+        let [base_squares, delta_squares, changed] = block.change.lanes();
+        let third = if K == 3 { block.last_moment } else { block.moments[3] };
+        let of_block = [block.cc, block.uc, base_squares, delta_squares, changed, block.moments[2], third];
+        for (vector, place) in of_block.into_iter().zip(SEGMENTS..) {
+            rest[place] = vector.to_array();
+        }
+
+        let BlockSegments { u, c, u_area, c_area, uu, cc } = &mut sums.segments;
+        split(R::Lanes::<S>::sums(simd, totals), u, c);
+        split(R::Lanes::<S>::sums(simd, areas), u_area, c_area);
+        let mut others = [0.0; SEGMENTS];
+        split(R::Lanes::<S>::sums(simd, rest), uu, &mut others);
+        let [c_squares, uc, base_squares, delta_squares, changed, second, third, _] = others;
+        (*cc, sums.uc) = (c_squares, uc);
+        (sums.change, sums.magnitudes) = block.change.finish([base_squares, delta_squares, changed]);
+        let moments = &mut sums.moments;
+        #[expect(
+            clippy::needless_range_loop,
+            reason = "a range is unrolled, which keeps the lanes in registers"
+        )]
+        for k in 2..=K {
+            moments[k] = match k {
+                2 => second,
+                3 => third,
+                k if k == K => block.last_moment.sum(),
+                _ => block.moments[k].sum(),
+            };
+        }
+        // c also contains the even powers above w, and u the odd ones above w y.
+        moments[0] = c.iter().sum();
+        moments[1] = u.iter().sum();
+        for k in (2..K - 1).step_by(2) {
+            moments[0] -= weight_of_power(k) * moments[k];
+        }
+        for k in (3..K).step_by(2) {
+            moments[1] -= weight_of_power(k) * moments[k];
+        }
+    }
+}
+
+/// The sums of one block, lane by lane.
+struct BlockLanes<N, const K: usize> {
+    change: BlockChange<N>,
+    cc: N,
+    uc: N,
+    /// The sums of w y^k from k = 2 to K - 1. Those of w and w y follow from the sums of c and u.
+    moments: [N; K],
+    /// The sum of w y^K.
+    last_moment: N,
+}
+
+impl<N: Lanes, const K: usize> BlockLanes<N, K> {
+    #[inline(always)]
+    fn zero(simd: N::Vectors) -> Self {
+        let zero = N::splat(simd, 0.0);
+        let change = BlockChange::zero(simd);
+        Self { change, cc: zero, uc: zero, moments: [zero; K], last_moment: zero }
+    }
+
+    /// Adds the even entries and the odd ones, and returns their u and c.
+    #[inline(always)]
+    fn add(&mut self, simd: N::Vectors, both: &[Exponential<N::Number>; 2]) -> [(N, N); 2] {
+        let mut terms = [(self.cc, self.cc); 2];
+        for (Exponential { w, y }, term) in both.iter().zip(&mut terms) {
+            let (w, y) = (N::load(simd, w), N::load(simd, y));
+            let Terms { c, u, powers } = terms_from::<N, K>(w, y);
+            self.cc = c.mul_add(c, self.cc);
+            self.uc = u.mul_add(c, self.uc);
+            #[expect(
+                clippy::needless_range_loop,
+                reason = "a range is unrolled, which keeps the sums in registers"
+            )]
+            for k in 2..K {
+                self.moments[k] = self.moments[k] + powers[k];
+            }
+            self.last_moment = powers[K - 1].mul_add(y, self.last_moment);
+            *term = (u, c);
+        }
+        terms
+    }
+}
+
+#[inline(always)]
+fn split(numbers: [f64; LANES], low: &mut [f64; SEGMENTS], high: &mut [f64; SEGMENTS]) {
+    low.copy_from_slice(&numbers[..SEGMENTS]);
+    high.copy_from_slice(&numbers[SEGMENTS..2 * SEGMENTS]);
+}
+
+/// The sums of one segment, lane by lane.
+#[derive(Clone, Copy)]
+struct SegmentLanes<N> {
+    u: N,
+    c: N,
+    /// The sums, over the steps, of the running sums of u and c.
+    u_running: N,
+    c_running: N,
+    /// The sums over the odd entries.
+    u_odd: N,
+    c_odd: N,
+    uu: N,
+}
+
+impl<N: Lanes> SegmentLanes<N> {
+    #[inline(always)]
+    fn zero(simd: N::Vectors) -> Self {
+        let u = N::splat(simd, 0.0);
+        Self { u, c: u, u_running: u, c_running: u, u_odd: u, c_odd: u, uu: u }
+    }
+
+    /// Adds u and c of the even entries and of the odd ones.
+    #[inline(always)]
+    fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2]) {
+        self.u = self.u + (u + u_odd);
+        self.c = self.c + (c + c_odd);
+        self.u_running = self.u_running + self.u;
+        self.c_running = self.c_running + self.c;
+        self.u_odd = self.u_odd + u_odd;
+        self.c_odd = self.c_odd + c_odd;
+        self.uu = u_odd.mul_add(u_odd, u.mul_add(u, self.uu));
+    }
+}
+
+/// The sum of the running sums over a segment, lane by lane, given the sum of all entries, of the running sums over
+/// the steps and of the odd entries. The even entry of a lane in step i is entry j = STEP i + 2 lane; the odd one follows.
+#[inline(always)]
+fn area<N: Lanes>(sums: N, running: N, odd: N) -> N {
+    let mut place = [N::Number::default(); LANES];
+    for (lane, place) in place.iter_mut().enumerate() {
+        *place = N::Number::from_f64(-2.0 * lane as f64);
+    }
+    let place = N::load(sums.simd(), &place);
+    running.mul_add(sums.constant(STEP as f64), sums * place) - odd
+}

@@ -1,0 +1,157 @@
+//! How far the weights themselves have moved, before any softmax.
+
+use super::block::{BLOCK, BlockEntries, DecodedBlock, STEP};
+use crate::simd::real::{Lanes, Real};
+use crate::simd::{Kernel, Vectors};
+
+/// Sums over the entries of theta that need neither the temperature nor a normaliser.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WeightChange {
+    /// The sum of (theta_T - theta_B)^2.
+    pub(crate) delta_squares: f64,
+    /// The sum of theta_B^2.
+    pub(crate) base_squares: f64,
+    /// The largest |theta_T - theta_B|.
+    pub(crate) largest_delta: f64,
+    /// The number of entries whose value differs.
+    pub(crate) changed: f64,
+}
+
+impl WeightChange {
+    /// Adds the change of further entries.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.delta_squares += other.delta_squares;
+        self.base_squares += other.base_squares;
+        self.largest_delta = self.largest_delta.max(other.largest_delta);
+        self.changed += other.changed;
+    }
+
+    /// The change of entries `unit` times as large.
+    pub(crate) fn scaled(&self, unit: f64) -> Self {
+        Self {
+            delta_squares: self.delta_squares * unit * unit,
+            base_squares: self.base_squares * unit * unit,
+            largest_delta: self.largest_delta * unit,
+            changed: self.changed,
+        }
+    }
+}
+
+/// Bounds on the magnitudes of some entries, which decide the precision that they are computed in. They are
+/// infinite or NaN where an entry is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Magnitudes {
+    /// The largest |theta_B|, or a little more.
+    pub(crate) base: f64,
+    /// The largest |theta_T - theta_B|.
+    pub(crate) delta: f64,
+}
+
+impl Magnitudes {
+    /// Adds further entries.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.base = self.base.max(other.base);
+        self.delta = self.delta.max(other.delta);
+    }
+}
+
+/// The change of one block, lane by lane.
+#[derive(Clone, Copy)]
+pub(crate) struct BlockChange<N> {
+    base_squares: N,
+    /// The largest partial sum of theta_B^2.
+    largest_squares: N,
+    delta_squares: N,
+    changed: N,
+    largest_delta: N,
+}
+
+/// The sums of the squares of a few entries, which are completed before they join those of the block: of a
+/// hundred equal numbers, added one after the other in `f32`, each would be rounded in the same direction.
+#[derive(Clone, Copy)]
+pub(crate) struct PartialSquares<N> {
+    base: N,
+    delta: N,
+}
+
+impl<N: Lanes> PartialSquares<N> {
+    #[inline(always)]
+    pub(crate) fn zero(simd: N::Vectors) -> Self {
+        let zero = N::splat(simd, 0.0);
+        Self { base: zero, delta: zero }
+    }
+}
+
+impl<N: Lanes> BlockChange<N> {
+    #[inline(always)]
+    pub(crate) fn zero(simd: N::Vectors) -> Self {
+        let zero = N::splat(simd, 0.0);
+        Self {
+            base_squares: zero,
+            largest_squares: zero,
+            delta_squares: zero,
+            changed: zero,
+            largest_delta: zero,
+        }
+    }
+
+    /// Adds entries. In `f32` the squares are right where the largest entry of the block is 0 or lies in
+    /// [2^-40, 2^40]; entries whose squares underflow are too small to count.
+    #[inline(always)]
+    pub(crate) fn add(&mut self, base: N, delta: N, squares: &mut PartialSquares<N>) {
+        squares.base = base.mul_add(base, squares.base);
+        squares.delta = delta.mul_add(delta, squares.delta);
+        let change = delta.abs();
+        self.changed = self.changed.count_positive(change);
+        self.largest_delta = self.largest_delta.max(change);
+    }
+
+    /// Adds complete partial sums.
+    #[inline(always)]
+    pub(crate) fn add_squares(&mut self, squares: PartialSquares<N>) {
+        self.base_squares = self.base_squares + squares.base;
+        self.largest_squares = self.largest_squares.max(squares.base);
+        self.delta_squares = self.delta_squares + squares.delta;
+    }
+
+    /// The vectors whose lanes have to be summed for [`Self::finish`].
+    #[inline(always)]
+    pub(crate) fn lanes(&self) -> [N; 3] {
+        [self.base_squares, self.delta_squares, self.changed]
+    }
+
+    /// The change and the magnitudes, given the sums of [`Self::lanes`]. The magnitude of the base is the largest
+    /// root of a partial sum: seldom twice the largest |theta_B|, and almost free.
+    #[inline(always)]
+    pub(crate) fn finish(&self, sums: [f64; 3]) -> (WeightChange, Magnitudes) {
+        let [base_squares, delta_squares, changed] = sums;
+        let (largest_norm, largest_delta) =
+            (self.largest_squares.largest().sqrt(), self.largest_delta.largest());
+        // A maximum may ignore NaN; a sum does not.
+        let magnitudes = Magnitudes {
+            base: if base_squares.is_nan() { base_squares } else { largest_norm },
+            delta: if delta_squares.is_nan() { delta_squares } else { largest_delta },
+        };
+        (WeightChange { delta_squares, base_squares, largest_delta, changed }, magnitudes)
+    }
+}
+
+/// Measures the change of one block in `f64`.
+pub(crate) struct MeasureChange<'a>(pub(crate) DecodedBlock<'a, f64>);
+
+impl Kernel for MeasureChange<'_> {
+    type Output = WeightChange;
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, simd: S) -> WeightChange {
+        let mut change = BlockChange::<<f64 as Real>::Lanes<S>>::zero(simd);
+        let mut squares = PartialSquares::zero(simd);
+        for step in 0..BLOCK / STEP {
+            for entries in self.0.load(simd, step) {
+                change.add(entries.base, entries.delta, &mut squares);
+            }
+        }
+        change.add_squares(squares);
+        change.finish(change.lanes().map(Lanes::sum)).0
+    }
+}
