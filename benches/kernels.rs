@@ -1,6 +1,6 @@
-//! Times the kernels of the core on weights in memory: a matrix of one head of Llama-3.1-8B, moved a little.
+//! Times the kernels of the core on weights in memory: a matrix of one head of Llama-3.1-8B, changed a little.
 //!
-//! What a format, a range of weights or an instruction set costs is the difference between two lines of a group.
+//! The difference between two lines of a group is the cost of a format, a range of weights or an instruction set.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -17,10 +17,10 @@ const HEAD_SIZE: usize = 128;
 const HIDDEN_SIZE: usize = 4096;
 const ENTRIES: usize = HEAD_SIZE * HIDDEN_SIZE;
 
-/// Query heads of a group.
+/// Query heads of a key/value group.
 const HEADS: usize = 4;
 
-/// A matrix on both sides.
+/// A matrix in both checkpoints.
 struct Weights {
     dtype: Dtype,
     base: Vec<u8>,
@@ -28,7 +28,7 @@ struct Weights {
 }
 
 impl Weights {
-    /// Uniform weights of at most `largest`, moved by at most `change`.
+    /// Uniform weights of at most `largest`, changed by at most `change`.
     fn new(dtype: Dtype, largest: f64, change: f64, seed: u64) -> Self {
         let mut state = seed;
         let mut noise = || {
@@ -54,18 +54,17 @@ impl Weights {
         Self::new(dtype, 0.04, 1e-3, seed)
     }
 
-    fn part(&self) -> WeightVector<'_> {
-        let HeadMatrix { base, tuned, .. } = self.matrices();
-        WeightVector::Stored { base, tuned }
-    }
-
-    fn matrices(&self) -> HeadMatrix<'_> {
+    fn matrix(&self) -> HeadMatrix<'_> {
         let stored = |bytes| StoredWeights { dtype: self.dtype, bytes };
         HeadMatrix { base: stored(&self.base), tuned: stored(&self.tuned), columns: HIDDEN_SIZE }
     }
+
+    fn vector(&self) -> WeightVector<'_> {
+        self.matrix().weight_vector()
+    }
 }
 
-/// The sets that vectors of this machine are meant for; the portable one emulates fused multiply-add here.
+/// The instruction sets worth timing: the portable one emulates fused multiply-add on x86-64.
 fn instruction_sets() -> Vec<Instructions> {
     let mut sets = Instructions::available();
     if cfg!(target_arch = "x86_64") && sets.len() > 1 {
@@ -92,12 +91,12 @@ fn time_sums(
     group.bench_function(name, |bencher| {
         bencher.iter(|| {
             sums.clear();
-            black_box(sums.add_up_to(ENTRIES, &weights.part()))
+            black_box(sums.add_up_to(ENTRIES, &weights.vector()))
         });
     });
 }
 
-/// The same weights in every format: what decoding adds.
+/// Times the same weights in every format, which shows the cost of decoding.
 fn decode(criterion: &mut Criterion) {
     let mut group = group(criterion, "decode", ENTRIES);
     for (name, dtype) in
@@ -107,7 +106,7 @@ fn decode(criterion: &mut Criterion) {
     }
 }
 
-/// Larger and larger weights and changes, which take more and more terms.
+/// Times larger and larger weights and changes, which take more and more terms.
 fn exponential(criterion: &mut Criterion) {
     let mut group = group(criterion, "exponential", ENTRIES);
     for (largest, change) in
@@ -126,25 +125,25 @@ fn sums(criterion: &mut Criterion) {
     }
 }
 
-/// The statistics of heads whose sums are known: nearly all of it is the area between the running sums.
+/// Times the statistics of heads whose sums are known, nearly all of which is the area between the running sums.
 fn transport(criterion: &mut Criterion) {
     let matrices = [1, 2, 3].map(|seed| Weights::small(Dtype::BF16, seed));
     let mut group = group(criterion, "transport", (HEADS + 2) * ENTRIES);
     for instructions in instruction_sets() {
         let sums = matrices.each_ref().map(|matrix| {
             let mut sums = VectorSums::new(1.0, instructions);
-            let _ = sums.add_up_to(ENTRIES, &matrix.part());
+            let _ = sums.add_up_to(ENTRIES, &matrix.vector());
             sums
         });
         let [query, key, value] = &matrices;
         group.bench_function(instructions.name(), |bencher| {
             bencher.iter(|| {
-                let shared = vec![(key.part(), &sums[1]), (value.part(), &sums[2])];
-                let mut heads = GroupMeasurement::new(shared, 1.0, false, instructions);
+                let shared = vec![(key.vector(), &sums[1]), (value.vector(), &sums[2])];
+                let mut group = GroupMeasurement::new(shared, 1.0, false, instructions);
                 for _ in 0..HEADS {
-                    black_box(heads.add(query.part(), &sums[0]).is_ok());
+                    black_box(group.add(query.vector(), &sums[0]).is_ok());
                 }
-                black_box(heads.finish())
+                black_box(group.finish())
             });
         });
     }
@@ -155,13 +154,13 @@ fn product(criterion: &mut Criterion) {
     let instructions = Instructions::best();
     let mut group = group(criterion, "product", ENTRIES);
     group.sample_size(10);
-    let of_group = || KeyValueProduct::new(&key.matrices(), &value.matrices(), instructions);
-    group.bench_function("of a group", |bencher| bencher.iter(|| black_box(of_group().is_ok())));
-    let (Ok(middle), mut product) = (of_group(), HeadProduct::new(instructions)) else {
+    let multiply_group = || KeyValueProduct::new(&key.matrix(), &value.matrix(), instructions);
+    group.bench_function("of a group", |bencher| bencher.iter(|| black_box(multiply_group().is_ok())));
+    let (Ok(shared), mut product) = (multiply_group(), HeadProduct::new(instructions)) else {
         panic!("the weights are finite");
     };
     group.bench_function("of a head", |bencher| {
-        bencher.iter(|| black_box(product.compute(&query.matrices(), &middle).is_ok()));
+        bencher.iter(|| black_box(product.compute(&query.matrix(), &shared).is_ok()));
     });
 }
 

@@ -35,10 +35,15 @@ pub(crate) struct Entries<N> {
     pub(crate) sum: N,
 }
 
+/// A vector of entries of type `E`.
+pub(crate) type EntryLanes<E, S> = Entries<<<E as BlockEntries>::Number as Real>::Lanes<S>>;
+
 /// The entries of a whole block.
-pub(crate) trait BlockEntries<R: Real>: Copy {
+pub(crate) trait BlockEntries: Copy {
+    type Number: Real;
+
     /// Loads the even and the odd entries of a step.
-    fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<R::Lanes<S>>; 2];
+    fn load<S: Vectors>(self, simd: S, step: usize) -> [EntryLanes<Self, S>; 2];
 }
 
 /// A block whose entries were decoded before.
@@ -48,7 +53,9 @@ pub(crate) struct DecodedBlock<'a, R> {
     pub(crate) delta: &'a Block<R>,
 }
 
-impl<R: Real> BlockEntries<R> for DecodedBlock<'_, R> {
+impl<R: Real> BlockEntries for DecodedBlock<'_, R> {
+    type Number = R;
+
     #[inline(always)]
     fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<R::Lanes<S>>; 2] {
         let (base, delta) = (&self.base.as_chunks::<STEP>().0[step], &self.delta.as_chunks::<STEP>().0[step]);
@@ -91,7 +98,9 @@ impl<'a> Bf16Block<'a> {
     }
 }
 
-impl BlockEntries<f32> for Bf16Block<'_> {
+impl BlockEntries for Bf16Block<'_> {
+    type Number = f32;
+
     #[inline(always)]
     fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<F32Lanes<S>>; 2] {
         let [base_even, base_odd] = widen(simd, self.base, step);

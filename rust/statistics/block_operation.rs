@@ -14,7 +14,10 @@ use crate::simd::real::Real;
 pub(crate) trait BlockOperation {
     /// Takes exponentials by `X` terms of the series in m and `K` powers of y. Returns the magnitudes of the block,
     /// and does nothing if the series do not cover them.
-    fn f32_series<E: BlockEntries<f32>, const X: usize, const K: usize>(&mut self, entries: E) -> Magnitudes;
+    fn f32_series<E: BlockEntries<Number = f32>, const X: usize, const K: usize>(
+        &mut self,
+        entries: E,
+    ) -> Magnitudes;
 
     /// Takes exponentials by `K` powers of y.
     fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize);
@@ -46,14 +49,9 @@ impl DecodeBuffers {
     }
 
     /// Decodes a block in `f64`: theta_B and theta_T - theta_B.
-    pub(crate) fn decode_f64(
-        &mut self,
-        vector: &WeightVector,
-        block: usize,
-        settings: &SoftmaxSettings,
-    ) -> &mut [Block<f64>; 2] {
+    pub(crate) fn decode_f64(&mut self, block: VectorBlock) -> &mut [Block<f64>; 2] {
         let decoded = &mut self.get().f64s;
-        decode(vector, block, settings, decoded);
+        block.decode(decoded);
         decoded
     }
 
@@ -61,21 +59,18 @@ impl DecodeBuffers {
     #[inline]
     pub(crate) fn run(
         &mut self,
-        vector: &WeightVector,
-        block: usize,
-        settings: &SoftmaxSettings,
+        block: VectorBlock,
         precision: Precision,
         operation: &mut impl BlockOperation,
     ) {
         match precision {
             Precision::F32(lengths) => {
-                self.run_f32(vector, block, settings, lengths, operation);
+                self.run_f32(block, lengths, operation);
             }
             Precision::F64(method) => {
-                let valid = vector.entries_of(block);
-                let entries = self.decode_f64(vector, block, settings);
-                to_exponents(entries, valid, settings);
-                run_f64(entries, valid, method, operation);
+                let entries = self.decode_f64(block);
+                block.to_exponents(entries);
+                block.run_f64(entries, method, operation);
             }
         }
     }
@@ -83,25 +78,24 @@ impl DecodeBuffers {
     /// Runs `operation` on a whole block in `f32`.
     pub(crate) fn run_f32(
         &mut self,
-        vector: &WeightVector,
-        block: usize,
-        settings: &SoftmaxSettings,
+        block: VectorBlock,
         lengths: SeriesLengths,
         operation: &mut impl BlockOperation,
     ) -> Magnitudes {
+        let VectorBlock { vector, index, settings } = block;
         let is_unscaled = settings.temperature == 1.0;
-        if let Some(stored) = vector.bf16_block(block).filter(|_| is_unscaled) {
+        if let Some(stored) = vector.bf16_block(index).filter(|_| is_unscaled) {
             return run_series(stored, lengths, operation);
         }
-        if let Some(computed) = vector.f32_block(block).filter(|_| is_unscaled) {
+        if let Some(computed) = vector.f32_block(index).filter(|_| is_unscaled) {
             return run_series(computed, lengths, operation);
         }
         let Buffers { f32s, f64s } = self.get();
         if is_unscaled && vector.fits_f32() {
-            decode(vector, block, settings, f32s);
+            block.decode(f32s);
         } else {
-            decode(vector, block, settings, f64s);
-            to_exponents(f64s, BLOCK, settings);
+            block.decode(f64s);
+            block.to_exponents(f64s);
             for (rounded, number) in f32s.as_flattened_mut().iter_mut().zip(f64s.as_flattened()) {
                 *rounded = *number as f32;
             }
@@ -111,7 +105,7 @@ impl DecodeBuffers {
 }
 
 #[inline]
-fn run_series<E: BlockEntries<f32>>(
+fn run_series<E: BlockEntries<Number = f32>>(
     entries: E,
     lengths: SeriesLengths,
     operation: &mut impl BlockOperation,
@@ -125,57 +119,60 @@ fn run_series<E: BlockEntries<f32>>(
     }
 }
 
-/// Runs `operation` on exponents in `f64`.
-pub(crate) fn run_f64(
-    [x, y]: &mut [Block<f64>; 2],
-    valid: usize,
-    method: F64Method,
-    operation: &mut impl BlockOperation,
-) {
-    match method {
-        F64Method::ClosedForm => operation.closed_form(x, y, valid),
-        F64Method::OutOfRange => operation.out_of_range(),
-        F64Method::ShortSeries | F64Method::LongSeries => {
-            x.iter_mut().for_each(|x| *x = x.max(NEGLIGIBLE_EXPONENT));
-            x[valid..].fill(NEGLIGIBLE_EXPONENT);
-            y[valid..].fill(0.0);
-            let entries = DecodedBlock { base: &*x, delta: &*y };
-            if matches!(method, F64Method::ShortSeries) {
-                operation.f64_series::<11>(entries, valid);
-            } else {
-                operation.f64_series::<23>(entries, valid);
+/// One block of a weight vector, and the settings of its exponentials.
+#[derive(Clone, Copy)]
+pub(crate) struct VectorBlock<'a> {
+    pub(crate) vector: &'a WeightVector<'a>,
+    pub(crate) index: usize,
+    pub(crate) settings: &'a SoftmaxSettings,
+}
+
+impl VectorBlock<'_> {
+    #[inline]
+    fn decode<R: Real>(self, [base, delta]: &mut [Block<R>; 2]) {
+        self.settings.instructions.run_loops(
+            #[inline(always)]
+            || self.vector.decode_block(self.index, base, delta),
+        );
+    }
+
+    /// Turns theta_B and theta_T - theta_B into the exponents x and y, and returns their magnitudes.
+    pub(crate) fn to_exponents(self, [x, y]: &mut [Block<f64>; 2]) -> Magnitudes {
+        let valid = self.vector.entries_of(self.index);
+        let factor = 1.0 / self.settings.temperature;
+        let offset = self.settings.offset.unwrap_or_default();
+        let mut largest = Magnitudes::default();
+        for (x, y) in x[..valid].iter_mut().zip(&mut y[..valid]) {
+            *x = (*x - offset.base_max) * factor;
+            *y = (*y - offset.shift) * factor - offset.center;
+            largest.base = largest.base.max(x.abs());
+            largest.delta = largest.delta.max(y.abs());
+        }
+        largest
+    }
+
+    /// Runs `operation` on the exponents of this block in `f64`.
+    pub(crate) fn run_f64(
+        self,
+        [x, y]: &mut [Block<f64>; 2],
+        method: F64Method,
+        operation: &mut impl BlockOperation,
+    ) {
+        let valid = self.vector.entries_of(self.index);
+        match method {
+            F64Method::ClosedForm => operation.closed_form(x, y, valid),
+            F64Method::OutOfRange => operation.out_of_range(),
+            F64Method::ShortSeries | F64Method::LongSeries => {
+                x.iter_mut().for_each(|x| *x = x.max(NEGLIGIBLE_EXPONENT));
+                x[valid..].fill(NEGLIGIBLE_EXPONENT);
+                y[valid..].fill(0.0);
+                let entries = DecodedBlock { base: &*x, delta: &*y };
+                if matches!(method, F64Method::ShortSeries) {
+                    operation.f64_series::<11>(entries, valid);
+                } else {
+                    operation.f64_series::<23>(entries, valid);
+                }
             }
         }
     }
-}
-
-/// Turns theta_B and theta_T - theta_B into the exponents x and y, and returns their magnitudes.
-pub(crate) fn to_exponents(
-    [x, y]: &mut [Block<f64>; 2],
-    valid: usize,
-    settings: &SoftmaxSettings,
-) -> Magnitudes {
-    let factor = 1.0 / settings.temperature;
-    let offset = settings.offset.unwrap_or_default();
-    let mut largest = Magnitudes::default();
-    for (x, y) in x[..valid].iter_mut().zip(&mut y[..valid]) {
-        *x = (*x - offset.base_max) * factor;
-        *y = (*y - offset.shift) * factor - offset.center;
-        largest.base = largest.base.max(x.abs());
-        largest.delta = largest.delta.max(y.abs());
-    }
-    largest
-}
-
-#[inline]
-fn decode<R: Real>(
-    vector: &WeightVector,
-    block: usize,
-    settings: &SoftmaxSettings,
-    [base, delta]: &mut [Block<R>; 2],
-) {
-    settings.instructions.run_loops(
-        #[inline(always)]
-        || vector.decode_block(block, base, delta),
-    );
 }

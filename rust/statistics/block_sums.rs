@@ -9,8 +9,8 @@
 
 use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS};
 use super::divergence::TERMS;
+use super::segments::BlockSegments;
 use super::series::{Terms, exponential, terms_from, weight_of_power};
-use super::sign_bounds::BlockSegments;
 use super::weight_change::{BlockChange, Magnitudes, PartialSquares, WeightChange};
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Kernel, LANES, Vectors};
@@ -48,25 +48,25 @@ struct Exponential<R> {
 }
 
 /// Sums one block, by `X` terms of the series in m and `K` powers of y.
-pub(crate) struct SumBlock<'a, R, E, const X: usize, const K: usize> {
+pub(crate) struct SumBlock<'a, E: BlockEntries, const X: usize, const K: usize> {
     pub(crate) entries: E,
     pub(crate) sums: &'a mut BlockSums,
-    pub(crate) buffers: &'a mut SumBuffers<R>,
+    pub(crate) buffers: &'a mut SumBuffers<E::Number>,
 }
 
-impl<R: Real, E: BlockEntries<R>, const X: usize, const K: usize> Kernel for SumBlock<'_, R, E, X, K> {
+impl<E: BlockEntries, const X: usize, const K: usize> Kernel for SumBlock<'_, E, X, K> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) {
         let Self { entries, sums, buffers: SumBuffers { exponentials, totals, areas, rest } } = self;
-        let mut block = BlockLanes::<R::Lanes<S>, K>::zero(simd);
+        let mut block = BlockLanes::<<E::Number as Real>::Lanes<S>, K>::zero(simd);
         for place in 0..SEGMENTS {
             let mut squares = PartialSquares::zero(simd);
             for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
                 for (entries, stored) in entries.load(simd, step).into_iter().zip(both) {
                     let Entries { base, delta: y, sum } = entries;
-                    if R::IS_F32 {
+                    if E::Number::IS_F32 {
                         block.change.add(base, y, &mut squares);
                     }
                     *stored = Exponential { w: exponential::<_, X>(sum).to_array(), y: y.to_array() };
@@ -91,10 +91,10 @@ impl<R: Real, E: BlockEntries<R>, const X: usize, const K: usize> Kernel for Sum
         }
 
         let BlockSegments { u, c, u_area, c_area, uu, cc } = &mut sums.segments;
-        split(R::Lanes::<S>::sums(simd, totals), u, c);
-        split(R::Lanes::<S>::sums(simd, areas), u_area, c_area);
+        split(<E::Number as Real>::Lanes::<S>::sums(simd, totals), u, c);
+        split(<E::Number as Real>::Lanes::<S>::sums(simd, areas), u_area, c_area);
         let mut others = [0.0; SEGMENTS];
-        split(R::Lanes::<S>::sums(simd, rest), uu, &mut others);
+        split(<E::Number as Real>::Lanes::<S>::sums(simd, rest), uu, &mut others);
         let [c_squares, uc, base_squares, delta_squares, changed, second, third, _] = others;
         (*cc, sums.uc) = (c_squares, uc);
         (sums.change, sums.magnitudes) = block.change.finish([base_squares, delta_squares, changed]);

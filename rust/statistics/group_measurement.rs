@@ -6,7 +6,7 @@ use super::block_operation::DecodeBuffers;
 use super::head::{HeadMeasurements, NonFiniteIn, merged};
 use super::head_with_offset::measure_with_offset;
 use super::precision::{LARGEST_F32_LOG_RATIO, LARGEST_LOG_RATIO};
-use super::sign_bounds::RunningDifference;
+use super::segments::RunningDifference;
 use super::softmax_sums::{ExponentOffset, SoftmaxSettings, SoftmaxSums};
 use super::sorted_wasserstein;
 use super::vector_sums::VectorSums;

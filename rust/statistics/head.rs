@@ -4,7 +4,7 @@ use std::slice;
 
 use super::block_operation::DecodeBuffers;
 use super::divergence::{self, Divergences};
-use super::sign_bounds::RunningDifference;
+use super::segments::RunningDifference;
 use super::softmax_sums::SoftmaxSums;
 use super::vector_sums::{NonFiniteEntry, VectorSums};
 use super::wasserstein::add_areas;

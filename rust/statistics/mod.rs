@@ -10,6 +10,7 @@ mod head;
 mod head_with_offset;
 mod precision;
 mod product;
+mod segments;
 mod series;
 mod sign_bounds;
 mod softmax_sums;

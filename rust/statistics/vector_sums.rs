@@ -3,12 +3,12 @@
 use std::mem;
 
 use super::block::{BLOCK, Block, BlockEntries, DecodedBlock, SEGMENT};
-use super::block_operation::{BlockOperation, DecodeBuffers, run_f64, to_exponents};
+use super::block_operation::{BlockOperation, DecodeBuffers, VectorBlock};
 use super::block_sums::{BlockSums, SumBlock, SumBuffers};
 use super::divergence;
 use super::precision::{F64Method, Precision, SeriesLengths, may_be_f32};
+use super::segments::{BlockSegments, SegmentSums};
 use super::series::{ClosedForm, FULL};
-use super::sign_bounds::{BlockSegments, SegmentSums};
 use super::softmax_sums::{SoftmaxSettings, SoftmaxSums};
 use super::weight_change::{Magnitudes, MeasureChange};
 use super::weight_vector::WeightVector;
@@ -76,10 +76,11 @@ impl VectorSums {
     /// Adds all whole blocks among the first `entries` entries of `vector` that were not added before.
     pub fn add_up_to(&mut self, entries: usize, vector: &WeightVector) -> Result<(), NonFiniteEntry> {
         let end = if entries == vector.entries() { vector.blocks() } else { entries / BLOCK };
-        let mut buffers = mem::take(&mut self.decode_buffers);
+        let (mut buffers, settings) = (mem::take(&mut self.decode_buffers), self.settings);
         let added = (self.precisions.len()..end).try_for_each(|block| {
             self.sums.entries += vector.entries_of(block);
-            let precision = self.add_block(vector, block, &mut buffers)?;
+            let precision =
+                self.add_block(VectorBlock { vector, index: block, settings: &settings }, &mut buffers)?;
             self.precisions.push(precision);
             Ok(())
         });
@@ -97,15 +98,13 @@ impl VectorSums {
     #[inline]
     fn add_block(
         &mut self,
-        vector: &WeightVector,
-        block: usize,
+        block: VectorBlock,
         buffers: &mut DecodeBuffers,
     ) -> Result<Precision, NonFiniteEntry> {
-        let settings = self.settings;
-        if may_be_f32(vector, block, &settings) {
+        if may_be_f32(block.vector, block.index, block.settings) {
             let mut lengths = SeriesLengths::guess(self.precisions.last());
             loop {
-                let magnitudes = buffers.run_f32(vector, block, &settings, lengths, self);
+                let magnitudes = buffers.run_f32(block, lengths, self);
                 match SeriesLengths::shortest(&magnitudes) {
                     Some(next) if lengths.cover(&magnitudes) => return Ok(Precision::F32(next)),
                     Some(needed) => lengths = needed,
@@ -113,29 +112,29 @@ impl VectorSums {
                 }
             }
         }
-        self.add_block_in_f64(vector, block, buffers)
+        self.add_block_in_f64(block, buffers)
     }
 
     #[cold]
     fn add_block_in_f64(
         &mut self,
-        vector: &WeightVector,
-        block: usize,
+        block: VectorBlock,
         buffers: &mut DecodeBuffers,
     ) -> Result<Precision, NonFiniteEntry> {
-        let (settings, valid) = (self.settings, vector.entries_of(block));
-        let entries = buffers.decode_f64(vector, block, &settings);
+        let entries = buffers.decode_f64(block);
         let [base, delta] = &*entries;
-        if let Some(index) =
-            base.iter().zip(delta).position(|(base, delta)| !(base.is_finite() && delta.is_finite()))
-        {
-            return Err(NonFiniteEntry { entry: block * BLOCK + index, is_tuned: base[index].is_finite() });
+        let mut numbers = base.iter().zip(delta);
+        if let Some(place) = numbers.position(|(base, delta)| !(base.is_finite() && delta.is_finite())) {
+            return Err(NonFiniteEntry {
+                entry: block.index * BLOCK + place,
+                is_tuned: base[place].is_finite(),
+            });
         }
-        let change = settings.instructions.run(MeasureChange(DecodedBlock { base, delta }));
+        let change = self.settings.instructions.run(MeasureChange(DecodedBlock { base, delta }));
         self.sums.change.merge(&change);
-        let magnitudes = to_exponents(entries, valid, &settings);
-        let method = F64Method::choose(&magnitudes, settings.offset.is_some());
-        run_f64(entries, valid, method, self);
+        let magnitudes = block.to_exponents(entries);
+        let method = F64Method::choose(&magnitudes, self.settings.offset.is_some());
+        block.run_f64(entries, method, self);
         Ok(Precision::F64(method))
     }
 
@@ -154,9 +153,12 @@ impl VectorSums {
 }
 
 impl BlockOperation for VectorSums {
-    fn f32_series<E: BlockEntries<f32>, const X: usize, const K: usize>(&mut self, entries: E) -> Magnitudes {
+    fn f32_series<E: BlockEntries<Number = f32>, const X: usize, const K: usize>(
+        &mut self,
+        entries: E,
+    ) -> Magnitudes {
         let Self { block, f32_buffers: buffers, .. } = self;
-        self.settings.instructions.run(SumBlock::<f32, E, X, K> { entries, sums: block, buffers });
+        self.settings.instructions.run(SumBlock::<E, X, K> { entries, sums: block, buffers });
         let magnitudes = block.magnitudes;
         if SeriesLengths::new(X, K).cover(&magnitudes) {
             self.sums.change.merge(&block.change.scaled(self.settings.temperature));
@@ -168,7 +170,7 @@ impl BlockOperation for VectorSums {
 
     fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
         let Self { block, f64_buffers: buffers, .. } = self;
-        self.settings.instructions.run(SumBlock::<f64, _, FULL, K> { entries, sums: block, buffers });
+        self.settings.instructions.run(SumBlock::<_, FULL, K> { entries, sums: block, buffers });
         self.add_summed_block(K, valid);
     }
 

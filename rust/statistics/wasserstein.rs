@@ -2,18 +2,17 @@
 //!
 //! # How it works
 //!
-//! For each head the area is the sum over its entries of |D|, D = U - rho C ([`super::sign_bounds`]). A block is passed in
-//! two stages: [`SegmentSums`](super::sign_bounds::SegmentSums) adds the segments in which D keeps its sign, and this file
+//! For each head the area is the sum over its entries of |D|, D = U - rho C ([`super::segments`]). A block is passed in
+//! two stages: [`SegmentSums`](super::segments::SegmentSums) adds the segments in which D keeps its sign, and this file
 //! takes the exponentials of the other blocks once more, for all heads together, and adds |D| entry by entry over their
 //! undecided segments, about an eighth of all.
 
 use std::array;
-use std::marker::PhantomData;
 
-use super::block::{BLOCK, Block, BlockEntries, DecodedBlock, SEGMENT, SEGMENTS, STEP, STEPS};
-use super::block_operation::{BlockOperation, DecodeBuffers};
-use super::series::{ClosedForm, FULL, terms};
-use super::sign_bounds::RunningDifference;
+use super::block::{BLOCK, Block, BlockEntries, DecodedBlock, Entries, SEGMENT, SEGMENTS, STEP, STEPS};
+use super::block_operation::{BlockOperation, DecodeBuffers, VectorBlock};
+use super::segments::RunningDifference;
+use super::series::{ClosedForm, FULL, Terms, terms};
 use super::vector_sums::VectorSums;
 use super::weight_change::Magnitudes;
 use super::weight_vector::WeightVector;
@@ -28,11 +27,11 @@ pub(crate) fn add_areas(
     buffers: &mut DecodeBuffers,
 ) {
     let VectorSums { segments, settings, precisions, .. } = sums;
-    for (block, precision) in precisions.iter().enumerate() {
-        segments.pass_block(block, vector.entries_of(block), heads, settings.instructions);
+    for (index, precision) in precisions.iter().enumerate() {
+        segments.pass_block(index, vector.entries_of(index), heads, settings.instructions);
         if heads.iter().any(RunningDifference::has_undecided) {
             let mut operation = AddUndecided { instructions: settings.instructions, heads };
-            buffers.run(vector, block, settings, *precision, &mut operation);
+            buffers.run(VectorBlock { vector, index, settings }, *precision, &mut operation);
         }
     }
     segments.leave(heads);
@@ -44,15 +43,14 @@ struct AddUndecided<'a> {
     heads: &'a mut [RunningDifference],
 }
 
-struct UndecidedAreas<'a, R, E, const X: usize, const K: usize> {
+struct UndecidedAreas<'a, E, const X: usize, const K: usize> {
     entries: E,
     /// The number of entries of the block that exist.
     valid: usize,
     heads: &'a mut [RunningDifference],
-    number: PhantomData<R>,
 }
 
-impl<R: Real, E: BlockEntries<R>, const X: usize, const K: usize> Kernel for UndecidedAreas<'_, R, E, X, K> {
+impl<E: BlockEntries, const X: usize, const K: usize> Kernel for UndecidedAreas<'_, E, X, K> {
     type Output = ();
 
     #[inline(always)]
@@ -66,7 +64,10 @@ impl<R: Real, E: BlockEntries<R>, const X: usize, const K: usize> Kernel for Und
             // All heads need these. As in the first pass, two loops are faster than one.
             let all_terms: [_; STEPS] = array::from_fn(
                 #[inline(always)]
-                |step| u_and_c::<_, _, _, X, K>(simd, entries, segment * STEPS + step),
+                |step| {
+                    let [even, odd] = entries.load(simd, segment * STEPS + step);
+                    [u_and_c::<_, X, K>(even), u_and_c::<_, X, K>(odd)]
+                },
             );
             for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
                 let mut path = Path::new(simd, head, segment);
@@ -79,16 +80,10 @@ impl<R: Real, E: BlockEntries<R>, const X: usize, const K: usize> Kernel for Und
     }
 }
 
-/// u and c of the even entries of a step and of the odd ones.
 #[inline(always)]
-fn u_and_c<R: Real, E: BlockEntries<R>, S: Vectors, const X: usize, const K: usize>(
-    simd: S,
-    entries: E,
-    step: usize,
-) -> [(R::Lanes<S>, R::Lanes<S>); 2] {
-    let [even, odd] = entries.load(simd, step);
-    let (even, odd) = (terms::<_, X, K>(even), terms::<_, X, K>(odd));
-    [(even.u, even.c), (odd.u, odd.c)]
+fn u_and_c<N: Lanes, const X: usize, const K: usize>(entries: Entries<N>) -> (N, N) {
+    let Terms { u, c, .. } = terms::<N, X, K>(entries);
+    (u, c)
 }
 
 /// D of one head within a segment, step after step.
@@ -137,16 +132,19 @@ fn keep_first<N: Lanes>([even, odd]: [N; 2], count: usize) -> [N; 2] {
 }
 
 impl BlockOperation for AddUndecided<'_> {
-    fn f32_series<E: BlockEntries<f32>, const X: usize, const K: usize>(&mut self, entries: E) -> Magnitudes {
-        let (heads, number) = (&mut *self.heads, PhantomData);
-        self.instructions.run(UndecidedAreas::<f32, E, X, K> { entries, valid: BLOCK, heads, number });
+    fn f32_series<E: BlockEntries<Number = f32>, const X: usize, const K: usize>(
+        &mut self,
+        entries: E,
+    ) -> Magnitudes {
+        let heads = &mut *self.heads;
+        self.instructions.run(UndecidedAreas::<E, X, K> { entries, valid: BLOCK, heads });
         // The first pass has measured the block.
         Magnitudes::default()
     }
 
     fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
-        let (heads, number) = (&mut *self.heads, PhantomData);
-        self.instructions.run(UndecidedAreas::<f64, _, FULL, K> { entries, valid, heads, number });
+        let heads = &mut *self.heads;
+        self.instructions.run(UndecidedAreas::<_, FULL, K> { entries, valid, heads });
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {

@@ -1,0 +1,223 @@
+//! The sums of each segment of a weight vector, and the pass of running differences through them.
+//!
+//! # How it works
+//!
+//! The Wasserstein score of a head is the sum over its entries of |D|, D = U - rho C, where U and C are the running sums
+//! of u and c over its weight vector and rho the ratio of their totals. rho is known only when all entries are summed, so
+//! D takes a second pass over the weights. Where D keeps its sign throughout a segment of T entries, that pass needs no
+//! entry of it: the sum of |D| is then
+//!
+//! |T D(before the segment) + sum of the running sums of u - rho (sum of the running sums of c)|.
+//!
+//! [`super::sign_bounds`] proves it for most segments from their sums alone.
+
+use super::block::{BLOCK, SEGMENT, SEGMENTS};
+use super::sign_bounds::SegmentPath;
+use crate::simd::real::Real;
+use crate::simd::{Instructions, Kernel, Vectors};
+
+/// The sums of each segment of one block.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BlockSegments {
+    /// The sum of u.
+    pub(crate) u: [f64; SEGMENTS],
+    /// The sum of c.
+    pub(crate) c: [f64; SEGMENTS],
+    /// The sum of the running sums of u.
+    pub(crate) u_area: [f64; SEGMENTS],
+    /// The sum of the running sums of c.
+    pub(crate) c_area: [f64; SEGMENTS],
+    /// The sum of u^2.
+    pub(crate) uu: [f64; SEGMENTS],
+    /// The sum of c^2 over the whole block.
+    pub(crate) cc: f64,
+}
+
+impl BlockSegments {
+    /// Corrects the sums of a block of which only `valid` entries exist: the running sums went on over the others, which
+    /// are 0.
+    pub(crate) fn ending_at(mut self, valid: usize) -> Self {
+        let last = (valid - 1) / SEGMENT;
+        let absent = ((last + 1) * SEGMENT - valid) as f64;
+        self.u_area[last] -= absent * self.u[last];
+        self.c_area[last] -= absent * self.c[last];
+        self
+    }
+}
+
+/// The sums of all segments of one weight vector.
+#[derive(Debug, Default)]
+pub(crate) struct SegmentSums {
+    /// The sums of each block, in which u and c are running sums: their totals up to the end of each segment.
+    blocks: Vec<BlockSegments>,
+}
+
+/// D = U - ratio C of one head, block after block of its weight vectors.
+#[derive(Clone, Debug)]
+pub(crate) struct RunningDifference {
+    pub(crate) ratio: f64,
+    /// U and C before the current weight vector.
+    u: f64,
+    c: f64,
+    /// D before each segment of the current block, and after the block.
+    before: [f64; SEGMENTS],
+    after: f64,
+    /// Bit i tells whether D may change its sign within segment i of the block.
+    undecided: u8,
+    /// Sums of |D|, whose total is that over all entries so far.
+    areas: [f64; SEGMENTS],
+}
+
+impl RunningDifference {
+    /// D before the first entry, given the ratio of the totals of u and c.
+    pub(crate) fn new(ratio: f64) -> Self {
+        Self {
+            ratio,
+            u: 0.0,
+            c: 0.0,
+            before: [0.0; SEGMENTS],
+            after: 0.0,
+            undecided: 0,
+            areas: [0.0; SEGMENTS],
+        }
+    }
+
+    /// The sum of |D| over all entries so far.
+    pub(crate) fn area(&self) -> f64 {
+        self.areas.iter().sum()
+    }
+
+    /// Whether D may change its sign within any segment of the block.
+    pub(crate) fn has_undecided(&self) -> bool {
+        self.undecided != 0
+    }
+
+    /// Whether D may change its sign within this segment of the block.
+    #[inline(always)]
+    pub(crate) fn is_undecided(&self, segment: usize) -> bool {
+        self.undecided >> segment & 1 == 1
+    }
+
+    /// D before a segment of the block.
+    #[inline(always)]
+    pub(crate) fn before(&self, segment: usize) -> f64 {
+        self.before[segment]
+    }
+
+    /// Adds sums of |D|.
+    #[inline(always)]
+    pub(crate) fn add_areas<R: Real, const COUNT: usize>(&mut self, areas: [R; COUNT]) {
+        for areas in areas.chunks(SEGMENTS) {
+            for (sum, area) in self.areas.iter_mut().zip(areas) {
+                *sum += area.to_f64();
+            }
+        }
+    }
+}
+
+impl SegmentSums {
+    pub(crate) fn clear(&mut self) {
+        self.blocks.clear();
+    }
+
+    /// Adds the next block.
+    #[inline]
+    pub(crate) fn push(&mut self, mut block: BlockSegments) {
+        let [mut u, mut c] = self.totals();
+        for (of_u, of_c) in block.u.iter_mut().zip(&mut block.c) {
+            u += *of_u;
+            c += *of_c;
+            (*of_u, *of_c) = (u, c);
+        }
+        self.blocks.push(block);
+    }
+
+    /// The sums of u and c over all blocks.
+    pub(crate) fn totals(&self) -> [f64; 2] {
+        // Segments that a block lacks add nothing.
+        self.blocks.last().map_or([0.0; 2], |block| [block.u[SEGMENTS - 1], block.c[SEGMENTS - 1]])
+    }
+
+    /// Takes heads through a block of `valid` entries: adds the sum of |D| over every segment in which D keeps its sign,
+    /// and marks the others undecided.
+    pub(crate) fn pass_block(
+        &self,
+        block: usize,
+        valid: usize,
+        heads: &mut [RunningDifference],
+        instructions: Instructions,
+    ) {
+        let c_before = block.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[SEGMENTS - 1]);
+        instructions.run(PassBlock { block: &self.blocks[block], c_before, valid, heads });
+    }
+
+    /// Takes heads on to the next weight vector.
+    pub(crate) fn leave(&self, heads: &mut [RunningDifference]) {
+        let [u, c] = self.totals();
+        for head in heads {
+            head.u += u;
+            head.c += c;
+        }
+    }
+}
+
+struct PassBlock<'a> {
+    block: &'a BlockSegments,
+    /// The sum of c over the blocks before.
+    c_before: f64,
+    valid: usize,
+    heads: &'a mut [RunningDifference],
+}
+
+impl Kernel for PassBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, _: S) {
+        let Self { block, c_before, valid, heads } = self;
+        let mut inside = [SEGMENT as f64; SEGMENTS];
+        if valid < BLOCK {
+            for (place, inside) in inside.iter_mut().enumerate() {
+                *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
+            }
+        }
+        // The copy cannot alias the heads.
+        let block = *block;
+        let c_before = shift_in(block.c, c_before);
+        let c_norm = block.cc.sqrt();
+        for head in heads {
+            let ratio = head.ratio;
+            let mut after = [0.0; SEGMENTS];
+            for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
+                *after = (head.u + u) - ratio * (head.c + c);
+            }
+            let before = shift_in(after, head.after);
+            let (mut undecided, mut areas) = (0u8, head.areas);
+            for place in 0..SEGMENTS {
+                let area =
+                    inside[place] * before[place] + (block.u_area[place] - ratio * block.c_area[place]);
+                let path = SegmentPath {
+                    before: before[place],
+                    after: after[place],
+                    mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
+                    uu: block.uu[place],
+                    drift: ratio.abs() * (block.c[place] - c_before[place]),
+                    drift_norm: ratio.abs() * c_norm,
+                };
+                let keeps_sign = path.keeps_sign();
+                undecided |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
+                areas[place] += if keeps_sign { area.abs() } else { 0.0 };
+            }
+            (head.before, head.after, head.undecided, head.areas) =
+                (before, after[SEGMENTS - 1], undecided, areas);
+        }
+    }
+}
+
+/// The number before each number, which is `first` for the first.
+#[inline(always)]
+fn shift_in(numbers: [f64; SEGMENTS], first: f64) -> [f64; SEGMENTS] {
+    let mut shifted = [first; SEGMENTS];
+    shifted[1..].copy_from_slice(&numbers[..SEGMENTS - 1]);
+    shifted
+}
