@@ -1,4 +1,4 @@
-"""The scan of an adapter is the scan of what PEFT merges."""
+"""A scan of an adapter gives the same scores as a scan of the model that PEFT merges."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_lora(model_type: str, variant: str, tmp_path: Path) -> None:
     form=st.sampled_from(["qkv", "product"]),
     dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
 )
-def test_any_lora(
+def test_lora_of_any_shape(
     rank: int,
     alpha: int,
     rslora: bool,
@@ -191,7 +191,7 @@ KINDS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
-def test_other_kinds(model_type: str, kind: str, tmp_path: Path) -> None:
+def test_other_kinds_of_adapters(model_type: str, kind: str, tmp_path: Path) -> None:
     pair = Pair(model_type, tmp_path)
     pair.check(KINDS[kind](pair.targets))
 
@@ -243,7 +243,7 @@ def test_an_adapter_that_transformers_saves(pair: Pair, adapted: tuple[Path, Pat
 # Names.
 
 
-def test_an_adapter_of_a_part_of_the_model(tmp_path: Path) -> None:
+def test_an_adapter_of_some_modules(tmp_path: Path) -> None:
     """Trained on the model without its head, so that all names lack a prefix."""
     pair = Pair("llama", tmp_path)
     adapter, merged = pair.adapt(peft.LoraConfig(r=4, target_modules=["q_proj"]))
@@ -343,7 +343,7 @@ def test_an_adapter_of_an_adapter(pair: Pair, adapted: tuple[Path, Path]) -> Non
         alps.scan(pair.base, adapted[0], adapter_base=adapted[0])
 
 
-def test_a_base_for_no_adapter(pair: Pair, adapted: tuple[Path, Path]) -> None:
+def test_adapter_base_without_an_adapter_is_refused(pair: Pair, adapted: tuple[Path, Path]) -> None:
     with pytest.raises(alps.ArgumentError, match=r"neither .* is an adapter"):
         alps.scan(pair.base, adapted[1], adapter_base=pair.base)
 
@@ -367,7 +367,7 @@ def test_an_adapter_beside_weights_changes_those(pair: Pair, adapted: tuple[Path
     assert (weights_only["delta_norm"] == 0).all()
 
 
-def test_threads_change_nothing(pair: Pair, adapted: tuple[Path, Path]) -> None:
+def test_the_number_of_threads_changes_nothing(pair: Pair, adapted: tuple[Path, Path]) -> None:
     assert alps.scan(pair.base, adapted[0], threads=1) == alps.scan(pair.base, adapted[0], threads=5)
 
 
@@ -376,7 +376,7 @@ def test_the_file_of_an_adapter_is_the_adapter(pair: Pair, adapted: tuple[Path, 
     assert found == alps.scan(pair.base, adapted[0])
 
 
-def test_what_was_read_is_said(pair: Pair, adapted: tuple[Path, Path]) -> None:
+def test_provenance_names_what_was_read(pair: Pair, adapted: tuple[Path, Path]) -> None:
     scores = alps.scan(pair.base, adapted[0])
     assert scores.provenance["base_files"] == "model.safetensors"
     assert scores.provenance["tuned_files"] == "adapter_model.safetensors over model.safetensors"
@@ -394,7 +394,7 @@ def test_a_pickled_adapter(pair: Pair, adapted: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
-def test_half_an_adapter(pair: Pair, adapted: tuple[Path, Path], file: str) -> None:
+def test_an_adapter_with_a_missing_file(pair: Pair, adapted: tuple[Path, Path], file: str) -> None:
     (adapted[0] / file).unlink()
     with pytest.raises((FileNotFoundError, alps.CheckpointError), match=file):
         alps.scan(

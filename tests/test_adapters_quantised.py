@@ -1,4 +1,4 @@
-"""An adapter over quantised weights is one over the weights that they stand for."""
+"""A scan of an adapter of a quantised base gives the same scores as over the dequantised weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks compare a scan with computes the same numbers."""
+"""The programs that the benchmarks compare a scan with compute the same numbers."""
 
 import json
 import time
@@ -34,13 +34,13 @@ def thetas(pair: CheckpointPair, layer: int) -> list[list[torch.Tensor]]:
     return [list(torch_script.heads(file, SHAPE, layer)) for file in pair.files]
 
 
-def test_the_pair_changes_as_much_as_it_is_said_to(pair: CheckpointPair) -> None:
+def test_the_pair_differs_by_the_stated_change(pair: CheckpointPair) -> None:
     scores = alps.scan(pair.base, pair.tuned)
     assert scores["relative_delta"] == pytest.approx(0.02, rel=0.2)
     assert scores["changed"].min() > 0.5
 
 
-def test_every_way_agrees_with_the_definition(pair: CheckpointPair) -> None:
+def test_the_other_programs_agree_with_the_definition(pair: CheckpointPair) -> None:
     scores = alps.scan(pair.base, pair.tuned)
     found = iter(torch_script.scan(*pair.files, SHAPE, layers=[0, 1], threads=2))
     for layer in range(SHAPE.layers):
@@ -55,7 +55,7 @@ def test_every_way_agrees_with_the_definition(pair: CheckpointPair) -> None:
             assert published.wasserstein(base, tuned) == pytest.approx(expected["wasserstein"], rel=1e-2)
 
 
-def test_the_multiplications_are_those_of_the_form(pair: CheckpointPair) -> None:
+def test_the_matrix_products_are_those_of_the_form(pair: CheckpointPair) -> None:
     products = Products(*pair.files, SHAPE, layer=1, dtype=torch.float64)
     scores = alps.scan(pair.base, pair.tuned, form="product")
     for head in range(SHAPE.query_heads):
@@ -74,7 +74,7 @@ def test_every_head_is_multiplied_once(pair: CheckpointPair, monkeypatch: pytest
         assert sorted(multiplied) == list(range(SHAPE.query_heads))
 
 
-def test_the_bare_read_reads_what_a_scan_reads(tmp_path: Path) -> None:
+def test_read_bytes_only_reads_the_bytes_of_a_scan(tmp_path: Path) -> None:
     # More than a thread reads at a time.
     pair = CheckpointPairs(tmp_path).pair(
         Shape(query_heads=16, key_value_heads=4, head_size=64, hidden_size=2048)
@@ -120,7 +120,7 @@ def test_every_row_of_the_table_can_be_measured(tmp_path: Path, row: str) -> Non
     assert {line.count("|") for line in lines} == {8}
 
 
-def test_ways_take_turns() -> None:
+def test_functions_are_timed_in_turns() -> None:
     called: list[str] = []
     functions = {name: lambda name=name: called.append(name) for name in "ab"}
     seconds = time_in_turns(functions, 2, before=lambda: called.append("-"))
@@ -128,7 +128,7 @@ def test_ways_take_turns() -> None:
     assert [len(of_way) for of_way in seconds.values()] == [2, 2]
 
 
-def test_what_takes_little_is_repeated() -> None:
+def test_short_functions_are_repeated() -> None:
     called: list[str] = []
 
     def slow() -> None:
@@ -142,7 +142,7 @@ def test_what_takes_little_is_repeated() -> None:
     assert seconds["quick"][0] < 0.01
 
 
-def test_figures_are_compared_round_by_round() -> None:
+def test_ratios_are_taken_round_by_round() -> None:
     assert quotient([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == Spread(2, 1, 3)
     assert Target(2).met(2)
     assert not Target(2).met(2.1)
@@ -150,7 +150,7 @@ def test_figures_are_compared_round_by_round() -> None:
     assert not Target(95, least=True).met(94)
 
 
-def test_the_table_says_what_is_missed() -> None:
+def test_the_table_reports_a_missed_target() -> None:
     result = Result("row", "what", "against", "1 ms", "2 ms", Spread(2.5, 1.25, 612), "x", Target(2))
     assert "| 2.50x (1.25 to 612) | at most 2 | no " in table.table([result])
 
@@ -177,6 +177,6 @@ def test_a_row_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]
     assert "reed" in capsys.readouterr().err
 
 
-def test_what_fails_in_a_fresh_process_fails() -> None:
+def test_a_failure_in_a_new_process_is_an_error() -> None:
     with pytest.raises(Exception, match="exit status 1"):
         import_time("no_module_of_this_name")

@@ -1,3 +1,5 @@
+"""The command `alps`: what it prints, what it writes, and its exit codes."""
+
 import io
 import json
 import os
@@ -129,7 +131,7 @@ def test_select_honours_its_options(scores_file: Path, tmp_path: Path) -> None:
         assert f"{len(expected)} of 12 heads" in result.stdout
 
 
-def test_show_tells_scores_and_heads_by_content(scores_file: Path, tmp_path: Path) -> None:
+def test_show_recognises_scores_and_heads_by_content(scores_file: Path, tmp_path: Path) -> None:
     heads = tmp_path / "scores-in-name-only.safetensors"
     small_scores().select(0.25).save(heads)
     shown = invoke("show", scores_file).stdout
@@ -221,7 +223,7 @@ def test_the_real_command(scores_file: Path) -> None:
     assert refused.stderr.splitlines() == [b"alps: error: missing: No such file or directory"]
 
 
-def test_output_stays_ascii_where_nothing_else_can_be_written(scores_file: Path) -> None:
+def test_output_is_ascii_if_the_encoding_is(scores_file: Path) -> None:
     shown = command("select", scores_file, PYTHONIOENCODING="ascii")
     assert (shown.returncode, shown.stderr) == (0, b"")
     assert b"# selected" in shown.stdout
@@ -437,7 +439,7 @@ def test_compare_shows_the_numbers_and_the_map(scores_file: Path, tmp_path: Path
     assert document["heads"]["heads"]["report"]["heads"] == 3
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_files_of_the_same_name_are_labelled_by_their_folders(tmp_path: Path) -> None:
     files = [tmp_path / folder / "scores" for folder in ("one", "two")]
     for file in files:
         file.parent.mkdir()
@@ -505,7 +507,7 @@ def test_a_map_in_colour_gets_lighter_with_the_score() -> None:
         {"_environ": {"NO_COLOR": "1"}},
     ],
 )
-def test_without_colours_the_map_is_of_characters(options: dict[str, Any]) -> None:
+def test_a_map_without_colours_uses_characters(options: dict[str, Any]) -> None:
     shown = in_colour(4, **options).export_text()
     assert "    0 ····  ░░" in shown
     assert "    3 ▒▒▓▓▓▓██" in shown
@@ -524,7 +526,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return write(tmp_path / "model", shape.config(), random_weights(shape, seed=0))
 
 
-def test_inspect_shows_what_a_scan_would_read(checkpoint: Path) -> None:
+def test_inspect_shows_what_a_scan_reads(checkpoint: Path) -> None:
     printed = invoke("inspect", checkpoint).stdout
     for said in (
         "llama, 2 layers x 4 heads",
@@ -538,7 +540,7 @@ def test_inspect_shows_what_a_scan_would_read(checkpoint: Path) -> None:
     assert document["modules"][0]["name"] == name(0, "q").removesuffix(".weight")
 
 
-def test_a_component_that_is_not_there_is_refused(checkpoint: Path) -> None:
+def test_a_missing_component_is_refused(checkpoint: Path) -> None:
     for arguments in (("inspect", checkpoint), ("scan", checkpoint, checkpoint)):
         result = invoke(*arguments, "--component", "vision")
         assert result.exit_code == 1

@@ -1,3 +1,5 @@
+"""Comparisons of scores and head sets against their definitions."""
+
 import itertools
 import math
 from fractions import Fraction
@@ -59,7 +61,7 @@ def test_the_numbers_are_those_of_their_definitions(tasks: list[HeadScores], rat
     assert np.array_equal(comparison.counts, counts)
 
 
-def test_equal_scores_are_alike_and_opposite_ones_are_not() -> None:
+def test_equal_and_opposite_scores() -> None:
     scores = small_scores()
     (same,) = alps.compare({"a": scores, "b": scores}, ratio=0.25).pairs
     assert (same.shared, same.jaccard, same.rank_correlation) == (3, 1.0, 1.0)

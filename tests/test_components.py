@@ -1,4 +1,4 @@
-"""Scans of one stack of several, of layers of unequal sizes, and of one model under several names."""
+"""Scans of one component of several, of layers of unequal sizes, and of models with different prefixes."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def test_heads_of_one_component_are_not_those_of_another(tmp_path: Path) -> None
     assert loaded.geometry.component == "cross"
 
 
-def test_a_component_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_component(tmp_path: Path) -> None:
     base = write(tmp_path / "base", BART, bart())
     with pytest.raises(
         alps.ModelError, match="no attention stack `vision`; there is decoder, encoder, cross"
@@ -212,7 +212,7 @@ def test_prefixes_of_base_and_tuned_may_differ(prefix: str, tmp_path: Path) -> N
     assert (alps.scan(base, tuned)["delta_norm"] > 0).tolist() == [[False, True, False, False, False, False]]
 
 
-def test_fused_on_one_side_and_apart_on_the_other(tmp_path: Path) -> None:
+def test_a_fused_base_and_a_separate_tuned_model(tmp_path: Path) -> None:
     config = {
         "model_type": "nomic_bert",
         "num_hidden_layers": 1,
@@ -234,7 +234,7 @@ def test_fused_on_one_side_and_apart_on_the_other(tmp_path: Path) -> None:
     assert (alps.scan(base, tuned)["delta_norm"] > 0).tolist() == [[False, True, False]]
 
 
-def test_an_inspection_says_what_is_read_and_what_is_not(tmp_path: Path) -> None:
+def test_an_inspection_lists_what_is_read_and_what_is_not(tmp_path: Path) -> None:
     tensors = bart()
     extra = "model.decoder.layers.2.self_attn.q_proj.weight"
     base = write(tmp_path / "base", BART, tensors | weights({extra: (HIDDEN_SIZE, HIDDEN_SIZE)}))
@@ -251,7 +251,7 @@ def test_an_inspection_says_what_is_read_and_what_is_not(tmp_path: Path) -> None
     assert reasons["model.encoder.layers.#.self_attn (1 layers)"] == "it is the attention of the encoder"
 
 
-def test_the_layouts_name_every_type_once_for_a_component_and_family() -> None:
+def test_a_layout_names_a_model_type_once_per_component() -> None:
     layouts = {layout.name: layout for layout in alps.layouts()}
     assert "llama" in layouts["separate"].model_types["decoder"]
     assert layouts["cross"].model_types.keys() == {"cross"}

@@ -1,3 +1,5 @@
+"""Head sets: their operations, and their files."""
+
 import copy
 import json
 import os
@@ -22,7 +24,7 @@ def small_set() -> HeadSet:
     return HeadSet.from_pairs(PAIRS, small_geometry())
 
 
-def test_pairs_and_masks_say_the_same() -> None:
+def test_pairs_and_masks_agree() -> None:
     heads = HeadSet.from_pairs(reversed(PAIRS), small_geometry())
     mask = np.array([[0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], dtype=bool)
     assert heads == HeadSet.from_mask(mask, small_geometry())
@@ -88,7 +90,7 @@ def test_the_report_counts_each_group_once() -> None:
 
 
 @given(st.data())
-def test_set_algebra_is_that_of_sets(data: st.DataObject) -> None:
+def test_operations_are_those_of_sets(data: st.DataObject) -> None:
     pairs = st.sets(st.sampled_from([(layer, head) for layer in (0, 2, 3) for head in range(4)]))
     one, other = data.draw(pairs), data.draw(pairs)
     left, right = (HeadSet.from_pairs(pairs, small_geometry()) for pairs in (one, other))
@@ -111,7 +113,7 @@ def test_sets_of_two_geometries_are_refused_with_what_differs() -> None:
 
 
 @given(heads=head_sets())
-def test_a_file_gives_the_set_back(tmp_path_factory: pytest.TempPathFactory, heads: HeadSet) -> None:
+def test_a_saved_set_loads_unchanged(tmp_path_factory: pytest.TempPathFactory, heads: HeadSet) -> None:
     path = tmp_path_factory.mktemp("heads") / "heads.json"
     heads.save(path)
     loaded = HeadSet.load(path)
@@ -238,7 +240,7 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path) -> None
     assert ours == other
 
 
-def test_a_symbolic_link_keeps_pointing(tmp_path: Path) -> None:
+def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     write_whole(tmp_path / "link", b"content")
     assert (tmp_path / "link").is_symlink()

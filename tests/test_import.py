@@ -1,3 +1,5 @@
+"""`import alps` imports no heavy package."""
+
 import subprocess
 import sys
 

@@ -1,4 +1,4 @@
-"""The heads that a scan says have moved are those that move when transformers runs the model."""
+"""The heads that a scan reports are those that change when transformers runs the model."""
 
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,6 @@ from support import oracle, tiny_models
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 TABLE = coverage_table.read(coverage_table.FILE.read_text())
-LANGUAGE_MODELS = tiny_models.words(
-    """
-    afmoe apertus arcee beam biogpt bitnet cohere cohere2 cohere2_moe cwm dots1 ernie4_5 ernie4_5_moe
-    eurobert exaone4 exaone_moe flex_olmo flint gemma gemma2 gemma3 gemma3_text glm glm4 glm4_moe gpt_oss
-    granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
-    hy_v3 hyperclovax idefics3 internlm3 iquestcoder jais2 kolibri1 llama llama4 llama4_text llava
-    llava_next mellum minimax_m2 ministral ministral3 mistral mistral3 mixtral nanochat nemotron olmo olmo2
-    olmo3 olmoe opt paligemma phi phimoe qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_vl
-    qwen3_vl_moe seed_oss smollm3 smolvlm solar_open stablelm starcoder2 vaultgemma bert camembert
-    data2vec-text electra ernie esm layoutlm megatron-bert rembert roberta roformer xlm-roberta
-    xlm-roberta-xl gpt2 imagegpt openai-gpt
-    """
-)
-"""Models that can be run on text alone, and trained."""
 OTHERS = tiny_models.words(
     """
     albert bamba bart beit bloom clip codegen convbert deberta deberta-v2 deepseek_v3 deepseek_v32
@@ -52,8 +38,8 @@ def first_of_each_kind(known: list[proof.ComputedAttention]) -> list[proof.Compu
     return list({attention.pattern: attention for attention in reversed(known)}.values())
 
 
-@pytest.mark.parametrize("model_type", LANGUAGE_MODELS + OTHERS)
-def test_exactly_the_heads_that_run_differently_have_moved(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", tiny_models.LANGUAGE_MODELS + OTHERS)
+def test_a_scan_reports_exactly_the_heads_whose_outputs_change(model_type: str, tmp_path: Path) -> None:
     known = proof.trace_model(model_type)
     base = tmp_path / "base"
     known.model.save_pretrained(base)
@@ -111,7 +97,7 @@ UNREADABLE = [model_type for model_type, row in TABLE.items() if row.status in (
 
 
 @pytest.mark.parametrize("model_type", UNREADABLE[::8])
-def test_what_the_table_says_is_refused_is_refused(model_type: str, tmp_path: Path) -> None:
+def test_model_types_listed_as_refused_are_refused(model_type: str, tmp_path: Path) -> None:
     tiny_models.build(model_type).save_pretrained(tmp_path / "base")
     with pytest.raises(alps.ModelError) as refusal:
         alps.geometry(tmp_path / "base")

@@ -1,3 +1,5 @@
+"""What notebooks and pandas show of scores and head sets."""
+
 import re
 import subprocess
 import sys
@@ -50,7 +52,7 @@ def test_a_notebook_shows_the_heads_of_a_set() -> None:
     assert "3 of 12 heads" in "".join(tree.itertext())
 
 
-def test_numbers_that_are_none_have_no_cell() -> None:
+def test_a_head_without_a_number_has_no_cell() -> None:
     numbers = np.full((3, 4), np.nan)
     nothing = parsed(HeadScores({"kl": numbers}, small_geometry())._repr_html_())
     assert [path.attrib.get("d") for path in nothing.iter("path")] == ["M2 0v3"]

@@ -1,3 +1,5 @@
+"""Figures: their cells, outlines and labels."""
+
 import io
 import subprocess
 import sys
@@ -142,7 +144,7 @@ def test_heads_that_share_nothing_have_no_borders() -> None:
 
 
 @given(geometry=geometries())
-def test_a_border_stands_wherever_another_group_begins(geometry: Geometry) -> None:
+def test_a_border_separates_each_two_groups(geometry: Geometry) -> None:
     layers, heads = geometry.shape
     shared = geometry.heads_per_group > 1
     expected = {
@@ -175,7 +177,7 @@ def test_a_head_without_a_number_is_hatched() -> None:
     assert "Hatched" not in said(small_scores().plot())
 
 
-def test_the_cut_stands_after_the_last_selected_head() -> None:
+def test_the_cut_is_after_the_last_selected_head() -> None:
     scores = make(10, 10, 5)
     figure = scores.plot(scores.select(0.17), kind="ranks")
     assert list(artist(figure, "cut").get_xdata()) == [17.5, 17.5]
@@ -219,7 +221,7 @@ def test_the_titles_say_what_is_shown() -> None:
     assert "nats" in said(scores.plot(kind="map", statistic="kl"))
 
 
-def test_every_statistic_has_words() -> None:
+def test_every_statistic_has_a_description() -> None:
     assert set(statistics.MEANINGS) == set(alps.STATISTICS)
     assert set(statistics.UNITS) <= set(alps.STATISTICS)
 
@@ -248,12 +250,12 @@ def drawable(draw: st.DrawFn) -> HeadScores:
 @pytest.mark.filterwarnings("ignore:Glyph")  # matplotlib's font has not every letter that a name may have
 @settings(max_examples=10, deadline=None)
 @given(scores=drawable(), ratio=st.floats(0, 1))
-def test_whatever_the_scores_are_they_can_be_drawn(scores: HeadScores, ratio: float) -> None:
+def test_any_scores_can_be_drawn(scores: HeadScores, ratio: float) -> None:
     drawn(scores.plot(scores.select(ratio)))
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
-def test_hostile_names_are_drawn_as_they_are(form: str) -> None:
+def test_names_with_special_characters_are_drawn_unchanged(form: str) -> None:
     scores = make(4, 4, 2, base=HOSTILE, tuned=HOSTILE, temperature=HOSTILE)
     named = HeadScores({HOSTILE: scores["kl"]}, scores.geometry, scores.provenance)
     for figure in (
@@ -286,12 +288,12 @@ def test_the_same_scores_give_the_same_bytes() -> None:
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(call: Any, said: str) -> None:
+def test_figures_refuse_unsuitable_arguments(call: Any, said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         call(small_scores())
 
 
-def test_the_callers_matplotlib_is_left_alone() -> None:
+def test_the_settings_of_matplotlib_stay_unchanged() -> None:
     plain = image_file.encode(small_scores().plot(), "png")
     with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "image.cmap": "jet"}):
         before = dict(mpl.rcParams)
@@ -306,7 +308,7 @@ def test_the_callers_matplotlib_is_left_alone() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 
-def test_a_figure_can_be_saved_by_its_own_means() -> None:
+def test_a_figure_can_be_saved_with_savefig() -> None:
     content = io.BytesIO()
     small_scores().plot().savefig(content, format="png")
     assert content.getvalue().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Quantised checkpoints score as the weights that they stand for, by the quantisers' own word."""
+"""Quantised checkpoints have the scores of the weights that their quantiser says they stand for."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def quantiser(request: pytest.FixtureRequest) -> Quantiser:
     return QUANTISERS[request.param]
 
 
-def test_scores_are_those_of_the_weights_that_the_codes_stand_for(
-    tmp_path: Path, quantiser: Quantiser
-) -> None:
+def test_scores_are_those_of_the_dequantised_weights(tmp_path: Path, quantiser: Quantiser) -> None:
     base = write(tmp_path / "base", SHAPE.config(), random_weights(SHAPE, seed=1))
     stored, expected = quantise(random_weights(SHAPE, seed=2), quantiser)
     quantised = write(tmp_path / "quantised", config(quantiser), stored)
@@ -84,7 +82,7 @@ def test_exactly_the_heads_that_were_changed_have_moved(tmp_path: Path, quantise
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_every_code_of_fp8_is_the_number_that_torch_says(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_every_fp8_code_decodes_as_in_torch(tmp_path: Path, dtype: torch.dtype) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(dtype)
     codes = codes[codes.float().isfinite()]
     shape = Shape(query_heads=1, key_value_heads=1, head_size=1, hidden_size=len(codes))
@@ -164,7 +162,7 @@ def test_every_layout_of_linear_layers(tmp_path: Path, model_type: str, by: str)
     assert {module.dtype for module in alps.inspect(quantised).modules} == {"F32"}
 
 
-def test_modules_may_be_left_plain(tmp_path: Path) -> None:
+def test_some_modules_may_be_unquantised(tmp_path: Path) -> None:
     weights = random_weights(SHAPE, seed=1)
     stored, expected = quantise({name(1, "k"): weights[name(1, "k")]}, QUANTISERS["fp8 rows, FBGEMM"])
     others = {key: weight.to(torch.bfloat16) for key, weight in weights.items() if key != name(1, "k")}
@@ -178,7 +176,7 @@ def test_modules_may_be_left_plain(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="compressed-tensors needs Python 3.11")
-def test_several_ways_in_one_model(tmp_path: Path) -> None:
+def test_several_formats_in_one_model(tmp_path: Path) -> None:
     weights = random_weights(SHAPE, seed=1)
     floats, integers = QUANTISERS["fp8 rows, compressed"], QUANTISERS["packed int4"]
     groups = [one.config["config_groups"]["group_0"] for one in (floats, integers)]
@@ -196,7 +194,7 @@ def test_several_ways_in_one_model(tmp_path: Path) -> None:
     assert scores.provenance["tuned_quantisation"] == "FP8 (E4M3); compressed-tensors int4"
 
 
-def test_the_command_says_that_rounding_is_part_of_the_scores(tmp_path: Path) -> None:
+def test_the_command_warns_that_scores_include_rounding(tmp_path: Path) -> None:
     base = write(tmp_path / "base", SHAPE.config(), random_weights(SHAPE, seed=1))
     nf4 = QUANTISERS["bitsandbytes nf4"]
     quantised = write(tmp_path / "quantised", config(nf4), quantise(random_weights(SHAPE, seed=1), nf4)[0])
@@ -274,7 +272,7 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor | None], dict[str, Any] | None, 
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_makes_no_weights_is_refused(tmp_path: Path, case: str) -> None:
+def test_inconsistent_quantised_tensors_are_refused(tmp_path: Path, case: str) -> None:
     change, method, error, message = REFUSED[case]
     base = write(tmp_path / "base", SHAPE.config(), random_weights(SHAPE, seed=1))
     path = broken(tmp_path, change, method)
@@ -283,7 +281,7 @@ def test_what_makes_no_weights_is_refused(tmp_path: Path, case: str) -> None:
             alps.scan(*pair)
 
 
-def test_a_tensor_that_no_scan_reads_may_be_broken(tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_read_may_be_broken(tmp_path: Path) -> None:
     stored, expected = quantise(random_weights(SHAPE, seed=1), QUANTISERS["awq"])
     stored["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(1, dtype=torch.int32)
     quantised = write(tmp_path / "quantised", config(QUANTISERS["awq"]), stored)

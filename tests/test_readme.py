@@ -1,4 +1,4 @@
-"""The examples of the README and of the documentation run, and print what is shown, but for the numbers."""
+"""The examples of the README and of the documentation run, and print what is shown, except for the numbers."""
 
 import contextlib
 import io
@@ -133,7 +133,7 @@ def run_command(line: str) -> str:
         ),
     ],
 )
-def test_the_examples_print_what_they_are_said_to(document: str, left: set[str], demo: Path) -> None:
+def test_the_examples_print_what_the_page_shows(document: str, left: set[str], demo: Path) -> None:
     names: dict[str, Any] = {}
     for example in examples(ROOT / document):
         if example.language == "python":

@@ -1,4 +1,4 @@
-"""Every kind of bad input: what is said, by which exception, and that nothing is written or lost."""
+"""Every kind of bad input: its exception, its message, and that nothing is written or lost."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def missing_file(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", [missing_folder, missing_file])
-def test_what_is_missing(tmp_path: Path, good: Path, path: Callable[[Path], Path]) -> None:
+def test_a_missing_file(tmp_path: Path, good: Path, path: Callable[[Path], Path]) -> None:
     bad = path(tmp_path)
     found = refused_alone(tmp_path, FileNotFoundError, good, bad, [str(bad)])
     assert isinstance(found, FileNotFoundError)
@@ -316,7 +316,9 @@ def test_a_configuration(tmp_path: Path, good: Path, bad: Path, kind: str) -> No
 
 
 @pytest.mark.parametrize("matrix", ["q", "k", "v"])
-def test_a_tensor_that_one_side_lacks(tmp_path: Path, good: Path, bad: Path, matrix: str) -> None:
+def test_a_tensor_that_is_missing_in_one_checkpoint(
+    tmp_path: Path, good: Path, bad: Path, matrix: str
+) -> None:
     tensors = random_weights(SHAPE, seed=1)
     del tensors[name(1, matrix)]
     write(bad, SHAPE.config(), tensors)
@@ -355,7 +357,7 @@ def test_models_of_different_geometry(tmp_path: Path, good: Path, what: str) -> 
     assert (found.base, found.tuned) == (str(good), str(other))
 
 
-def test_models_of_different_families(tmp_path: Path) -> None:
+def test_models_of_different_types(tmp_path: Path) -> None:
     shape = Shape(query_heads=4, key_value_heads=4, head_size=6)
     base = checkpoint(tmp_path / "base", shape)
     config = {"model_type": "gpt2", "n_layer": 1, "n_head": 4, "n_embd": 24}
@@ -666,7 +668,7 @@ def test_a_failed_write_loses_nothing(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 @pytest.mark.parametrize("room", [0, 1, 200])
-def test_a_write_that_stops_midway_loses_nothing(tmp_path: Path, good: Path, bad: Path, room: int) -> None:
+def test_an_interrupted_write_loses_nothing(tmp_path: Path, good: Path, bad: Path, room: int) -> None:
     """The operating system itself ends the file after `room` bytes."""
     scores, heads = tmp_path / "scores.safetensors", tmp_path / "heads.json"
     scores.write_bytes(b"scores of before")
@@ -685,7 +687,7 @@ def test_a_write_that_stops_midway_loses_nothing(tmp_path: Path, good: Path, bad
 
 
 @pytest.mark.parametrize("option", ["--output", "--heads"])
-def test_a_place_that_cannot_be_written_is_refused_before_the_scan(
+def test_an_unwritable_output_is_refused_before_the_scan(
     tmp_path: Path, good: Path, bad: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     scanned: list[object] = []

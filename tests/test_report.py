@@ -1,3 +1,5 @@
+"""Reports: their tables, pictures and text."""
+
 import base64
 import re
 from html.parser import HTMLParser
@@ -95,7 +97,7 @@ def test_a_report_without_a_selection_lists_the_best() -> None:
     assert "The 12 heads that moved most" in page.text
 
 
-def test_a_report_sums_the_statistics_up() -> None:
+def test_a_report_summarises_the_statistics() -> None:
     page = Page(document(small_scores()))
     numbers = small_scores()["wasserstein"]
     (row,) = (row for row in page.rows if row[0] == "wasserstein")
@@ -122,7 +124,7 @@ def test_a_report_of_a_comparison_has_every_pair_and_every_shared_head() -> None
     assert shared == [["0", "1", "0", "3", "one, two, three"], ["0", "2", "1", "2", "one, two"]]
 
 
-def test_names_are_escaped_wherever_they_stand() -> None:
+def test_names_are_escaped_everywhere() -> None:
     harmless = {tag for text in all_documents(small_scores(), "wasserstein") for tag, _ in Page(text).tags}
     for text in all_documents(hostile_scores(), HOSTILE):
         page = Page(text)
@@ -176,7 +178,7 @@ def test_a_report_is_written_whole_and_the_same_each_time(tmp_path: Path) -> Non
     assert one.read_text(encoding="utf-8") == document(scores, scores.select())
 
 
-def test_what_cannot_be_reported_is_refused(tmp_path: Path) -> None:
+def test_reports_refuse_unsuitable_arguments(tmp_path: Path) -> None:
     scores = small_scores()
     with pytest.raises(ArgumentError, match=r"report\.pdf: .*\.html or \.htm; found \.pdf"):
         alps.write_report(tmp_path / "report.pdf", scores)

@@ -1,3 +1,5 @@
+"""Scores: their files, and the arguments that a scan passes on."""
+
 import copy
 import json
 import math
@@ -31,7 +33,7 @@ def test_scores_are_a_mapping_of_read_only_arrays() -> None:
     )
 
 
-def test_equality_takes_not_a_number_for_itself() -> None:
+def test_not_a_number_equals_itself() -> None:
     assert small_scores() == small_scores()
     assert small_scores() != HeadScores({"kl": small_scores()["kl"]}, small_geometry())
     assert small_scores() != HeadScores(dict(small_scores()), small_geometry(head_size=7))
@@ -59,7 +61,7 @@ def test_top_heads_are_ranked_as_they_are_selected() -> None:
         scores.top(1, "js")
 
 
-def test_the_only_statistic_ranks() -> None:
+def test_the_only_statistic_is_the_default() -> None:
     geometry = small_geometry()
     numbers = np.arange(12.0).reshape(3, 4)
     assert HeadScores({"kl": numbers}, geometry).select(0.01).pairs() == [(3, 3)]
@@ -68,7 +70,7 @@ def test_the_only_statistic_ranks() -> None:
 
 
 @given(scores=scores())
-def test_a_file_gives_the_scores_back(tmp_path_factory: pytest.TempPathFactory, scores: HeadScores) -> None:
+def test_saved_scores_load_unchanged(tmp_path_factory: pytest.TempPathFactory, scores: HeadScores) -> None:
     path = tmp_path_factory.mktemp("scores") / "scores.safetensors"
     scores.save(path)
     assert HeadScores.load(path) == scores

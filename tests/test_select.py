@@ -1,3 +1,5 @@
+"""Every selection rule."""
+
 import math
 from typing import Any, get_args
 
@@ -29,18 +31,18 @@ def expected_count(scores: HeadScores, rule: Rule, ratio: float) -> int:
 
 
 @given(scores(), rules, ratios)
-def test_every_rule_takes_its_count(scores: HeadScores, rule: Rule, ratio: float) -> None:
+def test_every_rule_selects_its_count(scores: HeadScores, rule: Rule, ratio: float) -> None:
     assert len(scores.select(ratio, rule=rule)) == expected_count(scores, rule, ratio)
 
 
 @given(scores(), rules, ratios, ratios)
-def test_a_smaller_ratio_takes_a_subset(scores: HeadScores, rule: Rule, one: float, other: float) -> None:
+def test_a_smaller_ratio_selects_a_subset(scores: HeadScores, rule: Rule, one: float, other: float) -> None:
     small = scores.select(min(one, other), rule=rule)
     assert len(small - scores.select(max(one, other), rule=rule)) == 0
 
 
 @given(scores(), ratios)
-def test_global_takes_the_best_and_ties_go_to_the_lower(scores: HeadScores, ratio: float) -> None:
+def test_global_selects_the_best_and_ties_go_to_the_lower(scores: HeadScores, ratio: float) -> None:
     numbers = scores["wasserstein"].reshape(-1).tolist()
     flat = [(math.isnan(score), 0.0 if math.isnan(score) else -score, i) for i, score in enumerate(numbers)]
     heads = scores.select(ratio)
@@ -59,7 +61,7 @@ def test_permuting_heads_permutes_the_selection(
 
 
 @given(scores(), ratios)
-def test_groups_are_whole(scores: HeadScores, ratio: float) -> None:
+def test_groups_are_selected_whole(scores: HeadScores, ratio: float) -> None:
     heads = scores.select(ratio, rule="key_value_groups")
     assert np.array_equal(
         heads.mask, np.repeat(heads.key_value_groups, scores.geometry.heads_per_group, axis=1)
@@ -82,7 +84,7 @@ def test_a_seed_means_the_same_heads(scores: HeadScores, rule: Rule, ratio: floa
     assert scores.select(ratio, rule=rule, seed=seed) == scores.select(ratio, rule=rule, seed=seed)
 
 
-def test_random_heads_are_the_same_for_ever() -> None:
+def test_random_heads_never_change() -> None:
     geometry = small_geometry(layers=(0, 1, 2, 3), query_heads=8)
     scores = HeadScores({"wasserstein": np.zeros(geometry.shape)}, geometry)
 
@@ -96,12 +98,12 @@ def test_random_heads_are_the_same_for_ever() -> None:
     assert drawn("layer_consistent", 2**64 - 1) == [4, 7, 10, 13, 16, 21, 29, 31]
 
 
-def test_ten_percent_is_the_default_and_is_not_fooled_by_rounding() -> None:
+def test_ten_percent_is_the_default_and_rounds_correctly() -> None:
     geometry = small_geometry(query_heads=10)
     assert len(HeadScores({"wasserstein": np.zeros(geometry.shape)}, geometry).select()) == 3
 
 
-def test_a_head_set_says_how_it_was_chosen() -> None:
+def test_the_provenance_of_a_head_set_gives_the_rule() -> None:
     scores = small_scores()
     assert scores.select().provenance == {
         "rule": "global",
@@ -139,11 +141,11 @@ def test_every_argument_is_honoured_or_refused(arguments: dict[str, Any], said: 
         small_scores().select(**arguments)
 
 
-def test_a_budget_beyond_any_model_takes_everything() -> None:
+def test_a_very_large_budget_selects_everything() -> None:
     assert len(small_scores().select(budget=2**70)) == 12
 
 
-def test_the_binding_refuses_what_does_not_fit() -> None:
+def test_the_binding_refuses_arrays_of_the_wrong_shape() -> None:
     from alps import _alps
 
     geometry = small_geometry()

@@ -59,7 +59,7 @@ def test_revisions_are_found_by_their_names_and_by_their_commits(cache: Path, tu
     assert document["provenance"]["tuned_files"] == "model.safetensors.index.json"
 
 
-def test_a_revision_that_is_not_there_says_how_to_fetch_it(cache: Path) -> None:
+def test_the_message_of_a_missing_revision_says_how_to_fetch_it(cache: Path) -> None:
     result = scan(cache, "owner/model", "owner/model@v2")
     assert result.returncode == 1
     assert "hf download owner/model --revision v2" in result.stderr
@@ -75,7 +75,7 @@ def test_a_shard_that_was_not_fetched_is_named(cache: Path, lost: str) -> None:
         assert said in result.stderr
 
 
-def test_files_that_are_not_read_need_not_be_there(cache: Path) -> None:
+def test_files_that_are_not_read_may_be_missing(cache: Path) -> None:
     """A snapshot that huggingface_hub knows to be incomplete."""
     model = cache / "models--owner--model"
     (model / ".no_exist" / FIRST).mkdir(parents=True)

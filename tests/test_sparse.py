@@ -1,4 +1,4 @@
-"""A checkpoint of a terabyte: right scores, and no more memory than a small one takes."""
+"""A scan of a checkpoint of a terabyte has correct scores and takes no more memory than a small one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import alps
 from support import oracle
 from support.checkpoints import Shape, Tensors, name, random_weights, theta, write, write_sparse
-from test_statistics import check
+from support.scores import assert_statistics
 
 MEBIBYTE = 1 << 20
 
@@ -152,13 +152,13 @@ def test_a_terabyte_with_real_data_in_a_few_heads(tmp_path: Path, small_peak: in
             sides.append(theta(zeros | tensors, SHAPE, layer, head))
         expected = oracle.long_statistics(sides[0], sides[1])
         del expected["sorted_wasserstein"]
-        check(found, (layer, head), expected, 1e-6)
+        assert_statistics(found, (layer, head), expected, 1e-6)
 
     assert peak < 300 * MEBIBYTE
     assert peak < small_peak + 8 * MEBIBYTE, (peak, small_peak)
 
 
-def test_what_is_not_q_k_or_v_is_not_read(tmp_path: Path) -> None:
+def test_only_q_k_and_v_are_read(tmp_path: Path) -> None:
     """Not-a-numbers at the edges of the experts and of the output projection disturb nobody."""
     nan = b"\xff" * 4096
     _, written = real_data(3)
@@ -197,4 +197,4 @@ def test_heads_of_a_llama_of_8_billion_parameters(tmp_path: Path, form: str) -> 
         for head in (0, 31):
             expected = oracle.long_statistics(theta(base, shape, 0, head), theta(tuned, shape, 0, head))
             del expected["sorted_wasserstein"]
-            check(found, (0, head), expected, 1e-6)
+            assert_statistics(found, (0, head), expected, 1e-6)

@@ -1,3 +1,5 @@
+"""The type stubs of the extension."""
+
 import subprocess
 import sys
 

@@ -1,4 +1,4 @@
-"""What a restricted model saves is an ordinary checkpoint, and training goes on from it exactly."""
+"""A restricted model saves an ordinary checkpoint, and training resumes from it exactly."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM
 
 import alps
-from support.training import Model, chosen, states, tiny_model, tokens, train, trainable
+from support.training import Model, chosen, run_trainer, states, tiny_model, tokens, train, trainable
 
 pytestmark = [
     # The data loader of torch says so on every machine without an accelerator.
@@ -18,39 +17,11 @@ pytestmark = [
 ]
 
 
-class Tokens(Dataset[dict[str, torch.Tensor]]):
-    def __len__(self) -> int:
-        return 24
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = tokens(index, batch=1)[0]
-        return {"input_ids": row, "labels": row}
-
-
 def restricted(dtype: torch.dtype, model_type: str = "llama", others: Any = "train") -> Model:
     model = tiny_model(model_type, dtype)
     model.config.dtype = dtype
     alps.restrict(model, chosen(model), others=others)
     return model
-
-
-def run(model: Model, folder: Path, steps: int, resume: Path | None = None, **changes: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "output_dir": str(folder),
-        "max_steps": steps,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.1,
-        "save_steps": 3,
-        "logging_steps": 1000,
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    trainer = Trainer(model=model, args=TrainingArguments(**settings | changes), train_dataset=Tokens())
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return trainer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -110,11 +81,11 @@ def test_the_trainer_resumes_to_the_same_bits(
     dtype: torch.dtype, others: Any, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     whole = restricted(dtype, others=others)
-    run(whole, tmp_path / "whole", 6, **changes)
+    run_trainer(whole, tmp_path / "whole", 6, **changes)
     checkpoint = tmp_path / "whole/checkpoint-3"
 
     again = restricted(dtype, others=others)
-    run(again, tmp_path / "again", 6, checkpoint, **changes)
+    run_trainer(again, tmp_path / "again", 6, checkpoint, **changes)
     for (name, expected), found in zip(whole.named_parameters(), again.parameters(), strict=True):
         if found.requires_grad:
             assert torch.equal(expected, found), name
@@ -135,7 +106,7 @@ def test_float32_rows_move_where_bfloat16_would_not() -> None:
             assert (parameter != before[name]).float().mean() > 0.95
 
 
-def test_rows_of_another_state_are_not_put_back() -> None:
+def test_rows_of_another_state_are_not_restored() -> None:
     model = restricted(torch.bfloat16)
     optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
     train(model, optimizer, 3)

@@ -70,7 +70,7 @@ def test_accelerate_launch(tmp_path: Path) -> None:
     assert_same_as_one_process(job, tmp_path)
 
 
-def test_training_goes_on_exactly_from_a_gathered_state(results: Path) -> None:
+def test_training_resumes_exactly_from_a_gathered_state(results: Path) -> None:
     expected, found = (load_file(results / f"{way}:{EXACT}.safetensors") for way in ("fsdp", "fsdp-resumed"))
     assert found.keys() == expected.keys()
     assert all(it.dtype == torch.bfloat16 for it in found.values())

@@ -1,4 +1,4 @@
-"""What trains of the chosen heads is what a scan reads of them, however they are stored."""
+"""The rows that train are the rows that a scan reads, in every layout."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def hybrid(model_type: str) -> Any:
 
 
 @pytest.mark.parametrize("model_type", STORED)
-def test_what_trains_is_what_a_scan_finds_moved(model_type: str, tmp_path: Path) -> None:
+def test_the_trained_heads_are_those_that_a_scan_reports(model_type: str, tmp_path: Path) -> None:
     model = hybrid(model_type) if model_type == "qwen3_next" else tiny(model_type)[0]
     model.save_pretrained(tmp_path / "base")
     geometry = alps.geometry(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Adapters of PEFT that hold the rows of chosen heads."""
+"""Adapters of PEFT that hold the rows of selected heads."""
 
 import json
 import subprocess
@@ -17,8 +17,19 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Tr
 import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
 from alps.training.peft.layer import AlpsLayer
-from support.training import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
-from test_training_checkpoints import Tokens, run
+from support.training import (
+    Model,
+    TokenDataset,
+    chosen,
+    loss_of,
+    masks,
+    run_trainer,
+    states,
+    tiny_model,
+    tokens,
+    train,
+    trainable,
+)
 
 pytestmark = [
     # The data loader of torch says so on every machine without an accelerator.
@@ -93,7 +104,7 @@ def test_a_saved_adapter_holds_the_rows_and_nothing_else(base: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_an_adapter_comes_back_to_the_bit(base: Path, tmp_path: Path, low_memory: bool) -> None:
+def test_a_saved_adapter_loads_to_the_bit(base: Path, tmp_path: Path, low_memory: bool) -> None:
     model = trained(base)
     expected = logits(model)
     assert not torch.equal(expected, logits(load(base)))
@@ -219,7 +230,7 @@ def test_rows_of_other_heads_are_refused(base: Path, tmp_path: Path) -> None:
         PeftModel.from_pretrained(load(base), tmp_path / "adapter")
 
 
-def test_a_model_that_is_of_no_use(base: Path) -> None:
+def test_unsuitable_models_are_refused(base: Path) -> None:
     heads = chosen(load(base))
     restricted = load(base)
     alps.restrict(restricted, heads)
@@ -262,7 +273,7 @@ def test_one_configuration_serves_several_bases(base: Path, tmp_path: Path) -> N
     PeftModel.from_pretrained(load(base), tmp_path / "adapter")
 
 
-def test_an_adapter_of_more_than_ten_layers_comes_back(tmp_path: Path) -> None:
+def test_an_adapter_of_more_than_ten_layers_loads(tmp_path: Path) -> None:
     """PEFT sorts the layers in its file as text."""
     sizes: Any = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 64, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=12, num_key_value_heads=2, **sizes))
@@ -286,7 +297,7 @@ def test_other_heads_in_the_configuration_are_refused(base: Path, tmp_path: Path
     assert_untouched(model, before)
 
 
-def test_a_whole_module_beside_the_heads(base: Path, tmp_path: Path) -> None:
+def test_modules_to_save_train_with_the_heads(base: Path, tmp_path: Path) -> None:
     model = adapted(load(base), modules_to_save=["lm_head"])
     train(model, torch.optim.AdamW(trainable(model), lr=1e-2), 2)
     model.eval().save_pretrained(tmp_path / "adapter")
@@ -296,9 +307,9 @@ def test_a_whole_module_beside_the_heads(base: Path, tmp_path: Path) -> None:
 
 def test_the_trainer_resumes_to_the_same_bits(base: Path, tmp_path: Path) -> None:
     whole = adapted(load(base))
-    run(whole, tmp_path / "whole", 6)
+    run_trainer(whole, tmp_path / "whole", 6)
     again = adapted(load(base))
-    run(again, tmp_path / "again", 6, tmp_path / "whole/checkpoint-3")
+    run_trainer(again, tmp_path / "again", 6, tmp_path / "whole/checkpoint-3")
     expected = states(whole)
     assert all(torch.equal(it, expected[name]) for name, it in again.state_dict().items())
 
@@ -311,7 +322,7 @@ def test_lora_as_the_paper_compares_it(base: Path, tmp_path: Path) -> None:
     loss_of(model, 0).backward()
     assert all("lora_" in name for name, it in model.named_parameters() if it.requires_grad)
     arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[])
-    Trainer(model=model, args=arguments, train_dataset=Tokens()).train()
+    Trainer(model=model, args=arguments, train_dataset=TokenDataset()).train()
 
 
 def test_registering_twice_does_nothing() -> None:

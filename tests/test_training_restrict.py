@@ -1,4 +1,4 @@
-"""Whole models of which only the chosen heads train."""
+"""Models of which only the selected heads train."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ import alps
 from alps import AlpsError, ArgumentError, Geometry, HeadScores, HeadSet, ModelError
 from alps.training import attention
 from alps.training.projection import RestrictedProjection
-from support.tiny_models import tiny
+from support.tiny_models import LANGUAGE_MODELS, tiny
 from support.training import (
     PAIRS,
     MakeOptimizer,
@@ -31,7 +31,6 @@ from support.training import (
     train,
     trainable,
 )
-from test_layouts import LANGUAGE_MODELS
 
 ADAMW: MakeOptimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)  # noqa: E731
 SGD: MakeOptimizer = lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)  # noqa: E731
@@ -81,7 +80,7 @@ def test_every_known_type(model_type: str) -> None:
 
 @OF_EACH_KIND
 @pytest.mark.parametrize("make", [ADAMW, SGD], ids=["adamw", "sgd"])
-def test_chosen_rows_move_as_under_masked_full_gradients(model_type: str, make: MakeOptimizer) -> None:
+def test_selected_rows_train_as_with_masked_full_gradients(model_type: str, make: MakeOptimizer) -> None:
     reference, model = tiny_model(model_type), tiny_model(model_type)
     heads = chosen(model)
     mask, origin = masks(reference, heads), states(reference)
@@ -124,7 +123,7 @@ def test_frozen_rows_are_the_same_bits_after_200_steps(model_type: str, make: Ma
 
 
 @pytest.mark.parametrize("make", [ADAMW, SGD], ids=["adamw", "sgd"])
-def test_an_optimizer_from_unrestricted_training_moves_no_frozen_row(make: MakeOptimizer) -> None:
+def test_an_optimizer_of_unrestricted_training_moves_no_frozen_row(make: MakeOptimizer) -> None:
     model = tiny_model(dtype=torch.float32)
     optimizer = make(list(model.parameters()))
     train(model, optimizer, 5)
@@ -331,7 +330,7 @@ REFUSED: dict[str, tuple[Callable[[Model], Any], str, type[AlpsError]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals_leave_the_model_as_it_was(case: str) -> None:
+def test_a_refusal_leaves_the_model_unchanged(case: str) -> None:
     spoil, message, error = REFUSED[case]
     model = tiny_model()
     heads = chosen(model)
@@ -381,7 +380,7 @@ def test_a_fused_tensor_with_rows_one_after_the_other() -> None:
     torch.testing.assert_close(projection.rows.grad, linear.weight.grad[indices])  # type: ignore[union-attr]
 
 
-def test_transposed_modules_come_back() -> None:
+def test_transposed_modules_are_restored() -> None:
     model = tiny_model("gpt2")
     alps.restrict(model, chosen(model, PAIRS))
     alps.release(model)

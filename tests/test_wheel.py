@@ -1,4 +1,4 @@
-"""The wheel, installed with its dependencies and used on every CPython of this machine that it is for."""
+"""The wheel works with its dependencies on every suitable CPython of this machine."""
 
 import os
 import re
@@ -62,11 +62,11 @@ def run(*command: str | Path, cwd: Path | None = None) -> None:
         raise AssertionError(f"{' '.join(map(str, command))}\n{ran.stdout}{ran.stderr}")
 
 
-def test_one_wheel_serves_every_version(wheel: Path) -> None:
+def test_one_wheel_for_every_version(wheel: Path) -> None:
     assert re.fullmatch(r"alps_heads-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
 
 
-def test_the_wheel_brings_the_templates_of_reports(wheel: Path) -> None:
+def test_the_wheel_contains_the_templates_of_reports(wheel: Path) -> None:
     with ZipFile(wheel) as files:
         packed = {Path(name).name for name in files.namelist() if name.startswith("alps/visual/templates/")}
     assert packed == {path.name for path in (ROOT / "python" / "alps" / "visual" / "templates").iterdir()}

@@ -1,12 +1,19 @@
-"""Small models and scores for the tests."""
+"""Builders of small geometries, scores and head sets, and the comparison of scores with definitions."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from alps import Geometry, HeadScores, HeadSet
+
+NULL_MEAN = math.sqrt(math.pi / 32)
+NULL_SPREAD = math.sqrt(7 / 60 - math.pi / 32)
+"""The mean and the standard deviation that `wasserstein_z` assumes of wasserstein / euclidean."""
 
 
 def small_geometry(**changes: Any) -> Geometry:
@@ -78,3 +85,15 @@ def head_sets(draw: st.DrawFn) -> HeadSet:
     geometry = draw(geometries())
     provenance = draw(st.dictionaries(st.text(), st.text(), max_size=3))
     return HeadSet(draw(arrays.arrays(np.bool_, geometry.shape)), geometry, provenance)
+
+
+def assert_statistics(
+    found: HeadScores, head: tuple[int, int], expected: Mapping[str, float], tolerance: float
+) -> None:
+    """Compares the statistics of one head with their definitions."""
+    for statistic, value in expected.items():
+        got = float(found[statistic][head])
+        if statistic == "wasserstein_z":
+            # A difference may be 0, so the quotient that it standardises is compared instead.
+            got, value = (z * NULL_SPREAD + NULL_MEAN for z in (got, value))
+        assert got == pytest.approx(value, rel=tolerance, abs=0), (statistic, head)

@@ -18,6 +18,21 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
+LANGUAGE_MODELS = words(
+    """
+    afmoe apertus arcee beam biogpt bitnet cohere cohere2 cohere2_moe cwm dots1 ernie4_5 ernie4_5_moe
+    eurobert exaone4 exaone_moe flex_olmo flint gemma gemma2 gemma3 gemma3_text glm glm4 glm4_moe gpt_oss
+    granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
+    hy_v3 hyperclovax idefics3 internlm3 iquestcoder jais2 kolibri1 llama llama4 llama4_text llava
+    llava_next mellum minimax_m2 ministral ministral3 mistral mistral3 mixtral nanochat nemotron olmo olmo2
+    olmo3 olmoe opt paligemma phi phimoe qwen2 qwen2_5_vl qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_vl
+    qwen3_vl_moe seed_oss smollm3 smolvlm solar_open stablelm starcoder2 vaultgemma bert camembert
+    data2vec-text electra ernie esm layoutlm megatron-bert rembert roberta roformer xlm-roberta
+    xlm-roberta-xl gpt2 imagegpt openai-gpt
+    """
+)
+"""Models that can be run on text alone, and trained."""
+
 LAYERS = 3
 HEADS = 6
 GROUPS = 2

@@ -1,12 +1,15 @@
-"""Small restricted models, and training the slow, obvious way, for the tests of training."""
+"""Builders of small models, head sets and masks for the tests of training, and two ways to train."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
 
 from alps import HeadSet
 from alps.training import attention
@@ -18,7 +21,7 @@ PAIRS = [(0, 1), (0, 3), (2, 5)]
 
 Model = Any
 
-torch.set_num_threads(1)  # tiny models lose more than they win by a second one
+torch.set_num_threads(1)  # a second thread slows tiny models down
 
 
 def tokens(seed: int = 0, batch: int = 4, length: int = 12) -> Tensor:
@@ -27,7 +30,7 @@ def tokens(seed: int = 0, batch: int = 4, length: int = 12) -> Tensor:
 
 
 def tiny_model(model_type: str = "llama", dtype: torch.dtype = torch.float64) -> Model:
-    """A tiny model without dropout, in the given number format: the same one every time."""
+    """Builds a tiny model without dropout in the given number format, the same at every call."""
     model, _ = tiny(model_type)
     for parameter in model.parameters():  # not the buffers, which from_pretrained leaves in float32 too
         parameter.data = parameter.data.to(dtype)
@@ -35,11 +38,12 @@ def tiny_model(model_type: str = "llama", dtype: torch.dtype = torch.float64) ->
 
 
 def chosen(model: Model, pairs: list[tuple[int, int]] | None = None) -> HeadSet:
+    """Returns the set of these heads, by default `PAIRS`."""
     return HeadSet.from_pairs(PAIRS if pairs is None else pairs, attention.find(model).geometry)
 
 
 def loss_of(model: Model, step: int) -> Tensor:
-    """A loss to train on: that of a language model where it is one."""
+    """Computes a loss to train on, for any model with tokens as inputs."""
     batch = tokens(step)
     output = model(input_ids=batch)
     logits = output.logits if hasattr(output, "logits") else output[0]
@@ -63,9 +67,9 @@ def states(model: nn.Module) -> dict[str, Tensor]:
 
 
 def masks(model: Model, heads: HeadSet) -> dict[str, Tensor]:
-    """For each weight and bias of Q, K and V, the entries that train: by hand, for tiny models.
+    """Returns the entries that train, for each weight and bias of Q, K and V.
 
-    Other than the library this knows the names.
+    Unlike the library, this function relies on the names of tiny models.
     """
     config = model.config
     heads_count, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
@@ -101,3 +105,36 @@ def projections(model: nn.Module) -> Iterator[RestrictedProjection]:
 
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+class TokenDataset(Dataset[dict[str, torch.Tensor]]):
+    """24 rows of random tokens."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = tokens(index, batch=1)[0]
+        return {"input_ids": row, "labels": row}
+
+
+def run_trainer(
+    model: Model, folder: Path, steps: int, resume: Path | None = None, **changes: Any
+) -> Trainer:
+    """Trains with the Trainer of transformers."""
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.1,
+        "save_steps": 3,
+        "logging_steps": 1000,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    trainer = Trainer(model=model, args=TrainingArguments(**settings | changes), train_dataset=TokenDataset())
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return trainer

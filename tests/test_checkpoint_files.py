@@ -1,4 +1,4 @@
-"""Forms of one checkpoint: consolidated weights, variants, shards."""
+"""Checkpoints with consolidated weights, with variants, and with several sets of files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_consolidated_weights_are_not_compared_with_converted_ones(tmp_path: Pat
             alps.scan(*pair)
 
 
-def test_a_folder_with_both_is_read_as_transformers_does(tmp_path: Path) -> None:
+def test_a_folder_with_both_kinds_is_read_as_by_transformers(tmp_path: Path) -> None:
     tensors = random_weights(SHAPE, 1)
     consolidated(tmp_path / "base", {key: -weight for key, weight in tensors.items()})
     both = tmp_path / "both"
@@ -83,7 +83,7 @@ def test_a_folder_with_both_is_read_as_transformers_does(tmp_path: Path) -> None
     assert (alps.scan(both / "consolidated.safetensors", tmp_path / "base")["delta_norm"] == 0).all()
 
 
-def test_head_sizes_that_are_left_out(tmp_path: Path) -> None:
+def test_missing_head_sizes(tmp_path: Path) -> None:
     """Meta's files have no `head_dim`, and old ones no `n_kv_heads`."""
     tensors = random_weights(SHAPE, 1)
     consolidated(tmp_path / "base", tensors, {"dim": 24, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2})
@@ -93,7 +93,7 @@ def test_head_sizes_that_are_left_out(tmp_path: Path) -> None:
         alps.geometry(tmp_path / "base")
 
 
-def test_a_variant_is_taken_where_there_is_nothing_else_or_by_its_path(tmp_path: Path) -> None:
+def test_a_variant_is_read_if_it_is_alone_or_named(tmp_path: Path) -> None:
     tensors = random_weights(SHAPE, 1)
     usual = write(tmp_path / "usual", SHAPE.config(), tensors)
     half = write(tmp_path / "half", SHAPE.config(), {key: it.half() for key, it in tensors.items()})

@@ -1,4 +1,4 @@
-"""One projection of which only some rows train."""
+"""A projection of which only some rows train."""
 
 import copy
 import io
@@ -87,7 +87,7 @@ def test_a_second_derivative_is_refused() -> None:
         first.sum().backward()
 
 
-def test_frozen_means_frozen_even_if_someone_thaws_it() -> None:
+def test_frozen_rows_stay_frozen_after_requires_grad() -> None:
     projection = restricted(plain()).requires_grad_(True)
     projection(inputs()).sum().backward()
     assert projection.weight.grad is None
@@ -153,7 +153,7 @@ def test_checkpointing(reentrant: bool) -> None:
     assert torch.equal(projection.rows.grad, again.rows.grad)  # type: ignore[arg-type]
 
 
-def test_a_step_between_forward_and_backward_is_noticed() -> None:
+def test_a_step_between_forward_and_backward_is_an_error() -> None:
     projection = restricted(plain())
     output = projection(inputs())
     assert projection.rows is not None
@@ -195,7 +195,7 @@ def test_the_state_is_that_of_the_plain_module(axis: int, bias: bool) -> None:
     assert torch.equal(released(x), module(x))
 
 
-def test_rows_are_loaded_from_the_weight_whatever_else_there_is() -> None:
+def test_rows_are_loaded_from_the_weight_if_there_is_one() -> None:
     module = plain()
     projection = restricted(module)
     state = {**module.state_dict(), "rows": torch.zeros(len(INDICES), IN)}
@@ -214,7 +214,7 @@ def test_a_part_of_the_state() -> None:
         projection.load_state_dict({"weight": projection.weight, "bias": torch.zeros(2)})
 
 
-def test_weights_that_come_later() -> None:
+def test_weights_that_are_loaded_later() -> None:
     with torch.device("meta"):
         projection = restricted(nn.Linear(IN, OUT))
     state = plain(dtype=torch.bfloat16).state_dict()
@@ -231,7 +231,7 @@ def test_weights_that_come_later() -> None:
     assert torch.equal(projection.indices, INDICES)
 
 
-def test_rows_stay_wide() -> None:
+def test_rows_stay_in_float32() -> None:
     projection = restricted(plain(dtype=torch.bfloat16))
     assert projection.rows is not None
     assert projection.rows.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Long calls: watched, stopped, and no hindrance to other threads."""
+"""Long calls report their progress, can be stopped, and let other threads run."""
 
 import errno
 import os
@@ -77,7 +77,7 @@ def test_ctrl_c_stops_the_scan(long_pair: tuple[Path, Path], form: Form) -> None
     timer.join()
 
 
-def test_what_a_signal_handler_raises_stops_the_scan(long_pair: tuple[Path, Path]) -> None:
+def test_an_exception_in_a_signal_handler_stops_the_scan(long_pair: tuple[Path, Path]) -> None:
     def handle(number: int, frame: object) -> None:
         raise Stopped
 
@@ -90,7 +90,7 @@ def test_what_a_signal_handler_raises_stops_the_scan(long_pair: tuple[Path, Path
         signal.signal(signal.SIGALRM, previous)
 
 
-def test_progress_goes_up_to_all_bytes_on_the_callers_thread(short_pair: tuple[Path, Path]) -> None:
+def test_progress_rises_to_all_bytes_on_the_thread_of_the_caller(short_pair: tuple[Path, Path]) -> None:
     seen: list[tuple[int, int]] = []
     threads: set[int] = set()
 
@@ -125,7 +125,7 @@ def test_other_threads_run_during_a_scan(long_pair: tuple[Path, Path]) -> None:
     assert during > 50
 
 
-def test_scans_run_side_by_side(short_pair: tuple[Path, Path], long_pair: tuple[Path, Path]) -> None:
+def test_scans_run_at_the_same_time(short_pair: tuple[Path, Path], long_pair: tuple[Path, Path]) -> None:
     def scan_long() -> None:
         with pytest.raises(Stopped):
             alps.scan(*long_pair, threads=1, progress=StopAfter(1.0))
@@ -137,7 +137,7 @@ def test_scans_run_side_by_side(short_pair: tuple[Path, Path], long_pair: tuple[
     other.join()
 
 
-def test_a_refusal_of_the_operating_system_is_pythons_own(
+def test_an_error_of_the_operating_system_stays_pythons_own(
     short_pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     base, _ = short_pair
