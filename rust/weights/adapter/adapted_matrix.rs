@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::factors::{Factor, FactorMatrix, FactorStore};
+use super::factors::{FactorMatrix, FactorStore, FactorTensor};
 use crate::Result;
 use crate::error::quote;
 use crate::number_format::Dtype;
@@ -25,11 +25,11 @@ pub(super) enum WeightChange {
     /// W itself, in the number format of changed weights.
     None,
     /// W + scale * delta. With a magnitude for each row, every row is then scaled to that length.
-    Add { delta: WeightDelta, scale: f64, magnitude: Option<Factor> },
+    Add { delta: WeightDelta, scale: f64, magnitude: Option<FactorTensor> },
     /// Each row times a number of its own.
-    ScaleRows(Factor),
+    ScaleRows(FactorTensor),
     /// Each column times a number of its own.
-    ScaleColumns(Factor),
+    ScaleColumns(FactorTensor),
     /// Some rows replaced. `sources` gives for every row the row of `rows` that replaces it, if any.
     Replace { rows: Box<dyn WeightMatrix>, sources: Vec<Option<usize>> },
 }

@@ -125,7 +125,7 @@ pub(super) fn is_outside_attention(name: &str) -> bool {
 const SELF_ATTENTION: [&str; 6] = ["attention", "attn", "mixer", "self", "self_attention", "self_attn"];
 
 /// The parts of a name before the number of a layer that mark no model within.
-const LAYERS: [&str; 7] = ["block", "blocks", "encoder", "h", "layer", "layers", "model"];
+const LAYER_CONTAINERS: [&str; 7] = ["block", "blocks", "encoder", "h", "layer", "layers", "model"];
 
 /// The projection of the base, and its rows, that a module of the running model corresponds to, if that is certain.
 pub(super) fn find_by_role<'a>(
@@ -162,7 +162,7 @@ fn around_layer(name: &str) -> Option<(BTreeSet<&str>, usize, Vec<&str>)> {
     if numbers.next().is_some() {
         return None;
     }
-    let before = parts[..place].iter().copied().filter(|part| !LAYERS.contains(part)).collect();
+    let before = parts[..place].iter().copied().filter(|part| !LAYER_CONTAINERS.contains(part)).collect();
     Some((before, number, parts[place + 1..].to_vec()))
 }
 

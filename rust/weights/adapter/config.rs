@@ -44,6 +44,16 @@ pub(super) struct LoraConfig {
     pub(super) dora: bool,
 }
 
+/// The ends of the names of LoRA's tensors.
+const LORA_ENDINGS: [&str; 6] = [
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_B.bias",
+    "lora_magnitude_vector",
+    "lora_embedding_A",
+    "lora_embedding_B",
+];
+
 impl AdapterKind {
     /// The name of the kind in PEFT.
     pub(super) fn name(&self) -> &'static str {
@@ -53,6 +63,19 @@ impl AdapterKind {
             AdapterKind::Lokr(_) => "LOKR",
             AdapterKind::Ia3 => "IA3",
             AdapterKind::Alps => "ALPS",
+        }
+    }
+
+    /// The ends of the names of this kind's tensors, and the prefix of one of the last parts of all such names.
+    pub(super) fn endings(&self) -> (&'static [&'static str], &'static str) {
+        match self {
+            AdapterKind::Lora(_) => (&LORA_ENDINGS, "lora_"),
+            AdapterKind::Loha(_) => (&["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"], "hada_"),
+            AdapterKind::Lokr(_) => {
+                (&["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"], "lokr_")
+            }
+            AdapterKind::Ia3 => (&["ia3_l"], "ia3_"),
+            AdapterKind::Alps => (&["alps_rows", "alps_bias_rows", "alps_indices"], "alps_"),
         }
     }
 }

@@ -90,19 +90,19 @@ impl FactorStore {
 /// A factor, or the product of two factors.
 #[derive(Debug)]
 pub(super) enum FactorMatrix {
-    Stored(Factor),
-    Product(Factor, Factor),
+    Stored(FactorTensor),
+    Product(FactorTensor, FactorTensor),
 }
 
 /// A matrix that is a tensor of the adapter.
 #[derive(Debug)]
-pub(super) struct Factor {
+pub(super) struct FactorTensor {
     pub(super) name: String,
     pub(super) rows: usize,
     pub(super) columns: usize,
 }
 
-impl Factor {
+impl FactorTensor {
     pub(super) fn read_rows(&self, factors: &FactorStore, rows: Range<usize>) -> Result<Vec<f32>> {
         let tensor = factors.tensor(&self.name)?;
         factors.read(&self.name, tensor, rows.start * self.columns..rows.end * self.columns)

@@ -3,7 +3,7 @@
 use super::Adapter;
 use super::adapted_matrix::{WeightChange, WeightDelta};
 use super::config::{AdapterKind, LoraConfig, RankConfig};
-use super::factors::{Factor, FactorMatrix};
+use super::factors::{FactorMatrix, FactorTensor};
 use super::tensors::ModuleTensors;
 use crate::attention::{Orientation, Projection};
 use crate::checkpoint::Tensor;
@@ -196,7 +196,7 @@ impl<'a> ChangedModule<'a> {
     }
 
     /// A factor, which has to have this shape.
-    fn factor(&self, ending: &str, rows: usize, columns: usize) -> Result<Factor> {
+    fn factor(&self, ending: &str, rows: usize, columns: usize) -> Result<FactorTensor> {
         let found = self.shape(ending)?;
         if found != [rows, columns] {
             let reason = format!("the module's weights are {:?} in the base", self.features);
@@ -208,8 +208,8 @@ impl<'a> ChangedModule<'a> {
         self.named(ending, rows, columns)
     }
 
-    fn named(&self, ending: &str, rows: usize, columns: usize) -> Result<Factor> {
-        Ok(Factor { name: self.tensor(ending)?.to_owned(), rows, columns })
+    fn named(&self, ending: &str, rows: usize, columns: usize) -> Result<FactorTensor> {
+        Ok(FactorTensor { name: self.tensor(ending)?.to_owned(), rows, columns })
     }
 
     fn refuse_tensor(&self, ending: &str, problem: String) -> Error {

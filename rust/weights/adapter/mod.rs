@@ -126,43 +126,41 @@ impl Adapter {
                 ))
             })?;
             let found = match found {
-                Some(name) => Some((name.to_owned(), None)),
+                Some(name) => Some((name, None)),
                 None if own_tensors.replacement.is_some() => None,
                 None => attention.and_then(|attention| {
                     let (found, rows) = find_by_role(attention, module)?;
-                    Some((found.name.clone(), (rows.len() < found.out_features).then_some(rows)))
+                    Some((&*found.name, (rows.len() < found.out_features).then_some(rows)))
                 }),
             };
-            match found {
-                Some((name, rows)) => {
-                    let others = places.entry(name.clone()).or_default();
-                    let overlaps = |other: &ModulePlace| match (&other.rows, &rows) {
-                        (Some(other), Some(rows)) => other.start < rows.end && rows.start < other.end,
-                        _ => true,
-                    };
-                    if let Some(other) = others.iter().find(|other| overlaps(other)) {
-                        return Err(self.refuse(format!(
-                            "the modules {} and {} would both change {} of {}",
-                            quote(&other.adapter_name),
-                            quote(module),
-                            quote(&name),
-                            path.display()
-                        )));
-                    }
-                    others.push(ModulePlace { adapter_name: module.clone(), rows });
-                }
-                None if may_hold_attention(module) => {
+            let Some((name, rows)) = found else {
+                if may_hold_attention(module) {
                     return Err(self.refuse(format!(
-                        "the adapter changes the module {} (by {}), but {} has no such module; is it another \
-                         base than the one that the adapter was trained on{}?",
+                        "the adapter changes the module {} (by {}), but {} has no such module; is it another base \
+                         than the one that the adapter was trained on{}?",
                         quote(module),
                         quote(own_tensors.any_name()),
                         path.display(),
                         self.config.base.as_ref().map_or_else(String::new, |base| format!(", {base}"))
                     )));
                 }
-                None => {}
+                continue;
+            };
+            let others = places.entry(name.to_owned()).or_default();
+            let overlaps = |other: &&ModulePlace| match (&other.rows, &rows) {
+                (Some(other), Some(rows)) => other.start < rows.end && rows.start < other.end,
+                _ => true,
+            };
+            if let Some(other) = others.iter().find(overlaps) {
+                return Err(self.refuse(format!(
+                    "the modules {} and {} would both change {} of {}",
+                    quote(&other.adapter_name),
+                    quote(module),
+                    quote(name),
+                    path.display()
+                )));
             }
+            others.push(ModulePlace { adapter_name: module.clone(), rows });
         }
         for places in places.values_mut() {
             places.sort_unstable_by_key(|place| place.rows.as_ref().map_or(0, |rows| rows.start));

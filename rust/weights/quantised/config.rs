@@ -11,14 +11,14 @@ use crate::error::{Error, Result, quote, shorten};
 /// How the checkpoint was quantised, by its configuration.
 #[derive(Clone, Debug)]
 pub(super) struct QuantisationConfig {
-    pub(super) method: QuantisationMethod,
+    pub(super) method: Method,
     /// The modules that were not quantised.
     pub(super) skipped: Vec<String>,
 }
 
 /// The method that wrote the tensors.
 #[derive(Clone, Debug)]
-pub(super) enum QuantisationMethod {
+pub(super) enum Method {
     /// The configuration gives none.
     Unstated,
     Fp8(Fp8Config),
@@ -31,18 +31,18 @@ pub(super) enum QuantisationMethod {
     Other(String),
 }
 
-impl QuantisationMethod {
+impl Method {
     /// The name of the method in `quant_method`.
     pub(super) fn name(&self) -> &str {
         match self {
-            QuantisationMethod::Unstated => "absent",
-            QuantisationMethod::Fp8(_) => "fp8",
-            QuantisationMethod::FbgemmFp8 => "fbgemm_fp8",
-            QuantisationMethod::CompressedTensors(_) => "compressed-tensors",
-            QuantisationMethod::BitsAndBytes(_) => "bitsandbytes",
-            QuantisationMethod::Gptq(_) => "gptq",
-            QuantisationMethod::Awq(_) => "awq",
-            QuantisationMethod::Other(name) => name,
+            Method::Unstated => "absent",
+            Method::Fp8(_) => "fp8",
+            Method::FbgemmFp8 => "fbgemm_fp8",
+            Method::CompressedTensors(_) => "compressed-tensors",
+            Method::BitsAndBytes(_) => "bitsandbytes",
+            Method::Gptq(_) => "gptq",
+            Method::Awq(_) => "awq",
+            Method::Other(name) => name,
         }
     }
 }
@@ -191,7 +191,7 @@ impl QuantisationConfig {
                 .find(|section| !section.is_null())
         });
         let section = match section {
-            None => return Ok(Self { method: QuantisationMethod::Unstated, skipped: Vec::new() }),
+            None => return Ok(Self { method: Method::Unstated, skipped: Vec::new() }),
             Some(Value::Object(section)) => section,
             Some(other) => {
                 let found = shorten(&other.to_string(), 100);
@@ -202,14 +202,14 @@ impl QuantisationConfig {
     }
 }
 
-fn method(section: &Map<String, Value>) -> std::result::Result<QuantisationMethod, String> {
+fn method(section: &Map<String, Value>) -> std::result::Result<Method, String> {
     let named = |key: &str| section.get(key).and_then(Value::as_str).map(str::to_lowercase);
     let Some(name) = named("quant_method") else {
         // Older files of bitsandbytes do not name the method.
         let is_set = |key: &str| section.get(key).and_then(Value::as_bool) == Some(true);
         return match is_set("load_in_8bit") || is_set("load_in_4bit") {
-            true => parse(section).map(QuantisationMethod::BitsAndBytes),
-            false => Ok(QuantisationMethod::Other("unnamed".into())), // such as MLX
+            true => parse(section).map(Method::BitsAndBytes),
+            false => Ok(Method::Other("unnamed".into())), // such as MLX
         };
     };
     match &*name {
@@ -219,30 +219,28 @@ fn method(section: &Map<String, Value>) -> std::result::Result<QuantisationMetho
                 Some(block) if block.contains(&0) => {
                     Err(format!("`weight_block_size` is {block:?}; a block cannot be empty"))
                 }
-                _ => Ok(QuantisationMethod::Fp8(fp8)),
+                _ => Ok(Method::Fp8(fp8)),
             }
         }
-        "fbgemm_fp8" => Ok(QuantisationMethod::FbgemmFp8),
+        "fbgemm_fp8" => Ok(Method::FbgemmFp8),
         "compressed-tensors" => compressed_tensors(section),
-        "bitsandbytes" => parse(section).map(QuantisationMethod::BitsAndBytes),
-        "gptq" => parse(section).map(QuantisationMethod::Gptq),
-        "awq" => parse(section).map(QuantisationMethod::Awq),
-        _ => Ok(QuantisationMethod::Other(name)),
+        "bitsandbytes" => parse(section).map(Method::BitsAndBytes),
+        "gptq" => parse(section).map(Method::Gptq),
+        "awq" => parse(section).map(Method::Awq),
+        _ => Ok(Method::Other(name)),
     }
 }
 
-fn compressed_tensors(section: &Map<String, Value>) -> std::result::Result<QuantisationMethod, String> {
+fn compressed_tensors(section: &Map<String, Value>) -> std::result::Result<Method, String> {
     let parsed: CompressedTensors = parse(section)?;
     let sparse =
         parsed.sparsity_config.as_ref().and_then(|sparse| sparse.get("format")).and_then(Value::as_str);
     if let Some(format) = sparse.filter(|format| *format != "dense") {
-        return Ok(QuantisationMethod::Other(format!("compressed-tensors, sparse ({format})")));
+        return Ok(Method::Other(format!("compressed-tensors, sparse ({format})")));
     }
     let transforms = parsed.transform_config.as_ref().and_then(|transform| transform.get("config_groups"));
     if transforms.and_then(Value::as_object).is_some_and(|groups| !groups.is_empty()) {
-        return Ok(QuantisationMethod::Other(
-            "compressed-tensors with rotated weights (transform_config)".into(),
-        ));
+        return Ok(Method::Other("compressed-tensors with rotated weights (transform_config)".into()));
     }
     let mut groups = Vec::new();
     for (name, group) in &parsed.config_groups {
@@ -254,7 +252,7 @@ fn compressed_tensors(section: &Map<String, Value>) -> std::result::Result<Quant
             ),
         }
     }
-    Ok(QuantisationMethod::CompressedTensors(groups))
+    Ok(Method::CompressedTensors(groups))
 }
 
 fn parse<T: DeserializeOwned>(section: &Map<String, Value>) -> std::result::Result<T, String> {
@@ -281,22 +279,20 @@ mod tests {
     #[test]
     fn an_absent_section_states_no_method() {
         for config in [json!({}), json!({"quantization_config": null}), json!({"text_config": null})] {
-            assert!(matches!(read(config).unwrap().method, QuantisationMethod::Unstated));
+            assert!(matches!(read(config).unwrap().method, Method::Unstated));
         }
     }
 
     #[test]
     fn the_section_may_be_that_of_the_text_model() {
         let config = json!({"text_config": {"quantization_config": {"quant_method": "fbgemm_fp8"}}});
-        assert!(matches!(read(config).unwrap().method, QuantisationMethod::FbgemmFp8));
+        assert!(matches!(read(config).unwrap().method, Method::FbgemmFp8));
     }
 
     #[test]
     fn the_method_of_bitsandbytes_may_be_unnamed() {
         let config = json!({"quantization_config": {"load_in_4bit": true, "load_in_8bit": false}});
-        assert!(
-            matches!(read(config).unwrap().method, QuantisationMethod::BitsAndBytes(of) if of.load_in_4bit)
-        );
+        assert!(matches!(read(config).unwrap().method, Method::BitsAndBytes(of) if of.load_in_4bit));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 
 use super::block_grid::BlockGrid;
-use super::config::{CodeKind, QuantisationMethod, stated_blocks};
+use super::config::{CodeKind, Method, stated_blocks};
 use super::row_major::{CodePacking, RowMajorMatrix, ZeroPoints};
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
@@ -25,29 +25,24 @@ pub(super) fn open_scaled(
         _ => (Scheme::Int8, CodeKind::Int, CodeFormat::I8),
     };
     let features = weight.matrix()?;
-    let scales = match *names.iter().filter_map(|name| module.tensor(name)).collect::<Vec<_>>() {
-        [ref scales] => scales.clone(),
-        [] => {
-            return Err(module.unsupported(format!(
-                "is stored as {} without a {} that says how it is scaled",
-                weight.dtype(),
-                names.iter().map(|name| module.quote(name)).collect::<Vec<_>>().join(" or ")
-            )));
-        }
-        [ref first, ref second, ..] => {
-            return Err(
-                second.refuse(format!("is a second set of scales beside that of shape {:?}", first.shape()))
-            );
-        }
+    let mut found = names.iter().filter_map(|name| module.tensor(name));
+    let Some(scales) = found.next() else {
+        return Err(module.unsupported(format!(
+            "is stored as {} without a {} that says how it is scaled",
+            weight.dtype(),
+            names.iter().map(|name| module.quote(name)).collect::<Vec<_>>().join(" or ")
+        )));
     };
+    if let Some(second) = found.next() {
+        let problem = format!("is a second set of scales beside that of shape {:?}", scales.shape());
+        return Err(second.refuse(problem));
+    }
     let zero_point = module.tensor("weight_zero_point");
     let stated = match &module.config.method {
-        QuantisationMethod::Unstated => None,
-        QuantisationMethod::Fp8(fp8) if kind == CodeKind::Float => {
-            fp8.weight_block_size.map(|block| vec![block])
-        }
-        QuantisationMethod::FbgemmFp8 if kind == CodeKind::Float => Some(vec![[1, features[1]]]),
-        QuantisationMethod::CompressedTensors(groups) => Some(stated_blocks(groups, features, |group| {
+        Method::Unstated => None,
+        Method::Fp8(fp8) if kind == CodeKind::Float => fp8.weight_block_size.map(|block| vec![block]),
+        Method::FbgemmFp8 if kind == CodeKind::Float => Some(vec![[1, features[1]]]),
+        Method::CompressedTensors(groups) => Some(stated_blocks(groups, features, |group| {
             let is_of_kind = (group.num_bits, group.kind) == (8, kind);
             // Some versions store zero points of 0 although the scheme is symmetric.
             is_of_kind && (group.symmetric || zero_point.is_some())
@@ -62,11 +57,8 @@ pub(super) fn open_scaled(
         None => ZeroPoints::None,
         Some(zero_point) => ZeroPoints::Unpacked(scales.of_zero_points(zero_point)?),
     };
-    let packing = CodePacking::Whole(format);
-    Ok((
-        scheme,
-        RowMajorMatrix { codes: weight, packing, features, scales, divisor: 1.0, zero_points, order: None },
-    ))
+    let matrix = RowMajorMatrix::new(weight, CodePacking::Whole(format), features, scales);
+    Ok((scheme, RowMajorMatrix { zero_points, ..matrix }))
 }
 
 /// Opens the integers of bitsandbytes' LLM.int8(), whose scales are the largest absolute values of the rows.
@@ -76,8 +68,8 @@ pub(super) fn open_bitsandbytes(
     scales: StoredTensor,
 ) -> Result<(Scheme, RowMajorMatrix)> {
     match &module.config.method {
-        QuantisationMethod::Unstated => {}
-        QuantisationMethod::BitsAndBytes(config) if config.load_in_8bit || !config.load_in_4bit => {}
+        Method::Unstated => {}
+        Method::BitsAndBytes(config) if config.load_in_8bit || !config.load_in_4bit => {}
         _ => return Err(module.contradiction(Scheme::BitsAndBytesInt8)),
     }
     weight.expect_dtype(Dtype::I8)?;
@@ -93,16 +85,6 @@ pub(super) fn open_bitsandbytes(
         }
     }
     let scales = BlockGrid::of_scales(scales, features, Some(&[[1, features[1]]]))?;
-    let packing = CodePacking::Whole(CodeFormat::I8);
-    let zero_points = ZeroPoints::None;
-    let rows = RowMajorMatrix {
-        codes: weight,
-        packing,
-        features,
-        scales,
-        divisor: BITSANDBYTES_DIVISOR,
-        zero_points,
-        order: None,
-    };
-    Ok((Scheme::BitsAndBytesInt8, rows))
+    let matrix = RowMajorMatrix::new(weight, CodePacking::Whole(CodeFormat::I8), features, scales);
+    Ok((Scheme::BitsAndBytesInt8, RowMajorMatrix { divisor: BITSANDBYTES_DIVISOR, ..matrix }))
 }

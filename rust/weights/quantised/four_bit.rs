@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Deserialize;
 
-use super::config::QuantisationMethod;
+use super::config::Method;
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
 use crate::error::{Result, quote, shorten};
@@ -65,8 +65,8 @@ pub(super) fn open(
             )
         })?;
     match &module.config.method {
-        QuantisationMethod::Unstated => {}
-        QuantisationMethod::BitsAndBytes(config) if config.load_in_4bit || !config.load_in_8bit => {}
+        Method::Unstated => {}
+        Method::BitsAndBytes(config) if config.load_in_4bit || !config.load_in_8bit => {}
         _ => return Err(module.contradiction(scheme)),
     }
 

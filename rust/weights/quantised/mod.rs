@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use self::config::{QuantisationConfig, QuantisationMethod};
+use self::config::{Method, QuantisationConfig};
 use self::tensor::StoredTensor;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, quote};
@@ -104,16 +104,10 @@ pub struct Quantisation {
 }
 
 /// Ends of tensor names of quantisers that are not read, in modules without `weight`.
+#[rustfmt::skip]
 const UNSUPPORTED: [(&str, &str); 9] = [
-    ("B", "Marlin"),
-    ("Qidxs", "QuIP#"),
-    ("W_q", "HQQ"),
-    ("_weight_qdata", "torchao"),
-    ("centroids.weight", "VPTQ"),
-    ("codebooks", "AQLM"),
-    ("dense_weights", "SpQR"),
-    ("trellis", "EXL3"),
-    ("weight._data", "quanto"),
+    ("B", "Marlin"), ("Qidxs", "QuIP#"), ("W_q", "HQQ"), ("_weight_qdata", "torchao"), ("centroids.weight", "VPTQ"),
+    ("codebooks", "AQLM"), ("dense_weights", "SpQR"), ("trellis", "EXL3"), ("weight._data", "quanto"),
 ];
 
 /// Ends of the names of the scales of 8-bit floats, by different writers.
@@ -185,12 +179,12 @@ impl QuantisedModule<'_> {
         }
         if let Some(codes) = self.tensor("qweight") {
             return match &self.config.method {
-                QuantisationMethod::Gptq(config) => quantised(gptq::open(self, codes, config)?),
-                QuantisationMethod::Awq(config) => quantised(awq::open(self, codes, config)?),
-                QuantisationMethod::Unstated => Err(self.unsupported(
+                Method::Gptq(config) => quantised(gptq::open(self, codes, config)?),
+                Method::Awq(config) => quantised(awq::open(self, codes, config)?),
+                Method::Unstated => Err(self.unsupported(
                     "is packed as by GPTQ or AWQ, but config.json has no quantization_config that says which",
                 )),
-                QuantisationMethod::Other(_) => self.check_method().map(|()| None),
+                Method::Other(_) => self.check_method().map(|()| None),
                 _ => Err(self.contradiction_of("tensors of GPTQ or AWQ")),
             };
         }
@@ -214,7 +208,7 @@ impl QuantisedModule<'_> {
             let stray = row_scales.or_else(|| scales.iter().find_map(|scales| self.tensor(scales)));
             return match stray {
                 None => Ok(None),
-                Some(_) if matches!(self.config.method, QuantisationMethod::Other(_)) => {
+                Some(_) if matches!(self.config.method, Method::Other(_)) => {
                     self.check_method().map(|()| None)
                 }
                 Some(scales) => Err(scales.refuse(format!(
@@ -241,7 +235,7 @@ impl QuantisedModule<'_> {
     /// Refuses a quantised module whose method is not read.
     fn check_method(&self) -> Result<()> {
         match &self.config.method {
-            QuantisationMethod::Other(name) => Err(self.unsupported(format!(
+            Method::Other(name) => Err(self.unsupported(format!(
                 "is quantised by {} (quantization_config in config.json)",
                 quote(name)
             ))),

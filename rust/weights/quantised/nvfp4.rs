@@ -3,8 +3,8 @@
 use safetensors::Dtype;
 
 use super::block_grid::BlockGrid;
-use super::config::{CodeKind, QuantisationMethod, stated_blocks};
-use super::row_major::{CodePacking, RowMajorMatrix, ZeroPoints};
+use super::config::{CodeKind, Method, stated_blocks};
+use super::row_major::{CodePacking, RowMajorMatrix};
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
 use crate::error::Result;
@@ -19,8 +19,8 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
     scales.expect_dtype(Dtype::F8_E4M3)?;
     let features = [out, bytes * 2];
     let stated = match &module.config.method {
-        QuantisationMethod::Unstated => vec![[1, 16]],
-        QuantisationMethod::CompressedTensors(groups) => {
+        Method::Unstated => vec![[1, 16]],
+        Method::CompressedTensors(groups) => {
             stated_blocks(groups, features, |group| (group.num_bits, group.kind) == (4, CodeKind::Float))
         }
         _ => Vec::new(),
@@ -34,7 +34,6 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
     if divisor == 0.0 {
         return Err(global.refuse("is 0, by which nothing can be divided"));
     }
-    let (packing, zero_points) = (CodePacking::E2m1, ZeroPoints::None);
-    let weights = RowMajorMatrix { codes, packing, features, scales, divisor, zero_points, order: None };
-    Ok((Scheme::Nvfp4, weights))
+    let matrix = RowMajorMatrix::new(codes, CodePacking::E2m1, features, scales);
+    Ok((Scheme::Nvfp4, RowMajorMatrix { divisor, ..matrix }))
 }

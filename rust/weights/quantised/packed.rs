@@ -4,7 +4,7 @@ use safetensors::Dtype;
 
 use super::bit_field::words;
 use super::block_grid::BlockGrid;
-use super::config::{CodeKind, QuantisationMethod, stated_blocks};
+use super::config::{CodeKind, CompressedWeights, Method, stated_blocks};
 use super::row_major::{CodePacking, RowMajorMatrix, ZeroPoints};
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
@@ -22,37 +22,31 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
     // Narrow matrices of different bits may take equally many words. The configuration then decides.
     let possible: Vec<usize> = (1..=8).filter(|bits| words(features[1], *bits) == packed_columns).collect();
     let (bits, stated) = match &module.config.method {
-        QuantisationMethod::Unstated => match *possible {
-            [bits] => (bits, None),
-            _ => {
+        Method::Unstated => {
+            let [bits] = possible[..] else {
                 return Err(codes.refuse(format!(
                     "has {packed_columns} words for {} columns, which {possible:?} bits fit; expected one number of \
                      bits, or quantization_config in config.json to say which",
                     features[1]
                 )));
-            }
-        },
-        QuantisationMethod::CompressedTensors(groups) => {
-            let fits = |bits: usize| {
-                stated_blocks(groups, features, |group| {
-                    (group.num_bits, group.kind, group.symmetric)
-                        == (bits, CodeKind::Int, zero_points.is_none())
-                })
             };
-            let stated: Vec<_> = possible
-                .iter()
-                .map(|bits| (*bits, fits(*bits)))
-                .filter(|(_, blocks)| !blocks.is_empty())
-                .collect();
-            match <[_; 1]>::try_from(stated) {
-                Ok([(bits, blocks)]) => (bits, Some(blocks)),
-                Err(_) => {
-                    return Err(module.contradiction_of(&format!(
-                        "packed integers of {possible:?} bits {} zero points",
-                        if zero_points.is_some() { "with" } else { "without" }
-                    )));
-                }
-            }
+            (bits, None)
+        }
+        Method::CompressedTensors(groups) => {
+            let stated = possible.iter().map(|bits| {
+                let expected = (*bits, CodeKind::Int, zero_points.is_none());
+                let fits =
+                    |group: &CompressedWeights| (group.num_bits, group.kind, group.symmetric) == expected;
+                (*bits, stated_blocks(groups, features, fits))
+            });
+            let mut stated: Vec<_> = stated.filter(|(_, blocks)| !blocks.is_empty()).collect();
+            let (Some((bits, blocks)), []) = (stated.pop(), &stated[..]) else {
+                return Err(module.contradiction_of(&format!(
+                    "packed integers of {possible:?} bits {} zero points",
+                    if zero_points.is_some() { "with" } else { "without" }
+                )));
+            };
+            (bits, Some(blocks))
         }
         _ => return Err(module.contradiction_of("packed integers of compressed-tensors")),
     };
@@ -63,9 +57,8 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
             let shape = [words(features[0], bits), scales.across()];
             stored.expect(Dtype::I32, &shape, "packed like the codes, down the rows")?;
             if scales.block()[0] != 1 {
-                return Err(
-                    stored.refuse("belongs to scales of more than one row; expected one for each row")
-                );
+                let problem = "belongs to scales of more than one row; expected one for each row";
+                return Err(stored.refuse(problem));
             }
             ZeroPoints::Packed(stored)
         }
@@ -74,29 +67,20 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
     if let Some(order) = &order {
         order.expect(Dtype::I32, &[features[1]], "the input features")?;
     }
-    let packing = CodePacking::Integer(bits);
-    let weights = RowMajorMatrix { codes, packing, features, scales, divisor: 1.0, zero_points, order };
-    Ok((Scheme::PackedInteger { bits }, weights))
+    let matrix = RowMajorMatrix::new(codes, CodePacking::Integer(bits), features, scales);
+    Ok((Scheme::PackedInteger { bits }, RowMajorMatrix { zero_points, order, ..matrix }))
 }
 
 /// Reads the out and in features from `weight_shape`, which have to agree with the shape of `codes`.
 fn read_shape(shape: &StoredTensor, codes: &StoredTensor) -> Result<[usize; 2]> {
     let [rows, packed_columns] = codes.matrix()?;
     shape.expect_shape(&[2], "output and input features")?;
-    let size = match shape.dtype() {
-        Dtype::I64 => 8,
-        Dtype::I32 => 4,
+    let bytes = shape.read_small()?;
+    let sizes: Vec<i64> = match shape.dtype() {
+        Dtype::I64 => bytes.as_chunks().0.iter().map(|size| i64::from_le_bytes(*size)).collect(),
+        Dtype::I32 => bytes.as_chunks().0.iter().map(|size| i32::from_le_bytes(*size).into()).collect(),
         other => return Err(shape.refuse(format!("should be stored as I64, but is stored as {other}"))),
     };
-    let bytes = shape.read_small()?;
-    let sizes: Vec<i64> = bytes
-        .chunks_exact(size)
-        .map(|bytes| match *bytes {
-            [a, b, c, d] => i64::from(i32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            _ => unreachable!("pieces have the size of a number"),
-        })
-        .collect();
     let features: Vec<usize> = sizes.iter().filter_map(|size| usize::try_from(*size).ok()).collect();
     match *features {
         // A word holds 32 codes at most.

@@ -23,6 +23,18 @@ pub(super) struct RowMajorMatrix {
     pub(super) order: Option<StoredTensor>,
 }
 
+impl RowMajorMatrix {
+    /// Weights code * scale.
+    pub(super) fn new(
+        codes: StoredTensor,
+        packing: CodePacking,
+        features: [usize; 2],
+        scales: BlockGrid,
+    ) -> Self {
+        Self { codes, packing, features, scales, divisor: 1.0, zero_points: ZeroPoints::None, order: None }
+    }
+}
+
 /// How the codes of a row are packed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum CodePacking {
