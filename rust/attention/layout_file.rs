@@ -219,8 +219,8 @@ impl Layout {
         refuse_repetition("hybrid", &self.hybrids)?;
         let known =
             |model_type: &String| self.model_types.values().flatten().any(|known| known == model_type);
-        if let Some(stranger) = self.hybrids.iter().find(|hybrid| !known(hybrid)) {
-            return Err(format!("the hybrid {} is none of the model types", quote(stranger)));
+        if let Some(unknown) = self.hybrids.iter().find(|hybrid| !known(hybrid)) {
+            return Err(format!("the hybrid {} is none of the model types", quote(unknown)));
         }
         if self.attention.is_empty() {
             return Err("there is no `attention`".to_owned());

@@ -330,7 +330,7 @@ fn configurations_that_mean_something_else_are_refused() {
 }
 
 #[test]
-fn what_is_unset_or_has_no_effect_is_passed_over() {
+fn unset_keys_and_keys_without_effect_are_ignored() {
     let more = json!({
         "use_qalora": false, "layer_replication": null, "something_new": {}, "init_lora_weights": true,
         "target_modules": ["q_proj"], "lora_dropout": 0.1, "peft_version": "0.21.2", "task_type": "CAUSAL_LM",

@@ -363,7 +363,7 @@ fn layers_beyond_those_of_the_configuration_are_omissions() {
 
 #[test]
 #[should_panic(expected = "there is no key matrix 2")]
-fn a_group_that_does_not_exist_is_a_mistake_of_the_caller() {
+fn a_group_that_does_not_exist_panics() {
     let (config, tensors) = llama();
     let _ = resolve(&config, &tensors).unwrap().projection_rows(Role::Key, 0, 2);
 }

@@ -277,7 +277,7 @@ fn fp8_multiplies_by_the_scale_of_the_block() {
 }
 
 #[test]
-fn fp8_of_the_other_format() {
+fn fp8_in_e5m2() {
     let stored = StoredModule::new(json!({"quant_method": "fp8", "weight_block_size": null}))
         .with("weight", Dtype::F8_E5M2, &[1, 3], [0x3c, 0x7b, 0x81]) // 1, 57344, -2^-16
         .with("weight_scale", Dtype::BF16, &[], bf16::from_f32(2.0).to_le_bytes());
@@ -285,7 +285,7 @@ fn fp8_of_the_other_format() {
 }
 
 #[test]
-fn integers_less_the_zero_point_times_the_scale() {
+fn integers_minus_the_zero_point_times_the_scale() {
     let stored = int8()
         .with("weight", Dtype::I8, &[2, 2], [1, 0xff, 0x80, 0x7f])
         .floats("weight_scale", &[2, 1], &[0.5, 2.0])
@@ -344,7 +344,7 @@ fn nvfp4_is_scaled_twice() {
 }
 
 #[test]
-fn four_bits_are_looked_up_the_upper_first() {
+fn four_bit_codes_lie_upper_half_first() {
     let table: Vec<f32> = (0..16).map(|code| code as f32 - 8.0).collect();
     let with = |changes: Value, blocks: &[f32]| {
         let state = state(changes);
@@ -354,8 +354,8 @@ fn four_bits_are_looked_up_the_upper_first() {
             .floats("weight.quant_map", &[16], &table)
             .with(STATE, Dtype::U8, &[state.len()], state)
     };
-    let plain = with(json!({"shape": [2, 2], "blocksize": 3}), &[1.0, 10.0]);
-    assert_eq!(plain.read(), (Scheme::Nf4, vec![-8.0, 7.0, 1.0, -70.0]));
+    let unnested = with(json!({"shape": [2, 2], "blocksize": 3}), &[1.0, 10.0]);
+    assert_eq!(unnested.read(), (Scheme::Nf4, vec![-8.0, 7.0, 1.0, -70.0]));
 
     // Scales are themselves codes: 2 * 0.5 + 100, 3 * 0.25 + 100.
     let inner = json!({"shape": [2, 2], "blocksize": 3, "nested_blocksize": 1, "nested_offset": 100.0});
@@ -368,7 +368,7 @@ fn four_bits_are_looked_up_the_upper_first() {
 
     // The bytes may be stored as another format.
     let stored = with(json!({"shape": [2, 2], "blocksize": 3}), &[1.0, 10.0]);
-    assert_eq!(stored.with("weight", Dtype::BF16, &[1, 1], [0x0f, 0x91]).read().1, plain.read().1);
+    assert_eq!(stored.with("weight", Dtype::BF16, &[1, 1], [0x0f, 0x91]).read().1, unnested.read().1);
 }
 
 #[test]
@@ -399,7 +399,7 @@ fn gptq_packs_down_the_input_features() {
 }
 
 #[test]
-fn awq_mixes_the_output_features_of_a_word() {
+fn awq_permutes_the_output_features_of_a_word() {
     let stored = StoredModule::new(json!({"quant_method": "awq", "bits": 4, "group_size": 1}))
         .words("qweight", &[2, 1], &[0x7531_6420, 0x0000_000f])
         .words("qzeros", &[2, 1], &[0x1111_1111, 0])
@@ -447,7 +447,7 @@ proptest! {
 }
 
 #[test]
-fn rows_that_do_not_exist_are_a_mistake_of_the_caller() {
+fn rows_that_do_not_exist_panic() {
     for stored in all() {
         let (_folder, quantisation) = stored.open();
         let weights = quantisation.open(MODULE).unwrap().unwrap().matrix;
@@ -474,7 +474,7 @@ fn what_the_configuration_leaves_out_follows_from_the_tensors() {
 }
 
 #[test]
-fn blocks_that_could_be_one_or_the_other() {
+fn ambiguous_blocks() {
     // 10 columns or, the second cut off, 16.
     packed()
         .configured(json!(null))
@@ -482,7 +482,7 @@ fn blocks_that_could_be_one_or_the_other() {
 }
 
 #[test]
-fn plain_modules_are_left_to_others() {
+fn unquantised_modules_are_not_opened() {
     for config in [json!(null), four_bits(), json!({"quant_method": "mxfp4"})] {
         let stored =
             StoredModule::new(config).floats("weight", &[1, 2], &[1.0, 2.0]).floats("scale", &[1], &[1.0]);
@@ -649,7 +649,7 @@ fn packed_integers_whose_shape_is_wrong() {
 }
 
 #[test]
-fn states_of_bitsandbytes_that_make_no_sense() {
+fn malformed_states_of_bitsandbytes() {
     let with = |text: Vec<u8>| nf4().with(STATE, Dtype::U8, &[text.len()], text);
     let cases = [
         (with(b"{".to_vec()), STATE, "parameters as JSON: EOF"),
@@ -697,9 +697,9 @@ fn old_orders_of_bitsandbytes() {
 
 #[test]
 fn weights_and_scales_that_do_not_belong_together() {
-    let plain = StoredModule::new(json!(null)).floats("weight", &[1, 2], &[1.0, 2.0]);
+    let unquantised = StoredModule::new(json!(null)).floats("weight", &[1, 2], &[1.0, 2.0]);
     for scales in ["weight_scale", "weight_scale_inv", "qscale_weight", "SCB"] {
-        plain
+        unquantised
             .clone()
             .floats(scales, &[1], &[1.0])
             .is_malformed(scales, "but the weights beside it are stored as F32");
