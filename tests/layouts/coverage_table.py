@@ -33,10 +33,10 @@ class Row:
             return cls("wrong", reason=problems[0])
         if found.default is None:
             return cls("refused", reason=_one_line(found.refusal))
-        proved = {verdict.component for verdict in found.verdicts.values()}
+        verified = {verdict.component for verdict in found.verdicts.values()}
         return cls(
             "read",
-            tuple((name, layout, name in proved) for name, layout in sorted(found.components.items())),
+            tuple((name, layout, name in verified) for name, layout in sorted(found.components.items())),
             tuple(
                 sorted(pattern for pattern, verdict in found.verdicts.items() if verdict.component is None)
             ),
@@ -60,25 +60,25 @@ def _one_line(text: str) -> str:
 
 _HEAD = """# Models
 
-Made by `make models`; do not edit. A tiny model with random weights was built of every model type of transformers
-{version}. While it ran, the queries, keys and values of its softmax attention were traced back to the weights in its
-file. There the queries of one head, the keys of another and the values of a third were changed in every layer, and a
-scan had to report exactly the heads that need them, in one component, with the right score.
+`make models` writes this page; do not edit it. For every model type of transformers {version}, a tiny model with random
+weights was built. While it ran, the queries, keys and values of its softmax attention were traced back to the weights in
+its file. Then the queries of one head, the keys of another and the values of a third were changed in the file, in every
+layer. A scan had to report exactly the heads that need the changed weights, in one component, with the correct score.
 
 | of {total} model types | |
 |---|---|
 | have softmax attention and can be built | {able} |
-| are read, and nothing is wrong | {right}, or {share:.1f} % of those |
-| of which all components were proved in this way | {proved} |
+| are read correctly | {right}, or {share:.1f} % of those |
+| of which all components were verified in this way | {verified} |
 | are refused | {refused} |
 | have no softmax attention | {none} |
 | could not be built | {unbuilt} |
 
 ## Read
 
-A component in parentheses could not be run here: its shapes agree with the configuration, and that is all that is known.
+A component in parentheses did not run here. Its shapes agree with the configuration; nothing else was verified.
 
-| model type | components | attention that is not read |
+| model type | components | attention modules that are not read |
 |---|---|---|
 """
 
@@ -98,7 +98,7 @@ def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
         able=able,
         right=right,
         share=100 * right / max(able, 1),
-        proved=sum(all(done for _, _, done in row.components) for row in by_status["read"].values()),
+        verified=sum(all(done for _, _, done in row.components) for row in by_status["read"].values()),
         refused=len(by_status["refused"]) + len(by_status["wrong"]),
         none=len(by_status["none"]),
         unbuilt=len(by_status["unbuilt"]),
