@@ -66,7 +66,8 @@ class Comparison:
     @property
     def counts(self) -> NDArray[np.int64]:
         """How many tasks select each head, [layers, heads]."""
-        return np.sum([heads.mask for heads in self.heads.values()], axis=0, dtype=np.int64)
+        counts: NDArray[np.int64] = np.sum([heads.mask for heads in self.heads.values()], axis=0)
+        return counts
 
     def __str__(self) -> str:
         width = max(len(f"{pair.first}, {pair.second}") for pair in self.pairs)
@@ -89,10 +90,7 @@ class Comparison:
 
 
 def compare(
-    tasks: Mapping[str, HeadScores | HeadSet],
-    *,
-    ratio: float | None = None,
-    statistic: str | None = None,
+    tasks: Mapping[str, HeadScores | HeadSet], *, ratio: float | None = None, statistic: str | None = None
 ) -> Comparison:
     """Compares the heads of several tasks: how many they share, and how alike their ranks are.
 

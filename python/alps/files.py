@@ -12,7 +12,7 @@ from alps.errors import ArgumentError, CheckpointError
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Finds out before long work whether `write_whole` could write `path`.
+    """Checks, before long work, that `write_whole` can write `path`.
 
     Raises:
         OSError: The folder is missing or not writable, or `path` is something but a regular file.
@@ -31,8 +31,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all.
 
-    The content goes to a temporary file in the same folder first, which then takes the name. A
-    symbolic link keeps pointing to its file, and the file gets the permissions of any new file.
+    A temporary file in the same folder gets the content, and then the name. A symbolic link keeps pointing to
+    its file, and the file gets the permissions of any new file.
 
     Raises:
         OSError: The file cannot be written; what was there before is untouched.
@@ -41,7 +41,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
     try:
-        # Not the tempfile module: its files are readable by their owner only.
+        # The tempfile module makes files that only their owner can read.
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
@@ -55,10 +55,10 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) -> str:
-    """The suffix of the name of `what`, in lower case.
+    """The suffix of `path` in lower case; messages call the file `what`.
 
     Raises:
-        ArgumentError: It is none of `suffixes`.
+        ArgumentError: The suffix is none of `suffixes`.
     """
     suffix = Path(path).suffix
     if suffix.lower() not in suffixes:
@@ -74,7 +74,7 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
     """The JSON object in `text`, which was read from `path`.
 
     Raises:
-        CheckpointError: `text` is not JSON, not an object, or says something twice.
+        CheckpointError: `text` is not JSON, not an object, or has a name twice.
     """
     try:
         document = json.loads(text, object_pairs_hook=_unique)
@@ -105,7 +105,7 @@ def check_document(
     A field "provenance" maps strings to strings.
 
     Raises:
-        ArgumentError: It is not so; names the field.
+        ArgumentError: A field is not as expected; the message names it.
     """
     if document.get("format") != form:
         raise ArgumentError(f"format: expected {form!r}, found {document.get('format')!r}")

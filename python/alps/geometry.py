@@ -213,7 +213,7 @@ class Geometry:
         )
 
     def to_fields(self) -> dict[str, Any]:
-        """The fields by name, of types that JSON has; "per_layer" only where layers have sizes of their own."""
+        """The fields by name, of types that JSON has; "per_layer" only where the layers differ."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         del values["per_layer"]
         if self.per_layer:
@@ -300,7 +300,7 @@ def _is_whole(value: object) -> bool:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers as a person writes them: "0-3, 7"."""
+    """Ascending numbers in short: "0-3, 7"."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alps import _alps
+import alps._alps as _alps
 from alps.errors import ArgumentError, CheckpointError
 from alps.files import check_document, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of

@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from alps import _alps, sources
+import alps._alps as _alps
+from alps import sources
 from alps.geometry import Geometry
 from alps.scan import Component
 

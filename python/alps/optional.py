@@ -12,11 +12,11 @@ _PLOT = "'alps-heads[plot]'"
 
 @contextmanager
 def needed(purpose: str, requirement: str = _PLOT) -> Iterator[None]:
-    """Turns a failed import inside the block into a refusal that says what to install.
+    """Turns a failed import inside the block into an error that says what to install.
 
     Args:
         purpose: What needs the packages ("a picture").
-        requirement: What pip installs them by.
+        requirement: The argument with which pip installs them.
 
     Raises:
         MissingPackageError: An import in the block failed.
@@ -30,9 +30,9 @@ def needed(purpose: str, requirement: str = _PLOT) -> Iterator[None]:
 
 
 def visual(module: str, purpose: str, requirement: str = _PLOT) -> ModuleType:
-    """Imports a module of `alps.visual` by its name, for a method that shows the object it belongs to.
+    """Imports a module of `alps.visual` for a method that draws.
 
-    Scores and head sets know nothing else of how they are shown.
+    It is found by name, since `alps.visual` imports the classes that have such methods.
 
     Raises:
         MissingPackageError: A package that the module needs is not installed.

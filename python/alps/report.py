@@ -41,7 +41,7 @@ def write_report(
 
 
 def check_report(path: str | os.PathLike[str]) -> None:
-    """Finds out before long work whether a report can be made and written to `path`.
+    """Checks, before long work, that a report can be made and written to `path`.
 
     Raises:
         ArgumentError: The name does not end in .html or .htm.

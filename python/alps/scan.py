@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from alps import _alps, sources
+import alps._alps as _alps
+from alps import sources
 from alps import statistics as statistics_table
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
@@ -108,9 +109,7 @@ def scan(
         "alps": _alps.__version__,
     }
     return HeadScores(
-        {name: result.statistics[name] for name in names},
-        Geometry.of_layers(**result.geometry),
-        provenance,
+        {name: result.statistics[name] for name in names}, Geometry.of_layers(**result.geometry), provenance
     )
 
 

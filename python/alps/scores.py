@@ -1,4 +1,4 @@
-"""Scores of attention heads."""
+"""Scores of attention heads, and the rules that select heads by them."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from alps import _alps
+import alps._alps as _alps
 from alps.errors import ArgumentError, CheckpointError
 from alps.files import check_document, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of
@@ -42,7 +42,8 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
     """A score for every attention head, by one or more statistics.
 
     A mapping from the name of a statistic to a read-only float64 array [layers, heads], not-a-number where a
-    layer has fewer heads than another. Two are equal when they hold the same numbers for the same geometry, not-a-number being equal to itself.
+    layer has fewer heads than another. Two are equal when they hold the same numbers for the same geometry,
+    where not-a-number equals itself.
     """
 
     __slots__ = ("_arrays", "_geometry", "_provenance")
@@ -294,7 +295,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
             "geometry": self._geometry.to_fields(),
             "provenance": self._provenance,
         }
-        # One entry, since safetensors writes the entries of the metadata in no fixed order.
+        # The metadata is one entry, since safetensors writes several in no fixed order.
         write_whole(path, save(self._arrays, metadata={_METADATA: json.dumps(document)}))
 
     @classmethod
@@ -307,7 +308,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         """
         from safetensors import SafetensorError, safe_open
 
-        with open(path, "rb"):  # noqa: PTH123  # Python's own refusal of a missing file, a folder, ...
+        with open(path, "rb"):  # noqa: PTH123  # raises Python's own error for a missing file or a folder
             pass
         try:
             with safe_open(os.fspath(path), framework="numpy") as file:

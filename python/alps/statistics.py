@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from alps import _alps
+import alps._alps as _alps
 from alps.errors import ArgumentError
 
 FORMS = ("qkv", "product")

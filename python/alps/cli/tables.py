@@ -17,7 +17,7 @@ from alps.heads import HeadSet
 from alps.inspection import Inspection, Layout
 from alps.scores import HeadScores
 from alps.visual.terminal_map import mark, mark_style
-from alps.visual.text import pair_cells
+from alps.visual.text import pair_cells, ranked_cells
 
 _COMPANIONS = ("relative_delta", "wasserstein_z")
 """Statistics that say how large a change is and how much structure it has, whatever ranks the heads."""
@@ -55,12 +55,10 @@ def top_table(
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     if heads is not None:
         table.add_column(style=mark_style(console))
-    for rank, (layer, head, _) in enumerate(scores.top(count, statistic), start=1):
-        row = scores.geometry.row_of(layer)
-        group = scores.geometry.group_of(head, layer)
-        numbers = (f"{scores[name][row, head]:.4g}" for name in names)
-        marks = () if heads is None else (mark(console) if heads.mask[row, head] else "",)
-        table.add_row(str(rank), str(layer), str(head), str(group), *numbers, *marks)
+    for cells in ranked_cells(scores, statistic, names, count):
+        _, layer, head, *_ = cells
+        marks = () if heads is None else (mark(console) if (layer, head) in heads else "",)
+        table.add_row(*map(str, cells), *marks)
     return table
 
 

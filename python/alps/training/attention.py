@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from alps import _alps
+import alps._alps as _alps
 from alps.errors import ArgumentError, ModelError
 from alps.geometry import Geometry
 from alps.heads import HeadSet

@@ -145,11 +145,7 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
         swatch = left + count * _SWATCH_STEP, top + _PANEL_HEADING - _SWATCH_LINE
         layout.swatch(*swatch, _SWATCH, colors(count))
         layout.text(
-            swatch[0] + 1.4 * _SWATCH,
-            swatch[1] + _SWATCH / 2,
-            str(count),
-            va="center_baseline",
-            fontsize=7,
+            swatch[0] + 1.4 * _SWATCH, swatch[1] + _SWATCH / 2, str(count), va="center_baseline", fontsize=7
         )
     return layout.figure
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from alps import _alps
+import alps._alps as _alps
 from alps.compare import Comparison
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
@@ -27,7 +27,7 @@ from alps.visual.figures import comparison_figure, scores_figure, set_figure
 from alps.visual.style import INK
 
 _TOP = 50
-"""Heads in the table of scores that no heads were selected of."""
+"""How many heads a report lists when none are selected."""
 
 _PIXELS_PER_INCH = 112
 _LIGHT_ON_DARK = "#e4e7eb"
@@ -65,9 +65,6 @@ def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) 
     geometry = scores.geometry
     grid = HeadGrid.of_scores(geometry, scores[name])
     low, high = grid.limits
-    ranked = [
-        (rank, layer, head) for rank, (layer, head, _) in enumerate(scores.top(geometry.heads, name), start=1)
-    ]
     names = [name, *(other for other in scores if other != name)]
     pictures: dict[str, Any] = dict.fromkeys(("map", "layers", "ranks"))
     kinds: dict[Kind, str] = {"map": "layers by heads", "layers": "by layer", "ranks": "by rank"}
@@ -75,11 +72,8 @@ def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) 
         for kind, order in kinds.items():
             figure = scores_figure(scores, heads, kind=kind, statistic=name, titled=False)
             pictures[kind] = picture(figure, f"Scores of the attention heads by {name}, {order}")
-    if heads is None:
-        listed, heads_title = ranked[:_TOP], f"The {min(_TOP, geometry.heads)} heads that moved most"
-    else:
-        listed = [place for place in ranked if heads.mask[geometry.row_of(place[1]), place[2]]]
-        heads_title = "The selected heads"
+    best = f"The {min(_TOP, geometry.heads)} heads that moved most"
+    listed = list(text.ranked_cells(scores, name, names, _TOP if heads is None else geometry.heads, heads))
     content = _content(geometry, scores.provenance, heads)
     return (
         content
@@ -92,18 +86,9 @@ def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) 
             "highest": f"{high:.3g}",
             "blank": int(np.isnan(grid.values).sum()),
             "cut": heads is not None and len(heads) > 0 and all(rank <= len(heads) for rank, *_ in listed),
-            "heads_title": heads_title,
+            "heads_title": best if heads is None else "The selected heads",
             "columns": ["rank", "layer", "head", "K/V group", *names],
-            "heads": [
-                [
-                    rank,
-                    layer,
-                    head,
-                    geometry.group_of(head, layer),
-                    *(f"{scores[other][geometry.row_of(layer), head]:.4g}" for other in names),
-                ]
-                for rank, layer, head in listed
-            ],
+            "heads": listed,
             "statistics": [_statistic(other, values) for other, values in scores.items()],
         }
     )
@@ -214,7 +199,7 @@ class _Picture:
 
 
 def picture(figure: Figure, alternative: str) -> _Picture:
-    """An SVG picture as an address that holds it, drawn light on dark where the page is."""
+    """The figure as an SVG picture inside a data address; its lines are light where the page is dark."""
     width, height = (round(float(inches) * _PIXELS_PER_INCH) for inches in figure.get_size_inches())
     svg = image_file.encode(figure, "svg", transparent=True).decode()
     style = (

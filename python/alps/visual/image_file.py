@@ -18,7 +18,7 @@ _UNDATED: dict[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": 
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
-    """Finds out before long work whether a picture can be drawn and written to `path`.
+    """Checks, before long work, that a picture can be drawn and written to `path`.
 
     Raises:
         ArgumentError: The name does not end in .png, .svg or .pdf.

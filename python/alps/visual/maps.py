@@ -23,7 +23,7 @@ _LABEL_WIDTH, _LABEL_HEIGHT = 0.28, 0.15
 
 
 def map_size(geometry: Geometry, size: float = _MAP_SIZE) -> tuple[float, float]:
-    """Width and height in inches, about `size` each: of square cells where that suits the geometry."""
+    """The width and height of a map in inches; cells are square unless that makes it too narrow or too wide."""
     layers, heads = geometry.shape
     smallest = _SMALLEST_CELL * size / _MAP_SIZE
     wide, high = (float(np.clip(size / count, smallest, _LARGEST_CELL)) for count in (heads, layers))
@@ -64,11 +64,7 @@ def label_axes(axes: Axes, geometry: Geometry) -> None:
 def draw_scores(axes: Axes, grid: HeadGrid) -> ScalarMappable:
     """Shades for the scores, a hatch where there is no number, an outline around each selected head."""
     image = _image(
-        axes,
-        np.ma.masked_invalid(grid.values),
-        "scores",
-        mpl.colormaps[SCORES],
-        Normalize(*grid.limits),
+        axes, np.ma.masked_invalid(grid.values), "scores", mpl.colormaps[SCORES], Normalize(*grid.limits)
     )
     axes.patch.set(facecolor="none", edgecolor=PALE, hatch="//////", hatch_linewidth=0.4)
     _separate_groups(axes, grid.geometry)

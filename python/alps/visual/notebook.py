@@ -25,15 +25,7 @@ def scores_html(scores: HeadScores) -> str:
     geometry = scores.geometry
     grid = HeadGrid.of_scores(geometry, scores[name])
     low, high = grid.limits
-    rows = (
-        (
-            layer,
-            head,
-            geometry.group_of(head, layer),
-            *(f"{array[geometry.row_of(layer), head]:.4g}" for array in scores.values()),
-        )
-        for layer, head, _ in scores.top(_TOP, name)
-    )
+    rows = (cells for _, *cells in text.ranked_cells(scores, name, scores, _TOP))
     return _block(
         f"<b>HeadScores</b> {escape(text.model(geometry))}",
         _map(grid, _BLUE, f"heads by {name}"),

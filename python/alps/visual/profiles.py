@@ -12,7 +12,7 @@ from alps.visual.figure_layout import inches_of, label_step
 from alps.visual.style import INK, PALE, SELECTED, TICK_STEPS, AxisNumbers
 
 _MANY = 2000
-"""Heads of which a vector picture holds one image in place of that many dots."""
+"""For more heads than this, a vector picture holds its dots as one image."""
 
 
 def draw_profile(axes: Axes, grid: HeadGrid, statistic: str) -> None:

@@ -101,7 +101,7 @@ def _characters(console: Console) -> str:
 def _append_characters(
     text: Text, shades: NDArray[np.float64], marked: NDArray[np.bool_], characters: str, width: int
 ) -> None:
-    *shaded, selected = characters
+    shaded, selected = characters[:-1], characters[-1]
     for shade, is_marked in zip(shades, marked, strict=True):
         if is_marked:
             text.append(selected * width, style="bold green")

@@ -1,11 +1,13 @@
 """Scores and head sets in words, for figures, reports and notebooks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from alps.compare import Pair
 from alps.geometry import Geometry
 from alps.heads import HeadSet
+from alps.scores import HeadScores
 
 _ELLIPSIS = "…"
 
@@ -57,6 +59,21 @@ def model(geometry: Geometry) -> str:
 def head_set(heads: HeadSet) -> str:
     """How many heads a set has, and how they were selected."""
     return joined(heads.report.summary, selection(heads.provenance))
+
+
+def ranked_cells(
+    scores: HeadScores, by: str, names: Iterable[str], count: int, heads: HeadSet | None = None
+) -> Iterator[list[Any]]:
+    """A row for each of the `count` best heads by a statistic, or for those that are in `heads`.
+
+    Rank, layer, head, key/value group, and the scores by the statistics of these names.
+    """
+    geometry = scores.geometry
+    for rank, (layer, head, _) in enumerate(scores.top(count, by), start=1):
+        row = geometry.row_of(layer)
+        if heads is None or heads.mask[row, head]:
+            numbers = (f"{scores[name][row, head]:.4g}" for name in names)
+            yield [rank, layer, head, geometry.group_of(head, layer), *numbers]
 
 
 def pair_cells(pair: Pair) -> tuple[str, ...]:
