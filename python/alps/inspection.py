@@ -51,7 +51,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which models store their attention.
+    """How models of some types store their attention.
 
     Attributes:
         name: Its name ("separate").

@@ -11,7 +11,7 @@ from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.scores import HeadScores
 
-Form = Literal["qkv", "product"]
+Form = statistics_table.Form
 Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
 
 
@@ -49,7 +49,7 @@ def scan(
     Identical weights score exactly 0. Results do not depend on the number of threads.
 
     Quantised weights are compared as the numbers that they stand for, so what quantisation rounded is part of
-    the scores; `provenance` then says how a side was quantised, as "base_quantisation" or "tuned_quantisation".
+    the scores; `provenance` then names the quantisation, as "base_quantisation" or "tuned_quantisation".
 
     Args:
         base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of a model

@@ -1,11 +1,13 @@
 """The statistics: their names, what they mean, and the forms that have them."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import alps._alps as _alps
 from alps.errors import ArgumentError
 
-FORMS = ("qkv", "product")
+Form = Literal["qkv", "product"]
+"""What a head's weight vector is."""
 
 STATISTICS = tuple(name for name, _, _ in _alps.STATISTICS)
 """Every statistic, in the order in which they are shown."""
@@ -50,9 +52,9 @@ def of_form(form: str) -> tuple[str, ...]:
     Raises:
         ArgumentError: There is no such form.
     """
-    if form not in FORMS:
-        raise ArgumentError(f"there is no form {form!r}; the forms are {', '.join(FORMS)}")
-    # The entries of a product are not stored, so none of them can be said to have changed.
+    if form not in get_args(Form):
+        raise ArgumentError(f"there is no form {form!r}; the forms are {', '.join(get_args(Form))}")
+    # The entries of a product are not stored, so they have no stored value that could change.
     return tuple(name for name in STATISTICS if form == "qkv" or name not in _OF_STORED_ENTRIES)
 
 

@@ -81,7 +81,7 @@ def _limits(values: NDArray[np.float64], from_zero: bool) -> tuple[float, float]
 
 
 def have_uniform_groups(geometry: Geometry) -> bool:
-    """Whether heads share keys and values, and do so in the same way in all layers."""
+    """Whether heads share keys and values, with the same groups in all layers."""
     borders = _borders(geometry)
     return geometry.heads_per_group > 1 and bool((borders == borders[:1]).all())
 
