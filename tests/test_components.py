@@ -9,7 +9,7 @@ import torch
 
 import alps
 from support import oracle
-from support.checkpoints import Tensors, write
+from support.checkpoints import Tensors, write, write_pair
 
 HEAD_SIZE = 4
 HIDDEN_SIZE = 24
@@ -61,8 +61,9 @@ def test_a_component_is_scanned_apart_from_the_others(component: Any, tmp_path: 
     heads = 3 if component == "encoder" else 6
     size = HIDDEN_SIZE // heads
     path = BART_STACKS[component][-1]
-    base = write(tmp_path / "base", BART, bart())
-    tuned = write(tmp_path / "tuned", BART, with_moved_rows(bart(), f"{path}.q_proj.weight", 2 * size, size))
+    base, tuned = write_pair(
+        tmp_path, BART, bart(), with_moved_rows(bart(), f"{path}.q_proj.weight", 2 * size, size)
+    )
     for scanned in BART_STACKS:
         scores = alps.scan(base, tuned, component=scanned)  # type: ignore[arg-type]
         assert scores.geometry.component == scanned
@@ -130,7 +131,7 @@ def test_layers_of_unequal_sizes_have_the_values_of_the_definition(tmp_path: Pat
         else tensor
         for name, tensor in before.items()
     }
-    base, tuned = write(tmp_path / "base", GEMMA, before), write(tmp_path / "tuned", GEMMA, after)
+    base, tuned = write_pair(tmp_path, GEMMA, before, after)
     scores = alps.scan(base, tuned)
     assert [sizes.key_value_heads for sizes in scores.geometry.sizes] == [2, 1, 4]
 
@@ -173,8 +174,7 @@ def test_layers_with_fewer_heads_are_padded_and_never_selected(tmp_path: Path) -
     for layer, heads in enumerate((6, 2)):
         for matrix, count in (("q", heads), ("k", 2), ("v", 2)):
             names[f"model.layers.{layer}.self_attn.{matrix}_proj.weight"] = (count * HEAD_SIZE, HIDDEN_SIZE)
-    base = write(tmp_path / "base", OF_UNEQUAL_NUMBER, weights(names))
-    tuned = write(tmp_path / "tuned", OF_UNEQUAL_NUMBER, weights(names, seed=1))
+    base, tuned = write_pair(tmp_path, OF_UNEQUAL_NUMBER, weights(names), weights(names, seed=1))
     scores = alps.scan(base, tuned)
     there = np.arange(6) < np.array([[6], [2]])
     np.testing.assert_array_equal(np.isnan(scores["wasserstein"]), ~there)
@@ -207,8 +207,9 @@ def test_prefixes_of_base_and_tuned_may_differ(prefix: str, tmp_path: Path) -> N
     }
     before = weights(names)
     after = with_moved_rows(before, "encoder.layer.0.attention.self.key.weight", 4, 4)
-    base = write(tmp_path / "base", config, before)
-    tuned = write(tmp_path / "tuned", config, {prefix + name: tensor for name, tensor in after.items()})
+    base, tuned = write_pair(
+        tmp_path, config, before, {prefix + name: tensor for name, tensor in after.items()}
+    )
     assert (alps.scan(base, tuned)["delta_norm"] > 0).tolist() == [[False, True, False, False, False, False]]
 
 

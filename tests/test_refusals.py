@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import alps
 from alps import cli
-from support.checkpoints import DTYPES, Shape, name, random_weights, write, write_zeros
+from support.checkpoints import DTYPES, Shape, name, random_weights, write, write_pair, write_zeros
 
 SHAPE = Shape(layers=2)
 WEIGHTS = "model.safetensors"
@@ -479,8 +479,9 @@ def test_weights_too_large_for_a_score(tmp_path: Path, dtype: str, form: str) ->
         key: torch.full_like(weight, largest).to(DTYPES[dtype])
         for key, weight in random_weights(SHAPE, 1).items()
     }
-    base = write(tmp_path / "base", SHAPE.config(), tensors)
-    tuned = write(tmp_path / "tuned", SHAPE.config(), {key: -weight for key, weight in tensors.items()})
+    base, tuned = write_pair(
+        tmp_path, SHAPE.config(), tensors, {key: -weight for key, weight in tensors.items()}
+    )
     if dtype == "f32" and form == "qkv":
         assert alps.scan(base, tuned)["max_delta"][0, 0] == 2 * largest
     elif dtype == "f32":

@@ -14,7 +14,7 @@ import torch
 
 import alps
 from support import oracle
-from support.checkpoints import Shape, Tensors, name, random_weights, theta, write, write_sparse
+from support.checkpoints import Shape, Tensors, name, random_weights, theta, write, write_pair, write_sparse
 from support.scores import assert_statistics
 
 MEBIBYTE = 1 << 20
@@ -188,7 +188,7 @@ def test_heads_of_a_llama_of_8_billion_parameters(tmp_path: Path, form: str) -> 
         key: (weight.float() * (1 + 0.01 * torch.randn(weight.shape, generator=generator))).bfloat16()
         for key, weight in base.items()
     }
-    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    paths = write_pair(tmp_path, shape.config(), base, tuned)
     found, read, peak = scan_apart(*paths, tmp_path / "scores", form, threads=8)
     assert read == 2 * 2 * sum(weight.numel() for weight in base.values())
     assert peak < 300 * MEBIBYTE, peak // MEBIBYTE

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 import alps
 from alps.scan import Form
 from support import oracle
-from support.checkpoints import DTYPES, Shape, Tensors, matrices, name, random_weights, theta, write
+from support.checkpoints import (
+    DTYPES,
+    Shape,
+    Tensors,
+    matrices,
+    name,
+    random_weights,
+    theta,
+    write,
+    write_pair,
+)
 from support.scores import assert_statistics
 
 TOLERANCE = {"qkv": 1e-6, "product": 1e-5}
@@ -52,7 +62,7 @@ def test_qkv_against_the_definition(
 ) -> None:
     base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(SHAPE, seed=1).items()}
     tuned = shifted(base, shift, DTYPES[dtype], seed=2)
-    paths = write(tmp_path / "base", SHAPE.config(), base), write(tmp_path / "tuned", SHAPE.config(), tuned)
+    paths = write_pair(tmp_path, SHAPE.config(), base, tuned)
     found = alps.scan(*paths, temperature=temperature, statistics=alps.STATISTICS)
     for head in (0, 3):
         theta_b, theta_t = theta(base, SHAPE, 0, head), theta(tuned, SHAPE, 0, head)
@@ -70,7 +80,7 @@ def test_product_against_the_definition(
     shape = Shape(head_size=5, hidden_size=30)
     base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(shape, seed=3).items()}
     tuned = shifted(base, shift, DTYPES[dtype], seed=4)
-    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    paths = write_pair(tmp_path, shape.config(), base, tuned)
     found = alps.scan(*paths, form="product", temperature=temperature)
     head = 2
     sides = matrices(base, shape, 0, head), matrices(tuned, shape, 0, head)
@@ -87,7 +97,7 @@ def test_long_vectors(tmp_path: Path, dtype: str, shift: float | None, temperatu
     shape = Shape(query_heads=2, key_value_heads=1, head_size=64, hidden_size=1100)
     base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(shape, 5, scale=0.03).items()}
     tuned = shifted(base, shift, DTYPES[dtype], seed=6)
-    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    paths = write_pair(tmp_path, shape.config(), base, tuned)
     names = [statistic for statistic in alps.STATISTICS if statistic != "changed"]
     found = alps.scan(*paths, temperature=temperature, statistics=names)
     for head in range(2):
@@ -108,7 +118,7 @@ def test_few_changed_entries_of_many(tmp_path: Path, dtype: str, count: int) -> 
         for weight in tuned.values():
             flat = weight.view(-1)
             flat[torch.randint(flat.numel(), (count,), generator=generator)] *= 1.05
-        paths = (write(tmp_path / side, shape.config(), of) for side, of in (("b", base), ("t", tuned)))
+        paths = write_pair(tmp_path, shape.config(), base, tuned)
         found = alps.scan(*paths, statistics=names)
         sides = theta(base, shape, 0, 0), theta(tuned, shape, 0, 0)
         assert_statistics(found, (0, 0), oracle.long_statistics(*sides), TOLERANCE["qkv"])
@@ -120,7 +130,7 @@ def test_equal_changes_of_many_entries(tmp_path: Path) -> None:
     for seed, change in enumerate(np.linspace(1e-4, 1.9e-3, 7)):
         base = {key: torch.zeros_like(weight).float() for key, weight in random_weights(shape, seed).items()}
         tuned = {key: weight + float(change) for key, weight in base.items()}
-        paths = (write(tmp_path / side, shape.config(), of) for side, of in (("b", base), ("t", tuned)))
+        paths = write_pair(tmp_path, shape.config(), base, tuned)
         expected = float(np.float32(change)) * math.sqrt(3 * 64 * 1100)
         assert alps.scan(*paths)["delta_norm"][0, 0] == pytest.approx(expected, rel=3e-7, abs=0)
 
@@ -135,7 +145,7 @@ def test_changes_that_alternate(tmp_path: Path, dtype: str) -> None:
         signs[1::2] = -1
         base[key] = weight.to(DTYPES[dtype])
         tuned[key] = (weight + 1e-3 * signs.reshape(weight.shape)).to(DTYPES[dtype])
-    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    paths = write_pair(tmp_path, shape.config(), base, tuned)
     names = [statistic for statistic in alps.STATISTICS if statistic != "changed"]
     found = alps.scan(*paths, statistics=names)
     for head in range(shape.query_heads):
@@ -147,7 +157,7 @@ def test_ten_million_entries(tmp_path: Path) -> None:
     shape = Shape(query_heads=1, key_value_heads=1, head_size=256, hidden_size=13021)
     base = {key: weight.to(torch.bfloat16) for key, weight in random_weights(shape, 7, scale=0.02).items()}
     tuned = shifted(base, 0.02, torch.bfloat16, seed=8)
-    paths = write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
+    paths = write_pair(tmp_path, shape.config(), base, tuned)
     expected = oracle.long_statistics(theta(base, shape, 0, 0), theta(tuned, shape, 0, 0))
     del expected["sorted_wasserstein"]
     assert_statistics(alps.scan(*paths), (0, 0), expected, TOLERANCE["qkv"])
@@ -223,9 +233,7 @@ def test_a_shift_common_to_all_entries_changes_no_softmax(
     """The normalisation cancels the common part, and what is left has to keep its digits."""
     base = random_weights(SMALL, seed)
     tuned = {key: weight + common for key, weight in shifted(base, noise, torch.float64, seed + 1).items()}
-    found = alps.scan(
-        write(tmp_path / "base", SMALL.config(), base), write(tmp_path / "tuned", SMALL.config(), tuned)
-    )
+    found = alps.scan(*write_pair(tmp_path, SMALL.config(), base, tuned))
     expected = oracle.statistics(theta(base, SMALL, 0, 0), theta(tuned, SMALL, 0, 0))
     # float64 weights hold the noise to about 1e-17 beside the common part.
     for statistic in ("wasserstein", "kl", "js", "cosine", "euclidean"):
@@ -261,9 +269,7 @@ def test_z_is_near_zero_for_changes_in_random_order(tmp_path: Path) -> None:
     shape = Shape(query_heads=40, key_value_heads=40, head_size=8, hidden_size=256)
     base = random_weights(shape, 11)
     tuned = shifted(base, 1e-3, torch.float64, 12)
-    found = alps.scan(
-        write(tmp_path / "base", shape.config(), base), write(tmp_path / "tuned", shape.config(), tuned)
-    )
+    found = alps.scan(*write_pair(tmp_path, shape.config(), base, tuned))
     z = found["wasserstein_z"]
     assert abs(z.mean()) < 4 / math.sqrt(z.size)
     assert 0.6 < z.std() < 1.5

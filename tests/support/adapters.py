@@ -1,4 +1,4 @@
-"""Adapters that PEFT trains, saves and merges, for the tests."""
+"""Saves adapters with PEFT, merges them with PEFT, and compares scores up to rounding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import transformers
 import alps
 
 CHANGE = 0.1
-"""How large the changes are, beside weights with a standard deviation of 0.3."""
+"""The size of the changes. The weights have a standard deviation of 0.3."""
 
 # An adapted weight is computed in float64 from a sum in float32, and rounded to float32 once; PEFT computes in
 # float32 throughout. Both are within a few units in the last place of the true one, 2^-24 of the weight each, so
@@ -29,20 +29,20 @@ def save_base(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dt
 
 
 def load(model: transformers.PreTrainedModel, folder: Path) -> Any:
-    """The saved model again, in float32 or, if it is saved so, float64."""
+    """Loads the saved model in float32, or in float64 if it is saved so."""
     wide = torch.float64 if model.dtype == torch.float64 else torch.float32
     return type(model).from_pretrained(folder, dtype=wide)
 
 
 def save_adapter(model: Any, config: peft.PeftConfig, folder: Path, seed: int = 0) -> None:
-    """Puts an adapter on the model, gives it weights as if it had been trained, and saves it."""
+    """Adds an adapter with random weights to the model, and saves it."""
     tuned = peft.get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-                # What starts at 0 makes the whole change 0; other parts keep their size.
+                # A parameter of zeros would make the whole change 0. Other parameters keep their size.
                 if not parameter.any():
                     parameter.add_(noise * CHANGE)
                 else:
@@ -51,7 +51,7 @@ def save_adapter(model: Any, config: peft.PeftConfig, folder: Path, seed: int = 
 
 
 def merge(model: Any, adapter: Path, folder: Path) -> None:
-    """Loads an adapter onto the model as PEFT does, merges it, and saves the result as it is computed."""
+    """Loads an adapter onto the model with PEFT, merges it, and saves the result in the dtype of the computation."""
     merged: Any = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
 
@@ -65,16 +65,14 @@ def edit(path: Path, changes: Mapping[str, Any]) -> None:
 
 
 def assert_same(found: alps.HeadScores, expected: alps.HeadScores) -> None:
-    """Equal but for rounding, and exactly 0 for the same heads."""
+    """Checks that scores are equal up to rounding, and exactly 0 for the same heads."""
     assert found.geometry == expected.geometry
     assert found.statistics == expected.statistics
-    # A merged weight is rounded, by half a unit of itself; the smaller the change, the larger a part of it.
+    # A merged weight is rounded by half a unit in the last place, which is larger relative to a smaller change.
     moved = expected["relative_delta"][expected["relative_delta"] > 0]
     rounding = np.finfo(np.float32).eps / moved.min() if moved.size else 0.0
     for name in found.statistics:
-        if (
-            name == "wasserstein_z"
-        ):  # a difference, of which only what is subtracted from has a relative error
+        if name == "wasserstein_z":  # a difference, so its error is not relative to its value
             np.testing.assert_allclose(found[name], expected[name], atol=1e-3)
         elif name == "changed":
             np.testing.assert_allclose(found[name], expected[name], atol=2e-3)

@@ -1,4 +1,4 @@
-"""Tiny checkpoints with known weights, written by safetensors' own writer."""
+"""Builders of small checkpoints with known weights, and of large ones that take no room on the disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's attention."""
+    """The sizes of the attention of a Llama."""
 
     layers: int = 1
     query_heads: int = 4
@@ -45,11 +45,12 @@ class Shape:
 
 
 def name(layer: int, matrix: str) -> str:
+    """Returns the name of a projection, `matrix` being "q", "k" or "v"."""
     return f"model.layers.{layer}.self_attn.{matrix}_proj.weight"
 
 
 def random_weights(shape: Shape, seed: int, scale: float = 0.05) -> Tensors:
-    """Normal weights in float64, under the names of a Llama."""
+    """Draws normal weights in float64, under the names of a Llama."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name(layer, matrix): torch.randn(rows, shape.hidden_size, generator=generator, dtype=torch.float64)
@@ -60,11 +61,16 @@ def random_weights(shape: Shape, seed: int, scale: float = 0.05) -> Tensors:
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
-    """Writes a checkpoint of one file."""
+    """Writes a checkpoint with one file of weights. Returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
+
+
+def write_pair(folder: Path, config: Mapping[str, Any], base: Tensors, tuned: Tensors) -> tuple[Path, Path]:
+    """Writes the checkpoints `base` and `tuned` of one configuration into a folder."""
+    return write(folder / "base", config, base), write(folder / "tuned", config, tuned)
 
 
 def write_sparse(
@@ -76,8 +82,8 @@ def write_sparse(
 
     Args:
         path: The file.
-        tensors: The dtype, as the format calls it, and the shape of each tensor, in the order of the file.
-        written: For some tensors, the bytes to write from some of their bytes on; all others are 0.
+        tensors: The dtype, in the words of the format, and the shape of each tensor, in the order of the file.
+        written: For some tensors, pieces of their bytes by offset. All other bytes are 0.
     """
     header, starts, end = {}, {}, 0
     for key, (dtype, shape) in tensors.items():
@@ -85,7 +91,7 @@ def write_sparse(
         end += math.prod(shape) * {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}[dtype]
         header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [starts[key], end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format's own writer aligns the data, too
+    text += b" " * (-len(text) % 8)  # the writer of safetensors aligns the data as well
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
@@ -96,29 +102,29 @@ def write_sparse(
 
 
 def write_long_pair(folder: Path) -> tuple[Path, Path]:
-    """Two checkpoints of zeros, 50 GB each by their sizes, which no scan reads in a few seconds."""
+    """Writes two checkpoints of zeros, 50 GB each by their sizes, which no scan reads in a few seconds."""
     shape = Shape(layers=1000, query_heads=32, key_value_heads=8, head_size=128, hidden_size=4096)
     return write_zeros(folder, shape)
 
 
 def write_zeros(folder: Path, shape: Shape) -> tuple[Path, Path]:
-    """Two checkpoints of zeros, which take no room on the disk."""
+    """Writes two checkpoints of zeros, which take no room on the disk."""
     tensors = {
         name(layer, matrix): ("BF16", (rows, shape.hidden_size))
         for layer in range(shape.layers)
         for matrix, rows in shape.rows().items()
     }
-    for side in ("base", "tuned"):
-        (folder / side).mkdir()
-        (folder / side / "config.json").write_text(json.dumps(shape.config()))
-        write_sparse(folder / side / "model.safetensors", tensors, {})
+    for role in ("base", "tuned"):
+        (folder / role).mkdir()
+        (folder / role / "config.json").write_text(json.dumps(shape.config()))
+        write_sparse(folder / role / "model.safetensors", tensors, {})
     return folder / "base", folder / "tuned"
 
 
 def matrices(
     tensors: Tensors, shape: Shape, layer: int, head: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Q_h, K_g and V_g of one head, float64 [head size, hidden size]."""
+    """Returns Q_h, K_g and V_g of one head, float64 [head size, hidden size]."""
     group = head * shape.key_value_heads // shape.query_heads
     found = []
     for matrix, index in (("q", head), ("k", group), ("v", group)):
@@ -128,5 +134,5 @@ def matrices(
 
 
 def theta(tensors: Tensors, shape: Shape, layer: int, head: int) -> NDArray[np.float64]:
-    """The weight vector of one head in the form `qkv`."""
+    """Returns the weight vector of one head in the form `qkv`."""
     return np.concatenate([matrix.ravel() for matrix in matrices(tensors, shape, layer, head)])

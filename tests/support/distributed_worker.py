@@ -1,4 +1,4 @@
-"""Trains tiny models in one of several processes; started by the tests of distributed training."""
+"""Trains tiny models in one of several processes. The tests of distributed training start it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FULL = StateDictOptions(full_state_dict=True)
 
 
 def shard(model: Model) -> Model:
-    """As a user would: a group for each layer, and for what is of another number format than the rest."""
+    """Shards a model as a user would: a group for each layer, and for each module with another number format."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     if model.dtype == torch.bfloat16:
         for module in model.modules():
@@ -61,20 +61,20 @@ def optimizer_of(model: Model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trainable(model), lr=1e-3, weight_decay=0.1)
 
 
-def work(way: str, model_type: str, others: str, dtype: str) -> dict[str, torch.Tensor]:
-    """The state after the training, on the first process."""
+def work(method: str, model_type: str, others: str, dtype: str) -> dict[str, torch.Tensor]:
+    """Trains a model with one method. Returns its state, complete on the first process."""
     whole = model = restricted(model_type, getattr(torch, dtype), others)
-    if way == "ddp":
+    if method == "ddp":
         model = DistributedDataParallel(model)
-    elif way.startswith("fsdp"):
+    elif method.startswith("fsdp"):
         model = whole = shard(model)
     optimizer = optimizer_of(whole)
-    accelerator = Accelerator(cpu=True) if way == "accelerate" else None
+    accelerator = Accelerator(cpu=True) if method == "accelerate" else None
     if accelerator is not None:
         model, optimizer = accelerator.prepare(model, optimizer)
     half = STEPS // 2
     steps(model, optimizer, 0, half)
-    if way == "fsdp-resumed":
+    if method == "fsdp-resumed":
         states = (
             get_model_state_dict(whole, options=FULL),
             get_optimizer_state_dict(whole, optimizer, options=FULL),

@@ -1,6 +1,6 @@
-"""Uses an installed alps the way a user would; run by the interpreter that it was installed for.
+"""Uses an installed alps as a user would.
 
-Needs nothing but alps and its dependencies.
+The interpreter that alps was installed for runs this file. It needs only alps and its dependencies.
 """
 
 import json
@@ -20,7 +20,7 @@ CHANGED = (1, 2)
 
 
 def write_pair(folder: Path) -> dict[str, float]:
-    """Writes folder/base and folder/tuned; returns what the changed head scores, by definition."""
+    """Writes folder/base and folder/tuned. Returns the scores of the changed head by their definitions."""
     random = np.random.default_rng(0)
     config = {
         "model_type": "llama",
@@ -63,7 +63,7 @@ def write_pair(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Scans, selects, saves and loads; runs the command."""
+    """Scans, selects, saves, loads and runs the command."""
     folder = Path(sys.argv[1])
     assert folder not in Path(alps.__file__).parents
     expected = write_pair(folder)

@@ -1,6 +1,6 @@
-"""Every statistic from its definition: slow, obvious, in as many digits as it takes.
+"""Computes every statistic from its definition, in as many digits as needed.
 
-Nothing here shares a trick with the code under test: the softmaxes are formed, and subtracted.
+These functions are slow and obvious. They share no method with the code under test: they subtract the two softmaxes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _DIGITS = 60
 def statistics(
     base: Weights, tuned: Weights, temperature: float = 1.0, digits: int = _DIGITS
 ) -> dict[str, float]:
-    """All statistics but `changed` of two weight vectors.
+    """Computes all statistics of two weight vectors, except `changed`.
 
     Args:
         base: theta_B, float64 of any shape.
         tuned: theta_T, of the same shape.
-        temperature: Of the softmax.
-        digits: To compute with. A value of 1e-k that comes of a difference needs more than k.
+        temperature: The temperature of the softmax.
+        digits: The number of decimal digits. A difference of 1e-k needs more than k.
     """
     with mpmath.workdps(digits):
         theta_b = [mpmath.mpf(float(weight)) for weight in base.ravel()]
@@ -37,7 +37,7 @@ def statistics(
 def product_statistics(
     base: Sequence[Weights], tuned: Sequence[Weights], temperature: float = 1.0
 ) -> dict[str, float]:
-    """The same of the form `product`, from the matrices Q_h, K_g, V_g of both sides."""
+    """Computes the same in the form `product`, from the matrices Q_h, K_g, V_g of both checkpoints."""
     with mpmath.workdps(_DIGITS):
         theta_b, theta_t = (_product(*matrices) for matrices in (base, tuned))
         return _statistics(theta_b, theta_t, temperature)
@@ -93,10 +93,10 @@ def _relative_entropy(p: list[mpmath.mpf], q: list[mpmath.mpf]) -> mpmath.mpf:
 
 
 def long_statistics(base: Weights, tuned: Weights, temperature: float = 1.0) -> dict[str, float]:
-    """Statistics of long weight vectors, in extended precision.
+    """Computes the statistics of long weight vectors in extended precision.
 
-    80-bit numbers lose what a plain difference of softmaxes cancels, so this forms the difference from
-    the differences of the weights; `statistics` is the check on it.
+    80-bit numbers are not precise enough for the difference of two softmaxes, so the difference is computed from the
+    differences of the weights. A test compares this function with `statistics`.
     """
     theta = base.ravel().astype(np.longdouble)
     delta = tuned.ravel().astype(np.longdouble) - theta

@@ -1,7 +1,7 @@
-"""Quantised weights under the names that each quantiser saves, with the weights that they stand for.
+"""Quantises weights, and returns the tensors that each quantiser saves with the weights that they stand for.
 
-Where a quantiser runs on a CPU, it does the work and says itself what its tensors mean; the packings of GPTQ, AWQ
-and blocks of FP8 are written here from their published definitions.
+A quantiser that runs on a CPU quantises and dequantises itself. The packings of GPTQ, AWQ and blocks of FP8 are
+implemented here from their published definitions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ if sys.version_info >= (3, 11):
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, dequantize
 
 Module = tuple[dict[str, torch.Tensor], torch.Tensor]
-"""Tensors by what follows the module's name and a dot; the weights they stand for, float32 [out, in]."""
+"""The tensors, by their names after that of the module; the weights they stand for, float32 [out, in]."""
 
 
 @dataclass(frozen=True)
 class Quantiser:
-    """One way to store weights.
+    """A quantised format.
 
     Attributes:
         quantise: Quantises float32 [out, in].
-        config: What `quantization_config` says of it.
-        scheme: What the scan calls it.
-        exact: Whether the weights are those of the quantiser to the last bit. Elsewhere products are rounded
-            in another order.
+        config: Its `quantization_config`.
+        scheme: Its name in the provenance of a scan.
+        exact: Whether alps reads exactly the weights of the quantiser. If not, products are rounded in another order.
     """
 
     quantise: Callable[[torch.Tensor], Module]
@@ -47,7 +46,7 @@ class Quantiser:
 
 
 def _blocks(values: torch.Tensor, block: tuple[int, int], shape: torch.Size) -> torch.Tensor:
-    """A number for each block, spread over the blocks."""
+    """Repeats the number of each block over its entries."""
     spread = values.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
     return spread[: shape[0], : shape[1]]
 

@@ -17,7 +17,7 @@ NULL_SPREAD = math.sqrt(7 / 60 - math.pi / 32)
 
 
 def small_geometry(**changes: Any) -> Geometry:
-    """Three layers, the second without attention; four heads that share two groups."""
+    """Makes a geometry of three layers with attention, each with four heads in two groups."""
     fields: dict[str, Any] = {
         "model_type": "llama",
         "layout": "separate",
@@ -32,7 +32,7 @@ def small_geometry(**changes: Any) -> Geometry:
 
 
 def small_scores() -> HeadScores:
-    """Distinct scores, and a few that are not numbers."""
+    """Makes distinct scores, one of which is not a number."""
     wasserstein = np.array([[0.1, 0.9, 0.8, 0.2], [0.7, 0.3, 0.0, 0.6], [0.25, 0.35, 0.15, 0.05]])
     z = wasserstein.copy()
     z[0, 1] = np.nan
@@ -69,7 +69,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
 
 @st.composite
 def scores(draw: st.DrawFn, ties: bool = True) -> HeadScores:
-    """Scores by "wasserstein"; without ties they are all different numbers."""
+    """Draws scores by "wasserstein". Without ties, they are all different numbers."""
     geometry = draw(geometries())
     if ties:
         number = st.one_of(st.integers(-2, 2).map(float), st.floats())

@@ -1,4 +1,4 @@
-"""Tiny random models of every model type of transformers: the shapes of the real ones, a thousandth of their size."""
+"""Builds tiny random models of every model type of transformers, with the structure of the real ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: a long list that is easy to read."""
+    """Splits a text into words, so that a long list is easy to read."""
     return text.split()
 
 
@@ -41,7 +41,7 @@ HEAD_SIZE = 16
 HIDDEN_SIZE = 48
 VOCABULARY = 96
 _LARGEST = 64_000_000
-"""Parameters of a model that still counts as tiny."""
+"""The largest number of parameters of a tiny model."""
 _MOST_LAYERS = 8
 
 _LAYER_KEYS = words(
@@ -210,7 +210,7 @@ _FILLED = {
     "num_shared_experts",
     "num_experts_per_tok",
 }
-"""Keys that some configurations leave empty but their models need."""
+"""Keys that some configurations leave empty although their models need them."""
 
 _TIME_SERIES = {"prediction_length": 8, "context_length": 16}
 _MAMBA = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_n_groups": 1}
@@ -276,29 +276,31 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "vitmatte": {"fusion_hidden_sizes": [16, 8, 8, 4], "convstream_hidden_sizes": [8, 8, 8]},
     "zamba": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4},
 }
-"""What a type needs beyond the general rules."""
+"""Values that a type needs beyond the general rules."""
 
 
 Attempt = tuple[int, bool]
-"""How odd the sizes are, and whether keys are filled that the default leaves empty.
+"""A choice of sizes, and whether keys are filled that the default leaves empty.
 
-0 gives sizes that tell everything apart; 2 heads that fill the hidden size, without groups; 3 powers of two; 4 the
-sizes of the real model, with fewer layers.
+0: sizes that all differ. 2: heads that fill the hidden size, without groups. 3: powers of two. 4: the sizes of the real
+model, with fewer layers.
 """
-ATTEMPTS: tuple[Attempt, ...] = tuple((oddness, fill) for oddness in (0, 2, 3, 4) for fill in (False, True))
+ATTEMPTS: tuple[Attempt, ...] = tuple(
+    (sizes_choice, fill) for sizes_choice in (0, 2, 3, 4) for fill in (False, True)
+)
 
 
-def _sizes(oddness: int, tower: bool) -> dict[str, int]:
-    if oddness >= 4:
+def _sizes(sizes_choice: int, tower: bool) -> dict[str, int]:
+    if sizes_choice >= 4:
         return dict.fromkeys(_VOCABULARY_KEYS, VOCABULARY)
     sizes = dict(_SIZES)
-    if tower and oddness == 0:
+    if tower and sizes_choice == 0:
         sizes |= _TOWER_SIZES
-    if oddness >= 2:
+    if sizes_choice >= 2:
         sizes |= dict.fromkeys(_HEAD_SIZE_KEYS, HIDDEN_SIZE // HEADS)
         sizes |= dict.fromkeys(_GROUP_KEYS, HEADS)
         sizes |= {"v_head_dim": 8, "qk_nope_head_dim": 8}
-    if oddness >= 3:
+    if sizes_choice >= 3:
         sizes |= dict.fromkeys((*_HEAD_KEYS, *_GROUP_KEYS), 4)
         sizes |= dict.fromkeys(_HEAD_SIZE_KEYS, 16)
         sizes |= dict.fromkeys((*_WIDTH_KEYS, *_INNER_KEYS), 64)
@@ -306,7 +308,7 @@ def _sizes(oddness: int, tower: bool) -> dict[str, int]:
 
 
 def _kinds(config: transformers.PretrainedConfig) -> list[str]:
-    """The kinds of the layers of a small copy that has each kind; empty where there are no kinds."""
+    """Returns the kinds of layers of a small model that has each kind; empty if the type has no kinds."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
     if not all(isinstance(kind, str) for kind in kinds):
         return []
@@ -324,19 +326,19 @@ def _is_count(value: object) -> bool:
 
 
 def _small_values(config: transformers.PretrainedConfig, attempt: Attempt, tower: bool) -> dict[str, Any]:
-    """The arguments that make a configuration of this kind small, without its parts."""
-    oddness, fill = attempt
+    """Returns the arguments of a small configuration of this kind, without its subconfigurations."""
+    sizes_choice, fill = attempt
     known = {
         key: value
         for key, value in vars(config).items()
         if not key.startswith("_") and not isinstance(value, transformers.PretrainedConfig)
     }
-    sizes = _sizes(oddness, tower)
+    sizes = _sizes(sizes_choice, tower)
     kinds = _kinds(config)
     layers = len(kinds) or LAYERS
     if known.get("num_kv_shared_layers"):
         sizes["num_kv_shared_layers"] = layers // 3
-    if "kv_lora_rank" in known and oddness < 4:  # latent attention has no groups
+    if "kv_lora_rank" in known and sizes_choice < 4:  # latent attention has no groups
         sizes |= dict.fromkeys(_GROUP_KEYS, sizes["num_attention_heads"])
         if known.get("head_dim") == known.get("qk_rope_head_dim"):
             sizes["head_dim"] = sizes["qk_rope_head_dim"]
@@ -348,10 +350,10 @@ def _small_values(config: transformers.PretrainedConfig, attempt: Attempt, tower
         if key in _LAYER_KEYS and _is_count(value):
             values[key] = value if "depths" in known else min(value, layers)
         elif key in sizes and _is_count(value) and value > 0:
-            values[key] = sizes[key] if tower and oddness == 0 else min(sizes[key], value)
+            values[key] = sizes[key] if tower and sizes_choice == 0 else min(sizes[key], value)
         elif key in sizes and value is None and fill and key in _FILLED:
             values[key] = sizes[key]
-        elif key in _IMAGE_SIZES and _is_count(value) and oddness < 4:
+        elif key in _IMAGE_SIZES and _is_count(value) and sizes_choice < 4:
             values[key] = min(value, _IMAGE_SIZES[key])
         elif key in _LAYER_INDICES and _is_count(value):
             values[key] = min(value, layers - 1)
@@ -363,7 +365,7 @@ def _small_values(config: transformers.PretrainedConfig, attempt: Attempt, tower
             values[key] = kinds
         elif key.endswith(("token_id", "token_index")) and _is_count(value) and value >= VOCABULARY:
             values[key] = 1 if key.endswith("id") else 4
-        elif key in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and oddness < 4:
+        elif key in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and sizes_choice < 4:
             values[key] = _rotary(value, sizes, has_head_size=_is_count(known.get("head_dim")))
         elif (
             before > layers
@@ -376,7 +378,7 @@ def _small_values(config: transformers.PretrainedConfig, attempt: Attempt, tower
 
 
 def _rotary(value: dict[str, Any], sizes: dict[str, int], has_head_size: bool) -> dict[str, Any]:
-    """Rotary parameters with their sections scaled to the smaller head."""
+    """Scales the sections of rotary parameters to the smaller head."""
     size = sizes["head_dim"] if has_head_size else sizes["hidden_size"] // sizes["num_attention_heads"]
     half = int(size // 2 * value.get("partial_rotary_factor", 1))
     section = value.get("mrope_section")
@@ -405,7 +407,7 @@ def _is_text(name: str) -> bool:
 
 
 def _small(default: transformers.PretrainedConfig, attempt: Attempt, tower: bool = False) -> Any:
-    """A small configuration of this kind, and of all its parts."""
+    """Makes a small configuration of this kind, with small subconfigurations."""
     values = _small_values(default, attempt, tower)
     parts = {
         name.removeprefix("_"): part
@@ -435,7 +437,7 @@ _AUTO_ORDER = (
 
 
 def model_classes(config: transformers.PretrainedConfig) -> Iterator[type[transformers.PreTrainedModel]]:
-    """The classes that take this configuration, the one with the most in it first."""
+    """Yields the classes that take this configuration, the most complete one first."""
     kind = type(config)
     seen: list[Any] = []
     others = [name for name in vars(modeling_auto) if name.startswith("MODEL_") and name.endswith("_MAPPING")]
@@ -464,18 +466,16 @@ def model_classes(config: transformers.PretrainedConfig) -> Iterator[type[transf
 
 
 def build(model_type: str, attempts: Iterable[Attempt] = ATTEMPTS) -> Any:
-    """A tiny model of this type with random weights, the same every time; the first attempt that works.
-
-    A model of several towers gets a small one of each.
+    """Builds a tiny model of this type with the first attempt that works. Its random weights are always the same.
 
     Raises:
-        ValueError: There is none; with what went wrong at each attempt.
+        ValueError: No attempt works. The message has the error of each attempt.
     """
     errors: list[str] = []
     for attempt in attempts:
         try:
             config = _small(CONFIG_MAPPING[model_type](), attempt)
-        except Exception as error:  # whatever a configuration class thinks of our sizes
+        except Exception as error:  # a configuration class may raise anything for these sizes
             errors.append(f"{attempt}: {_text(error)}")
             continue
         for model_class in model_classes(config):
@@ -483,12 +483,10 @@ def build(model_type: str, attempts: Iterable[Attempt] = ATTEMPTS) -> Any:
                 model = _random(model_class, config)
             except ImportError as error:
                 raise ValueError(str(error).strip().splitlines()[0]) from None
-            except Exception as error:  # whatever a model class thinks of them
+            except Exception as error:  # so may a model class
                 errors.append(f"{attempt}, {model_class.__name__}: {_text(error)}")
                 continue
-            for (
-                parameter
-            ) in model.parameters():  # larger than at the start of a training: every head must matter
+            for parameter in model.parameters():  # larger than initial weights, so that every head matters
                 if parameter.dim() > 1:
                     torch.nn.init.normal_(parameter, std=0.1)
             return model.eval()
@@ -506,19 +504,19 @@ def _random(model_class: type[transformers.PreTrainedModel], config: transformer
                 parameter.numel()
                 for parameter in model_class._from_config(copy.deepcopy(config)).parameters()
             ]
-        except RuntimeError:  # some compute something when they are made
+        except RuntimeError:  # some models compute with their weights when they are built
             sizes = []
     if sum(sizes) > _LARGEST:
         raise ValueError(f"{sum(sizes):,} parameters are too many")
     torch.manual_seed(0)
     try:
         return model_class._from_config(copy.deepcopy(config), attn_implementation="eager")
-    except ValueError:  # it takes no other implementation than its own
+    except ValueError:  # the model supports only its own implementation
         return model_class._from_config(copy.deepcopy(config))
 
 
 def tiny(model_type: str) -> tuple[transformers.PreTrainedModel, transformers.PretrainedConfig]:
-    """A tiny model of this type and its configuration: 3 layers, 6 heads, where the type has groups 2 of them."""
+    """Builds a tiny model and its configuration: 3 layers, 6 heads, and 2 groups if the type has groups."""
     model = build(model_type)
     for parameter in model.parameters():
         if parameter.dim() > 1:
