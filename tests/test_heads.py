@@ -109,7 +109,7 @@ def test_sets_of_two_geometries_are_refused_with_what_differs() -> None:
         with pytest.raises(ArgumentError, match="layers 0, 2-3 and 0-3, head_size 2 and 8"):
             combine(small_set(), other)
     with pytest.raises(TypeError):
-        small_set() | set(PAIRS)
+        small_set() | set(PAIRS)  # type: ignore[arg-type]
 
 
 @given(heads=head_sets())
