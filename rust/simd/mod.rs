@@ -85,21 +85,14 @@ impl Instructions {
             ),
         }
     }
-
-    /// Runs ordinary loops, which the compiler vectorises for this set.
-    #[inline]
-    pub(crate) fn run_loops<Output>(self, loops: impl FnOnce() -> Output) -> Output {
-        self.run(Loops(loops))
-    }
 }
 
-struct Loops<F>(F);
-
-impl<Output, F: FnOnce() -> Output> Kernel for Loops<F> {
+/// Ordinary loops, which the compiler vectorises for each set.
+impl<Output, Loops: FnOnce() -> Output> Kernel for Loops {
     type Output = Output;
 
     #[inline(always)]
     fn run<S: Vectors>(self, _: S) -> Output {
-        (self.0)()
+        self()
     }
 }

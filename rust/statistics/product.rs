@@ -7,10 +7,10 @@
 //!
 //! dM = dK V_T^T + K_B dV^T,  dP = dQ^T M_T + Q_B^T dM.
 //!
-//! The matrices are decoded [`TILE`] columns at a time, so that each is held in memory only as stored bytes.
+//! The matrices are decoded a few hundred columns at a time, so that each is held in memory only as stored bytes.
 //!
 //! Large heads are multiplied in `f32`, whose rounding errors average out over the many entries unless changes cancel
-//! over and over; that takes half the time, and the multiplications take nearly all of it. Small heads, and weights so
+//! over and over. That halves the time of the multiplications, which take nearly all of it. Small heads, and weights so
 //! large or small that a product could leave the range of `f32`, are multiplied in `f64`.
 
 use std::ops::Range;
@@ -102,8 +102,9 @@ impl KeyValueProduct {
 #[derive(Debug)]
 pub struct HeadProduct {
     instructions: Instructions,
-    in_f32: ThetaMatrices<f32>,
-    in_f64: ThetaMatrices<f64>,
+    /// theta, and the decoded query matrix.
+    in_f32: [Matrices<f32>; 2],
+    in_f64: [Matrices<f64>; 2],
     /// Whether theta was computed in `f32`.
     is_f32: bool,
 }
@@ -117,7 +118,7 @@ impl HeadProduct {
 
     /// Frees the memory of theta, which the matrices of the next group need.
     pub fn free(&mut self) {
-        (self.in_f32.theta, self.in_f64.theta) = Default::default();
+        (self.in_f32[0], self.in_f64[0]) = Default::default();
     }
 
     /// Multiplies the query matrix of a head with the product of its group.
@@ -126,18 +127,17 @@ impl HeadProduct {
         query: &HeadMatrix,
         KeyValueProduct(shared): &KeyValueProduct,
     ) -> Result<(), NonFiniteEntry> {
-        self.is_f32 = match shared {
+        let Self { instructions, in_f32, in_f64, is_f32 } = self;
+        *is_f32 = match shared {
             Multiplied::F32(shared) if query.fits_f32() => {
-                self.in_f32.multiply(query, shared, self.instructions)?
+                multiply_head(query, shared, in_f32, *instructions)?
             }
             _ => false,
         };
-        if !self.is_f32 {
+        if !*is_f32 {
             match shared {
-                Multiplied::F32(shared) => {
-                    self.in_f64.multiply(query, &shared.to_f64(), self.instructions)?
-                }
-                Multiplied::F64(shared) => self.in_f64.multiply(query, shared, self.instructions)?,
+                Multiplied::F32(shared) => multiply_head(query, &shared.to_f64(), in_f64, *instructions)?,
+                Multiplied::F64(shared) => multiply_head(query, shared, in_f64, *instructions)?,
             };
         }
         Ok(())
@@ -146,10 +146,10 @@ impl HeadProduct {
     /// theta of the head that was computed last.
     pub fn weight_vector(&self) -> WeightVector<'_> {
         if self.is_f32 {
-            let Matrices { base, delta, .. } = &self.in_f32.theta;
+            let Matrices { base, delta, .. } = &self.in_f32[0];
             WeightVector::F32 { base, delta }
         } else {
-            let Matrices { base, delta, .. } = &self.in_f64.theta;
+            let Matrices { base, delta, .. } = &self.in_f64[0];
             WeightVector::F64 { base, delta }
         }
     }
@@ -196,41 +196,32 @@ fn multiply_group<R: Real>(
     Ok((Matrices { base, tuned, delta }, fits::<R>(&of_key) && fits::<R>(&of_value)))
 }
 
-/// theta of a head, and the memory that its query matrix is decoded into.
-#[derive(Debug, Default)]
-struct ThetaMatrices<R> {
-    theta: Matrices<R>,
-    query: Matrices<R>,
-}
-
-impl<R: Real> ThetaMatrices<R> {
-    /// Computes theta, and returns whether numbers of type `R` have the range for it.
-    fn multiply(
-        &mut self,
-        query: &HeadMatrix,
-        shared: &Matrices<R>,
-        instructions: Instructions,
-    ) -> Result<bool, NonFiniteEntry> {
-        let Self { theta, query: decoded } = self;
-        let value_size = shared.base.len() / query.rows();
-        for entries in [&mut theta.base, &mut theta.delta] {
-            entries.clear();
-            entries.resize(query.columns * value_size, R::default());
-        }
-        let mut magnitudes = Magnitudes::default();
-        for tile in tiles(query.columns) {
-            magnitudes.merge(decoded.decode_tile(query, &tile, instructions)?);
-            let rows = tile.start * value_size..tile.end * value_size;
-            let add = |out: &mut [R], left: &[R], right: &[R]| {
-                let left = Factor::transposed(left, tile.len());
-                add_product(out, tile.len(), value_size, left, Factor::new(right, value_size));
-            };
-            add(&mut theta.base[rows.clone()], &decoded.base, &shared.base);
-            add(&mut theta.delta[rows.clone()], &decoded.delta, &shared.tuned);
-            add(&mut theta.delta[rows], &decoded.base, &shared.delta);
-        }
-        Ok(fits::<R>(&magnitudes))
+/// Computes theta of a head, and returns whether numbers of type `R` have the range for it. The query matrix is decoded
+/// into `decoded`.
+fn multiply_head<R: Real>(
+    query: &HeadMatrix,
+    shared: &Matrices<R>,
+    [theta, decoded]: &mut [Matrices<R>; 2],
+    instructions: Instructions,
+) -> Result<bool, NonFiniteEntry> {
+    let value_size = shared.base.len() / query.rows();
+    for entries in [&mut theta.base, &mut theta.delta] {
+        entries.clear();
+        entries.resize(query.columns * value_size, R::default());
     }
+    let mut magnitudes = Magnitudes::default();
+    for tile in tiles(query.columns) {
+        magnitudes.merge(decoded.decode_tile(query, &tile, instructions)?);
+        let rows = tile.start * value_size..tile.end * value_size;
+        let add = |out: &mut [R], left: &[R], right: &[R]| {
+            let left = Factor::transposed(left, tile.len());
+            add_product(out, tile.len(), value_size, left, Factor::new(right, value_size));
+        };
+        add(&mut theta.base[rows.clone()], &decoded.base, &shared.base);
+        add(&mut theta.delta[rows.clone()], &decoded.delta, &shared.tuned);
+        add(&mut theta.delta[rows], &decoded.base, &shared.delta);
+    }
+    Ok(fits::<R>(&magnitudes))
 }
 
 /// Whether numbers of type `R` have the range for products of matrices of these magnitudes.
@@ -412,7 +403,7 @@ mod tests {
             let shared = KeyValueProduct::new(&matrix(1), &matrix(2), Instructions::best()).unwrap();
             let mut product = HeadProduct::new(Instructions::best());
             prop_assert!(product.compute(&matrix(0), &shared).is_ok());
-            let Matrices { base: found, delta: found_delta, .. } = &product.in_f64.theta;
+            let Matrices { base: found, delta: found_delta, .. } = &product.in_f64[0];
             let base = definition(&q.0, &k.0, &v.0, width);
             let tuned = definition(&q.1, &k.1, &v.1, width);
             prop_assert_eq!(found.len(), base.len());

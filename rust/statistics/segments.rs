@@ -13,8 +13,8 @@
 
 use super::block::{BLOCK, SEGMENT, SEGMENTS};
 use super::sign_bounds::SegmentPath;
+use crate::simd::Instructions;
 use crate::simd::real::Real;
-use crate::simd::{Instructions, Kernel, Vectors};
 
 /// The sums of each segment of one block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,14 +53,14 @@ pub(crate) struct SegmentSums {
 }
 
 /// D = U - ratio C of one head, block after block of its weight vectors.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct RunningDifference {
     pub(crate) ratio: f64,
     /// U and C before the current weight vector.
     u: f64,
     c: f64,
     /// D before each segment of the current block, and after the block.
-    before: [f64; SEGMENTS],
+    pub(crate) before: [f64; SEGMENTS],
     after: f64,
     /// Bit i tells whether D may change its sign within segment i of the block.
     undecided: u8,
@@ -71,15 +71,7 @@ pub(crate) struct RunningDifference {
 impl RunningDifference {
     /// D before the first entry, given the ratio of the totals of u and c.
     pub(crate) fn new(ratio: f64) -> Self {
-        Self {
-            ratio,
-            u: 0.0,
-            c: 0.0,
-            before: [0.0; SEGMENTS],
-            after: 0.0,
-            undecided: 0,
-            areas: [0.0; SEGMENTS],
-        }
+        Self { ratio, ..Self::default() }
     }
 
     /// The sum of |D| over all entries so far.
@@ -96,12 +88,6 @@ impl RunningDifference {
     #[inline(always)]
     pub(crate) fn is_undecided(&self, segment: usize) -> bool {
         self.undecided >> segment & 1 == 1
-    }
-
-    /// D before a segment of the block.
-    #[inline(always)]
-    pub(crate) fn before(&self, segment: usize) -> f64 {
-        self.before[segment]
     }
 
     /// Adds sums of |D|.
@@ -124,10 +110,10 @@ impl SegmentSums {
     #[inline]
     pub(crate) fn push(&mut self, mut block: BlockSegments) {
         let [mut u, mut c] = self.totals();
-        for (of_u, of_c) in block.u.iter_mut().zip(&mut block.c) {
-            u += *of_u;
-            c += *of_c;
-            (*of_u, *of_c) = (u, c);
+        for (u_total, c_total) in block.u.iter_mut().zip(&mut block.c) {
+            u += *u_total;
+            c += *c_total;
+            (*u_total, *c_total) = (u, c);
         }
         self.blocks.push(block);
     }
@@ -142,13 +128,53 @@ impl SegmentSums {
     /// and marks the others undecided.
     pub(crate) fn pass_block(
         &self,
-        block: usize,
+        index: usize,
         valid: usize,
         heads: &mut [RunningDifference],
         instructions: Instructions,
     ) {
-        let c_before = block.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[SEGMENTS - 1]);
-        instructions.run(PassBlock { block: &self.blocks[block], c_before, valid, heads });
+        let c_before = index.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[SEGMENTS - 1]);
+        instructions.run(
+            #[inline(always)]
+            || {
+                let mut inside = [SEGMENT as f64; SEGMENTS];
+                if valid < BLOCK {
+                    for (place, inside) in inside.iter_mut().enumerate() {
+                        *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
+                    }
+                }
+                // The copy cannot alias the heads.
+                let block = self.blocks[index];
+                let c_before = shift_in(block.c, c_before);
+                let c_norm = block.cc.sqrt();
+                for head in heads {
+                    let ratio = head.ratio;
+                    let mut after = [0.0; SEGMENTS];
+                    for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
+                        *after = (head.u + u) - ratio * (head.c + c);
+                    }
+                    let before = shift_in(after, head.after);
+                    let (mut undecided, mut areas) = (0u8, head.areas);
+                    for place in 0..SEGMENTS {
+                        let area = inside[place] * before[place]
+                            + (block.u_area[place] - ratio * block.c_area[place]);
+                        let path = SegmentPath {
+                            before: before[place],
+                            after: after[place],
+                            mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
+                            uu: block.uu[place],
+                            drift: ratio.abs() * (block.c[place] - c_before[place]),
+                            drift_norm: ratio.abs() * c_norm,
+                        };
+                        let keeps_sign = path.keeps_sign();
+                        undecided |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
+                        areas[place] += if keeps_sign { area.abs() } else { 0.0 };
+                    }
+                    (head.before, head.after, head.undecided, head.areas) =
+                        (before, after[SEGMENTS - 1], undecided, areas);
+                }
+            },
+        );
     }
 
     /// Takes heads on to the next weight vector.
@@ -157,59 +183,6 @@ impl SegmentSums {
         for head in heads {
             head.u += u;
             head.c += c;
-        }
-    }
-}
-
-struct PassBlock<'a> {
-    block: &'a BlockSegments,
-    /// The sum of c over the blocks before.
-    c_before: f64,
-    valid: usize,
-    heads: &'a mut [RunningDifference],
-}
-
-impl Kernel for PassBlock<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Vectors>(self, _: S) {
-        let Self { block, c_before, valid, heads } = self;
-        let mut inside = [SEGMENT as f64; SEGMENTS];
-        if valid < BLOCK {
-            for (place, inside) in inside.iter_mut().enumerate() {
-                *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
-            }
-        }
-        // The copy cannot alias the heads.
-        let block = *block;
-        let c_before = shift_in(block.c, c_before);
-        let c_norm = block.cc.sqrt();
-        for head in heads {
-            let ratio = head.ratio;
-            let mut after = [0.0; SEGMENTS];
-            for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
-                *after = (head.u + u) - ratio * (head.c + c);
-            }
-            let before = shift_in(after, head.after);
-            let (mut undecided, mut areas) = (0u8, head.areas);
-            for place in 0..SEGMENTS {
-                let area =
-                    inside[place] * before[place] + (block.u_area[place] - ratio * block.c_area[place]);
-                let path = SegmentPath {
-                    before: before[place],
-                    after: after[place],
-                    mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
-                    uu: block.uu[place],
-                    drift: ratio.abs() * (block.c[place] - c_before[place]),
-                    drift_norm: ratio.abs() * c_norm,
-                };
-                let keeps_sign = path.keeps_sign();
-                undecided |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
-                areas[place] += if keeps_sign { area.abs() } else { 0.0 };
-            }
-            (head.before, head.after, head.undecided, head.areas) =
-                (before, after[SEGMENTS - 1], undecided, areas);
         }
     }
 }

@@ -1,13 +1,12 @@
 //! W1 between the values of theta_B and of theta_T in any order: the mean of |sorted theta_T - sorted theta_B|.
 
 use super::weight_vector::{StoredWeights, WeightVector, for_each_entry};
-use crate::number_format::Dtype;
 
 /// The distance between the values of theta_B and those of theta_T.
 pub(super) fn distance(vectors: &[WeightVector]) -> f64 {
     let entries: usize = vectors.iter().map(WeightVector::entries).sum();
-    let sum = match (Counts::of(vectors, |base, _| base), Counts::of(vectors, |_, tuned| tuned)) {
-        (Some(base), Some(tuned)) => base.sum_of_distances(&tuned),
+    let sum = match (counts(vectors, |base, _| base), counts(vectors, |_, tuned| tuned)) {
+        (Some(base), Some(tuned)) => sum_of_distances(base, tuned),
         _ => by_sorting(vectors, entries),
     };
     sum / entries as f64
@@ -24,70 +23,55 @@ fn by_sorting(vectors: &[WeightVector], entries: usize) -> f64 {
     base.iter().zip(&tuned).map(|(base, tuned)| (tuned - base).abs()).sum()
 }
 
-/// How often each number of a 16-bit format occurs: a hundred times faster than to sort a million numbers.
-struct Counts {
-    /// The count of each bit pattern.
-    counts: Vec<u32>,
-    dtype: Dtype,
+/// Counts how often each number of one checkpoint occurs, in ascending order; `None` unless all are stored in one
+/// 16-bit format. That is a hundred times faster than to sort a million numbers.
+fn counts<'a>(
+    vectors: &[WeightVector<'a>],
+    choose: fn(StoredWeights<'a>, StoredWeights<'a>) -> StoredWeights<'a>,
+) -> Option<Vec<(f64, u64)>> {
+    let (mut counts, mut common) = (vec![0_u64; 1 << 16], None);
+    for vector in vectors {
+        let WeightVector::Stored { base, tuned } = *vector else { return None };
+        let StoredWeights { dtype, bytes } = choose(base, tuned);
+        if dtype.size() != 2 || *common.get_or_insert(dtype) != dtype {
+            return None;
+        }
+        for bits in bytes.as_chunks().0 {
+            counts[usize::from(u16::from_le_bytes(*bits))] += 1;
+        }
+    }
+    let dtype = common?;
+    // The bit patterns of negative numbers come last, the largest number first.
+    let ascending = (0x8000..=0xffff).rev().chain(0..0x8000).map(|bits: u16| {
+        (StoredWeights { dtype, bytes: &bits.to_le_bytes() }.entry(0), counts[usize::from(bits)])
+    });
+    Some(ascending.filter(|(_, count)| *count > 0).collect())
 }
 
-impl Counts {
-    /// Counts the weights of one checkpoint; `None` unless all have one 16-bit format.
-    fn of<'a>(
-        vectors: &[WeightVector<'a>],
-        choose: fn(StoredWeights<'a>, StoredWeights<'a>) -> StoredWeights<'a>,
-    ) -> Option<Self> {
-        let mut counts: Option<Self> = None;
-        for vector in vectors {
-            let WeightVector::Stored { base, tuned } = *vector else { return None };
-            let stored = choose(base, tuned);
-            let counts = counts.get_or_insert_with(|| Self { counts: vec![0; 1 << 16], dtype: stored.dtype });
-            if stored.dtype.size() != 2 || stored.dtype != counts.dtype {
-                return None;
-            }
-            for bytes in stored.bytes.as_chunks().0 {
-                counts.counts[usize::from(u16::from_le_bytes(*bytes))] += 1;
-            }
+fn sum_of_distances(base: Vec<(f64, u64)>, tuned: Vec<(f64, u64)>) -> f64 {
+    let (mut base, mut tuned) = (base.into_iter(), tuned.into_iter());
+    let (mut next_base, mut next_tuned) = (base.next(), tuned.next());
+    let mut sum = 0.0;
+    while let (Some((value, count)), Some((other, other_count))) = (&mut next_base, &mut next_tuned) {
+        let matched = (*count).min(*other_count);
+        sum += matched as f64 * (*value - *other).abs();
+        *count -= matched;
+        *other_count -= matched;
+        let (base_is_used, tuned_is_used) = (*count == 0, *other_count == 0);
+        if base_is_used {
+            next_base = base.next();
         }
-        counts
-    }
-
-    /// Each number that occurs, with its count, in ascending order.
-    fn ascending(&self) -> impl Iterator<Item = (f64, u64)> {
-        // The bit patterns of negative numbers come last, the largest number first.
-        let bits = (0x8000..=0xffff).rev().chain(0..0x8000);
-        bits.filter(|bits| self.counts[usize::from(*bits)] > 0).map(|bits: u16| {
-            let bytes = bits.to_le_bytes();
-            let value = StoredWeights { dtype: self.dtype, bytes: &bytes }.entry(0);
-            (value, u64::from(self.counts[usize::from(bits)]))
-        })
-    }
-
-    fn sum_of_distances(&self, other: &Self) -> f64 {
-        let (mut ours, mut others) = (self.ascending(), other.ascending());
-        let (mut our, mut their) = (ours.next(), others.next());
-        let mut sum = 0.0;
-        while let (Some((value, count)), Some((other, other_count))) = (&mut our, &mut their) {
-            let pairs = (*count).min(*other_count);
-            sum += pairs as f64 * (*value - *other).abs();
-            *count -= pairs;
-            *other_count -= pairs;
-            if *count == 0 {
-                our = ours.next();
-                if *other_count == 0 {
-                    their = others.next();
-                }
-            } else {
-                their = others.next();
-            }
+        if tuned_is_used {
+            next_tuned = tuned.next();
         }
-        sum
     }
+    sum
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::number_format::Dtype;
     use proptest::prelude::*;
 
     /// Without the top bit of the exponent, the same bit in both formats, no number is infinite or NaN.

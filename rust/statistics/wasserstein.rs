@@ -70,11 +70,11 @@ impl<E: BlockEntries, const X: usize, const K: usize> Kernel for UndecidedAreas<
                 },
             );
             for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
-                let mut path = Path::new(simd, head, segment);
+                let mut difference = DifferenceLanes::new(simd, head, segment);
                 for (step, terms) in steps.clone().zip(&all_terms) {
-                    path.add(*terms, valid, step);
+                    difference.add(*terms, valid, step);
                 }
-                head.add_areas(path.areas.to_array());
+                head.add_areas(difference.areas.to_array());
             }
         }
     }
@@ -87,19 +87,19 @@ fn u_and_c<N: Lanes, const X: usize, const K: usize>(entries: Entries<N>) -> (N,
 }
 
 /// D of one head within a segment, step after step.
-struct Path<N> {
+struct DifferenceLanes<N> {
     negative_ratio: N,
     before: N,
     /// The sum of |D| so far, lane by lane.
     areas: N,
 }
 
-impl<N: Lanes> Path<N> {
+impl<N: Lanes> DifferenceLanes<N> {
     #[inline(always)]
     fn new(simd: N::Vectors, head: &RunningDifference, segment: usize) -> Self {
         Self {
             negative_ratio: N::splat(simd, -head.ratio),
-            before: N::splat(simd, head.before(segment)),
+            before: N::splat(simd, head.before[segment]),
             areas: N::splat(simd, 0.0),
         }
     }
@@ -150,7 +150,7 @@ impl BlockOperation for AddUndecided<'_> {
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
         for (segment, (x, y)) in x[..valid].chunks(SEGMENT).zip(y[..valid].chunks(SEGMENT)).enumerate() {
             for head in self.heads.iter_mut().filter(|head| head.is_undecided(segment)) {
-                let (mut difference, mut area) = (head.before(segment), 0.0);
+                let (mut difference, mut area) = (head.before[segment], 0.0);
                 for (x, y) in x.iter().zip(y) {
                     let ClosedForm { u, c, .. } = ClosedForm::of(*x, *y);
                     difference += u - head.ratio * c;
