@@ -118,18 +118,19 @@ impl CodeFormat {
 
     /// Decodes little-endian numbers, as many as `numbers` holds.
     pub(crate) fn decode(self, bytes: &[u8], numbers: &mut [f32]) {
-        let decode_codes = |decode: fn(u8) -> f32, numbers: &mut [f32]| {
-            numbers.iter_mut().zip(bytes).for_each(|(number, code)| *number = decode(*code));
-        };
         match self {
             CodeFormat::Float(dtype) => dtype.decode(bytes, numbers),
-            CodeFormat::E4m3 => decode_codes(|code| E4M3[usize::from(code)], numbers),
+            CodeFormat::E4m3 => decode_codes(bytes, numbers, |code| E4M3[usize::from(code)]),
             // An E5M2 is the upper half of an F16.
-            CodeFormat::E5m2 => decode_codes(|code| f16_to_f32([0, code]), numbers),
-            CodeFormat::E8m0 => decode_codes(e8m0, numbers),
-            CodeFormat::I8 => decode_codes(|code| f32::from(code.cast_signed()), numbers),
+            CodeFormat::E5m2 => decode_codes(bytes, numbers, |code| f16_to_f32([0, code])),
+            CodeFormat::E8m0 => decode_codes(bytes, numbers, e8m0),
+            CodeFormat::I8 => decode_codes(bytes, numbers, |code| f32::from(code.cast_signed())),
         }
     }
+}
+
+fn decode_codes(codes: &[u8], numbers: &mut [f32], decode: impl Fn(u8) -> f32) {
+    numbers.iter_mut().zip(codes).for_each(|(number, code)| *number = decode(*code));
 }
 
 /// The values of the 16 codes of 4 bits with 1 sign, 2 exponent and 1 mantissa bits.
