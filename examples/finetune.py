@@ -30,22 +30,22 @@ WITHOUT_INPUT = (
 )
 
 
-def read(name: str) -> Dataset:
-    """A dataset of the hub by its id, or a file of JSON lines or of text by its path."""
+def load_data(name: str) -> Dataset:
+    """Loads a dataset of the hub by its id, or a file of JSON lines or of text by its path."""
     if not Path(name).is_file():
         return load_dataset(name, split="train")
     kind = "json" if Path(name).suffix in (".json", ".jsonl") else "text"
     return load_dataset(kind, data_files=name, split="train")
 
 
-def prompted(row: dict[str, str]) -> dict[str, str]:
-    """A row of Alpaca as the prompt and what should follow it."""
+def to_prompt(row: dict[str, str]) -> dict[str, str]:
+    """Converts a row of Alpaca to a prompt and the completion to learn."""
     template = WITH_INPUT if row.get("input") else WITHOUT_INPUT
     return {"prompt": template.format(**row), "completion": row["output"]}
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line says."""
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,13 +67,13 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Trains and saves."""
-    options = arguments()
+    """Trains the model and saves it."""
+    options = parse_arguments()
     heads = alps.HeadSet.load(options.heads)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
-    dataset = read(options.dataset)
+    dataset = load_data(options.dataset)
     if "instruction" in dataset.column_names:
-        dataset = dataset.map(prompted, remove_columns=dataset.column_names)
+        dataset = dataset.map(to_prompt, remove_columns=dataset.column_names)
 
     adapter = alps.AlpsConfig(heads=heads, task_type="CAUSAL_LM") if options.adapter else None
     if adapter is None:

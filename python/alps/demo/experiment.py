@@ -164,13 +164,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class TunedCopy:
-    """What the comparison of a tuned copy with the base found.
-
-    Attributes:
-        losses: The losses of the tuned copy.
-        scores: The scores of all heads.
-        heads: The heads to train: "selected", as many "random" ones, and "none".
-    """
+    """A tuned copy, compared with the base. `heads` holds the "selected" heads, as many "random" ones, and "none"."""
 
     losses: Losses
     scores: HeadScores
@@ -183,14 +177,7 @@ class Experiment:
 
     A seed decides the batches of the tuned copy, and so the selected heads; the batches of the training methods, the
     same for all; the random heads; the initial weights of LoRA. The base is the same for all seeds, like a base that
-    was downloaded.
-
-    Attributes:
-        settings: The sizes.
-        tokenizer: A tokenizer trained on the general text.
-        general: The text that the base is trained on.
-        task: The text that the tuned copy and the training methods are trained on.
-        tick: A function that is called after each step.
+    was downloaded. `tick` is called after each step.
     """
 
     settings: Settings
@@ -217,8 +204,8 @@ class Experiment:
         )
         return Losses(*(loss(model, windows) for windows in texts))
 
-    def make_base(self, folder: Path) -> Losses:
-        """Trains a Llama from random weights on the general text, and saves it."""
+    def make_base(self, folder: Path) -> tuple[Losses, int]:
+        """Trains a Llama from random weights on the general text, and saves it; counts its parameters as well."""
         settings = self.settings
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -236,11 +223,11 @@ class Experiment:
         learner = Learner(AutoModelForCausalLM.from_config(config), _RATE, settings.base_steps)
         self._train([learner], self.general, 0, settings.base_steps)
         self._save(learner.model, folder)
-        return self.losses(learner.model)
+        return self.losses(learner.model), learner.trainable
 
     def tune(self, base: Path, seed: int, folder: Path) -> TunedCopy:
         """Trains all of a copy of the base on the task, saves it in `folder`, and compares it with the base."""
-        learner = Learner(load(base), _RATE, self.settings.steps)
+        learner = Learner(_load(base), _RATE, self.settings.steps)
         self._train([learner], self.task, _TUNING_SEED + seed, self.settings.steps)
         self._save(learner.model, folder)
         scores = alps.scan(base, folder)
@@ -267,7 +254,7 @@ class Experiment:
         learners: dict[Method, Learner] = {}
         for method in methods:
             torch.manual_seed(seed)
-            learners[method] = Learner(method.prepare(load(base), heads), method.rate, steps)
+            learners[method] = Learner(method.prepare(_load(base), heads), method.rate, steps)
         self._train(list(learners.values()), self.task, _METHOD_SEED + seed, steps)
         outcomes = {
             method.name: Outcome(self.losses(it.model), it.trainable, it.seconds / steps, it.bytes)
@@ -292,8 +279,7 @@ class Experiment:
         self.tokenizer.save_pretrained(folder)
 
 
-def load(folder: Path) -> Any:
-    """Loads a checkpoint for training."""
+def _load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).train()
 
 

@@ -145,11 +145,7 @@ def _compare_selections(results: Results) -> list[str]:
 
 @style.in_our_style
 def trade_off(results: Results) -> Figure:
-    """Draws task loss against general loss: small markers for the seeds of each method, a large one for their mean.
-
-    Returns:
-        A figure that is not registered with pyplot.
-    """
+    """Draws task loss against general loss: small markers for the seeds of each method, a large one for their mean."""
     figure = Figure(figsize=(6.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     base = results.base

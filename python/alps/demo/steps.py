@@ -7,7 +7,7 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -20,15 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from alps.demo import report
-from alps.demo.experiment import (
-    METHOD_GROUPS,
-    METHODS,
-    SELECTED,
-    Experiment,
-    Settings,
-    load,
-    training_environment,
-)
+from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, Settings, training_environment
 from alps.demo.results import Losses, Results, Trial
 from alps.errors import ArgumentError
 from alps.heads import HeadSet
@@ -96,8 +88,7 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
     base, tuned = unfinished / "base", unfinished / "tuned"
 
     _print_heading(console, "1  A base model")
-    losses = experiment.make_base(base)
-    parameters = sum(parameter.numel() for parameter in load(base).parameters())
+    losses, parameters = experiment.make_base(base)
     _print(
         console,
         f"A Llama of {parameters:,} parameters learns English from the docstrings of Python's own library. It is the "
@@ -106,9 +97,8 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
 
     _print_heading(console, "2  A copy of it, tuned on a task")
     folders = [tuned, *(unfinished.parent / f"tuned-{seed}" for seed in seeds[1:])]
-    copies = workers.share(
-        experiment, Experiment.tune, [(base, seed, folders[seed]) for seed in seeds], settings.steps
-    )
+    tunings = [(base, seed, folders[seed]) for seed in seeds]
+    copies = workers.share(experiment, Experiment.tune, tunings, settings.steps)
     first = copies[0]
     _print(
         console,
@@ -141,9 +131,8 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
         for methods in METHOD_GROUPS
         for seed, it in enumerate(copies)
     ]
-    outcomes = workers.share(
-        experiment, Experiment.train, calls, settings.steps * len(METHODS) / len(METHOD_GROUPS)
-    )
+    mean_steps = settings.steps * len(METHODS) / len(METHOD_GROUPS)
+    outcomes = workers.share(experiment, Experiment.train, calls, mean_steps)
     trials = [
         Trial(
             seed,
@@ -225,25 +214,17 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def share(
-        self,
-        experiment: Experiment,
-        method: Callable[..., Result],
-        calls: Sequence[tuple[Any, ...]],
-        steps: float,
+        self, experiment: Experiment, method: Callable[..., Result], calls: list[Any], steps: float
     ) -> list[Result]:
-        """Makes calls of a method of the experiment, in this process if there are no others.
+        """Makes calls of a method of the experiment; returns their results in order.
 
         Args:
-            experiment: The experiment of this process.
+            experiment: The experiment of this process, which makes the calls if there are no other processes.
             method: The method, unbound.
             calls: The arguments of each call.
-            steps: The number of steps of a call, averaged over the calls.
-
-        Returns:
-            The results, in the order of the calls.
+            steps: The mean number of steps of a call.
 
         Raises:
-            Exception: A call raised it, in any process.
             ChildProcessError: A process was killed.
         """
         if self._pool is None:

@@ -4,11 +4,7 @@
 Importing this package, or either name from `alps`, registers the adapter with PEFT: import it before loading one.
 
 LoRA on the same projections, the strongest baseline of the paper, needs PEFT alone:
-
-    config = peft.LoraConfig(
-        r=128, lora_alpha=256, target_modules=["q_proj", "k_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
-    model = peft.get_peft_model(model, config)
+`peft.LoraConfig(r=128, lora_alpha=256, target_modules=["q_proj", "k_proj", "v_proj"], task_type="CAUSAL_LM")`.
 """
 
 from alps.training.peft.config import AlpsConfig

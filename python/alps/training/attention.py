@@ -17,7 +17,6 @@ Projection: TypeAlias = nn.Linear | Conv1D
 """A module whose rows can train. The outputs are axis 0 of the weight of a Linear and axis 1 of that of a Conv1D."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class HeadRows:
         layer_index: The position of the layer among those with attention.
         role: "query", "key" or "value".
         index: The number of the head or of the group.
-        tensor: The name of the weight.
+        module: The name of the module that has the weight.
         axis: The axis of the weight that holds the outputs.
         first: The first of the rows, on that axis.
         count: The number of rows.
@@ -37,15 +36,10 @@ class HeadRows:
     layer_index: int
     role: str
     index: int
-    tensor: str
+    module: str
     axis: int
     first: int
     count: int
-
-    @property
-    def module(self) -> str:
-        """The name of the module that has the weight."""
-        return self.tensor.removesuffix(_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -84,15 +78,13 @@ class Attention:
         return {name: torch.tensor(sorted(numbers), dtype=torch.int64) for name, numbers in rows.items()}
 
 
-def find(
-    model: nn.Module, shapes: dict[str, list[int]] | None = None, component: str | None = None
-) -> Attention:
+def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> Attention:
     """Finds the heads of a model from its configuration and the names and shapes of its parameters.
 
     Args:
         model: A transformers model.
-        shapes: The names and shapes, where they differ from those of the model's parameters.
         component: The component whose heads to find, as for `alps.scan`.
+        wrapper: A part to leave out of the names of parameters, which the wrappers of their modules have added.
 
     Raises:
         ArgumentError: The model has no configuration, or has no such component.
@@ -110,21 +102,18 @@ def find(
             f"{name}: expected weights that are floating-point numbers, found quantised ones ({method}); "
             "load the model without quantisation"
         )
-    shapes = parameter_shapes(model) if shapes is None else shapes
+    parameters = model.named_parameters(remove_duplicate=False)
+    shapes = {parameter.replace(wrapper, ""): list(tensor.shape) for parameter, tensor in parameters}
     fields, matrices = _alps.attention(name, json.dumps(config.to_dict(), default=str), shapes, component)
-    found = Attention(Geometry.of_layers(**fields), tuple(HeadRows(*matrix) for matrix in matrices))
-    for matrix in found.matrices:
-        if not matrix.tensor.endswith(_WEIGHT):
+    found = []
+    for layer_index, role, index, tensor, *rows in matrices:
+        if not tensor.endswith(".weight"):
             raise ModelError(
-                f"{name}.{matrix.tensor}: expected the weight of a Linear or Conv1D, found a parameter of another "
-                "module, whose rows cannot train apart"
+                f"{name}.{tensor}: expected the weight of a Linear or Conv1D, found a parameter of another module, "
+                "whose rows cannot train apart"
             )
-    return found
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """The shapes of all parameters by name; a shared parameter is listed under each of its names."""
-    return {name: list(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
+        found.append(HeadRows(layer_index, role, index, tensor.removesuffix(".weight"), *rows))
+    return Attention(Geometry.of_layers(**fields), tuple(found))
 
 
 def check_projection(name: str, module: nn.Module, axis: int) -> Projection:

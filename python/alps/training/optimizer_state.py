@@ -25,7 +25,6 @@ class HasRows(Protocol):
 
     def row_parameters(self) -> list[tuple[nn.Parameter, torch.dtype]]:
         """The row parameters, each with the dtype that a checkpoint stores it in."""
-        ...
 
 
 _modules: "WeakSet[HasRows]" = WeakSet()

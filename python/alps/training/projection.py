@@ -38,13 +38,7 @@ class RestrictedProjection(nn.Module):
     indices: Tensor
 
     def __init__(self, module: Projection, indices: Tensor, axis: int) -> None:
-        """Shares the weight and the bias of `module`, which stays unchanged.
-
-        Args:
-            module: A Linear with axis 0, a Conv1D with axis 1.
-            indices: int64, ascending: the rows to train.
-            axis: The axis of the weight that holds the outputs.
-        """
+        """Shares the weight and the bias of `module` (a Linear with axis 0, a Conv1D with axis 1)."""
         super().__init__()
         self.axis = axis
         parameters = dict(module.named_parameters())
@@ -162,8 +156,9 @@ class RestrictedProjection(nn.Module):
         return self
 
     def _place_indices(self) -> None:
-        """Moves the indices to the device of the weight; copies them anew, since those on `meta` hold no data."""
-        self.indices = self._indices.to(self.weight.device)
+        self.indices = self._indices.to(
+            self.weight.device
+        )  # from a copy, since indices on `meta` hold no data
 
 
 def restricted_projections(model: nn.Module) -> dict[str, RestrictedProjection]:

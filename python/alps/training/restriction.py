@@ -31,9 +31,7 @@ def restrict(
     of the optimizer keeps them, so that training resumes exactly. Under FSDP2 a 16-bit model with others="train"
     needs `fully_shard` of each `RestrictedProjection` before that of its layer, since the trainable parameters of a
     group must have one dtype. Call `release` before generating text: the restricted projections are slow for
-    single tokens.
-
-    The empty set freezes Q, K and V whole; the full set trains them.
+    single tokens. The empty set freezes Q, K and V whole; the full set trains them.
 
     Args:
         model: A transformers model of any layout that `scan` knows.
@@ -58,7 +56,7 @@ def restrict(
         raise ArgumentError("the model is restricted already; alps.release(model) ends that")
     if not isinstance(heads, HeadSet):
         raise ArgumentError(f"heads: expected an alps.HeadSet, found {type(heads).__name__}")
-    found = attention.find(model, component=heads.geometry.component)
+    found = attention.find(model, heads.geometry.component)
     rows = found.rows(heads)
     replacements: dict[str, RestrictedProjection] = {}
     names: dict[torch.Tensor, str] = {}

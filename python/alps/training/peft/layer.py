@@ -31,7 +31,7 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         self.alps_rows = nn.ParameterDict()
         self.alps_bias_rows = nn.ParameterDict()
         self.alps_indices = BufferDict(persistent=True)
-        # The rows of the base that merged adapters overwrote: unmerging restores the same bits.
+        # Merging keeps the rows that it overwrites here, so that unmerging restores the same bits.
         self.alps_overwritten_rows = BufferDict(persistent=False)
         self.alps_overwritten_bias_rows = BufferDict(persistent=False)
         self._disable_adapters = False

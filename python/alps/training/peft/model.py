@@ -39,10 +39,8 @@ class AlpsModel(BaseTuner):
             raise ArgumentError("the model is restricted already; alps.release(model) ends that")
         if any(isinstance(module, AlpsLayer) and module.merged for module in model.modules()):
             raise ArgumentError("expected a model without merged adapters, found some; unmerge them first")
-        shapes = attention.parameter_shapes(model)
-        shapes = {name.replace(".base_layer", ""): shape for name, shape in shapes.items()}
         heads = peft_config.head_set
-        found = attention.find(model, shapes, heads.geometry.component)
+        found = attention.find(model, heads.geometry.component, wrapper=".base_layer")
         rows = found.rows(heads)
         projections: dict[str, Projection] = {}
         for name, axis in found.modules.items():
