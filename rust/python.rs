@@ -9,18 +9,15 @@ use numpy::ndarray::Array1;
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
-use crate::attention as heads;
-use crate::attention::{Attention, Component, Layout, MatrixSize, Orientation, TensorShapes};
+use crate::attention::{self, Attention, Component, MatrixSize, Orientation, TensorShapes};
 use crate::checkpoint::parse_config;
 use crate::error::{BadWeight, Error, Result};
 use crate::progress::{Progress, run_with_progress};
-use crate::scan::{Form, Options, scan as scan_checkpoints};
-use crate::scan::{ModelPath, OpenedModel, Provenance};
-use crate::select::{self, LayerShape, Report, Shape};
-use crate::statistics::STATISTICS;
-use crate::weights::WeightMatrix;
+use crate::scan::{Form, ModelPath, OpenedModel, Options, Provenance, scan as scan_checkpoints};
+use crate::select::{self, LayerShape, Shape};
+use crate::statistics::{STATISTICS, Statistic};
 use crate::weights::adapter::{AdapterOrigin, adapter_origin};
 
 /// How often a long call checks for signals and reports its progress.
@@ -32,32 +29,112 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Adapter, Scan, adapter, attention, geometry, inspect, layouts, ranking, report, scan, select_random,
+        Adapter, adapter, geometry, inspect, layouts, live_attention, ranking, report, scan, select_random,
         select_ranked, select_within_budget,
     };
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module
-            .add("STATISTICS", super::STATISTICS.map(|it| (it.name, it.of_stored_entries, it.on_request)))?;
+        module.add("STATISTICS", super::STATISTICS.map(super::StatisticRecord::from))?;
         module.add("DEBUG_BUILD", cfg!(debug_assertions))?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }
 
-/// What a scan found.
-#[pyclass(frozen, get_all, module = "alps._alps")]
-struct Scan {
+/// The name of a statistic, and what it needs.
+#[derive(IntoPyObject)]
+struct StatisticRecord {
+    name: &'static str,
+    of_stored_entries: bool,
+    on_request: bool,
+}
+
+impl From<Statistic> for StatisticRecord {
+    fn from(Statistic { name, of_stored_entries, on_request, .. }: Statistic) -> Self {
+        Self { name, of_stored_entries, on_request }
+    }
+}
+
+/// What a scan found. Every record becomes a dictionary in Python; `_alps.pyi` types it.
+#[derive(IntoPyObject)]
+struct Scan<'py> {
     /// A float64 array [layers, heads] for each statistic.
-    statistics: Py<PyDict>,
-    /// The fields of the model's geometry.
-    geometry: Py<PyDict>,
-    /// Bytes of weights read, from both sides.
+    statistics: Bound<'py, PyDict>,
+    geometry: Geometry,
+    /// Bytes of weights read, from both checkpoints.
     bytes: u64,
-    /// What the base was read from: `files`, and where there are, `adapter`, `quantisation` and `note`.
-    base: BTreeMap<&'static str, String>,
-    /// What the tuned side was read from, likewise.
-    tuned: BTreeMap<&'static str, String>,
+    base: SourceFiles,
+    tuned: SourceFiles,
+}
+
+/// What the weights of one checkpoint were read from.
+#[derive(IntoPyObject)]
+struct SourceFiles {
+    files: String,
+    adapter: Option<&'static str>,
+    quantisation: Option<String>,
+    note: Option<String>,
+}
+
+impl From<Provenance> for SourceFiles {
+    fn from(Provenance { files, adapter, quantisation, note }: Provenance) -> Self {
+        Self { files, adapter, quantisation, note }
+    }
+}
+
+/// The sizes of a model's attention.
+#[derive(IntoPyObject)]
+struct Geometry {
+    model_type: String,
+    layout: String,
+    component: &'static str,
+    /// The number of each layer that has attention.
+    layers: Vec<usize>,
+    sizes: Vec<LayerSizes>,
+}
+
+/// The fields of an `alps.geometry.LayerSizes`.
+#[derive(FromPyObject, IntoPyObject)]
+struct LayerSizes {
+    query_heads: usize,
+    key_value_heads: usize,
+    query_size: u64,
+    key_size: u64,
+    value_size: u64,
+    query_width: u64,
+    key_width: u64,
+    value_width: u64,
+}
+
+impl From<&attention::Geometry> for Geometry {
+    fn from(geometry: &attention::Geometry) -> Self {
+        Self {
+            model_type: geometry.model_type.clone(),
+            layout: geometry.layout.clone(),
+            component: geometry.component.name(),
+            layers: geometry.layers.iter().map(|layer| layer.number).collect(),
+            sizes: geometry.layers.iter().map(LayerSizes::from).collect(),
+        }
+    }
+}
+
+impl From<&attention::LayerSizes> for LayerSizes {
+    fn from(layer: &attention::LayerSizes) -> Self {
+        let size = |size: Option<MatrixSize>| size.map_or((0, 0), |it| (it.rows as u64, it.columns as u64));
+        let (query_size, query_width) = size(Some(layer.query));
+        let (key_size, key_width) = size(layer.key);
+        let (value_size, value_width) = size(layer.value.filter(|_| !layer.keys_are_values));
+        Self {
+            query_heads: layer.query_heads,
+            key_value_heads: layer.key_value_heads,
+            query_size,
+            key_size,
+            value_size,
+            query_width,
+            key_width,
+            value_width,
+        }
+    }
 }
 
 /// A checkpoint, and the folder of an adapter that changes it.
@@ -67,22 +144,16 @@ fn model_path((checkpoint, adapter): Paths) -> ModelPath {
     ModelPath { checkpoint: checkpoint.into(), adapter: adapter.map(Into::into) }
 }
 
-fn reading_fields(reading: Provenance) -> BTreeMap<&'static str, String> {
-    let optional = [
-        ("adapter", reading.adapter.map(str::to_owned)),
-        ("quantisation", reading.quantisation),
-        ("note", reading.note),
-    ];
-    let mut fields = BTreeMap::from([("files", reading.files)]);
-    fields.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
-    fields
+fn open(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<OpenedModel> {
+    let component = component_of_name(component)?;
+    Ok(py.detach(|| OpenedModel::open(&model_path(paths), component))?)
 }
 
 /// Reads two checkpoints and scores every head.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "one for each argument of alps.scan")]
-fn scan(
-    py: Python<'_>,
+fn scan<'py>(
+    py: Python<'py>,
     base: Paths,
     tuned: Paths,
     form: &str,
@@ -92,7 +163,7 @@ fn scan(
     mmap: bool,
     progress: Option<Py<PyAny>>,
     component: Option<&str>,
-) -> PyResult<Scan> {
+) -> PyResult<Scan<'py>> {
     let form = match form {
         "qkv" => Form::Qkv,
         "product" => Form::Product,
@@ -107,20 +178,18 @@ fn scan(
     for (name, values) in scores.statistics {
         statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
     }
-    let geometry = geometry_fields(py, &scores.geometry)?;
     Ok(Scan {
-        statistics: statistics.unbind(),
-        geometry: geometry.unbind(),
+        statistics,
+        geometry: (&scores.geometry).into(),
         bytes: scores.bytes,
-        base: reading_fields(scores.base),
-        tuned: reading_fields(scores.tuned),
+        base: scores.base.into(),
+        tuned: scores.tuned.into(),
     })
 }
 
-/// What an adapter says of itself.
+/// What the configuration of an adapter says.
 #[pyclass(frozen, get_all, module = "alps._alps")]
 struct Adapter {
-    /// Its folder.
     folder: String,
     /// Whether the folder holds the weights of a model as well.
     is_whole: bool,
@@ -130,7 +199,7 @@ struct Adapter {
     revision: Option<String>,
 }
 
-/// Reads the configuration of the adapter at `path`; nothing if there is something else.
+/// Reads the configuration of the adapter at `path`; `None` if there is no adapter.
 #[pyfunction]
 fn adapter(path: &str) -> PyResult<Option<Adapter>> {
     Ok(adapter_origin(Path::new(path))?.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
@@ -143,63 +212,102 @@ fn adapter(path: &str) -> PyResult<Option<Adapter>> {
 
 /// Reads the geometry of one checkpoint.
 #[pyfunction]
-fn geometry<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
-    let component = component_of_name(component)?;
-    let side = py.detach(|| OpenedModel::open(&model_path(path), component))?;
-    geometry_fields(py, side.geometry())
+fn geometry(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<Geometry> {
+    Ok(open(py, paths, component)?.geometry().into())
 }
-
-/// A tensor that is read: (name, number format, out features, in features).
-type ModuleFields = (String, &'static str, usize, usize);
 
 /// What a scan would read of one checkpoint, and what it leaves out and why.
-#[pyfunction]
-fn inspect<'py>(py: Python<'py>, path: Paths, component: Option<&str>) -> PyResult<Bound<'py, PyDict>> {
-    let component = component_of_name(component)?;
-    let side = py.detach(|| OpenedModel::open(&model_path(path), component))?;
-    let module = |(module, linear): (&heads::Projection, &dyn WeightMatrix)| -> ModuleFields {
-        (module.name.clone(), linear.dtype().name(), module.out_features, module.in_features)
-    };
-    let left_out = side.attention().omissions().iter().map(|it| (it.what.clone(), it.why.clone()));
-    let fields = PyDict::new(py);
-    fields.set_item("geometry", geometry_fields(py, side.geometry())?)?;
-    let modules = side.attention().projections().iter().zip(side.weights());
-    fields.set_item("modules", modules.map(module).collect::<Vec<_>>())?;
-    fields.set_item("left_out", left_out.collect::<Vec<_>>())?;
-    fields.set_item("bytes", side.bytes())?;
-    let reading = side.provenance();
-    fields.set_item("files", reading.files)?;
-    fields.set_item("quantisation", reading.quantisation)?;
-    Ok(fields)
+#[derive(IntoPyObject)]
+struct Inspection {
+    geometry: Geometry,
+    modules: Vec<Module>,
+    left_out: Vec<(String, String)>,
+    bytes: u64,
+    files: String,
+    quantisation: Option<String>,
 }
 
-/// A layout of storage: (name, description, (component, model type) of all that are stored so).
-type FamilyFields = (&'static str, &'static str, Vec<(&'static str, &'static str)>);
-
-/// The layouts of storage that are known.
-#[pyfunction]
-fn layouts() -> Result<Vec<FamilyFields>> {
-    let fields = |layout: &'static Layout| {
-        let types = layout.model_types().map(|(component, model_type)| (component.name(), model_type));
-        (layout.name(), layout.description(), types.collect())
-    };
-    Ok(heads::layouts()?.iter().map(fields).collect())
+/// A linear layer that holds weights of attention heads.
+#[derive(IntoPyObject)]
+struct Module {
+    name: String,
+    dtype: &'static str,
+    out_features: usize,
+    in_features: usize,
 }
 
-/// One matrix of one head: (row of the layer, role, index, tensor, axis of the tensor, first, count).
-type SliceFields = (usize, &'static str, usize, String, usize, usize, usize);
+/// Says what a scan would read of one checkpoint.
+#[pyfunction]
+fn inspect(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<Inspection> {
+    let model = open(py, paths, component)?;
+    let attention = model.attention();
+    let modules = attention.projections().iter().zip(model.weights()).map(|(module, weights)| Module {
+        name: module.name.clone(),
+        dtype: weights.dtype().name(),
+        out_features: module.out_features,
+        in_features: module.in_features,
+    });
+    let Provenance { files, quantisation, .. } = model.provenance();
+    Ok(Inspection {
+        geometry: model.geometry().into(),
+        modules: modules.collect(),
+        left_out: attention.omissions().iter().map(|it| (it.what.clone(), it.why.clone())).collect(),
+        bytes: model.bytes(),
+        files,
+        quantisation,
+    })
+}
+
+/// A way in which models store their attention.
+#[derive(IntoPyObject)]
+struct Layout<'py> {
+    name: &'static str,
+    description: &'static str,
+    /// The model types that store the attention of a component so, by component.
+    model_types: Bound<'py, PyDict>,
+}
+
+/// The known layouts.
+#[pyfunction]
+fn layouts(py: Python<'_>) -> PyResult<Vec<Layout<'_>>> {
+    let record = |layout: &'static attention::Layout| {
+        let mut by_component: BTreeMap<Component, Vec<&str>> = BTreeMap::new();
+        for (component, name) in layout.model_types() {
+            by_component.entry(component).or_default().push(name);
+        }
+        let model_types = PyDict::new(py);
+        for (component, names) in by_component {
+            model_types.set_item(component.name(), PyTuple::new(py, names)?)?;
+        }
+        Ok(Layout { name: layout.name(), description: layout.description(), model_types })
+    };
+    attention::layouts()?.iter().map(record).collect()
+}
+
+/// One matrix of one head in a live model: a range of one axis of a tensor.
+#[derive(IntoPyObject)]
+struct HeadMatrix {
+    /// The position of the layer among those with attention.
+    layer_index: usize,
+    role: &'static str,
+    /// The number of the query head, or of the key/value group.
+    index: usize,
+    tensor: String,
+    axis: usize,
+    first: usize,
+    count: usize,
+}
 
 /// Finds every head in a live model, given its configuration as JSON and the shapes of its tensors by name.
 ///
-/// `name` is what messages call the model. Returns the fields of its geometry and where each matrix is.
+/// `name` is what messages call the model. Returns its geometry and where each matrix is.
 #[pyfunction]
-fn attention<'py>(
-    py: Python<'py>,
+fn live_attention(
     name: &str,
     config: &str,
     tensors: BTreeMap<String, Vec<usize>>,
     component: Option<&str>,
-) -> PyResult<(Bound<'py, PyDict>, Vec<SliceFields>)> {
+) -> PyResult<(Geometry, Vec<HeadMatrix>)> {
     let path = Path::new(name);
     let shapes = TensorShapes {
         stored: tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect(),
@@ -208,30 +316,29 @@ fn attention<'py>(
     let component = component_of_name(component)?;
     let attention = Attention::resolve(path, &parse_config(path, config)?, &shapes, component)?;
     let geometry = attention.geometry();
-    let mut slices = Vec::new();
-    for (row, layer) in geometry.layers.iter().enumerate() {
+    let mut matrices = Vec::new();
+    for (layer_index, layer) in geometry.layers.iter().enumerate() {
         for role in layer.own_roles().iter().copied() {
             for index in 0..layer.count(role) {
-                let Some(slice) = attention.projection_rows(role, row, index) else { continue };
-                let axis = match slice.projection.orientation {
-                    Orientation::OutIn => 0,
-                    Orientation::InOut => 1,
-                };
-                let name =
-                    shapes.tensor(&slice.projection.name).map_or(&*slice.projection.name, |(name, _)| name);
-                slices.push((
-                    row,
-                    role.name(),
+                let Some(slice) = attention.projection_rows(role, layer_index, index) else { continue };
+                let projection = slice.projection;
+                let name = shapes.tensor(&projection.name).map_or(&*projection.name, |(name, _)| name);
+                matrices.push(HeadMatrix {
+                    layer_index,
+                    role: role.name(),
                     index,
-                    name.to_owned(),
-                    axis,
-                    slice.rows.start,
-                    slice.rows.len(),
-                ));
+                    tensor: name.to_owned(),
+                    axis: match projection.orientation {
+                        Orientation::OutIn => 0,
+                        Orientation::InOut => 1,
+                    },
+                    first: slice.rows.start,
+                    count: slice.rows.len(),
+                });
             }
         }
     }
-    Ok((geometry_fields(py, geometry)?, slices))
+    Ok((geometry.into(), matrices))
 }
 
 fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
@@ -243,23 +350,6 @@ fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
             Err(Error::Argument(format!("there is no component {name:?}; the components are {known}")))
         }
     }
-}
-
-/// The arguments of `alps.Geometry.of_layers`.
-fn geometry_fields<'py>(py: Python<'py>, geometry: &heads::Geometry) -> PyResult<Bound<'py, PyDict>> {
-    let size = |size: Option<MatrixSize>| size.map_or((0, 0), |MatrixSize { rows, columns }| (rows, columns));
-    let sizes = |layer: &heads::LayerSizes| {
-        let (query, key) = (size(Some(layer.query)), size(layer.key));
-        let value = size(layer.value.filter(|_| !layer.keys_are_values));
-        (layer.query_heads, layer.key_value_heads, query.0, key.0, value.0, query.1, key.1, value.1)
-    };
-    let fields = PyDict::new(py);
-    fields.set_item("model_type", &geometry.model_type)?;
-    fields.set_item("layout", &geometry.layout)?;
-    fields.set_item("component", geometry.component.name())?;
-    fields.set_item("layers", geometry.layers.iter().map(|layer| layer.number).collect::<Vec<_>>())?;
-    fields.set_item("sizes", geometry.layers.iter().map(sizes).collect::<Vec<_>>())?;
-    Ok(fields)
 }
 
 /// The heads, counted through all layers, best first.
@@ -274,7 +364,7 @@ fn ranking<'py>(py: Python<'py>, scores: PyReadonlyArray2<'py, f64>) -> Bound<'p
 fn select_ranked<'py>(
     py: Python<'py>,
     scores: PyReadonlyArray2<'py, f64>,
-    geometry: Geometry,
+    geometry: HeadGrid,
     rule: &str,
     ratio: f64,
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
@@ -292,7 +382,7 @@ fn select_ranked<'py>(
 fn select_within_budget<'py>(
     py: Python<'py>,
     scores: PyReadonlyArray2<'py, f64>,
-    geometry: Geometry,
+    geometry: HeadGrid,
     budget: u64,
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
     geometry.selection(py, select::within_budget(&geometry.row_major(&scores)?, &geometry.shape(), budget)?)
@@ -302,7 +392,7 @@ fn select_within_budget<'py>(
 #[pyfunction]
 fn select_random<'py>(
     py: Python<'py>,
-    geometry: Geometry,
+    geometry: HeadGrid,
     rule: &str,
     ratio: f64,
     seed: u64,
@@ -315,14 +405,21 @@ fn select_random<'py>(
     geometry.selection(py, rule(&geometry.shape(), ratio, seed)?)
 }
 
+/// The size of a selection.
+#[derive(IntoPyObject)]
+struct Report {
+    heads: usize,
+    total_heads: usize,
+    key_value_groups: usize,
+    total_key_value_groups: usize,
+    trainable_parameters: u64,
+    total_parameters: u64,
+}
+
 /// Counts the heads, groups and parameters of a selection.
 #[pyfunction]
-fn report<'py>(
-    py: Python<'py>,
-    mask: PyReadonlyArray2<'py, bool>,
-    geometry: Geometry,
-) -> PyResult<Bound<'py, PyDict>> {
-    let Report {
+fn report(mask: PyReadonlyArray2<'_, bool>, geometry: HeadGrid) -> PyResult<Report> {
+    let select::Report {
         heads,
         total_heads,
         key_value_groups,
@@ -330,38 +427,35 @@ fn report<'py>(
         trainable_parameters,
         total_parameters,
     } = select::report(&geometry.row_major(&mask)?, &geometry.shape())?;
-    let fields = PyDict::new(py);
-    fields.set_item("heads", heads)?;
-    fields.set_item("total_heads", total_heads)?;
-    fields.set_item("key_value_groups", key_value_groups)?;
-    fields.set_item("total_key_value_groups", total_key_value_groups)?;
-    fields.set_item("trainable_parameters", trainable_parameters)?;
-    fields.set_item("total_parameters", total_parameters)?;
-    Ok(fields)
+    Ok(Report {
+        heads,
+        total_heads,
+        key_value_groups,
+        total_key_value_groups,
+        trainable_parameters,
+        total_parameters,
+    })
 }
-
-/// The fields of an `alps.geometry.LayerSizes`.
-type LayerSizes = (usize, usize, u64, u64, u64, u64, u64, u64);
 
 /// The sizes that an `alps.Geometry` holds.
 #[derive(FromPyObject)]
-struct Geometry {
+struct HeadGrid {
     query_heads: usize,
     sizes: Vec<LayerSizes>,
 }
 
-impl Geometry {
+impl HeadGrid {
     fn shape(&self) -> Shape {
         let layers = self.sizes.iter().map(|sizes| {
-            let (query_heads, key_value_heads, query, key, value, query_width, key_width, value_width) =
-                *sizes;
             // What is too large for a number of weights is too large for a model, which the rules refuse.
-            let keys = key.saturating_mul(key_width);
+            let entries = |size: u64, width: u64| size.saturating_mul(width);
+            let (keys, values) =
+                (entries(sizes.key_size, sizes.key_width), entries(sizes.value_size, sizes.value_width));
             LayerShape {
-                query_heads,
-                key_value_heads,
-                head_parameters: query.saturating_mul(query_width),
-                group_parameters: keys.saturating_add(value.saturating_mul(value_width)),
+                query_heads: sizes.query_heads,
+                key_value_heads: sizes.key_value_heads,
+                head_parameters: entries(sizes.query_size, sizes.query_width),
+                group_parameters: keys.saturating_add(values),
             }
         });
         Shape { layers: layers.collect() }

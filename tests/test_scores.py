@@ -147,7 +147,7 @@ def arguments_of(geometry: alps.Geometry) -> dict[str, Any]:
     """What the extension gives to `Geometry.of_layers`."""
     fields = geometry.to_fields()
     names = ("model_type", "layout", "component", "layers")
-    return {name: fields[name] for name in names} | {"sizes": geometry.sizes}
+    return {name: fields[name] for name in names} | {"sizes": [sizes._asdict() for sizes in geometry.sizes]}
 
 
 class FakeScan:
@@ -155,24 +155,24 @@ class FakeScan:
 
     def __init__(self) -> None:
         self.asked: tuple[Any, ...] = ()
-        self.geometry = arguments_of(small_geometry())
-        self.base = {"files": "model.safetensors"}
-        self.tuned = {
-            "files": "adapter_model.safetensors over model.safetensors",
-            "adapter": "LORA",
-            "quantisation": "NVFP4",
-        }
 
-    def __call__(self, *arguments: Any) -> "FakeScan":
+    def __call__(self, *arguments: Any) -> dict[str, Any]:
         self.asked = arguments
-        return self
-
-    @property
-    def statistics(self) -> dict[str, Any]:
-        names = [*alps.statistics.resolve(None, self.asked[2])]
-        if self.asked[4]:
+        names = [*alps.statistics.resolve(None, arguments[2])]
+        if arguments[4]:
             names.append("sorted_wasserstein")
-        return {name: np.zeros((3, 4)) for name in names}
+        return {
+            "statistics": {name: np.zeros((3, 4)) for name in names},
+            "geometry": arguments_of(small_geometry()),
+            "bytes": 0,
+            "base": {"files": "model.safetensors", "adapter": None, "quantisation": None, "note": None},
+            "tuned": {
+                "files": "adapter_model.safetensors over model.safetensors",
+                "adapter": "LORA",
+                "quantisation": "NVFP4",
+                "note": None,
+            },
+        }
 
 
 @pytest.fixture

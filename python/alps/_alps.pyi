@@ -1,7 +1,7 @@
 """The Python module `alps._alps`."""
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,12 @@ __all__ = [
     "DEBUG_BUILD",
     "STATISTICS",
     "Adapter",
-    "Scan",
     "__version__",
     "adapter",
-    "attention",
     "geometry",
     "inspect",
     "layouts",
+    "live_attention",
     "ranking",
     "report",
     "scan",
@@ -27,33 +26,48 @@ __all__ = [
     "select_within_budget",
 ]
 
-DEBUG_BUILD: bool
-"""Whether the extension was built for finding mistakes, which makes it many times slower."""
-
-STATISTICS: list[tuple[str, bool, bool]]
-"""The name of each statistic, whether it needs stored entries, whether it is computed only on request."""
-
 __version__: str
 
-@final
-class Scan:
-    """What a scan found."""
+DEBUG_BUILD: bool
+"""Whether the extension was built without optimisation, which makes it many times slower."""
 
-    @property
-    def statistics(self) -> dict[str, NDArray[np.float64]]:
-        """A float64 array [layers, heads] for each statistic."""
-    @property
-    def geometry(self) -> dict[str, Any]:
-        """The arguments of `Geometry.of_layers`."""
-    @property
-    def bytes(self) -> int:
-        """Bytes of weights read, from both sides."""
-    @property
-    def base(self) -> dict[str, str]:
-        """What the base was read from: "files", and where there are, "adapter", "quantisation" and "note"."""
-    @property
-    def tuned(self) -> dict[str, str]:
-        """What the tuned side was read from, likewise."""
+STATISTICS: list[_Statistic]
+"""Every statistic, in the order in which they are shown."""
+
+class _Statistic(TypedDict):
+    name: str
+    of_stored_entries: bool  # the form "product" has none
+    on_request: bool  # computed only when it is named
+
+class _LayerSizes(TypedDict):
+    query_heads: int
+    key_value_heads: int
+    query_size: int
+    key_size: int
+    value_size: int
+    query_width: int
+    key_width: int
+    value_width: int
+
+class _Geometry(TypedDict):
+    model_type: str
+    layout: str
+    component: str
+    layers: list[int]  # the number of each layer that has attention
+    sizes: list[_LayerSizes]
+
+class _SourceFiles(TypedDict):
+    files: str
+    adapter: str | None
+    quantisation: str | None
+    note: str | None
+
+class _Scan(TypedDict):
+    statistics: dict[str, NDArray[np.float64]]  # each [layers, heads]
+    geometry: _Geometry
+    bytes: int  # of weights read, from both checkpoints
+    base: _SourceFiles
+    tuned: _SourceFiles
 
 def scan(
     base: tuple[str, str | None],
@@ -65,16 +79,15 @@ def scan(
     mmap: bool,
     progress: Callable[[int, int], object] | None,
     component: str | None,
-) -> Scan:
+) -> _Scan:
     """Reads two checkpoints, each with the folder of an adapter that changes it, and scores every head."""
 
 @final
 class Adapter:
-    """What an adapter says of itself."""
+    """What the configuration of an adapter says."""
 
     @property
-    def folder(self) -> str:
-        """Its folder."""
+    def folder(self) -> str: ...
     @property
     def is_whole(self) -> bool:
         """Whether the folder holds the weights of a model as well."""
@@ -86,27 +99,51 @@ class Adapter:
         """The revision of the base on the hub."""
 
 def adapter(path: str) -> Adapter | None:
-    """Reads the configuration of the adapter at `path`; nothing if there is something else."""
+    """Reads the configuration of the adapter at `path`; None if there is no adapter."""
 
-def geometry(path: tuple[str, str | None], component: str | None) -> dict[str, Any]:
+def geometry(paths: tuple[str, str | None], component: str | None) -> _Geometry:
     """Reads the geometry of one checkpoint."""
 
-def inspect(path: tuple[str, str | None], component: str | None) -> dict[str, Any]:
-    """What a scan would read of one checkpoint, and what it leaves out and why.
+class _Module(TypedDict):
+    name: str
+    dtype: str
+    out_features: int
+    in_features: int
 
-    The arguments of `Geometry.of_layers`, of every `Module`, pairs of what and why, and a number of bytes.
-    """
+class _Inspection(TypedDict):
+    geometry: _Geometry
+    modules: list[_Module]
+    left_out: list[tuple[str, str]]  # what, and why
+    bytes: int
+    files: str
+    quantisation: str | None
 
-def layouts() -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """The layouts of storage that are known: name, description, (component, model type) of all stored so."""
+def inspect(paths: tuple[str, str | None], component: str | None) -> _Inspection:
+    """Says what a scan would read of one checkpoint, and what it leaves out and why."""
 
-def attention(
+class _Layout(TypedDict):
+    name: str
+    description: str
+    model_types: dict[str, tuple[str, ...]]  # by component
+
+def layouts() -> list[_Layout]:
+    """The known layouts, in order of name."""
+
+class _HeadMatrix(TypedDict):
+    layer_index: int  # the position of the layer among those with attention
+    role: str  # "query", "key" or "value"
+    index: int  # of the query head, or of the key/value group
+    tensor: str
+    axis: int
+    first: int
+    count: int
+
+def live_attention(
     name: str, config: str, tensors: dict[str, list[int]], component: str | None
-) -> tuple[dict[str, Any], list[tuple[int, str, int, str, int, int, int]]]:
+) -> tuple[_Geometry, list[_HeadMatrix]]:
     """Finds every head in a live model, given its configuration as JSON and the shapes of its tensors by name.
 
-    `name` is what messages call the model. Returns the arguments of `Geometry.of_layers`, and for each matrix
-    (row of the layer, role, index, tensor, axis of the tensor, first, count).
+    `name` is what messages call the model. Returns its geometry and where each matrix is.
     """
 
 def ranking(scores: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -123,5 +160,13 @@ def select_within_budget(scores: NDArray[np.float64], geometry: Geometry, budget
 def select_random(geometry: Geometry, rule: str, ratio: float, seed: int) -> NDArray[np.bool_]:
     """Selects by lot: "random" or "layer_consistent"."""
 
-def report(mask: NDArray[np.bool_], geometry: Geometry) -> dict[str, int]:
+class _Report(TypedDict):
+    heads: int
+    total_heads: int
+    key_value_groups: int
+    total_key_value_groups: int
+    trainable_parameters: int
+    total_parameters: int
+
+def report(mask: NDArray[np.bool_], geometry: Geometry) -> _Report:
     """Counts the heads, groups and parameters of a selection."""

@@ -120,14 +120,14 @@ class Geometry:
         layout: str,
         component: str,
         layers: Iterable[int],
-        sizes: Iterable[tuple[int, int, int, int, int, int, int, int]],
+        sizes: "Iterable[_alps._LayerSizes]",
     ) -> "Geometry":
-        """The geometry of layers of these sizes, each in the order of `LayerSizes`.
+        """The geometry of layers of these sizes, each the fields of a `LayerSizes`.
 
         Raises:
             ArgumentError: There is no layer, or a size is out of its domain.
         """
-        per_layer = tuple(LayerSizes(*of_layer) for of_layer in sizes)
+        per_layer = tuple(LayerSizes(**of_layer) for of_layer in sizes)
         if not per_layer:
             raise ArgumentError("layers: expected at least one layer")
         largest = _largest(per_layer)

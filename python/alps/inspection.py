@@ -81,7 +81,7 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
     found = _alps.inspect((source.path, source.adapter), component)
     return Inspection(
         geometry=Geometry.of_layers(**found["geometry"]),
-        modules=tuple(Module(*module) for module in found["modules"]),
+        modules=tuple(Module(**module) for module in found["modules"]),
         left_out=tuple(found["left_out"]),
         bytes=found["bytes"],
         files=found["files"],
@@ -90,11 +90,5 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
 
 
 def layouts() -> tuple[Layout, ...]:
-    """The layouts of storage that are known, in order of name."""
-    layouts = []
-    for name, description, types in _alps.layouts():
-        by_component: dict[str, list[str]] = {}
-        for component, model_type in types:
-            by_component.setdefault(component, []).append(model_type)
-        layouts.append(Layout(name, description, {of: tuple(names) for of, names in by_component.items()}))
-    return tuple(layouts)
+    """The known layouts, in order of name."""
+    return tuple(Layout(**layout) for layout in _alps.layouts())

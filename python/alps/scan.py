@@ -101,15 +101,17 @@ def scan(
     )
     provenance = {
         **base_source.provenance("base"),
-        **{f"base_{name}": value for name, value in result.base.items()},
+        **_provenance("base", result["base"]),
         **tuned_source.provenance("tuned"),
-        **{f"tuned_{name}": value for name, value in result.tuned.items()},
+        **_provenance("tuned", result["tuned"]),
         "form": form,
         "temperature": repr(float(temperature)),
         "alps": _alps.__version__,
     }
     return HeadScores(
-        {name: result.statistics[name] for name in names}, Geometry.of_layers(**result.geometry), provenance
+        {name: result["statistics"][name] for name in names},
+        Geometry.of_layers(**result["geometry"]),
+        provenance,
     )
 
 
@@ -121,6 +123,10 @@ def _may_map(mmap: bool | None) -> bool:
     if value not in ("0", "1"):
         raise ArgumentError(f"the environment variable ALPS_MMAP must be 0 or 1, found {value!r}")
     return value == "1"
+
+
+def _provenance(which: str, files: "_alps._SourceFiles") -> dict[str, str]:
+    return {f"{which}_{name}": str(value) for name, value in files.items() if value is not None}
 
 
 def geometry(path: str | os.PathLike[str], *, component: Component | None = None) -> Geometry:

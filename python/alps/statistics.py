@@ -9,13 +9,15 @@ from alps.errors import ArgumentError
 Form = Literal["qkv", "product"]
 """What a head's weight vector is."""
 
-STATISTICS = tuple(name for name, _, _ in _alps.STATISTICS)
+STATISTICS = tuple(statistic["name"] for statistic in _alps.STATISTICS)
 """Every statistic, in the order in which they are shown."""
 
-ON_REQUEST = tuple(name for name, _, on_request in _alps.STATISTICS if on_request)
+ON_REQUEST = tuple(statistic["name"] for statistic in _alps.STATISTICS if statistic["on_request"])
 """The statistics that cost more than the one pass, and are computed only when they are named."""
 
-_OF_STORED_ENTRIES = tuple(name for name, of_stored_entries, _ in _alps.STATISTICS if of_stored_entries)
+_OF_STORED_ENTRIES = tuple(
+    statistic["name"] for statistic in _alps.STATISTICS if statistic["of_stored_entries"]
+)
 
 DEFAULT = "wasserstein"
 """The statistic that ranks heads: the PAD score of the paper."""

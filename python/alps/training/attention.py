@@ -104,16 +104,18 @@ def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> A
         )
     parameters = model.named_parameters(remove_duplicate=False)
     shapes = {parameter.replace(wrapper, ""): list(tensor.shape) for parameter, tensor in parameters}
-    fields, matrices = _alps.attention(name, json.dumps(config.to_dict(), default=str), shapes, component)
+    geometry, matrices = _alps.live_attention(name, json.dumps(config.to_dict(), default=str), shapes, component)
     found = []
-    for layer_index, role, index, tensor, *rows in matrices:
+    for matrix in matrices:
+        tensor = matrix["tensor"]
         if not tensor.endswith(".weight"):
             raise ModelError(
                 f"{name}.{tensor}: expected the weight of a Linear or Conv1D, found a parameter of another module, "
                 "whose rows cannot train apart"
             )
-        found.append(HeadRows(layer_index, role, index, tensor.removesuffix(".weight"), *rows))
-    return Attention(Geometry.of_layers(**fields), tuple(found))
+        module, rows = tensor.removesuffix(".weight"), (matrix["axis"], matrix["first"], matrix["count"])
+        found.append(HeadRows(matrix["layer_index"], matrix["role"], matrix["index"], module, *rows))
+    return Attention(Geometry.of_layers(**geometry), tuple(found))
 
 
 def check_projection(name: str, module: nn.Module, axis: int) -> Projection:
