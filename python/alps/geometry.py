@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alps.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from alps import _alps
 
 _LARGEST_SIZE = 2**32 - 1
 
