@@ -3,12 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from alps.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from alps import _alps
 
 _LARGEST_SIZE = 2**32 - 1
 
@@ -123,7 +120,7 @@ class Geometry:
         layout: str,
         component: str,
         layers: Iterable[int],
-        sizes: "Iterable[_alps._LayerSizes]",
+        sizes: Iterable[Mapping[str, Any]],
     ) -> "Geometry":
         """The geometry of layers of these sizes, each the fields of a `LayerSizes`.
 

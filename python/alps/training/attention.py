@@ -104,7 +104,9 @@ def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> A
         )
     parameters = model.named_parameters(remove_duplicate=False)
     shapes = {parameter.replace(wrapper, ""): list(tensor.shape) for parameter, tensor in parameters}
-    geometry, matrices = _alps.live_attention(name, json.dumps(config.to_dict(), default=str), shapes, component)
+    geometry, matrices = _alps.live_attention(
+        name, json.dumps(config.to_dict(), default=str), shapes, component
+    )
     found = []
     for matrix in matrices:
         tensor = matrix["tensor"]
