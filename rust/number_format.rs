@@ -51,24 +51,43 @@ impl Dtype {
     /// conversion is exact.
     #[inline(always)]
     pub(crate) fn decode<N: Real>(self, bytes: &[u8], numbers: &mut [N]) {
-        self.decode_with(bytes, numbers.iter_mut(), |number, weight| *number = weight);
+        self.decode_with::<N, _, 0>(bytes, numbers.iter_mut(), |number, weight| *number = weight);
     }
 
-    /// Decodes little-endian weights and passes each to `keep`, together with its place.
+    /// Decodes little-endian weights and passes each to `keep`, together with its place. Slices of the length `USUAL` have
+    /// a loop of their own, whose length the compiler knows.
     #[inline(always)]
-    pub(crate) fn decode_with<N: Real, P>(
+    pub(crate) fn decode_with<N: Real, P, const USUAL: usize>(
         self,
         bytes: &[u8],
         places: impl Iterator<Item = P>,
         keep: impl Fn(P, N),
     ) {
         match self {
-            Dtype::F16 => decode_as(bytes, places, |bytes| N::from_f64(f64::from(f16_to_f32(bytes))), keep),
-            Dtype::BF16 => decode_as(bytes, places, |bytes| N::from_f64(f64::from(bf16_to_f32(bytes))), keep),
-            Dtype::F32 => {
-                decode_as(bytes, places, |bytes| N::from_f64(f64::from(f32::from_le_bytes(bytes))), keep)
-            }
-            Dtype::F64 => decode_as(bytes, places, |bytes| N::from_f64(f64::from_le_bytes(bytes)), keep),
+            Dtype::F16 => decode_as::<N, P, _, USUAL>(
+                bytes,
+                places,
+                |bytes| N::from_f64(f64::from(f16_to_f32(bytes))),
+                keep,
+            ),
+            Dtype::BF16 => decode_as::<N, P, _, USUAL>(
+                bytes,
+                places,
+                |bytes| N::from_f64(f64::from(bf16_to_f32(bytes))),
+                keep,
+            ),
+            Dtype::F32 => decode_as::<N, P, _, USUAL>(
+                bytes,
+                places,
+                |bytes| N::from_f64(f64::from(f32::from_le_bytes(bytes))),
+                keep,
+            ),
+            Dtype::F64 => decode_as::<N, P, _, USUAL>(
+                bytes,
+                places,
+                |bytes| N::from_f64(f64::from_le_bytes(bytes)),
+                keep,
+            ),
         }
     }
 }
@@ -169,14 +188,21 @@ fn e8m0(code: u8) -> f32 {
 }
 
 #[inline(always)]
-fn decode_as<N, P, const SIZE: usize>(
+fn decode_as<N, P, const SIZE: usize, const USUAL: usize>(
     bytes: &[u8],
     places: impl Iterator<Item = P>,
     decode: impl Fn([u8; SIZE]) -> N,
     keep: impl Fn(P, N),
 ) {
-    for (place, bytes) in places.zip(bytes.as_chunks::<SIZE>().0) {
-        keep(place, decode(*bytes));
+    let (weights, _) = bytes.as_chunks::<SIZE>();
+    if let Ok(weights) = <&[[u8; SIZE]; USUAL]>::try_from(weights) {
+        for (place, bytes) in places.zip(weights) {
+            keep(place, decode(*bytes));
+        }
+    } else {
+        for (place, bytes) in places.zip(weights) {
+            keep(place, decode(*bytes));
+        }
     }
 }
 

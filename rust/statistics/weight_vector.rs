@@ -122,11 +122,11 @@ impl WeightVector<'_> {
         let entries = block * BLOCK..block * BLOCK + valid;
         match self {
             Self::Stored { base: stored, tuned } => {
-                stored.dtype.decode(stored.block(block), base);
+                let keep_base = |number: &mut R, weight| *number = weight;
+                stored.dtype.decode_with::<R, _, BLOCK>(stored.block(block), base.iter_mut(), keep_base);
+                let keep_delta = |(delta, base): (&mut R, &R), weight| *delta = weight - *base;
                 let places = delta.iter_mut().zip(&*base);
-                tuned.dtype.decode_with(tuned.block(block), places, |(delta, base), weight: R| {
-                    *delta = weight - *base;
-                });
+                tuned.dtype.decode_with::<R, _, BLOCK>(tuned.block(block), places, keep_delta);
             }
             Self::F64 { base: numbers, delta: deltas } => {
                 convert(&numbers[entries.clone()], base);
