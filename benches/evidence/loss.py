@@ -34,11 +34,13 @@ class _SumOfMeans(Function):
         for arms in _chunks(hidden, embedding):
             chances = torch.softmax(_logits(hidden, embedding, arms), dim=-1)
             index = targets[arms].flatten()[:, None]
+            chance = chances.gather(1, index)[:, 0].float()
             chances.scatter_(1, index, 0.0)
             # What the target lacks is the sum of the others: exact also where the target is near certain.
             missing = chances.sum(dim=-1, dtype=torch.float32)
             chances.scatter_(1, index, -missing[:, None].to(chances.dtype))
-            total[arms] = -torch.log1p(-missing.clamp(max=1 - 1e-7)).view_as(targets[arms]).mean(dim=1)
+            found = torch.where(missing < 0.5, torch.log1p(-missing.clamp(max=0.5)), chance.clamp(min=1e-30).log())
+            total[arms] = -found.view_as(targets[arms]).mean(dim=1)
             weight = embedding[arms.start] if embedding.dim() == 3 else embedding
             of_hidden[arms] = ((chances @ weight) * share).view_as(hidden[arms])
             if of_embedding is not None:

@@ -116,7 +116,8 @@ class OtherWeights:
     def step(self, gradients: Sequence[Tensor], factor: float) -> None:
         """One step of AdamW."""
         for master, gradient in zip(self.masters, gradients, strict=True):
-            master.grad = gradient.float()
+            # The fused optimizer reads memory in order, and gradients of products come transposed.
+            master.grad = torch.empty_like(master).copy_(gradient)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor
         self.optimizer.step()
