@@ -11,8 +11,8 @@ import numpy as np
 from evidence import tasks, texts
 
 LENGTH = 128
-TEXT_WINDOWS = {"train": 6000, "validation": 48, "test": 128}
-ANSWER_WINDOWS = {"train": 12000, "validation": 192, "test": 512}
+TEXT_WINDOWS = {"train": 6000, "validation": 32, "test": 96}
+ANSWER_WINDOWS = {"train": 12000, "validation": 128, "test": 384}
 _PER_DOCUMENT = 40
 """Windows that one document gives at most."""
 
@@ -93,7 +93,7 @@ def make(
         splits = answer_task(example, encode)
         length = splits["train"].shape[1]
         tasks.save(output, name, splits, list(range(length - 1 - answer, length - 1)))
-    general = text_task(texts.handbook(english), encode, {"test": 64})
+    general = text_task(texts.handbook(english), encode, {"test": 32})
     tasks.save(output, "general", general, everywhere)
     names = {"tasks": ["german", "sums", "python", "reverse", "general"]}
     (output / "tasks.json").write_text(json.dumps(names))

@@ -17,9 +17,9 @@ from evidence.checkpoint import Sizes
 from evidence.evaluate import evaluate
 from evidence.graft import losses_of_grafts
 from evidence.llama import Weights
-from evidence.measures import Copies, Scores, all_scores
+from evidence.measures import Copies, Scores, all_scores, of_base
 from evidence.records import Record, rounded
-from evidence.tasks import Task, Windows
+from evidence.tasks import Task
 from evidence.train import Arm, Others, Trained, train
 
 TRAINED_WITH_OTHERS = (
@@ -58,7 +58,8 @@ class Settings:
         ratio: Of the key/value groups that train.
         tuned_rate: Of the tuned copies.
         alone_rate: Of the copies of which only Q, K and V are tuned.
-        rates: Tried when everything else is frozen.
+        rates: Tried for random sets when everything else is frozen; any other arm is tried at the best of them
+            and its neighbours.
         train_rates: Tried when everything else trains.
         seeds: The first one tunes rates; the others are results.
         train_seeds: Those of the setting in which everything else trains.
@@ -72,25 +73,28 @@ class Settings:
         train_arms: That train at one time, when everything else trains.
     """
 
-    steps: int = 100
+    steps: int = 60
     text_rows: int = 8
     answer_rows: int = 32
     ratio: float = 0.10
     tuned_rate: float = 1e-4
     alone_rate: float = 5e-4
-    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3)
-    train_rates: tuple[float, ...] = (5e-5, 1e-4, 2e-4, 4e-4)
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+    train_rates: tuple[float, ...] = (1e-4, 2e-4, 4e-4)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    train_seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    graft_seeds: tuple[int, ...] = (0, 1, 2)
+    train_seeds: tuple[int, ...] = (1, 2, 3)
+    graft_seeds: tuple[int, ...] = (1, 2)
     measured: int = 128
     tried: int = 32
-    draws: int = 192
+    draws: int = 128
     ratios: tuple[float, ...] = (0.03, 0.2, 0.3, 0.5, 1.0)
     sweep_seeds: tuple[int, ...] = (1, 2, 3)
     tokens: int = 49152
     train_arms: int = 16
 
+
+SPLITS = ("validation", "test", "general")
+"""What a trained model is evaluated on."""
 
 DRAWS_SEED = 100
 """Of the batches of the random sets that give the values of groups: no result's."""
@@ -100,7 +104,8 @@ class OutOfTimeError(Exception):
     """The time that was given is used up."""
 
 
-Job = tuple[Set, float]
+Job = tuple[int, Set, float]
+"""Seed, groups and rate."""
 
 
 class Experiment:
@@ -141,6 +146,7 @@ class Experiment:
         self.runs = records.read_all([folder], "runs")
         self.done = {self._key(it) for it in self.runs}
         self.scores: dict[tuple[str, int], Scores] = {}
+        self.chosen: dict[tuple[str, int], Sets] = {}
         for it in records.read_all([folder], "scores"):
             self.scores[it["task"], it["seed"]] = {
                 name: np.array(values, np.float64) for name, values in it["scores"].items()
@@ -175,38 +181,37 @@ class Experiment:
         return drawn.to(self.device)
 
     def record(
-        self, setting: str, task: str, seeds: Sequence[int], trained: Trained, jobs: Sequence[Job], keep: int
+        self, setting: str, task: str, trained: Trained, jobs: Sequence[Job], keep: int, splits: Sequence[str]
     ) -> None:
         """Evaluates the first arms of a training and writes their lines."""
-        arms_of = len(trained.rows.rates.unique()) and len(jobs)
-        found = {
-            name: evaluate(trained.weights, self.sizes, windows, arms_of)
-            for name, windows in (
-                ("validation", self.tasks[task]["validation"]),
-                ("test", self.tasks[task]["test"]),
-                ("general", self.general),
-            )
-        }
+        windows = {**self.tasks[task], "general": self.general}
+        found = {name: evaluate(trained.weights, self.sizes, windows[name], len(jobs)) for name in splits}
         lines = []
         for arm in range(keep):
-            groups, rate = jobs[arm]
+            seed, groups, rate = jobs[arm]
             line: Record = {
                 "setting": setting,
                 "task": task,
-                "seed": seeds[arm],
+                "seed": seed,
                 "rate": rate,
                 "train": rounded(trained.losses[arm]),
             }
             line |= {name: rounded(it.loss[arm].item()) for name, it in found.items()}
-            line["exact"] = rounded(found["test"].exact[arm].item())
+            if "test" in found:
+                line["exact"] = rounded(found["test"].exact[arm].item())
             lines.append({**line, "groups": list(groups)})
         records.append(self.folder / "runs.jsonl", lines)
         self.runs += lines
         self.done |= {self._key(it) for it in lines}
 
-    def train_sets(self, setting: Others, task: str, seed: int, jobs: Iterable[Job]) -> None:
-        """Trains sets at rates, as many at a time as fit; those that are done are left out."""
-        left = [it for it in dict.fromkeys(jobs) if (setting, task, seed, *it) not in self.done]
+    def train_sets(
+        self, setting: Others, task: str, jobs: Iterable[Job], splits: Sequence[str] = SPLITS
+    ) -> None:
+        """Trains sets at rates, as many at a time as fit; those that are done are left out.
+
+        All sets of a seed see the same batches.
+        """
+        left = [it for it in dict.fromkeys(jobs) if (setting, task, *it) not in self.done]
         windows = self.tasks[task]["train"]
         if setting == "freeze":
             size = max(1, self.settings.tokens // (self._rows(task) * windows.tokens.shape[1]))
@@ -215,13 +220,12 @@ class Experiment:
             size = self.settings.train_arms
             by_rate = defaultdict(list)
             for job in left:
-                by_rate[job[1]].append(job)
+                by_rate[job[2]].append(job)
             chunks = [
                 of_rate[start : start + size]
                 for of_rate in by_rate.values()
                 for start in range(0, len(of_rate), size)
             ]
-        batches = self.batches(task, seed, "train")
         for chunk in chunks:
             kind = f"{setting} {task}"
             self._hurry(kind)
@@ -230,14 +234,15 @@ class Experiment:
             if self.pad and setting == "freeze":
                 chunk = chunk + [chunk[0]] * (size - keep)
             run = self.run if setting == "freeze" else llama.layer
-            trained = train(
-                self.base, self.sizes, [Arm(*job) for job in chunk], windows, batches, setting, run
-            )
-            self.record(setting, task, [seed] * keep, trained, chunk, keep)
+            of_seed = {seed: self.batches(task, seed, "train") for seed, _, _ in chunk}
+            batches = torch.cat([of_seed[seed] for seed, _, _ in chunk], dim=1)
+            of_arms = [Arm(groups, rate) for _, groups, rate in chunk]
+            trained = train(self.base, self.sizes, of_arms, windows, batches, setting, run)
+            self.record(setting, task, trained, chunk, keep, splits)
             self.needed[kind] = time.monotonic() - start
-            tokens = len(chunk) * batches.numel() * windows.tokens.shape[1]
+            tokens = batches.numel() * windows.tokens.shape[1]
             print(
-                f"{kind} seed {seed}: {keep} arms, {self.needed[kind]:.1f} s, "
+                f"{kind} seeds {min(of_seed)} to {max(of_seed)}: {keep} arms, {self.needed[kind]:.1f} s, "
                 f"{tokens / self.needed[kind]:,.0f} tokens/s",
                 flush=True,
             )
@@ -253,18 +258,17 @@ class Experiment:
         windows = self.tasks[task]["train"]
         batches = torch.cat([self.batches(task, seed, "tuned") for seed in seeds], dim=1)
         every: Set = tuple(range(self.groups))
-        jobs = {
-            "full": [(every, self.settings.tuned_rate)] * len(seeds),
-            "alone": [(every, self.settings.alone_rate)] * len(seeds),
+        jobs: dict[str, list[Job]] = {
+            "full": [(seed, every, self.settings.tuned_rate) for seed in seeds],
+            "alone": [(seed, every, self.settings.alone_rate) for seed in seeds],
         }
         stacks: dict[str, Tensor] = {}
         tuned: Weights | None = None
         for setting, others in (("alone", "freeze"), ("full", "train")):
             how: Others = "train" if others == "train" else "freeze"
-            trained = train(
-                self.base, self.sizes, [Arm(*it) for it in jobs[setting]], windows, batches, how
-            )
-            self.record(setting, task, seeds, trained, jobs[setting], len(seeds))
+            of_arms = [Arm(groups, rate) for _, groups, rate in jobs[setting]]
+            trained = train(self.base, self.sizes, of_arms, windows, batches, how)
+            self.record(setting, task, trained, jobs[setting], len(seeds), SPLITS)
             stacks[setting] = trained.rows.values.view(self.sizes.layers, len(seeds), self.sizes.groups, -1)
             tuned = trained.weights
             del trained
@@ -274,6 +278,7 @@ class Experiment:
         measured = windows.first(self.settings.measured * (1 if text else 2))
         tried = windows.first(self.settings.tried * (1 if text else 8))
         of_seed: dict[int, Copies] = {}
+        fixed = of_base(self.base, self.sizes)
         for index, seed in enumerate(seeds):
             after = (index + 1) % len(seeds)
             own = tuned.map(lambda it, index=index: it[index] if it.dim() > 1 else it)  # type: ignore[misc]
@@ -287,7 +292,7 @@ class Experiment:
             of_seed[seed] = copies
             if (task, seed) in self.scores:
                 continue
-            scores, plain, whole = all_scores(copies, self.sizes, measured, tried, self.folder)
+            scores, plain, whole = all_scores(copies, self.sizes, measured, tried, self.folder, fixed)
             kept = {name: [rounded(it) for it in values] for name, values in scores.items()}
             line: Record = {"task": task, "seed": seed, "base": rounded(plain), "tuned": rounded(whole)}
             records.append(self.folder / "scores.jsonl", [{**line, "scores": kept}])
@@ -309,10 +314,10 @@ class Experiment:
             chosen = sets[f"top:{name}"][0]
             sets[f"layers:{name}"] = [
                 arms.in_same_layers(chosen, self.sizes.groups, "graft", name, task, seed, it)
-                for it in range(20)
+                for it in range(12)
             ]
         distinct = [(), *dict.fromkeys(it for of_arm in sets.values() for it in of_arm)]
-        windows = self.tasks[task]["test"].first(64 if len(self.tasks[task]["test"].columns) > 16 else 256)
+        windows = self.tasks[task]["test"].first(32 if len(self.tasks[task]["test"].columns) > 16 else 256)
         tuned_qkv = [
             it.view(self.base.qkv[0].shape).to(self.base.norm.dtype) for it in copies.tuned_qkv
         ]
@@ -344,17 +349,12 @@ class Experiment:
 
     def sets(self, task: str, seed: int) -> Sets:
         """The sets of all arms, which are written down the first time."""
-        found = arms.sets_of(self.scores, task, seed, self.sizes, self.settings.ratio)
-        new = {name: it for name, it in found.items() if (task, seed, name) not in self.named}
-        lines: list[Record] = [
-            {"task": task, "seed": seed, "arm": name, "sets": list(map(list, it))} for name, it in new.items()
-        ]
-        records.append(self.folder / "arms.jsonl", lines)
-        for name, it in new.items():
-            self.named[task, seed, name] = [list(groups) for groups in it]
-        return {
-            name: [tuple(groups) for groups in self.named[task, seed, name]] for name in found
-        }
+        if (task, seed) not in self.chosen:
+            found = arms.sets_of(self.scores, task, seed, self.sizes, self.settings.ratio)
+            self._name(task, seed, found)
+            named = {name: self.named[task, seed, name] for name in found}
+            self.chosen[task, seed] = {name: list(map(tuple, it)) for name, it in named.items()}
+        return self.chosen[task, seed]
 
     def best_rate(self, setting: str, task: str, sets: Sequence[Set]) -> float | None:
         """The rate of the lowest mean loss of these sets on the validation windows of the first seed."""
@@ -370,21 +370,43 @@ class Experiment:
         return min(means, key=lambda rate: (means[rate], rate), default=None)
 
     def rates(self, task: str) -> None:
-        """Every arm at every rate, on the first seed."""
-        seed = self.settings.seeds[0]
-        sets = [groups for it in self.sets(task, seed).values() for groups in it]
-        jobs = [(groups, rate) for groups in sets for rate in self.settings.rates]
-        self.train_sets("freeze", task, seed, jobs)
+        """Random sets at every rate, and the other arms at the best of these and its neighbours, on the first seed.
 
-    def compare(self, task: str, seed: int) -> None:
-        """Every arm at its rate, on one seed."""
+        Of an arm with several draws half of them are tried.
+        """
+        seed = self.settings.seeds[0]
+        sets = {name: self.tried_draws(it) for name, it in self.sets(task, seed).items()}
+        rates = self.settings.rates
+        jobs = [(seed, groups, rate) for groups in sets["random"] for rate in rates]
+        self.train_sets("freeze", task, jobs, ("validation",))
+        place = rates.index(self._random_rate(task))
+        near = rates[max(0, place - 1) : place + 2]
+        jobs = [(seed, groups, rate) for it in sets.values() for groups in it for rate in near]
+        self.train_sets("freeze", task, jobs, ("validation",))
+
+    @staticmethod
+    def tried_draws(sets: Sequence[Set]) -> list[Set]:
+        """The sets of an arm that its rate is tuned on."""
+        return list(sets[: max(1, len(sets) // 2)])
+
+    def arm_rate(self, task: str, arm: str) -> float:
+        """The rate of an arm, of random sets if its own is not known.
+
+        Raises:
+            OutOfTimeError: Neither is known.
+        """
         first = self.sets(task, self.settings.seeds[0])
-        jobs = []
-        for name, of_arm in self.sets(task, seed).items():
-            rate = self.best_rate("freeze", task, first[name])
-            if rate is not None:
-                jobs += [(groups, rate) for groups in of_arm]
-        self.train_sets("freeze", task, seed, jobs)
+        found = self.best_rate("freeze", task, self.tried_draws(first[arm])) if arm in first else None
+        return self._random_rate(task) if found is None else found
+
+    def compare(self, task: str, seeds: Sequence[int]) -> None:
+        """Every arm at its rate, and the groups that the random sets of another seed found best and worst."""
+        jobs: list[Job] = []
+        for seed in seeds:
+            for name, of_arm in {**self.sets(task, seed), **self.best_of_draws(task, seed)}.items():
+                rate = self.arm_rate(task, name)
+                jobs += [(seed, groups, rate) for groups in of_arm]
+        self.train_sets("freeze", task, jobs)
 
     def _with_others(self, task: str, seed: int) -> list[Set]:
         sets = self.sets(task, seed)
@@ -396,73 +418,78 @@ class Experiment:
         """A few arms at every rate with everything else training, on the first seed."""
         seed = self.settings.seeds[0]
         few = self._with_others(task, seed)[:4]
-        self.train_sets(
-            "train", task, seed, [(groups, rate) for rate in self.settings.train_rates for groups in few]
-        )
+        jobs = [(seed, groups, rate) for rate in self.settings.train_rates for groups in few]
+        self.train_sets("train", task, jobs, ("validation",))
 
-    def compare_with_others(self, task: str, seed: int) -> None:
+    def compare_with_others(self, task: str, seeds: Sequence[int]) -> None:
         """Arms with everything else training, at the rate of the first arms on the first seed."""
         few = self._with_others(task, self.settings.seeds[0])[:4]
         rate = self.best_rate("train", task, few)
         if rate is not None:
-            self.train_sets("train", task, seed, [(groups, rate) for groups in self._with_others(task, seed)])
+            jobs = [(seed, groups, rate) for seed in seeds for groups in self._with_others(task, seed)]
+            self.train_sets("train", task, jobs)
 
     def draw(self, task: str) -> None:
         """Many random sets on one seed, for the values of groups."""
         number = arms.count(self.settings.ratio, self.groups)
         rate = self._random_rate(task)
-        sets = [
-            arms.drawn(number, self.groups, "draws", task, it) for it in range(self.settings.draws)
+        jobs = [
+            (DRAWS_SEED, arms.drawn(number, self.groups, "draws", task, it), rate)
+            for it in range(self.settings.draws)
         ]
-        self.train_sets("freeze", task, DRAWS_SEED, [(groups, rate) for groups in sets])
+        self.train_sets("freeze", task, jobs, ("validation", "test"))
 
     def _random_rate(self, task: str) -> float:
-        found = self.best_rate("freeze", task, self.sets(task, self.settings.seeds[0])["random"])
+        random = self.tried_draws(self.sets(task, self.settings.seeds[0])["random"])
+        found = self.best_rate("freeze", task, random)
         if found is None:
             raise OutOfTimeError("no rate of random sets is known")
         return found
 
-    def best_of_draws(self, task: str, seed: int) -> None:
-        """The groups that the random sets of another seed found best and worst."""
+    def best_of_draws(self, task: str, seed: int) -> Sets:
+        """The groups that the random sets of another seed found best and worst, if there are enough."""
         found = [
             it for it in self.runs if (it["setting"], it["task"], it["seed"]) == ("freeze", task, DRAWS_SEED)
         ]
+        if len(found) < self.settings.draws // 2:
+            return {}
         number = arms.count(self.settings.ratio, self.groups)
         values = group_values([it["groups"] for it in found], [it["validation"] for it in found], self.groups)
-        best, worst = arms.top(values, number), arms.top(-values, number)
-        lines: list[Record] = []
-        for name, groups in (("values", best), ("lowest:values", worst)):
-            if (task, seed, name) not in self.named:
-                lines.append({"task": task, "seed": seed, "arm": name, "sets": [list(groups)]})
-                self.named[task, seed, name] = [list(groups)]
-        records.append(self.folder / "arms.jsonl", lines)
-        rate = self._random_rate(task)
-        self.train_sets("freeze", task, seed, [(best, rate), (worst, rate)])
+        sets: Sets = {"values": [arms.top(values, number)], "lowest:values": [arms.top(-values, number)]}
+        self._name(task, seed, sets)
+        return sets
 
-    def sweep(self, task: str, seed: int) -> None:
-        """Other ratios."""
-        own = self.scores[task, seed]
-        first = self.sets(task, self.settings.seeds[0])
+    def _name(self, task: str, seed: int, sets: Sets) -> None:
+        lines: list[Record] = [
+            {"task": task, "seed": seed, "arm": name, "sets": list(map(list, it))}
+            for name, it in sets.items()
+            if (task, seed, name) not in self.named
+        ]
+        records.append(self.folder / "arms.jsonl", lines)
+        for line in lines:
+            self.named[task, seed, line["arm"]] = line["sets"]
+
+    def sweep(self, task: str, seeds: Sequence[int]) -> None:
+        """Other ratios, each arm at its rate of the usual ratio and at another."""
         jobs: list[Job] = []
-        for ratio in self.settings.ratios:
-            number = arms.count(ratio, self.groups)
-            draws = 3 if ratio < 1 else 1
-            of_arms = [
-                ("random", [arms.drawn(number, self.groups, "sweep", task, seed, ratio, it) for it in range(draws)])
-            ]
-            if ratio < 1:
-                of_arms += [(f"top:{name}", [arms.top(own[name], number)]) for name in SWEPT]
-            lines: list[Record] = []
-            for name, sets in of_arms:
-                at = f"{name}@{ratio}"
-                if (task, seed, at) not in self.named:
-                    lines.append({"task": task, "seed": seed, "arm": at, "sets": list(map(list, sets))})
-                    self.named[task, seed, at] = list(map(list, sets))
-                rate = self.best_rate("freeze", task, first[name]) or self._random_rate(task)
-                rates = (rate, rate / 2) if ratio > self.settings.ratio else (rate, rate * 2)
-                jobs += [(groups, it) for groups in sets for it in rates]
-            records.append(self.folder / "arms.jsonl", lines)
-        self.train_sets("freeze", task, seed, jobs)
+        for seed in seeds:
+            own = self.scores[task, seed]
+            for ratio in self.settings.ratios:
+                number = arms.count(ratio, self.groups)
+                sets: Sets = {
+                    "random": [
+                        arms.drawn(number, self.groups, "sweep", task, seed, ratio, it)
+                        for it in range(3 if ratio < 1 else 1)
+                    ]
+                }
+                if ratio < 1:
+                    sets |= {f"top:{name}": [arms.top(own[name], number)] for name in SWEPT}
+                for name, of_arm in sets.items():
+                    rate = self.arm_rate(task, name)
+                    other = rate / 2 if ratio > self.settings.ratio else rate * 2
+                    jobs += [(seed, groups, it) for groups in of_arm for it in (rate, other)]
+                self._name(task, seed, {f"{name}@{ratio}": it for name, it in sets.items()})
+        self.train_sets("freeze", task, jobs)
 
 
 def group_values(sets: Sequence[Sequence[int]], losses: Sequence[float], groups: int) -> np.ndarray:

@@ -118,18 +118,29 @@ def low_rank_norm(base: Tensor, sizes: Sizes) -> NDArray[np.float64]:
     kept = torch.empty(parts.shape[:3], device=base.device)
     for which in (slice(0, queries), slice(queries, queries + 1), slice(queries + 1, queries + 2)):
         matrices = parts[:, :, which].reshape(sizes.layers, -1, sizes.hidden)
-        left, singular, _ = torch.linalg.svd(matrices, full_matrices=False)
-        scaled = (left[..., :_RANK] * singular[:, None, :_RANK]).square().sum(dim=-1)
+        squared, vectors = torch.linalg.eigh(matrices.double() @ matrices.double().transpose(1, 2))
+        scaled = (vectors[..., -_RANK:].square() * squared[:, None, -_RANK:]).sum(dim=-1).float()
         kept[:, :, which] = scaled.view(sizes.layers, sizes.groups, -1, size).sum(dim=-1)
     heads = kept[..., :-2] + kept[..., -2:].sum(dim=-1, keepdim=True)
     return by_group(heads.flatten(1).sqrt().double().cpu().numpy(), sizes)
 
 
+def of_base(base: Weights, sizes: Sizes) -> Scores:
+    """The scores that need nothing but the base."""
+    qkv = stacked(base.qkv, sizes)
+    norms = by_group(np.sqrt(heads_of(qkv.square(), sizes)), sizes)
+    return {"base_norm": norms, "lift": low_rank_norm(qkv, sizes)}
+
+
 def concentration(change: Tensor, sizes: Sizes) -> NDArray[np.float64]:
     """The largest squared singular value of a group's change over the sum of all, its rows one matrix."""
-    matrices = change.view(-1, sizes.rows, sizes.hidden).double()
-    squared = torch.linalg.eigvalsh(matrices @ matrices.transpose(1, 2))
-    return np.asarray((squared[:, -1] / squared.sum(dim=-1)).cpu().numpy(), np.float64)
+    matrices = change.view(-1, sizes.rows, sizes.hidden)
+    products = matrices @ matrices.transpose(1, 2)
+    vector = products.sum(dim=-1, keepdim=True)
+    for _ in range(64):
+        vector = products @ (vector / vector.norm(dim=1, keepdim=True))
+    largest = vector.norm(dim=1)[:, 0]
+    return np.asarray((largest / products.diagonal(dim1=1, dim2=2).sum(dim=-1)).double().cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,7 @@ class Copies:
 
 
 def all_scores(
-    copies: Copies, sizes: Sizes, windows: Windows, tried: Windows, folder: Path
+    copies: Copies, sizes: Sizes, windows: Windows, tried: Windows, folder: Path, fixed: Scores
 ) -> tuple[Scores, float, float]:
     """Every score of every group.
 
@@ -162,6 +173,7 @@ def all_scores(
         windows: Of the task, to take gradients on.
         tried: Of the task, to try each group on.
         folder: Where a temporary folder can be made.
+        fixed: Scores of the base alone.
 
     Returns:
         The scores, and the losses of base and tuned on `tried`.
@@ -176,8 +188,7 @@ def all_scores(
     def norms(values: Tensor) -> NDArray[np.float64]:
         return by_group(np.sqrt(heads_of(values.square(), sizes)), sizes)
 
-    scores["base_norm"] = norms(base)
-    scores["lift"] = low_rank_norm(base, sizes)
+    scores |= fixed
     scores["concentration"] = concentration(change, sizes)
     second = copies.second_qkv - base
     scores["agreement"] = heads(change * second)

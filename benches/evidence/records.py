@@ -10,6 +10,8 @@ Record = dict[str, Any]
 
 def append(path: Path, records: list[Record]) -> None:
     """Adds lines to a file."""
+    if not records:
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(it, separators=(",", ":")) + "\n" for it in records))
 

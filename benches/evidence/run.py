@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,23 +25,19 @@ def stages(experiment: Experiment) -> Iterator[tuple[str, str, Callable[[], None
         yield "prepare", task, lambda task=task: experiment.prepare(task)  # type: ignore[misc]
     for task in names:
         yield "rates", task, lambda task=task: experiment.rates(task)  # type: ignore[misc]
-
-    def seeded(name: str, call: Callable[[str, int], None], seeds: tuple[int, ...]) -> Iterator[Any]:
-        for seed in seeds:
-            for task in names:
-                yield name, task, lambda task=task, seed=seed: call(task, seed)
-
-    results = settings.seeds[1:]
-    yield from seeded("compare", experiment.compare, results[:3])
-    for task in names:
-        yield "train_rates", task, lambda task=task: experiment.train_rates(task)  # type: ignore[misc]
-    yield from seeded("train", experiment.compare_with_others, settings.train_seeds[:3])
-    yield from seeded("compare", experiment.compare, results[3:])
     for task in names:
         yield "draw", task, lambda task=task: experiment.draw(task)  # type: ignore[misc]
-    yield from seeded("values", experiment.best_of_draws, results)
-    yield from seeded("sweep", experiment.sweep, settings.sweep_seeds)
-    yield from seeded("train", experiment.compare_with_others, settings.train_seeds[3:])
+
+    def of_seeds(name: str, call: Callable[[str, Sequence[int]], None], seeds: Sequence[int]) -> Iterator[Any]:
+        for task in names:
+            yield name, task, lambda task=task: call(task, seeds)
+
+    yield from of_seeds("compare", experiment.compare, settings.seeds[1:4])
+    for task in names:
+        yield "train_rates", task, lambda task=task: experiment.train_rates(task)  # type: ignore[misc]
+    yield from of_seeds("train", experiment.compare_with_others, settings.train_seeds)
+    yield from of_seeds("compare", experiment.compare, settings.seeds[4:])
+    yield from of_seeds("sweep", experiment.sweep, settings.sweep_seeds)
 
 
 def run_experiment(options: argparse.Namespace) -> None:
