@@ -20,6 +20,7 @@ from evidence.llama import Weights
 from evidence.measures import Copies, Scores, all_scores, of_base
 from evidence.records import Record, rounded
 from evidence.tasks import Task
+from evidence.values import group_values
 from evidence.train import Arm, Others, Trained, train
 
 TRAINED_WITH_OTHERS = (
@@ -490,21 +491,3 @@ class Experiment:
                     jobs += [(seed, groups, it) for groups in of_arm for it in (rate, other)]
                 self._name(task, seed, {f"{name}@{ratio}": it for name, it in sets.items()})
         self.train_sets("freeze", task, jobs)
-
-
-def group_values(sets: Sequence[Sequence[int]], losses: Sequence[float], groups: int) -> np.ndarray:
-    """How much each group lowers the loss, by ridge regression of the losses of sets on their members.
-
-    Args:
-        sets: Numbers of groups, as many in each set.
-        losses: Of the sets.
-        groups: Of the model.
-    """
-    members = np.zeros((len(sets), groups))
-    for row, it in enumerate(sets):
-        members[row, list(it)] = 1
-    centred = members - members.mean(axis=0)
-    target = np.asarray(losses) - np.mean(losses)
-    penalty = 0.05 * len(sets)
-    solved: np.ndarray = np.linalg.solve(centred.T @ centred + penalty * np.eye(groups), centred.T @ target)
-    return -solved
