@@ -1,8 +1,8 @@
 """Makes the windows of the tasks, runs the experiment, and writes the page.
 
-    python -m evidence data FOLDER --tokenizer DIR --german DIR --python DIR --english DIR
-    python -m evidence run FOLDER --model PATH --results DIR [--seconds S]
-    python -m evidence page --results DIR --output docs/evidence.md
+python -m evidence data FOLDER --tokenizer DIR --german DIR --python DIR --english DIR
+python -m evidence run FOLDER --model PATH --results DIR [--seconds S]
+python -m evidence page --results DIR --output docs/evidence.md
 """
 
 import argparse

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from evidence import records
+from evidence.arms import TRAINED_WITH_OTHERS
 
 Set = tuple[int, ...]
 TUNING_SEED = 0
@@ -183,7 +184,9 @@ def compare_all(
     The family that is corrected for is the scores of one task and setting.
     """
     random = results.found(setting, task, "random", measure)
+    planned = results.arms(task)
     if setting == "train":
+        planned = [arm for arm in planned if arm in TRAINED_WITH_OTHERS]
         sets = results.sets[task, "random"]
         rate = with_others_rate(results, task)
         random = {
@@ -197,7 +200,7 @@ def compare_all(
         }
         random = {seed: values for seed, values in random.items() if values}
     comparisons = {}
-    for arm in results.arms(task):
+    for arm in planned:
         if "@" in arm or arm == "random":
             continue
         rate_of_arm = with_others_rate(results, task) if setting == "train" else None
@@ -205,6 +208,33 @@ def compare_all(
         if compared:
             comparisons[arm] = compared
     return comparisons, holm({arm: it.p for arm, it in comparisons.items() if is_score(arm)})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a score's sets are among random ones, over all tasks and seeds.
+
+    Attributes:
+        share: Of the random sets of the same task and seed that have a lower loss, on average.
+        p: Of the rank test with a stratum for each task and seed, two-sided.
+    """
+
+    share: float
+    p: float
+
+
+def over_all_tasks(results: Results, tasks: Sequence[str]) -> dict[str, Place]:
+    """The place of every score, everything else frozen."""
+    found = {}
+    for arm in filter(is_score, results.arms(tasks[0])):
+        strata = []
+        for task in tasks:
+            random = results.found("freeze", task, "random", "test")
+            own = results.found("freeze", task, arm, "test")
+            strata += [(own[seed], random[seed]) for seed in sorted(set(own) & set(random))]
+        lower = [np.mean(np.array(others) < own[0]) for own, others in strata]
+        found[arm] = Place(float(np.mean(lower)), rank_test(strata))
+    return found
 
 
 def with_others_rate(results: Results, task: str) -> float:

@@ -10,13 +10,16 @@ in the layers of the chosen ones), "norm:SCORE" (random groups of the base norms
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evidence.checkpoint import Sizes
-from evidence.measures import Scores
+if TYPE_CHECKING:
+    from evidence.checkpoint import Sizes
 
+Scores = dict[str, NDArray[np.float64]]
+"""[groups of all layers] by name."""
 Set = tuple[int, ...]
 Sets = dict[str, list[Set]]
 """By the name of the arm."""
@@ -33,14 +36,53 @@ LOWEST = (
     "graft",
     "alone.delta_norm",
 )
-WITHIN = ("wasserstein", "delta_norm", "relative_delta", "product.relative_delta", "gradient", "taylor", "trapezoid")
+WITHIN = (
+    "wasserstein",
+    "delta_norm",
+    "relative_delta",
+    "product.relative_delta",
+    "gradient",
+    "taylor",
+    "trapezoid",
+)
 LAYER_MATCHED = ("delta_norm", "relative_delta", "product.relative_delta", "gradient", "trapezoid", "graft")
 NORM_MATCHED = ("relative_delta",)
 ELSEWHERE = ("delta_norm", "relative_delta", "trapezoid")
 """Scores whose choices for another seed or task are trained too."""
+TRAINED_WITH_OTHERS = (
+    "top:wasserstein",
+    "top:delta_norm",
+    "top:relative_delta",
+    "top:product.wasserstein",
+    "top:product.relative_delta",
+    "top:gradient",
+    "top:taylor",
+    "top:trapezoid",
+    "top:graft",
+    "lowest:relative_delta",
+)
+"""Arms of the setting in which everything outside Q, K and V trains too."""
+SWEPT = (
+    "wasserstein",
+    "delta_norm",
+    "relative_delta",
+    "product.relative_delta",
+    "gradient",
+    "trapezoid",
+    "graft",
+)
+"""Scores that are tried at other ratios."""
 MATCHED_DRAWS = 2
 RANDOM_DRAWS = 12
-_SIGNED = {"first_order", "trapezoid", "graft", "ungraft", "alone.first_order", "agreement", "agreement_cosine"}
+_SIGNED = {
+    "first_order",
+    "trapezoid",
+    "graft",
+    "ungraft",
+    "alone.first_order",
+    "agreement",
+    "agreement_cosine",
+}
 
 
 def count(ratio: float, groups: int) -> int:
@@ -94,7 +136,7 @@ def relative_to_layer(values: NDArray[np.float64], per_layer: int, signed: bool)
 
 
 def sets_of(
-    scores: Mapping[tuple[str, int], Scores], task: str, seed: int, sizes: Sizes, ratio: float
+    scores: Mapping[tuple[str, int], Scores], task: str, seed: int, sizes: "Sizes", ratio: float
 ) -> Sets:
     """The sets of all arms.
 

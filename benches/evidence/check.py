@@ -40,7 +40,13 @@ def model_of(path: Path, tensors: Tensors) -> Any:
 
 
 def restricted(
-    model: Any, groups: Sequence[int], sizes: Sizes, windows: Windows, batches: Tensor, rate: float, others: Others
+    model: Any,
+    groups: Sequence[int],
+    sizes: Sizes,
+    windows: Windows,
+    batches: Tensor,
+    rate: float,
+    others: Others,
 ) -> Tensors:
     """Trains one arm with `alps.restrict`; its weights by name."""
     geometry = attention.find(model).geometry
@@ -100,7 +106,9 @@ def compared(
 
 def main() -> None:
     """Prints the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="windows of the tasks")
     parser.add_argument("--model", type=Path, required=True, help="folder of a Llama")
     parser.add_argument("--steps", type=int, default=10)

@@ -11,7 +11,7 @@ from evidence.llama import Weights
 from evidence.loss import evaluated
 from evidence.tasks import Windows
 
-_TOKENS = 2**17
+_TOKENS = {"cuda": 2**17, "cpu": 2**10}
 """Tokens of all arms that go through the model at one time."""
 
 
@@ -32,7 +32,7 @@ class Outcome:
 def evaluate(weights: Weights, sizes: Sizes, windows: Windows, arms: int) -> Outcome:
     """Runs all arms over all windows."""
     length = windows.tokens.shape[1]
-    step = max(1, _TOKENS // (arms * length))
+    step = max(1, _TOKENS[windows.tokens.device.type] // (arms * length))
     loss = torch.zeros(arms, dtype=torch.float64)
     exact = torch.zeros(arms, dtype=torch.float64)
     numbers = torch.arange(len(windows), device=windows.tokens.device)

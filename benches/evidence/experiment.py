@@ -12,40 +12,16 @@ import torch
 from torch import Tensor
 
 from evidence import arms, llama, records
-from evidence.arms import Set, Sets
+from evidence.arms import Scores, Set, Sets
 from evidence.checkpoint import Sizes
 from evidence.evaluate import evaluate
 from evidence.graft import losses_of_grafts
 from evidence.llama import Weights
-from evidence.measures import Copies, Scores, all_scores, of_base
+from evidence.measures import Copies, all_scores, of_base
 from evidence.records import Record, rounded
 from evidence.tasks import Task
-from evidence.values import group_values
 from evidence.train import Arm, Others, Trained, train
-
-TRAINED_WITH_OTHERS = (
-    "top:wasserstein",
-    "top:delta_norm",
-    "top:relative_delta",
-    "top:product.wasserstein",
-    "top:product.relative_delta",
-    "top:gradient",
-    "top:taylor",
-    "top:trapezoid",
-    "top:graft",
-    "lowest:relative_delta",
-)
-"""Arms of the setting in which everything outside Q, K and V trains too."""
-SWEPT = (
-    "wasserstein",
-    "delta_norm",
-    "relative_delta",
-    "product.relative_delta",
-    "gradient",
-    "trapezoid",
-    "graft",
-)
-"""Scores that are tried at other ratios."""
+from evidence.values import group_values
 
 
 @dataclass(frozen=True)
@@ -248,6 +224,22 @@ class Experiment:
                 flush=True,
             )
 
+    def untouched(self, task: str) -> None:
+        """Evaluates the base."""
+        if ("base", task, self.settings.seeds[0], (), 0.0) in self.done:
+            return
+        windows = {**self.tasks[task], "general": self.general}
+        line: Record = {"setting": "base", "task": task, "seed": self.settings.seeds[0], "rate": 0.0}
+        for name in SPLITS:
+            found = evaluate(self.base, self.sizes, windows[name], 1)
+            line[name] = rounded(found.loss.item())
+            if name == "test":
+                line["exact"] = rounded(found.exact.item())
+        line["groups"] = []
+        records.append(self.folder / "runs.jsonl", [line])
+        self.runs.append(line)
+        self.done.add(self._key(line))
+
     def prepare(self, task: str) -> None:
         """Tunes the copies of all seeds, scores groups, and grafts chosen and random sets."""
         seeds = self.settings.seeds
@@ -319,9 +311,7 @@ class Experiment:
             ]
         distinct = [(), *dict.fromkeys(it for of_arm in sets.values() for it in of_arm)]
         windows = self.tasks[task]["test"].first(32 if len(self.tasks[task]["test"].columns) > 16 else 256)
-        tuned_qkv = [
-            it.view(self.base.qkv[0].shape).to(self.base.norm.dtype) for it in copies.tuned_qkv
-        ]
+        tuned_qkv = [it.view(self.base.qkv[0].shape).to(self.base.norm.dtype) for it in copies.tuned_qkv]
         tuned = replace(copies.tuned, qkv=tuned_qkv)
         into_base = losses_of_grafts(self.base, tuned_qkv, self.sizes, distinct, windows)
         into_tuned = losses_of_grafts(tuned, self.base.qkv, self.sizes, distinct, windows)
@@ -412,7 +402,7 @@ class Experiment:
     def _with_others(self, task: str, seed: int) -> list[Set]:
         sets = self.sets(task, seed)
         every: Set = tuple(range(self.groups))
-        chosen = [groups for name in TRAINED_WITH_OTHERS for groups in sets[name]]
+        chosen = [groups for name in arms.TRAINED_WITH_OTHERS for groups in sets[name]]
         return [(), every, *sets["random"][:4], *chosen]
 
     def train_rates(self, task: str) -> None:
@@ -484,7 +474,7 @@ class Experiment:
                     ]
                 }
                 if ratio < 1:
-                    sets |= {f"top:{name}": [arms.top(own[name], number)] for name in SWEPT}
+                    sets |= {f"top:{name}": [arms.top(own[name], number)] for name in arms.SWEPT}
                 for name, of_arm in sets.items():
                     rate = self.arm_rate(task, name)
                     other = rate / 2 if ratio > self.settings.ratio else rate * 2

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from evidence.checkpoint import Sizes, Tensors
 
@@ -84,8 +84,7 @@ def arrange(tensors: Tensors, sizes: Sizes) -> Weights:
         output=of_layers("self_attn.o_proj"),
         feed_norm=of_layers("post_attention_layernorm"),
         gate_up=[
-            torch.cat(pair)
-            for pair in zip(of_layers("mlp.gate_proj"), of_layers("mlp.up_proj"), strict=True)
+            torch.cat(pair) for pair in zip(of_layers("mlp.gate_proj"), of_layers("mlp.up_proj"), strict=True)
         ],
         down=of_layers("mlp.down_proj"),
     )
@@ -100,17 +99,17 @@ def rotation(length: int, sizes: Sizes, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(inputs: Tensor, weight: Tensor) -> Tensor:
-    """inputs [arms, tokens, in] times the transpose of weight, shared or of each arm."""
+    """Inputs [arms, tokens, in] times the transpose of weight, shared or of each arm."""
     if weight.dim() == 2:
-        return F.linear(inputs, weight)
+        return functional.linear(inputs, weight)
     return torch.bmm(inputs, weight.transpose(1, 2))
 
 
 def normed(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Root-mean-square norm over the width."""
     if weight.dim() == 1:
-        return F.rms_norm(inputs, (inputs.shape[-1],), weight, epsilon)
-    return F.rms_norm(inputs, (inputs.shape[-1],), None, epsilon) * weight[:, None]
+        return functional.rms_norm(inputs, (inputs.shape[-1],), weight, epsilon)
+    return functional.rms_norm(inputs, (inputs.shape[-1],), None, epsilon) * weight[:, None]
 
 
 def layer(
@@ -143,23 +142,23 @@ def layer(
     turned = turned.view(-1, length, sizes.groups, sizes.rows // size - 1, size)
     query = turned[..., :-1, :].flatten(2, 3).transpose(1, 2)
     key, value = turned[..., -1, :].transpose(1, 2), by_group[..., -1, :].transpose(1, 2)
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     mixed = mixed.transpose(1, 2).reshape(arms, tokens, sizes.heads * size)
     if gate is not None:
         mixed = mixed * gate.repeat_interleave(size, dim=1)[:, None]
     hidden = hidden + linear(mixed, output)
     gated, up = linear(normed(hidden, feed_norm, sizes.epsilon), gate_up).chunk(2, dim=-1)
-    return hidden + linear(F.silu(gated) * up, down)
+    return hidden + linear(functional.silu(gated) * up, down)
 
 
 def embed(tokens: Tensor, embedding: Tensor) -> Tensor:
-    """tokens [arms, sequences, length] to [arms, sequences * length, hidden]."""
+    """Tokens [arms, sequences, length] to [arms, sequences * length, hidden]."""
     flat = tokens.flatten(1)
     if embedding.dim() == 2:
-        return F.embedding(flat, embedding)
+        return functional.embedding(flat, embedding)
     arms, vocabulary, width = embedding.shape
     offsets = torch.arange(arms, device=flat.device)[:, None] * vocabulary
-    return F.embedding(flat + offsets, embedding.view(-1, width))
+    return functional.embedding(flat + offsets, embedding.view(-1, width))
 
 
 Layer = Callable[..., Tensor]

@@ -39,7 +39,9 @@ class _SumOfMeans(Function):
             # What the target lacks is the sum of the others: exact also where the target is near certain.
             missing = chances.sum(dim=-1, dtype=torch.float32)
             chances.scatter_(1, index, -missing[:, None].to(chances.dtype))
-            found = torch.where(missing < 0.5, torch.log1p(-missing.clamp(max=0.5)), chance.clamp(min=1e-30).log())
+            found = torch.where(
+                missing < 0.5, torch.log1p(-missing.clamp(max=0.5)), chance.clamp(min=1e-30).log()
+            )
             total[arms] = -found.view_as(targets[arms]).mean(dim=1)
             weight = embedding[arms.start] if embedding.dim() == 3 else embedding
             of_hidden[arms] = ((chances @ weight) * share).view_as(hidden[arms])

@@ -18,14 +18,12 @@ import alps
 from alps.scan import Form
 from alps.statistics import ON_REQUEST
 from evidence import checkpoint, llama
+from evidence.arms import Scores
 from evidence.checkpoint import Sizes, Tensors
 from evidence.graft import losses_of_grafts
 from evidence.llama import Weights
 from evidence.loss import losses
 from evidence.tasks import Windows
-
-Scores = dict[str, NDArray[np.float64]]
-"""[groups of all layers] by name."""
 
 _RANK = 128
 """Of the part of a projection that LIFT (arXiv 2506.00772) keeps."""

@@ -22,13 +22,17 @@ def stages(experiment: Experiment) -> Iterator[tuple[str, str, Callable[[], None
     """Name, task and call of every stage, the most wanted first."""
     settings, names = experiment.settings, list(experiment.tasks)
     for task in names:
+        yield "untouched", task, lambda task=task: experiment.untouched(task)  # type: ignore[misc]
+    for task in names:
         yield "prepare", task, lambda task=task: experiment.prepare(task)  # type: ignore[misc]
     for task in names:
         yield "rates", task, lambda task=task: experiment.rates(task)  # type: ignore[misc]
     for task in names:
         yield "draw", task, lambda task=task: experiment.draw(task)  # type: ignore[misc]
 
-    def of_seeds(name: str, call: Callable[[str, Sequence[int]], None], seeds: Sequence[int]) -> Iterator[Any]:
+    def of_seeds(
+        name: str, call: Callable[[str, Sequence[int]], None], seeds: Sequence[int]
+    ) -> Iterator[Any]:
         for task in names:
             yield name, task, lambda task=task: call(task, seeds)
 
@@ -68,13 +72,17 @@ def run_experiment(options: argparse.Namespace) -> None:
         "alps": alps.__version__,
         "settings": experiment.settings.__dict__,
     }
-    (options.results / "about.json").write_text(json.dumps(about, indent=2) + "\n")
+    about_file = options.results / f"about-{device.type}.json"
+    about_file.write_text(json.dumps(about, indent=2) + "\n")
     try:
         for name, task, call in stages(experiment):
             if not options.stages or name in options.stages:
                 before = time.monotonic()
                 call()
-                print(f"[{time.monotonic() - start:.0f} s] {name} {task}: {time.monotonic() - before:.1f} s", flush=True)
+                print(
+                    f"[{time.monotonic() - start:.0f} s] {name} {task}: {time.monotonic() - before:.1f} s",
+                    flush=True,
+                )
     except OutOfTimeError as reason:
         print(f"stopped for time before: {reason}", flush=True)
     if device.type == "cuda":

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 SPLITS = ("train", "validation", "test")
 
 
@@ -61,6 +60,7 @@ class Windows:
 
 Task = dict[str, Windows]
 """By split."""
+
 
 def save(folder: Path, name: str, splits: Mapping[str, NDArray[np.uint16]], columns: list[int]) -> None:
     """Writes a task's windows as one file of arrays."""

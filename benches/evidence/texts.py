@@ -21,7 +21,9 @@ def manual_text(source: str) -> str:
     paragraphs: list[list[str]] = [[]]
     for line in source.splitlines():
         request = re.match(r"[.'](\w*)\s*(.*)", line)
-        if not line.strip() or (request and request[1] in {"SH", "SS", "PP", "P", "LP", "TP", "IP", "Sh", "Pp"}):
+        if not line.strip() or (
+            request and request[1] in {"SH", "SS", "PP", "P", "LP", "TP", "IP", "Sh", "Pp"}
+        ):
             paragraphs.append([])
         if request and request[1] in {"SH", "SS", "B", "I", "BR", "IR", "BI", "RB", "RI", "IB", "SM"}:
             line = request[2].replace('"', "")
@@ -36,7 +38,13 @@ def _unescaped(line: str) -> str:
     line = re.sub(r'\\".*', "", line)
     line = re.sub(r"\\f(\[\w*\]|\(\w\w|\w)|\\s[-+]?\d+|\\[&/,:|^%cdtup]", "", line)
     line = re.sub(r"\\\*?\((\w\w|..)|\\\[[^]]*\]", "", line)
-    return line.replace("\\-", "-").replace("\\(", "").replace("\\e", "\\").replace("\\ ", " ").replace("\\~", " ")
+    return (
+        line.replace("\\-", "-")
+        .replace("\\(", "")
+        .replace("\\e", "\\")
+        .replace("\\ ", " ")
+        .replace("\\~", " ")
+    )
 
 
 def handbook(folder: Path) -> Iterator[str]:

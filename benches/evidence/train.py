@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -67,8 +68,7 @@ class Rows:
             self.index, torch.arange(0, sizes.layers + 1, device=device) * per_layer
         ).tolist()
         places = [
-            self.index[start:end] - layer * per_layer
-            for layer, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+            self.index[start:end] - layer * per_layer for layer, (start, end) in enumerate(pairwise(bounds))
         ]
         self.of_layer = [(it // sizes.groups, it % sizes.groups) for it in places]
         self.rows_of_group = (sizes.groups, sizes.rows)
