@@ -52,8 +52,10 @@ def main() -> None:
         run_experiment(options)
     else:
         from evidence.page import write_page
+        from evidence.picture import write_picture
 
         write_page(options.results, options.output)
+        write_picture(options.results, options.output.parent / "images" / "evidence.png")
 
 
 if __name__ == "__main__":

@@ -224,21 +224,17 @@ class Experiment:
                 flush=True,
             )
 
-    def untouched(self, task: str) -> None:
-        """Evaluates the base."""
-        if ("base", task, self.settings.seeds[0], (), 0.0) in self.done:
+    def untouched(self) -> None:
+        """Evaluates the base on general text, once for all tasks."""
+        names = [it for it in self.tasks if ("base", it, self.settings.seeds[0], (), 0.0) not in self.done]
+        if not names:
             return
-        windows = {**self.tasks[task], "general": self.general}
-        line: Record = {"setting": "base", "task": task, "seed": self.settings.seeds[0], "rate": 0.0}
-        for name in SPLITS:
-            found = evaluate(self.base, self.sizes, windows[name], 1)
-            line[name] = rounded(found.loss.item())
-            if name == "test":
-                line["exact"] = rounded(found.exact.item())
-        line["groups"] = []
-        records.append(self.folder / "runs.jsonl", [line])
-        self.runs.append(line)
-        self.done.add(self._key(line))
+        loss = rounded(evaluate(self.base, self.sizes, self.general, 1).loss.item())
+        same: Record = {"setting": "base", "seed": self.settings.seeds[0], "rate": 0.0, "general": loss}
+        lines: list[Record] = [{**same, "task": name, "groups": []} for name in names]
+        records.append(self.folder / "runs.jsonl", lines)
+        self.runs += lines
+        self.done |= {self._key(it) for it in lines}
 
     def prepare(self, task: str) -> None:
         """Tunes the copies of all seeds, scores groups, and grafts chosen and random sets."""

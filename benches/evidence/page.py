@@ -123,6 +123,7 @@ def tasks_table(material: Material) -> str:
     """What there is to gain in each task."""
     rows = []
     for task in material.tasks:
+        base = np.mean([it["base"] for it in material.grafts if it["task"] == task])
 
         def mean(setting: str, measure: str, task: str = task) -> float:
             return float(np.mean([it[measure] for it in material.runs_of(setting, task)]))
@@ -131,7 +132,7 @@ def tasks_table(material: Material) -> str:
         flat = [value for values in random.values() for value in values]
         rows.append(
             [
-                task, f"{mean('base', 'test'):.3f}", f"{mean('full', 'test'):.3f}", f"{mean('alone', 'test'):.3f}",
+                task, f"{base:.3f}", f"{mean('full', 'test'):.3f}", f"{mean('alone', 'test'):.3f}",
                 f"{np.mean(flat):.3f}", f"{np.mean([np.std(it, ddof=1) for it in random.values()]):.3f}",
                 f"{len(random)} x {len(next(iter(random.values())))}",
             ]

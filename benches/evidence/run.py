@@ -21,8 +21,7 @@ SMALL = Settings(
 def stages(experiment: Experiment) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """Name, task and call of every stage, the most wanted first."""
     settings, names = experiment.settings, list(experiment.tasks)
-    for task in names:
-        yield "untouched", task, lambda task=task: experiment.untouched(task)  # type: ignore[misc]
+    yield "untouched", "all", experiment.untouched
     for task in names:
         yield "prepare", task, lambda task=task: experiment.prepare(task)  # type: ignore[misc]
     for task in names:
