@@ -1,12 +1,16 @@
 """The analysis of the evidence on made-up results whose answers are known."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evidence import analysis, arms, values
 from evidence.analysis import Results
+from evidence.page import write_page
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(seed: int, groups: list[int], rate: float, validation: float, test: float) -> dict[str, object]:
@@ -127,3 +131,11 @@ def test_scores_are_compared_within_the_layer() -> None:
     scores = np.array([1.0, 2.0, 3.0, 10.0, 10.0, 40.0])
     assert arms.relative_to_layer(scores, 3, signed=False).tolist() == [0.5, 1.0, 1.5, 0.5, 0.5, 2.0]
     assert arms.relative_to_layer(scores, 3, signed=True).tolist() == [-1, 0, 1, -10, -10, 20]
+
+
+def test_the_tables_of_the_page_are_those_of_the_results(tmp_path: Path) -> None:
+    shown = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    page = tmp_path / "evidence.md"
+    page.write_text(shown, encoding="utf-8")
+    write_page(ROOT / "benches" / "evidence" / "results", page)
+    assert page.read_text(encoding="utf-8") == shown

@@ -102,7 +102,7 @@ def compared(material: Material, wanted: Callable[[str], bool], setting: str, me
     names = {arm for comparisons, _ in found.values() for arm in comparisons if wanted(arm)}
     places: dict[str, list[int]] = {name: [] for name in names}
     for comparisons, _ in found.values():
-        here = sorted((it for it in names if it in comparisons), key=lambda it: comparisons[it].mean)
+        here = sorted((it for it in names if it in comparisons), key=lambda it: (comparisons[it].mean, it))
         for place, name in enumerate(here):
             places[name].append(place)
     order = sorted(names, key=lambda name: (np.mean(places[name]), name))
@@ -150,7 +150,7 @@ def verdict(material: Material) -> str:
     places = over_all_tasks(material.results, material.tasks)
     corrected = holm({name: it.p for name, it in places.items()})
     rows = []
-    for name, place in sorted(places.items(), key=lambda it: it[1].share):
+    for name, place in sorted(places.items(), key=lambda it: (it[1].share, it[0])):
         sides: dict[bool, list[str]] = {True: [], False: []}
         for task, (comparisons, of_task) in found.items():
             if of_task.get(name, 1.0) < SIGNIFICANT:
@@ -277,7 +277,7 @@ def graft_table(material: Material) -> str:
                 values.append(float(np.mean(places)))
                 row.append(f"{100 * np.mean(shares):.1f} ({100 * np.mean(places):.0f})")
         rows.append((np.mean(values), row))
-    rows.sort(key=lambda it: -it[0])
+    rows.sort(key=lambda it: (-it[0], it[1]))
     head = ["", *(f"{task}, {side}" for task in material.tasks for side in ("carried", "lost"))]
     return table(head, [row for _, row in rows])
 
