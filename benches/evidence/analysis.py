@@ -78,9 +78,11 @@ class Results:
         """
         if rate is None:
             rate = self.rate(setting, task, arm)
+        if rate is None:
+            return {}
         result = {}
         for seed, sets in self.sets[task, arm].items():
-            lines = [self.runs.get((setting, task, seed, it), {}).get(rate) for it in sets]  # type: ignore[call-overload]
+            lines = [self.runs.get((setting, task, seed, it), {}).get(rate) for it in sets]
             values = [it[measure] for it in lines if it is not None and measure in it]
             if seed != TUNING_SEED and values and len(values) == len(sets):
                 result[seed] = values

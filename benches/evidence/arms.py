@@ -132,7 +132,7 @@ def relative_to_layer(values: NDArray[np.float64], per_layer: int, signed: bool)
     """Scores over the mean of the layer, or minus it where they have signs."""
     by_layer = values.reshape(-1, per_layer)
     mean = by_layer.mean(axis=1, keepdims=True)
-    return (by_layer - mean if signed else by_layer / mean).ravel()
+    return np.asarray(by_layer - mean if signed else by_layer / mean, np.float64).ravel()
 
 
 def sets_of(

@@ -7,6 +7,7 @@ key, its value.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Weights:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Weights":
         """The same of changed tensors."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             changed[field.name] = change(value) if isinstance(value, Tensor) else [change(it) for it in value]

@@ -31,7 +31,7 @@ _RANK = 128
 
 def by_group(values: NDArray[np.float64], sizes: Sizes) -> NDArray[np.float64]:
     """The means over the heads of each group of numbers [layers, heads]."""
-    return values.reshape(sizes.layers * sizes.groups, -1).mean(axis=1)
+    return np.asarray(values.reshape(sizes.layers * sizes.groups, -1).mean(axis=1), np.float64)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ def scanned(base: Tensor, tuned: Tensor, sizes: Sizes, folder: Path) -> Scores:
         for form in forms:
             plain = alps.scan(*paths, form=form)
             sort = alps.scan(*paths, form=form, statistics=sorted(ON_REQUEST))
-            for statistic, values in [*plain.items(), *sort.items()]:
+            for statistic, numbers in [*plain.items(), *sort.items()]:
                 if statistic != "changed":
-                    scores[statistic if form == "qkv" else f"product.{statistic}"] = by_group(values, sizes)
+                    scores[statistic if form == "qkv" else f"product.{statistic}"] = by_group(numbers, sizes)
     return scores
 
 
