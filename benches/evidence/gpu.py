@@ -70,7 +70,7 @@ def moved(dtype: torch.dtype, autocast: bool, others: Any, steps: int = 20) -> d
     for name, weight in before.items():
         layer = int(name.split(".")[2])
         flags = heads.mask[layer] if "q_proj" in name else heads.key_value_groups[layer]
-        chosen = torch.from_numpy(flags).cuda().repeat_interleave(size)[:, None].expand(weight.shape)
+        chosen = torch.from_numpy(flags.copy()).cuda().repeat_interleave(size)[:, None].expand(weight.shape)
         different = weight.view(torch.uint8).ne(after[name].view(torch.uint8))
         different = different.view(*weight.shape, -1).any(dim=-1)
         found["frozen entries"] += int((~chosen).sum())
