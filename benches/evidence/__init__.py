@@ -1,0 +1,1 @@
+"""Does the choice of heads matter: the experiment behind docs/evidence.md."""
