@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help develop check format lint test test-rust test-python demo docs models bench constraints clean cargo-tools environment-anew
+.PHONY: help develop check format lint test test-rust test-python demo docs models bench evidence constraints clean cargo-tools environment-anew
 
 # The caller's Python environment must not affect ours.
 unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -96,6 +96,9 @@ models: $(environment)/.extension ## check every model type of transformers, or 
 bench: $(environment)/.extension ## time a scan against other programs that read the same weights, and the kernels one by one
 	@PYTHONPATH=benches:tests $(python) -m compare
 	cargo bench --locked
+
+evidence: $(environment)/.extension ## train which heads matter; WINDOWS and MODEL are folders, as docs/evidence.md says
+	cd benches && ../$(python) -m evidence run $(abspath $(WINDOWS)) --model $(abspath $(MODEL)) --results evidence/results
 
 constraints: $(environment)/.made ## pin the newest versions of all dependencies
 	$(uv) pip compile --quiet --universal --upgrade --python-version 3.10 --extra all --no-header --no-annotate \
