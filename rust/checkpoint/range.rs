@@ -175,7 +175,12 @@ mod tests {
         assert!(buffer.bytes().is_empty());
         for length in [1, 1000, 3, 70_000] {
             buffer.start(&reader, None, length);
-            buffer.fill(0..length, |into| Ok(into.fill(7))).unwrap();
+            buffer
+                .fill(0..length, |into| {
+                    into.fill(7);
+                    Ok(())
+                })
+                .unwrap();
             assert_eq!(buffer.bytes().as_ptr().addr() % LINE, 0);
             assert!(buffer.bytes() == vec![7; length]);
         }
@@ -215,7 +220,12 @@ mod tests {
             }
             // The file is not mapped again.
             buffer.start(&reader, Some(range), 3);
-            buffer.fill(0..3, |into| Ok(into.fill(9))).unwrap();
+            buffer
+                .fill(0..3, |into| {
+                    into.fill(9);
+                    Ok(())
+                })
+                .unwrap();
             assert_eq!(buffer.bytes(), [9; 3]);
         }
     }
