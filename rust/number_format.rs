@@ -1,4 +1,6 @@
-//! The number formats that weights are stored in, and the one decoder of them.
+//! The number formats that weights are stored in, and their decoder.
+//!
+//! Whole blocks of `BF16` weights have a second decoder, in the kernels that load them (`statistics/block.rs`).
 
 use crate::simd::real::Real;
 

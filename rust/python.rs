@@ -364,7 +364,7 @@ fn ranking<'py>(py: Python<'py>, scores: PyReadonlyArray2<'py, f64>) -> Bound<'p
 fn select_ranked<'py>(
     py: Python<'py>,
     scores: PyReadonlyArray2<'py, f64>,
-    geometry: HeadGrid,
+    geometry: GeometrySizes,
     rule: &str,
     ratio: f64,
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
@@ -382,7 +382,7 @@ fn select_ranked<'py>(
 fn select_within_budget<'py>(
     py: Python<'py>,
     scores: PyReadonlyArray2<'py, f64>,
-    geometry: HeadGrid,
+    geometry: GeometrySizes,
     budget: u64,
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
     geometry.selection(py, select::within_budget(&geometry.row_major(&scores)?, &geometry.shape(), budget)?)
@@ -392,7 +392,7 @@ fn select_within_budget<'py>(
 #[pyfunction]
 fn select_random<'py>(
     py: Python<'py>,
-    geometry: HeadGrid,
+    geometry: GeometrySizes,
     rule: &str,
     ratio: f64,
     seed: u64,
@@ -418,7 +418,7 @@ struct Report {
 
 /// Counts the heads, groups and parameters of a selection.
 #[pyfunction]
-fn report(mask: PyReadonlyArray2<'_, bool>, geometry: HeadGrid) -> PyResult<Report> {
+fn report(mask: PyReadonlyArray2<'_, bool>, geometry: GeometrySizes) -> PyResult<Report> {
     let select::Report {
         heads,
         total_heads,
@@ -439,12 +439,12 @@ fn report(mask: PyReadonlyArray2<'_, bool>, geometry: HeadGrid) -> PyResult<Repo
 
 /// The sizes that an `alps.Geometry` holds.
 #[derive(FromPyObject)]
-struct HeadGrid {
+struct GeometrySizes {
     query_heads: usize,
     sizes: Vec<LayerSizes>,
 }
 
-impl HeadGrid {
+impl GeometrySizes {
     fn shape(&self) -> Shape {
         let layers = self.sizes.iter().map(|sizes| {
             // What is too large for a number of weights is too large for a model, which the rules refuse.

@@ -1,7 +1,7 @@
 //! Ranks heads by their scores and selects them.
 //!
-//! Scores are a row-major matrix with one row per layer, as long as the layer with most heads needs; entries beyond the
-//! heads of a layer are never selected. A selection is one `bool` per entry. Higher scores rank first, ties go to the
+//! Scores are a row-major matrix with one row per layer, as long as the layer with most heads needs; cells beyond the
+//! heads of a layer are never selected. A selection is one `bool` per cell. Higher scores rank first, ties go to the
 //! lower (layer, head), and NaN ranks below every number.
 
 use std::cmp::Ordering;
@@ -30,9 +30,9 @@ pub struct LayerShape {
     pub query_heads: usize,
     /// Key/value groups; divides `query_heads`.
     pub key_value_heads: usize,
-    /// Entries of a query head's matrix.
+    /// Parameters of a query head's matrix.
     pub head_parameters: u64,
-    /// Entries of a group's key and value matrices.
+    /// Parameters of a group's key and value matrices.
     pub group_parameters: u64,
 }
 
@@ -47,18 +47,18 @@ impl Shape {
         self.layers.iter().map(|layer| layer.query_heads).sum()
     }
 
-    /// The entries of each layer in the score matrix that belong to a head.
+    /// The cells of each layer in the score matrix that belong to a head.
     fn rows(&self) -> impl Iterator<Item = (&LayerShape, Range<usize>)> {
         let starts = (0..).step_by(self.width().max(1));
         self.layers.iter().zip(starts).map(|(layer, start)| (layer, start..start + layer.query_heads))
     }
 
-    /// The entries of the score matrix that belong to a head, in order.
-    fn entries(&self) -> Vec<usize> {
+    /// The cells of the score matrix that belong to a head, in order.
+    fn cells(&self) -> Vec<usize> {
         self.rows().flat_map(|(_, heads)| heads).collect()
     }
 
-    /// The key/value groups, each with its parameters and the entries of its heads.
+    /// The key/value groups, each with its parameters and the cells of its heads.
     fn groups(&self) -> Vec<(u64, Range<usize>)> {
         let of_layer = |(layer, heads): (&LayerShape, Range<usize>)| {
             let (parameters, size) = (layer.group_parameters, layer.query_heads / layer.key_value_heads);
@@ -67,8 +67,8 @@ impl Shape {
         self.rows().flat_map(of_layer).collect()
     }
 
-    fn layer_of(&self, entry: usize) -> &LayerShape {
-        &self.layers[entry / self.width()]
+    fn layer_of(&self, cell: usize) -> &LayerShape {
+        &self.layers[cell / self.width()]
     }
 
     /// Checks the sizes. No count and no number of parameters overflows afterwards.
@@ -144,12 +144,12 @@ pub fn ranking(scores: &[f64]) -> Vec<usize> {
     ranked(scores, 0..scores.len())
 }
 
-/// Some entries of `scores`, best first.
-fn ranked(scores: &[f64], entries: impl IntoIterator<Item = usize>) -> Vec<usize> {
-    let mut entries: Vec<usize> = entries.into_iter().collect();
-    // A stable sort keeps ties in order of entry.
-    entries.sort_by(|&left, &right| descending(scores[left], scores[right]));
-    entries
+/// Some cells of `scores`, best first.
+fn ranked(scores: &[f64], cells: impl IntoIterator<Item = usize>) -> Vec<usize> {
+    let mut cells: Vec<usize> = cells.into_iter().collect();
+    // A stable sort keeps ties in order of cell.
+    cells.sort_by(|&left, &right| descending(scores[left], scores[right]));
+    cells
 }
 
 fn descending(left: f64, right: f64) -> Ordering {
@@ -161,7 +161,7 @@ fn descending(left: f64, right: f64) -> Ordering {
 pub fn global(scores: &[f64], shape: &Shape, ratio: f64) -> Result<Vec<bool>> {
     shape.check_length("scores", scores.len())?;
     let count = count(ratio, shape.heads())?;
-    Ok(mark(scores.len(), ranked(scores, shape.entries()).into_iter().take(count)))
+    Ok(mark(scores.len(), ranked(scores, shape.cells()).into_iter().take(count)))
 }
 
 /// Selects the best ceil(ratio * heads of the layer) heads of every layer.
@@ -199,15 +199,15 @@ pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<b
     }
     let mut touched = BTreeSet::new();
     let mut left = budget;
-    let affordable = |entry: &usize| {
-        let LayerShape { head_parameters, group_parameters, .. } = *shape.layer_of(*entry);
-        let first = touched.insert(group_of[*entry]);
+    let affordable = |cell: &usize| {
+        let LayerShape { head_parameters, group_parameters, .. } = *shape.layer_of(*cell);
+        let first = touched.insert(group_of[*cell]);
         let cost = head_parameters + if first { group_parameters } else { 0 };
         let paid = left.checked_sub(cost);
         left = paid.unwrap_or(0);
         paid.is_some()
     };
-    Ok(mark(scores.len(), ranked(scores, shape.entries()).into_iter().take_while(affordable)))
+    Ok(mark(scores.len(), ranked(scores, shape.cells()).into_iter().take_while(affordable)))
 }
 
 /// Draws ceil(ratio * heads) heads of the whole model, uniformly without replacement.
@@ -216,9 +216,9 @@ pub fn within_budget(scores: &[f64], shape: &Shape, budget: u64) -> Result<Vec<b
 /// larger one.
 pub fn random(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool>> {
     shape.check()?;
-    let entries = shape.entries();
-    let drawn = draw(entries.len(), count(ratio, entries.len())?, seed, 0);
-    Ok(mark(shape.layers.len() * shape.width(), drawn.into_iter().map(|head| entries[head])))
+    let cells = shape.cells();
+    let drawn = draw(cells.len(), count(ratio, cells.len())?, seed, 0);
+    Ok(mark(shape.layers.len() * shape.width(), drawn.into_iter().map(|head| cells[head])))
 }
 
 /// Draws ceil(ratio * heads of the layer) heads of every layer, as [`random`] does.
@@ -235,20 +235,20 @@ pub fn layer_consistent(shape: &Shape, ratio: f64, seed: u64) -> Result<Vec<bool
 /// Counts the heads, groups and parameters of `selection`.
 pub fn report(selection: &[bool], shape: &Shape) -> Result<Report> {
     shape.check_length("flags", selection.len())?;
-    let entries = shape.entries();
+    let cells = shape.cells();
     let groups = shape.groups();
-    let selected_heads = || entries.iter().filter(|entry| selection[**entry]);
+    let selected_heads = || cells.iter().filter(|cell| selection[**cell]);
     let selected_groups = || groups.iter().filter(|(_, heads)| selection[heads.clone()].contains(&true));
-    let of_head = |entry: &usize| shape.layer_of(*entry).head_parameters;
+    let of_head = |cell: &usize| shape.layer_of(*cell).head_parameters;
     let of_group = |(parameters, _): &(u64, Range<usize>)| *parameters;
     Ok(Report {
         heads: selected_heads().count(),
-        total_heads: entries.len(),
+        total_heads: cells.len(),
         key_value_groups: selected_groups().count(),
         total_key_value_groups: groups.len(),
         trainable_parameters: selected_heads().map(of_head).sum::<u64>()
             + selected_groups().map(of_group).sum::<u64>(),
-        total_parameters: entries.iter().map(of_head).sum::<u64>() + groups.iter().map(of_group).sum::<u64>(),
+        total_parameters: cells.iter().map(of_head).sum::<u64>() + groups.iter().map(of_group).sum::<u64>(),
     })
 }
 

@@ -58,7 +58,7 @@ def scan(
         tuned: The checkpoint after tuning, likewise.
         component: Whose heads: those of the self-attention of the text "decoder", of the "encoder", of the
             "vision" or "audio" tower, or of the "cross" attention of the decoder to the encoder. When not
-            given, the decoder's where there is one, else the encoder's, else those of the only tower.
+            given, those of the first of these that the model has, in this order.
         adapter_base: What the adapters among the two change. When not given, a tuned adapter changes `base`,
             and any other, or one with weights in its own folder, what its configuration or folder says. The
             scores' provenance says what was taken.

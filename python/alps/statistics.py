@@ -1,4 +1,7 @@
-"""The statistics: their names, what they mean, and the forms that have them."""
+"""The statistics: their names, what they mean, and the forms that have them.
+
+A new statistic is a row in rust/statistics/table.rs, with its meaning (and its unit, if it has one) here.
+"""
 
 from collections.abc import Sequence
 from typing import Literal, get_args

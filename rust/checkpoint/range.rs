@@ -4,8 +4,8 @@
 //!
 //! A [`RangeBuffer`] holds the bytes of one matrix after another. [`RangeBuffer::start`] maps the range if it can, and
 //! otherwise makes room for a copy, which [`RangeBuffer::fill`] reads piece by piece, so that each piece is summed while
-//! it is in the core's cache. [`RangeBuffer::release`] ends the use of the bytes. A file that became shorter while a
-//! range of it was mapped shows zeros, so `release` then fails, and no result made of such bytes may be kept.
+//! it is in the core's cache. [`RangeBuffer::finish`] ends the use of the bytes. A file that became shorter while a
+//! range of it was mapped shows zeros, so `finish` then fails, and no result made of such bytes may be kept.
 //!
 //! Mapped pages count as memory of the process. A thread maps at most [`MAPPED_PER_THREAD`] bytes: the matrices that it
 //! is using and some that it no longer uses, which are returned to the kernel together, in as few stretches as possible,
@@ -61,7 +61,7 @@ impl<'a> ByteRange<'a> {
     }
 }
 
-/// What the threads of a scan share for reading.
+/// Decides whether a range is mapped, and keeps the mapped ranges that no thread of the scan uses any longer.
 #[derive(Debug)]
 pub(crate) struct RangeReader<'a> {
     threads: usize,
@@ -95,7 +95,7 @@ impl<'a> RangeReader<'a> {
         drop(unused);
         stretches.sort_unstable_by_key(MappedRange::address);
         stretches.dedup_by(|next, last| last.joined(*next).map(|both| *last = both).is_some());
-        stretches.into_iter().for_each(MappedRange::release);
+        stretches.into_iter().for_each(MappedRange::unmap_pages);
     }
 }
 
@@ -153,7 +153,7 @@ impl<'a> RangeBuffer<'a> {
     }
 
     /// Ends the use of the bytes and [checks](Self::check) them.
-    pub(crate) fn release(&mut self, reader: &RangeReader<'a>) -> Result<()> {
+    pub(crate) fn finish(&mut self, reader: &RangeReader<'a>) -> Result<()> {
         self.check()?;
         if let Some((_, mapped)) = self.mapped.take() {
             reader.take_back(mapped);
@@ -208,7 +208,7 @@ mod tests {
             if grows_again {
                 file.set_len(whole).unwrap();
             }
-            match buffer.release(&reader).unwrap_err() {
+            match buffer.finish(&reader).unwrap_err() {
                 Error::Truncated { path: at, tensor, opened_length, end } if !grows_again => {
                     let expected = (&path, Some("a"), whole, 8 + header.len() as u64 + 50_010);
                     assert_eq!((&at, tensor.as_deref(), opened_length, end), expected);

@@ -50,7 +50,7 @@ pub(crate) struct ThreadMemory<'a> {
     scratch: Vec<u8>,
 }
 
-/// GroupMeasurement with what was measured of each, or a head that could not be measured.
+/// Heads, each with its measurements; or the first head that could not be measured, and why.
 pub(crate) type MeasuredHeads = std::result::Result<Vec<(usize, HeadMeasurements)>, (usize, Error)>;
 
 impl ThreadMemory<'_> {
@@ -147,8 +147,8 @@ impl<'a> HeadMeasurer<'a> {
         memory: &mut ThreadMemory<'a>,
     ) -> MeasuredHeads {
         let shared: Vec<_> = group.shared().collect();
-        let mut heads =
-            self.heads(shared.iter().map(|shared| (shared.weight_vector(), shared.sums())).collect());
+        let mut group_measurement = self
+            .group_measurement(shared.iter().map(|shared| (shared.weight_vector(), shared.sums())).collect());
         // Every entry was finite when it was summed, so another process writes to the weights.
         let refuse =
             |query: &LoadedMatrix, NonFiniteIn { vector, entry }: NonFiniteIn| match vector.checked_sub(1) {
@@ -160,22 +160,24 @@ impl<'a> HeadMeasurer<'a> {
             let head = query.name.index;
             let mut add = || {
                 let query = self.load(query.clone(), memory)?;
-                heads.add(query.weight_vector(), query.sums()).map_err(|entry| refuse(&query, entry))?;
-                self.release(query, memory)
+                group_measurement
+                    .add(query.weight_vector(), query.sums())
+                    .map_err(|entry| refuse(&query, entry))?;
+                self.recycle(query, memory)
             };
             add().map_err(|error| (head, error))?;
             added.push(query);
         }
-        let mut measured = heads.finish();
+        let mut measured = group_measurement.finish();
         let in_f64 = added.iter().zip(&mut measured).filter(|(_, measured)| measured.needs_f64());
         for (query, measured) in in_f64 {
             let mut remeasure = || {
                 self.progress.check_cancelled()?;
                 let mut query = LoadedMatrix::new(query.clone(), self.take_memory(memory), &self.reader);
                 query.read(0..query.matrix.rows(), &mut memory.scratch)?;
-                let again = heads.remeasure_in_f64(query.weight_vector(), measured);
+                let again = group_measurement.remeasure_in_f64(query.weight_vector(), measured);
                 *measured = again.map_err(|entry| refuse(&query, entry))?;
-                self.release(query, memory)
+                self.recycle(query, memory)
             };
             remeasure().map_err(|error| (query.name.index, error))?;
         }
@@ -189,10 +191,10 @@ impl<'a> HeadMeasurer<'a> {
         memory: &mut ThreadMemory<'a>,
     ) -> Result<HeadMeasurements> {
         let query = self.load(query, memory)?;
-        let loaded = memory.product.compute(&query.weights(), key_value_product);
-        loaded.map_err(|entry| query.refuse(entry))?;
+        let computed = memory.product.compute(&query.weights(), key_value_product);
+        computed.map_err(|entry| query.refuse(entry))?;
         let name = query.matrix.name;
-        self.release(query, memory)?;
+        self.recycle(query, memory)?;
         let overflows = || {
             let problem = format!("the product form of {name} overflows: its weights are too large");
             Error::weights(self.tuned.path(), problem)
@@ -201,12 +203,12 @@ impl<'a> HeadMeasurer<'a> {
         let vector = product.weight_vector();
         product_sums.clear();
         product_sums.add_up_to(vector.entries(), &vector).map_err(|_| overflows())?;
-        let mut heads = self.heads(Vec::new());
-        heads.add(vector, product_sums).map_err(|_| overflows())?;
-        Ok(heads.finish().remove(0))
+        let mut group_measurement = self.group_measurement(Vec::new());
+        group_measurement.add(vector, product_sums).map_err(|_| overflows())?;
+        Ok(group_measurement.finish().remove(0))
     }
 
-    fn heads<'b>(&self, shared: Vec<(WeightVector<'b>, &'b VectorSums)>) -> GroupMeasurement<'b> {
+    fn group_measurement<'b>(&self, shared: Vec<(WeightVector<'b>, &'b VectorSums)>) -> GroupMeasurement<'b> {
         let Options { temperature, sorted, instructions, .. } = *self.options;
         GroupMeasurement::new(shared, temperature, sorted, instructions)
     }
@@ -214,7 +216,7 @@ impl<'a> HeadMeasurer<'a> {
     /// Ends the use of a group that all threads have left. No result of its heads may be kept if this fails.
     pub(crate) fn finish(&self, group: KeyValueGroup<'a>, memory: &mut ThreadMemory<'a>) -> Result<()> {
         let mut matrices = group.key.into_iter().chain(group.value);
-        matrices.try_for_each(|matrix| self.release(matrix, memory))
+        matrices.try_for_each(|matrix| self.recycle(matrix, memory))
     }
 
     /// The matrix of a query head, or of a key/value group; nothing if the layer has none of its own.
@@ -250,8 +252,9 @@ impl<'a> HeadMeasurer<'a> {
         memory.unused.pop().unwrap_or_else(|| MatrixMemory::new(self.options))
     }
 
-    fn release(&self, matrix: LoadedMatrix<'a>, memory: &mut ThreadMemory<'a>) -> Result<()> {
-        memory.unused.push(matrix.release(&self.reader)?);
+    /// Ends the use of a matrix and keeps its memory for the next one.
+    fn recycle(&self, matrix: LoadedMatrix<'a>, memory: &mut ThreadMemory<'a>) -> Result<()> {
+        memory.unused.push(matrix.finish(&self.reader)?);
         Ok(())
     }
 }

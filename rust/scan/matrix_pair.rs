@@ -121,10 +121,10 @@ impl<'a> LoadedMatrix<'a> {
     }
 
     /// Ends the use of the bytes. No result made of them may be kept if this fails.
-    pub(crate) fn release(self, reader: &RangeReader<'a>) -> Result<MatrixMemory<'a>> {
+    pub(crate) fn finish(self, reader: &RangeReader<'a>) -> Result<MatrixMemory<'a>> {
         let Self { mut memory, .. } = self;
-        memory.base.release(reader)?;
-        memory.tuned.release(reader)?;
+        memory.base.finish(reader)?;
+        memory.tuned.finish(reader)?;
         Ok(memory)
     }
 }

@@ -109,17 +109,17 @@ fn measure_heads(
         };
         loop {
             let group = if let Some(claim) = schedule.claim() {
-                if first_failed.load(Ordering::Relaxed) < claim.group {
+                if first_failed.load(Ordering::Relaxed) < claim.position {
                     break;
                 }
-                let (layer, index) = groups[claim.group];
+                let (layer, index) = groups[claim.position];
                 match measurer.prepare(layer, index, &mut memory) {
                     Ok(group) => {
                         let heads = group.heads.clone();
                         claim.open(group, heads)
                     }
                     Err(error) => {
-                        fail(claim.group, 0, error);
+                        fail(claim.position, 0, error);
                         continue;
                     }
                 }

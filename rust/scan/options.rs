@@ -20,8 +20,7 @@ pub enum Form {
 pub struct Options {
     /// What the weight vector of a head is.
     pub form: Form,
-    /// The component whose heads are scored; without one, the text decoder, else the encoder, else the only tower there
-    /// is.
+    /// The component whose heads are scored; without one, the first of [`Component::ALL`] that the model has.
     pub component: Option<Component>,
     /// The temperature of the softmax.
     pub temperature: f64,
@@ -32,7 +31,7 @@ pub struct Options {
     /// The bytes of a matrix that are read and summed at a time. No result depends on it.
     pub piece: usize,
     /// Whether files in the page cache may be mapped instead of copied, which installs a process-wide handler of SIGBUS
-    /// while they are mapped. No result depends on it.
+    /// while they are mapped. No result depends on it. In Python ALPS_MMAP sets the default (`python/alps/scan.py`).
     pub mmap: bool,
     /// The vector instructions. No result depends on them.
     pub instructions: Instructions,

@@ -41,10 +41,10 @@ impl<G> Schedule<G> {
         if state.next == self.count {
             return None;
         }
-        let group = state.next;
+        let position = state.next;
         state.next += 1;
         state.in_preparation += 1;
-        Some(Claim { schedule: self, group })
+        Some(Claim { schedule: self, position })
     }
 
     /// Joins the open group with most tasks left, and waits for one while groups are in preparation. Returns nothing once
@@ -63,26 +63,28 @@ impl<G> Schedule<G> {
         }
     }
 
-    /// Ends a thread's work on a group whose tasks are all taken. Returns what was prepared to the last thread that leaves.
+    /// Ends a thread's work on a group whose tasks are all taken. Gives the last thread that leaves what was prepared;
+    /// gives the others nothing.
     pub(crate) fn leave(&self, group: Arc<OpenGroup<G>>) -> Option<G> {
         self.state().open.retain(|open| !Arc::ptr_eq(open, &group));
         Arc::into_inner(group).map(|open| open.prepared)
     }
 }
 
-/// The claim of one thread to prepare a group. Dropping it gives the group up.
+/// The claim of one thread to prepare a group. Dropping it, after `open` or without, ends the preparation and wakes
+/// the waiting threads; without `open` the group is given up.
 #[derive(Debug)]
 pub(crate) struct Claim<'a, G> {
     schedule: &'a Schedule<G>,
     /// The position of the group in the order.
-    pub(crate) group: usize,
+    pub(crate) position: usize,
 }
 
 impl<G> Claim<'_, G> {
     /// Opens the group, so that other threads can join it.
     pub(crate) fn open(self, prepared: G, tasks: Range<usize>) -> Arc<OpenGroup<G>> {
         let next = AtomicUsize::new(tasks.start);
-        let group = Arc::new(OpenGroup { position: self.group, prepared, next, end: tasks.end });
+        let group = Arc::new(OpenGroup { position: self.position, prepared, next, end: tasks.end });
         self.schedule.state().open.push(Arc::clone(&group));
         group
     }
@@ -136,8 +138,8 @@ mod tests {
             schedule.leave(group)
         };
         while let Some(claim) = schedule.claim() {
-            let group = claim.group;
-            work_on(claim.open(group, 0..sizes[group]));
+            let position = claim.position;
+            work_on(claim.open(position, 0..sizes[position]));
         }
         while let Some(group) = schedule.join() {
             work_on(group);

@@ -84,6 +84,7 @@ fn every_other<N: Lanes>(simd: N::Vectors, numbers: &[N::Number; STEP], first: u
 }
 
 /// A block of `BF16` weights, which are so cheap to decode that the kernel does it while it loads them.
+/// [`Dtype::decode`](crate::number_format::Dtype) gives the same numbers.
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16Block<'a> {
     base: &'a [[u8; 4]; BLOCK / 2],

@@ -12,15 +12,15 @@ use crate::simd::real::Real;
 ///
 /// The first `valid` entries of a block exist; the others add nothing. In `f32` all exist.
 pub(crate) trait BlockOperation {
-    /// Takes exponentials by `X` terms of the series in m and `K` powers of y. Returns the magnitudes of the block,
+    /// Takes exponentials by `TERMS` terms of the series in m and `POWERS` powers of y. Returns the magnitudes of the block,
     /// and does nothing if the series do not cover them.
-    fn f32_series<E: BlockEntries<Number = f32>, const X: usize, const K: usize>(
+    fn f32_series<E: BlockEntries<Number = f32>, const TERMS: usize, const POWERS: usize>(
         &mut self,
         entries: E,
     ) -> Magnitudes;
 
-    /// Takes exponentials by `K` powers of y.
-    fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize);
+    /// Takes exponentials by `POWERS` powers of y.
+    fn f64_series<const POWERS: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize);
 
     /// Takes exponentials that no series covers.
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize);
@@ -40,7 +40,7 @@ struct Buffers {
     f64s: [Block<f64>; 2],
 }
 
-/// An entry that is smaller than the largest by this factor of e adds nothing to any sum.
+/// An exponent this far below the largest: e to this power adds nothing to any sum.
 const NEGLIGIBLE_EXPONENT: f64 = -700.0;
 
 impl DecodeBuffers {

@@ -8,7 +8,7 @@
 //! T - j running sums, so that the sum of the running sums of u is the sum of (T - j) u.
 
 use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS};
-use super::divergence::TERMS;
+use super::divergence::DIVERGENCE_TERMS;
 use super::segments::BlockSegments;
 use super::series::{Terms, exponential, terms_from, weight_of_power};
 use super::weight_change::{BlockChange, Magnitudes, PartialSquares, WeightChange};
@@ -25,7 +25,7 @@ pub(crate) struct BlockSums {
     pub(crate) segments: BlockSegments,
     pub(crate) uc: f64,
     /// The sums of w y^k.
-    pub(crate) moments: [f64; TERMS + 1],
+    pub(crate) moments: [f64; DIVERGENCE_TERMS + 1],
 }
 
 /// The memory of [`SumBlock`], kept from block to block, since clearing it costs as much as filling it.
@@ -47,20 +47,20 @@ struct Exponential<R> {
     y: [R; LANES],
 }
 
-/// Sums one block, by `X` terms of the series in m and `K` powers of y.
-pub(crate) struct SumBlock<'a, E: BlockEntries, const X: usize, const K: usize> {
+/// Sums one block, by `TERMS` terms of the series in m and `POWERS` powers of y.
+pub(crate) struct SumBlock<'a, E: BlockEntries, const TERMS: usize, const POWERS: usize> {
     pub(crate) entries: E,
     pub(crate) sums: &'a mut BlockSums,
     pub(crate) buffers: &'a mut SumBuffers<E::Number>,
 }
 
-impl<E: BlockEntries, const X: usize, const K: usize> Kernel for SumBlock<'_, E, X, K> {
+impl<E: BlockEntries, const TERMS: usize, const POWERS: usize> Kernel for SumBlock<'_, E, TERMS, POWERS> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) {
         let Self { entries, sums, buffers: SumBuffers { exponentials, totals, areas, rest } } = self;
-        let mut block = BlockLanes::<<E::Number as Real>::Lanes<S>, K>::zero(simd);
+        let mut block = BlockLanes::<<E::Number as Real>::Lanes<S>, POWERS>::zero(simd);
         for place in 0..SEGMENTS {
             let mut squares = PartialSquares::zero(simd);
             for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
@@ -69,7 +69,7 @@ impl<E: BlockEntries, const X: usize, const K: usize> Kernel for SumBlock<'_, E,
                     if E::Number::IS_F32 {
                         block.change.add(base, y, &mut squares);
                     }
-                    *stored = Exponential { w: exponential::<_, X>(sum).to_array(), y: y.to_array() };
+                    *stored = Exponential { w: exponential::<_, TERMS>(sum).to_array(), y: y.to_array() };
                 }
             }
             let mut segment = SegmentLanes::zero(simd);
@@ -84,7 +84,7 @@ impl<E: BlockEntries, const X: usize, const K: usize> Kernel for SumBlock<'_, E,
             rest[place] = segment.uu.to_array();
         }
         let [base_squares, delta_squares, changed] = block.change.lanes();
-        let third = if K == 3 { block.last_moment } else { block.moments[3] };
+        let third = if POWERS == 3 { block.last_moment } else { block.moments[3] };
         let of_block = [block.cc, block.uc, base_squares, delta_squares, changed, block.moments[2], third];
         for (vector, place) in of_block.into_iter().zip(SEGMENTS..) {
             rest[place] = vector.to_array();
@@ -103,43 +103,43 @@ impl<E: BlockEntries, const X: usize, const K: usize> Kernel for SumBlock<'_, E,
             clippy::needless_range_loop,
             reason = "a range is unrolled, which keeps the lanes in registers"
         )]
-        for k in 2..=K {
+        for k in 2..=POWERS {
             moments[k] = match k {
                 2 => second,
                 3 => third,
-                k if k == K => block.last_moment.sum(),
+                k if k == POWERS => block.last_moment.sum(),
                 _ => block.moments[k].sum(),
             };
         }
         // c also contains the even powers above w, and u the odd ones above w y.
         moments[0] = c.iter().sum();
         moments[1] = u.iter().sum();
-        for k in (2..K - 1).step_by(2) {
+        for k in (2..POWERS - 1).step_by(2) {
             moments[0] -= weight_of_power(k) * moments[k];
         }
-        for k in (3..K).step_by(2) {
+        for k in (3..POWERS).step_by(2) {
             moments[1] -= weight_of_power(k) * moments[k];
         }
     }
 }
 
 /// The sums of one block, lane by lane.
-struct BlockLanes<N, const K: usize> {
+struct BlockLanes<N, const POWERS: usize> {
     change: BlockChange<N>,
     cc: N,
     uc: N,
-    /// The sums of w y^k from k = 2 to K - 1. Those of w and w y follow from the sums of c and u.
-    moments: [N; K],
-    /// The sum of w y^K.
+    /// The sums of w y^k from k = 2 to POWERS - 1. Those of w and w y follow from the sums of c and u.
+    moments: [N; POWERS],
+    /// The sum of w y^POWERS.
     last_moment: N,
 }
 
-impl<N: Lanes, const K: usize> BlockLanes<N, K> {
+impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
     #[inline(always)]
     fn zero(simd: N::Vectors) -> Self {
         let zero = N::splat(simd, 0.0);
         let change = BlockChange::zero(simd);
-        Self { change, cc: zero, uc: zero, moments: [zero; K], last_moment: zero }
+        Self { change, cc: zero, uc: zero, moments: [zero; POWERS], last_moment: zero }
     }
 
     /// Adds the even entries and the odd ones, and returns their u and c.
@@ -148,17 +148,17 @@ impl<N: Lanes, const K: usize> BlockLanes<N, K> {
         let mut terms = [(self.cc, self.cc); 2];
         for (Exponential { w, y }, term) in both.iter().zip(&mut terms) {
             let (w, y) = (N::load(simd, w), N::load(simd, y));
-            let Terms { c, u, powers } = terms_from::<N, K>(w, y);
+            let Terms { c, u, powers } = terms_from::<N, POWERS>(w, y);
             self.cc = c.mul_add(c, self.cc);
             self.uc = u.mul_add(c, self.uc);
             #[expect(
                 clippy::needless_range_loop,
                 reason = "a range is unrolled, which keeps the sums in registers"
             )]
-            for k in 2..K {
+            for k in 2..POWERS {
                 self.moments[k] = self.moments[k] + powers[k];
             }
-            self.last_moment = powers[K - 1].mul_add(y, self.last_moment);
+            self.last_moment = powers[POWERS - 1].mul_add(y, self.last_moment);
             *term = (u, c);
         }
         terms

@@ -89,7 +89,7 @@ impl<'a> GroupMeasurement<'a> {
         own: WeightVector,
         first: &HeadMeasurements,
     ) -> Result<HeadMeasurements, NonFiniteIn> {
-        // An offset excludes `f32`. One of 0 is right for these weights, which are near 0.
+        // Any offset, even 0, makes `may_be_f32` refuse; 0 changes no exponent.
         let settings = SoftmaxSettings { offset: Some(ExponentOffset::default()), ..self.settings };
         for (index, (vector, _)) in self.shared.iter().enumerate().skip(self.shared_in_f64.len()) {
             let sums =

@@ -8,14 +8,17 @@
 //!
 //! | largest m | largest y | method |
 //! |---|---|---|
-//! | 3/16 or 1/2 | 2^-9 | series of 4 or 6 terms in m and 3 in y, in `f32` |
+//! | 3/16 | 2^-9 | series of 4 terms in m and 3 in y, in `f32` |
+//! | 1/2 | 2^-9 | series of 6 terms in m and 3 in y, in `f32` |
 //! | 1/2 | 2^-7 | series of 6 terms in m and 4 in y, in `f32` |
-//! | 1/2 or 4 | 1/4 | series of 6 or all terms in m and 6 in y, in `f32` |
-//! | 150 | 1/4 or 1 | series of all terms in m and 11 or 23 in y, in `f64` |
+//! | 1/2 | 1/4 | series of 6 terms in m and 6 in y, in `f32` |
+//! | 4 | 1/4 | series of all terms in m and 6 in y, in `f32` |
+//! | 150 | 1/4 | series of all terms in m and 11 in y, in `f64` |
+//! | 150 | 1 | series of all terms in m and 23 in y, in `f64` |
 //! | anything finite | anything finite | closed forms in `f64`, an entry at a time, with an offset |
 //!
-//! The weights of large models take the first row or the second, at any usual temperature. `f32` serves vectors of
-//! [`MANY`] entries and more, whose rounding errors average out far below the precision of a score, unless the head
+//! The weights of large models take one of the first three rows, at any usual temperature. `f32` serves vectors of
+//! [`MIN_F32_ENTRIES`] entries and more, whose rounding errors average out far below the precision of a score, unless the head
 //! [needs `f64`](super::HeadMeasurements::needs_f64); smaller vectors cost next to nothing in `f64`. The choice depends on
 //! the weight vector alone, so the result depends neither on threads nor on how a file is read.
 
@@ -54,7 +57,7 @@ pub(crate) struct SeriesLengths {
     pub(crate) powers: u8,
 }
 
-/// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u are cut off after their first terms, the
+/// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u ([`super::series`]) are cut off after their first terms, the
 /// difference of the softmaxes comes out too small by an eighth of its square.
 pub(crate) const LARGEST_F32_LOG_RATIO: f64 = 1.0 / 1024.0;
 
@@ -62,7 +65,7 @@ pub(crate) const LARGEST_F32_LOG_RATIO: f64 = 1.0 / 1024.0;
 pub(crate) const LARGEST_LOG_RATIO: f64 = 0.25;
 
 /// The number of entries from which on the rounding errors of `f32` average out.
-pub(crate) const MANY: usize = 1 << 16;
+pub(crate) const MIN_F32_ENTRIES: usize = 1 << 16;
 
 /// The smallest magnitude of a block, other than 0, whose squares are normal numbers in `f32`.
 const TINY: f64 = 1.0 / (1u64 << 40) as f64;
@@ -80,18 +83,37 @@ impl SeriesLengths {
         Self { terms: terms as u8, powers: powers as u8 }
     }
 
+    /// Decides whether a block is computed in `f32`, and by which series. `compute` sums the block by series of given
+    /// lengths and returns its magnitudes, and adds nothing if the series do not cover them; it runs until series cover
+    /// the block. Returns the shortest series that are right for the block; `None` if it needs `f64`.
+    #[inline(always)]
+    pub(crate) fn choose(
+        previous: Option<Precision>,
+        mut compute: impl FnMut(Self) -> Magnitudes,
+    ) -> Option<Self> {
+        let mut lengths = Self::guess(previous);
+        loop {
+            let magnitudes = compute(lengths);
+            let shortest = Self::shortest(&magnitudes)?;
+            if lengths.cover(&magnitudes) {
+                return Some(shortest);
+            }
+            lengths = shortest;
+        }
+    }
+
     /// A guess for the block after one that was computed in `previous`: to measure the entries first would take a
     /// third of the time that it takes to sum them.
     #[inline(always)]
-    pub(crate) fn guess(previous: Option<&Precision>) -> Self {
+    fn guess(previous: Option<Precision>) -> Self {
         match previous {
-            Some(Precision::F32(lengths)) => *lengths,
+            Some(Precision::F32(lengths)) => lengths,
             _ => Self::ALL[0],
         }
     }
 
     /// The shortest series for a block of these magnitudes; `None` if it needs `f64`.
-    pub(crate) fn shortest(magnitudes: &Magnitudes) -> Option<Self> {
+    fn shortest(magnitudes: &Magnitudes) -> Option<Self> {
         Self::ALL.into_iter().find(|lengths| lengths.cover(magnitudes))
     }
 
@@ -114,7 +136,7 @@ impl SeriesLengths {
 /// Whether `f32` may be precise enough for a block: one that is whole, of a large vector, without an offset.
 #[inline(always)]
 pub(crate) fn may_be_f32(vector: &WeightVector, block: usize, settings: &SoftmaxSettings) -> bool {
-    vector.entries_of(block) == BLOCK && vector.entries() >= MANY && settings.offset.is_none()
+    vector.entries_of(block) == BLOCK && vector.entries() >= MIN_F32_ENTRIES && settings.offset.is_none()
 }
 
 impl F64Method {

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
-use super::precision::MANY;
+use super::precision::MIN_F32_ENTRIES;
 use super::vector_sums::NonFiniteEntry;
 use super::weight_change::Magnitudes;
 use super::weight_vector::{StoredWeights, WeightVector};
@@ -86,7 +86,7 @@ impl KeyValueProduct {
         value: &HeadMatrix,
         instructions: Instructions,
     ) -> Result<Self, NonFiniteMatrix> {
-        let is_many = key.columns * value.rows() >= MANY;
+        let is_many = key.columns * value.rows() >= MIN_F32_ENTRIES;
         if is_many && key.fits_f32() && value.fits_f32() {
             let (product, fits) = multiply_group(key, value, instructions)?;
             if fits {

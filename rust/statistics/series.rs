@@ -24,29 +24,31 @@ pub(crate) const fn weight_of_power(k: usize) -> f64 {
 }
 
 /// c and u of one vector of entries.
-pub(crate) struct Terms<N, const K: usize> {
-    /// (e^theta_B + e^theta_T) / 2, of the powers below K - 1.
+pub(crate) struct Terms<N, const POWERS: usize> {
+    /// (e^theta_B + e^theta_T) / 2, of the powers below POWERS - 1.
     pub(crate) c: N,
-    /// e^theta_T - e^theta_B, of the powers below K.
+    /// e^theta_T - e^theta_B, of the powers below POWERS.
     pub(crate) u: N,
-    /// w, w y and so on to w y^(K - 1).
-    pub(crate) powers: [N; K],
+    /// w, w y and so on to w y^(POWERS - 1).
+    pub(crate) powers: [N; POWERS],
 }
 
-/// Evaluates `X` terms of the series of e^m, or [`FULL`], and `K` powers of y.
+/// Evaluates `TERMS` terms of the series of e^m, or [`FULL`], and `POWERS` powers of y.
 #[inline(always)]
-pub(crate) fn terms<N: Lanes, const X: usize, const K: usize>(entries: Entries<N>) -> Terms<N, K> {
-    terms_from(exponential::<N, X>(entries.sum), entries.delta)
+pub(crate) fn terms<N: Lanes, const TERMS: usize, const POWERS: usize>(
+    entries: Entries<N>,
+) -> Terms<N, POWERS> {
+    terms_from(exponential::<N, TERMS>(entries.sum), entries.delta)
 }
 
 /// Evaluates the series in y, given w.
 #[inline(always)]
-pub(crate) fn terms_from<N: Lanes, const K: usize>(w: N, y: N) -> Terms<N, K> {
-    let mut powers = [w; K];
-    for k in 1..K {
+pub(crate) fn terms_from<N: Lanes, const POWERS: usize>(w: N, y: N) -> Terms<N, POWERS> {
+    let mut powers = [w; POWERS];
+    for k in 1..POWERS {
         powers[k] = powers[k - 1] * y;
     }
-    Terms { c: every_other_power(&powers[..K - 1], 0), u: every_other_power(&powers, 1), powers }
+    Terms { c: every_other_power(&powers[..POWERS - 1], 0), u: every_other_power(&powers, 1), powers }
 }
 
 /// The sum of every other power from `first` on, times its coefficient. It is nested so that only the last addition
@@ -62,7 +64,7 @@ fn every_other_power<N: Lanes>(powers: &[N], first: usize) -> N {
     sum
 }
 
-/// The largest |m| for a series of `X` terms in `f32`.
+/// The largest |m| for a series of `TERMS` terms in `f32`.
 pub(crate) const fn exponent_reach(terms: usize) -> f64 {
     match terms {
         4 => 0.1875,
@@ -71,16 +73,16 @@ pub(crate) const fn exponent_reach(terms: usize) -> f64 {
     }
 }
 
-/// w = e^m, given 2 m, by X terms after the first. The last odd coefficient absorbs most of the next odd term, which
+/// w = e^m, given 2 m, by TERMS terms after the first. The last odd coefficient absorbs most of the next odd term, which
 /// leaves an error of at most 4e-7 within [`exponent_reach`], and of 1e-8 in its inner half.
 #[inline(always)]
-pub(crate) fn exponential<N: Lanes, const X: usize>(doubled: N) -> N {
-    if X == FULL {
+pub(crate) fn exponential<N: Lanes, const TERMS: usize>(doubled: N) -> N {
+    if TERMS == FULL {
         return (doubled * doubled.constant(0.5)).map(exp);
     }
-    let mut power = doubled.constant(coefficient::<X>(X));
-    for k in (0..X).rev() {
-        power = power.mul_add(doubled, doubled.constant(coefficient::<X>(k)));
+    let mut power = doubled.constant(coefficient::<TERMS>(TERMS));
+    for k in (0..TERMS).rev() {
+        power = power.mul_add(doubled, doubled.constant(coefficient::<TERMS>(k)));
     }
     power
 }
@@ -89,9 +91,9 @@ pub(crate) fn exponential<N: Lanes, const X: usize>(doubled: N) -> N {
 const ABSORBED: f64 = 0.865;
 
 #[inline(always)]
-fn coefficient<const X: usize>(k: usize) -> f64 {
-    let reach = exponent_reach(X);
-    let next = if k == X - 1 { ABSORBED * reach * reach * INVERSE_FACTORIALS[X + 1] } else { 0.0 };
+fn coefficient<const TERMS: usize>(k: usize) -> f64 {
+    let reach = exponent_reach(TERMS);
+    let next = if k == TERMS - 1 { ABSORBED * reach * reach * INVERSE_FACTORIALS[TERMS + 1] } else { 0.0 };
     (INVERSE_FACTORIALS[k] + next) / (1u64 << k) as f64
 }
 
@@ -120,36 +122,41 @@ mod tests {
     use crate::simd::{Instructions, Kernel, LANES, Vectors};
     use proptest::prelude::*;
 
-    struct CAndU<R, const X: usize, const K: usize>([R; LANES], [R; LANES]);
+    struct CAndU<R, const TERMS: usize, const POWERS: usize>([R; LANES], [R; LANES]);
 
-    impl<R: Real, const X: usize, const K: usize> Kernel for CAndU<R, X, K> {
+    impl<R: Real, const TERMS: usize, const POWERS: usize> Kernel for CAndU<R, TERMS, POWERS> {
         type Output = ([R; LANES], [R; LANES]);
 
         #[inline(always)]
         fn run<S: Vectors>(self, simd: S) -> Self::Output {
             let (x, y) = (R::Lanes::<S>::load(simd, &self.0), R::Lanes::<S>::load(simd, &self.1));
             let sum = x.mul_add(x.constant(2.0), y);
-            let Terms { c, u, .. } = terms::<_, X, K>(Entries { base: x, delta: y, sum });
+            let Terms { c, u, .. } = terms::<_, TERMS, POWERS>(Entries { base: x, delta: y, sum });
             (c.to_array(), u.to_array())
         }
     }
 
     /// Checks c and u at exponents whose mean is `m` and whose difference is `y`.
-    fn check<R: Real, const X: usize, const K: usize>(m: f64, y: f64, tolerance: f64) {
+    fn check<R: Real, const TERMS: usize, const POWERS: usize>(m: f64, y: f64, tolerance: f64) {
         let (x, y) = (R::from_f64(m - 0.5 * y), R::from_f64(y));
         let (base, tuned) = (x.to_f64().exp(), (x.to_f64() + y.to_f64()).exp());
         let expected = (0.5 * (base + tuned), base * y.to_f64().exp_m1());
         let mut all = Vec::new();
         for instructions in Instructions::available() {
-            let (c, u) = instructions.run(CAndU::<R, X, K>([x; LANES], [y; LANES]));
+            let (c, u) = instructions.run(CAndU::<R, TERMS, POWERS>([x; LANES], [y; LANES]));
             assert!(
                 (c[0].to_f64() / expected.0 - 1.0).abs() <= tolerance,
-                "{X} {K} {} {}",
+                "{TERMS} {POWERS} {} {}",
                 x.to_f64(),
                 y.to_f64()
             );
             let error = (u[0].to_f64() - expected.1).abs();
-            assert!(error <= tolerance * expected.1.abs() + 1e-44, "{X} {K} {} {}", x.to_f64(), y.to_f64());
+            assert!(
+                error <= tolerance * expected.1.abs() + 1e-44,
+                "{TERMS} {POWERS} {} {}",
+                x.to_f64(),
+                y.to_f64()
+            );
             all.push((c[0].to_f64().to_bits(), u[0].to_f64().to_bits()));
         }
         assert!(all.iter().all(|bits| *bits == all[0]), "{all:?}");

@@ -15,7 +15,7 @@
 //! values serve every head that reads them. The mean of both exponentials is the point of reference because the
 //! series of u, of c and of the divergences then lack every other term.
 
-use super::divergence::{Divergences, TERMS};
+use super::divergence::{DIVERGENCE_TERMS, Divergences};
 use super::series::weight_of_power;
 use super::weight_change::WeightChange;
 use crate::simd::Instructions;
@@ -51,7 +51,7 @@ pub(crate) struct SoftmaxSums {
     pub(crate) uc: f64,
     pub(crate) uu: f64,
     /// The sums of w y^k over the blocks computed by series.
-    pub(crate) moments: [f64; TERMS + 1],
+    pub(crate) moments: [f64; DIVERGENCE_TERMS + 1],
     /// Whether a block was computed in `f32`, which is right only for a small log(Z_T / Z_B).
     pub(crate) has_f32: bool,
     /// The sums of u and c over the blocks computed in closed form.

@@ -1,4 +1,7 @@
 //! The table of statistics: the name of each, and its formula in terms of the measurements of a head.
+//!
+//! A new statistic needs a row in [`STATISTICS`] and a meaning in `python/alps/statistics.py`, which reads the names from
+//! here; [`Statistic::allows`] has to know it if its value can be infinite or not a number.
 
 use super::head::HeadMeasurements;
 
@@ -27,27 +30,27 @@ impl Statistic {
     }
 }
 
-const fn one_pass(name: &'static str, value: fn(&HeadMeasurements) -> f64) -> Statistic {
+const fn always_computed(name: &'static str, value: fn(&HeadMeasurements) -> f64) -> Statistic {
     Statistic { name, of_stored_entries: false, on_request: false, value }
 }
 
 /// Every statistic, in the order in which they are shown.
 pub const STATISTICS: [Statistic; 11] = [
-    one_pass("wasserstein", wasserstein),
-    one_pass("kl", |head| head.divergences.kl),
-    one_pass("js", |head| head.divergences.js),
-    one_pass("cosine", |head| head.cosine),
-    one_pass("euclidean", |head| head.distance),
-    one_pass("delta_norm", |head| head.change.delta_squares.sqrt()),
-    one_pass("relative_delta", relative_delta),
-    one_pass("max_delta", |head| head.change.largest_delta),
+    always_computed("wasserstein", wasserstein),
+    always_computed("kl", |head| head.divergences.kl),
+    always_computed("js", |head| head.divergences.js),
+    always_computed("cosine", |head| head.cosine),
+    always_computed("euclidean", |head| head.distance),
+    always_computed("delta_norm", |head| head.change.delta_squares.sqrt()),
+    always_computed("relative_delta", relative_delta),
+    always_computed("max_delta", |head| head.change.largest_delta),
     Statistic {
         name: "changed",
         of_stored_entries: true,
         on_request: false,
         value: |head| head.change.changed / head.entries as f64,
     },
-    one_pass("wasserstein_z", wasserstein_z),
+    always_computed("wasserstein_z", wasserstein_z),
     Statistic {
         name: "sorted_wasserstein",
         of_stored_entries: false,

@@ -31,7 +31,7 @@ pub struct VectorSums {
     pub(super) settings: SoftmaxSettings,
     sums: SoftmaxSums,
     pub(super) segments: SegmentSums,
-    /// The precision that each block was computed in.
+    /// The cheapest precision that is right for each block. Its sums may have been computed by a longer series.
     pub(super) precisions: Vec<Precision>,
     /// The sums of the last block, and the memory of the kernel and the decoder.
     block: BlockSums,
@@ -94,23 +94,19 @@ impl VectorSums {
         SoftmaxSums { u, c, ..self.sums.clone() }
     }
 
-    /// Adds one block, and returns the precision that was right for it.
+    /// Adds one block, and returns the cheapest precision that is right for it.
     #[inline]
     fn add_block(
         &mut self,
         block: VectorBlock,
         buffers: &mut DecodeBuffers,
     ) -> Result<Precision, NonFiniteEntry> {
-        if may_be_f32(block.vector, block.index, block.settings) {
-            let mut lengths = SeriesLengths::guess(self.precisions.last());
-            loop {
-                let magnitudes = buffers.run_f32(block, lengths, self);
-                match SeriesLengths::shortest(&magnitudes) {
-                    Some(next) if lengths.cover(&magnitudes) => return Ok(Precision::F32(next)),
-                    Some(needed) => lengths = needed,
-                    None => break,
-                }
-            }
+        let previous = self.precisions.last().copied();
+        if may_be_f32(block.vector, block.index, block.settings)
+            && let Some(shortest) =
+                SeriesLengths::choose(previous, |lengths| buffers.run_f32(block, lengths, self))
+        {
+            return Ok(Precision::F32(shortest));
         }
         self.add_block_in_f64(block, buffers)
     }
@@ -153,25 +149,25 @@ impl VectorSums {
 }
 
 impl BlockOperation for VectorSums {
-    fn f32_series<E: BlockEntries<Number = f32>, const X: usize, const K: usize>(
+    fn f32_series<E: BlockEntries<Number = f32>, const TERMS: usize, const POWERS: usize>(
         &mut self,
         entries: E,
     ) -> Magnitudes {
         let Self { block, f32_buffers: buffers, .. } = self;
-        self.settings.instructions.run(SumBlock::<E, X, K> { entries, sums: block, buffers });
+        self.settings.instructions.run(SumBlock::<E, TERMS, POWERS> { entries, sums: block, buffers });
         let magnitudes = block.magnitudes;
-        if SeriesLengths::new(X, K).cover(&magnitudes) {
+        if SeriesLengths::new(TERMS, POWERS).cover(&magnitudes) {
             self.sums.change.merge(&block.change.scaled(self.settings.temperature));
             self.sums.has_f32 = true;
-            self.add_summed_block(K, BLOCK);
+            self.add_summed_block(POWERS, BLOCK);
         }
         magnitudes
     }
 
-    fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
+    fn f64_series<const POWERS: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
         let Self { block, f64_buffers: buffers, .. } = self;
-        self.settings.instructions.run(SumBlock::<_, FULL, K> { entries, sums: block, buffers });
-        self.add_summed_block(K, valid);
+        self.settings.instructions.run(SumBlock::<_, FULL, POWERS> { entries, sums: block, buffers });
+        self.add_summed_block(POWERS, valid);
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {

@@ -1,4 +1,5 @@
-//! The area between two running sums, which is the Wasserstein score up to its scale.
+//! The area between two running sums. Scaled by the normalisers, and divided by N - 1 in [`super::table`], it is the
+//! Wasserstein score.
 //!
 //! # How it works
 //!
@@ -43,14 +44,16 @@ struct AddUndecided<'a> {
     heads: &'a mut [RunningDifference],
 }
 
-struct UndecidedAreas<'a, E, const X: usize, const K: usize> {
+struct UndecidedAreas<'a, E, const TERMS: usize, const POWERS: usize> {
     entries: E,
     /// The number of entries of the block that exist.
     valid: usize,
     heads: &'a mut [RunningDifference],
 }
 
-impl<E: BlockEntries, const X: usize, const K: usize> Kernel for UndecidedAreas<'_, E, X, K> {
+impl<E: BlockEntries, const TERMS: usize, const POWERS: usize> Kernel
+    for UndecidedAreas<'_, E, TERMS, POWERS>
+{
     type Output = ();
 
     #[inline(always)]
@@ -66,7 +69,7 @@ impl<E: BlockEntries, const X: usize, const K: usize> Kernel for UndecidedAreas<
                 #[inline(always)]
                 |step| {
                     let [even, odd] = entries.load(simd, segment * STEPS + step);
-                    [u_and_c::<_, X, K>(even), u_and_c::<_, X, K>(odd)]
+                    [u_and_c::<_, TERMS, POWERS>(even), u_and_c::<_, TERMS, POWERS>(odd)]
                 },
             );
             for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
@@ -81,8 +84,8 @@ impl<E: BlockEntries, const X: usize, const K: usize> Kernel for UndecidedAreas<
 }
 
 #[inline(always)]
-fn u_and_c<N: Lanes, const X: usize, const K: usize>(entries: Entries<N>) -> (N, N) {
-    let Terms { u, c, .. } = terms::<N, X, K>(entries);
+fn u_and_c<N: Lanes, const TERMS: usize, const POWERS: usize>(entries: Entries<N>) -> (N, N) {
+    let Terms { u, c, .. } = terms::<N, TERMS, POWERS>(entries);
     (u, c)
 }
 
@@ -132,19 +135,19 @@ fn keep_first<N: Lanes>([even, odd]: [N; 2], count: usize) -> [N; 2] {
 }
 
 impl BlockOperation for AddUndecided<'_> {
-    fn f32_series<E: BlockEntries<Number = f32>, const X: usize, const K: usize>(
+    fn f32_series<E: BlockEntries<Number = f32>, const TERMS: usize, const POWERS: usize>(
         &mut self,
         entries: E,
     ) -> Magnitudes {
         let heads = &mut *self.heads;
-        self.instructions.run(UndecidedAreas::<E, X, K> { entries, valid: BLOCK, heads });
+        self.instructions.run(UndecidedAreas::<E, TERMS, POWERS> { entries, valid: BLOCK, heads });
         // The first pass has measured the block.
         Magnitudes::default()
     }
 
-    fn f64_series<const K: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
+    fn f64_series<const POWERS: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
         let heads = &mut *self.heads;
-        self.instructions.run(UndecidedAreas::<_, FULL, K> { entries, valid, heads });
+        self.instructions.run(UndecidedAreas::<_, FULL, POWERS> { entries, valid, heads });
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {

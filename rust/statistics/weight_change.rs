@@ -41,7 +41,7 @@ impl WeightChange {
 /// infinite or NaN where an entry is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Magnitudes {
-    /// The largest |theta_B|, or a little more.
+    /// The largest |theta_B| or, of exponents, |x|; or a little more.
     pub(crate) base: f64,
     /// The largest |theta_T - theta_B|.
     pub(crate) delta: f64,

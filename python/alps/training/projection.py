@@ -1,4 +1,9 @@
-"""A projection of which only some rows train."""
+"""A projection of which only some rows train.
+
+The frozen rows never move, whatever the optimizer: it skips a parameter whose gradient is None, so neither momentum nor
+the weight decay of AdamW changes it. `weight` and `bias` of a restricted projection never have a gradient; the rows that
+train are parameters of their own.
+"""
 
 from collections.abc import Callable
 from typing import Any

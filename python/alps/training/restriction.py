@@ -1,4 +1,8 @@
-"""Restricts the training of a model to chosen attention heads, and releases the model again."""
+"""Restricts the training of a model to chosen attention heads, and releases the model again.
+
+What is frozen has no gradient, and an optimizer skips a parameter whose gradient is None: neither momentum nor weight
+decay moves it. The chosen rows train as parameters of their own (`alps.training.projection`).
+"""
 
 from typing import Literal
 

@@ -72,6 +72,7 @@ class HeadGrid:
 
 
 def _limits(values: NDArray[np.float64], from_zero: bool) -> tuple[float, float]:
+    """The values of the first and the last shade, which differ even where all values are equal."""
     low, high = (float(of.reduce(values, axis=None, initial=np.nan)) for of in (np.fmin, np.fmax))
     if np.isnan(low):
         return 0.0, 1.0
@@ -81,7 +82,7 @@ def _limits(values: NDArray[np.float64], from_zero: bool) -> tuple[float, float]
 
 
 def have_uniform_groups(geometry: Geometry) -> bool:
-    """Whether heads share keys and values, with the same groups in all layers."""
+    """Whether several heads share each key/value group, and all layers have the same groups."""
     borders = _borders(geometry)
     return geometry.heads_per_group > 1 and bool((borders == borders[:1]).all())
 

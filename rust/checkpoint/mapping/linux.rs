@@ -58,7 +58,7 @@ impl Mapping {
     }
 
     /// Returns the pages of `bytes`, a part of this mapping, to the kernel.
-    pub(super) fn release(&self, bytes: &[u8]) {
+    pub(super) fn unmap_pages(&self, bytes: &[u8]) {
         let Addresses { start, length } = self.addresses;
         let first = bytes.as_ptr().addr().wrapping_sub(start.addr().get());
         let end = first.wrapping_add(bytes.len());

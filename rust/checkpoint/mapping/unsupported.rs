@@ -24,7 +24,7 @@ impl Mapping {
         match *self {}
     }
 
-    pub(super) fn release(&self, _: &[u8]) {
+    pub(super) fn unmap_pages(&self, _: &[u8]) {
         match *self {}
     }
 }
