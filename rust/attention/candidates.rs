@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::layer_stacks::{Stack, StackName, find_stacks};
 use super::layout_file::{Layout, layouts};
 use super::names::list;
-use super::stacks::{Stack, StackName, find_stacks};
 use super::submodels::ModelConfig;
 use super::types::{Component, Omission, OrProblem};
 use crate::error::quote;

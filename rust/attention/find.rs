@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 
 use super::candidates::{choose, find_candidates};
 use super::config_section::ConfigSection;
+use super::layer_stacks::TensorShapes;
 use super::layers::{LayerRows, Layers, RoleRows, StackReader};
 use super::layout_file::{Layout, layouts};
 use super::names::{describe_attention, list};
-use super::stacks::TensorShapes;
 use super::submodels::{ModelConfig, submodel_table};
 use super::types::{Component, Geometry, Omission, OrProblem, Projection, ProjectionRows, Role};
 use crate::error::quote;
@@ -33,8 +33,8 @@ pub struct Attention {
 
 impl Attention {
     /// Reads the geometry from `config`, the content of `config.json`, and finds the tensors that it requires.
-    /// Messages name the model by `path`. Without a component the text decoder's attention is found, else that of
-    /// the first component of [`Component::ALL`] that the model has.
+    /// Messages name the model by `path`. Without a component the attention of the first of
+    /// [`Component::ALL`] that the model has is found.
     ///
     /// # Errors
     ///
@@ -78,9 +78,10 @@ impl Attention {
     pub fn projection_rows(&self, role: Role, layer: usize, index: usize) -> Option<ProjectionRows<'_>> {
         let sizes = &self.geometry.layers[layer];
         assert!(index < sizes.count(role), "there is no {} matrix {index}", role.name());
-        let RoleRows { projection, block_rows, offset, share, rows } = self.rows[layer][role as usize]?;
-        let first = index / share * block_rows + offset + index % share * rows;
-        let rows = first..first + rows;
+        let RoleRows { projection, block_rows, offset, per_block, matrix_rows } =
+            self.rows[layer][role as usize]?;
+        let first = index / per_block * block_rows + offset + index % per_block * matrix_rows;
+        let rows = first..first + matrix_rows;
         Some(ProjectionRows { index: projection, projection: &self.projections[projection], rows })
     }
 }

@@ -2,22 +2,22 @@
 //!
 //! # How rows are found
 //!
-//! The `out` axis of a tensor consists of equal blocks. Each block holds an equal share of the heads of every kind
-//! that the layout lists, kind after kind and head after head. With `share` matrices of a role in a block, the first
-//! row of matrix `i` is
+//! The `out` axis of a tensor consists of equal blocks. Each block holds an equal share of the heads of every kind that
+//! the layout lists, kind after kind and head after head. With `per_block` matrices of a role in a block, the first row
+//! of matrix `i` is
 //!
 //! ```text
-//! i / share * block_rows + offset + i % share * rows
+//! i / per_block * block_rows + offset + i % per_block * matrix_rows
 //! ```
 //!
 //! where `offset` is the number of rows in a block before the first matrix of the role.
 
 use std::collections::BTreeMap;
 
+use super::layer_stacks::{LayerModules, StackName, TensorShapes};
 use super::layout_file::{KeysAsValues, Layout, LayoutTensor, MatrixKind};
 use super::names;
 use super::sizes::{HeadSizes, LayerCount, LayerPosition, LayerTensors, SizeReader};
-use super::stacks::{LayerModules, StackName, TensorShapes};
 use super::submodels::ModelConfig;
 use super::types::{Component, LayerSizes, MatrixSize, Omission, OrProblem, Orientation, Projection, Role};
 use crate::error::quote;
@@ -36,9 +36,9 @@ pub(super) struct RoleRows {
     /// The number of rows in a block before the first matrix of the role.
     pub(super) offset: usize,
     /// The number of matrices of the role in a block.
-    pub(super) share: usize,
+    pub(super) per_block: usize,
     /// The number of rows of a matrix.
-    pub(super) rows: usize,
+    pub(super) matrix_rows: usize,
 }
 
 /// Where the queries, keys and values of a layer are.
@@ -199,13 +199,14 @@ impl<'c> StackReader<'_, 'c> {
             let blocks = sizes.blocks(tensor);
             let mut offset = 0;
             for kind in &tensor.holds {
-                let (count, rows) = sizes.matrices(*kind);
-                let (projection, share) = (self.projections.len(), count / blocks);
+                let (count, matrix_rows) = sizes.matrices(*kind);
+                let (projection, per_block) = (self.projections.len(), count / blocks);
                 if let Some(role) = kind.role() {
                     let block_rows = out_features / blocks;
-                    places[role as usize] = Some(RoleRows { projection, block_rows, offset, share, rows });
+                    places[role as usize] =
+                        Some(RoleRows { projection, block_rows, offset, per_block, matrix_rows });
                 }
-                offset += share * rows;
+                offset += per_block * matrix_rows;
             }
             let (name, orientation) = (module.to_owned(), tensor.orientation);
             self.projections.push(Projection { name, orientation, out_features, in_features });
@@ -215,7 +216,7 @@ impl<'c> StackReader<'_, 'c> {
         }
         let size = |role: Role| {
             places[role as usize].map(|place| MatrixSize {
-                rows: place.rows,
+                rows: place.matrix_rows,
                 columns: self.projections[place.projection].in_features,
             })
         };

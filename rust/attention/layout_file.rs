@@ -138,7 +138,8 @@ pub(super) enum SizeSource {
     /// It is the length of this tensor, which is beside those of the attention.
     LengthOf(String),
     /// It follows from the shapes of the tensors.
-    Stored,
+    #[serde(rename = "stored")]
+    FromShapes,
     /// It is one if the flags of the configuration have these values, else it is given under the keys.
     OneIf { flags: BTreeMap<String, bool>, keys: Vec<String> },
     /// Under the key for the kind that `layer_types` gives for the layer.
@@ -147,11 +148,11 @@ pub(super) enum SizeSource {
 
 impl SizeSources {
     fn check(&self) -> OrProblem<()> {
-        let is_stored = |source: &Option<SizeSource>| *source == Some(SizeSource::Stored);
-        if is_stored(&self.query_heads) && is_stored(&self.head_size) {
+        let is_from_shapes = |source: &Option<SizeSource>| *source == Some(SizeSource::FromShapes);
+        if is_from_shapes(&self.query_heads) && is_from_shapes(&self.head_size) {
             return Err("shapes cannot say both the number of heads and their size".to_owned());
         }
-        if [&self.key_size, &self.value_size, &self.hidden_size].into_iter().any(is_stored) {
+        if [&self.key_size, &self.value_size, &self.hidden_size].into_iter().any(is_from_shapes) {
             return Err("only heads, the size of a head and the number of layers can be as stored".to_owned());
         }
         Ok(())

@@ -7,24 +7,27 @@
 //!
 //! 1. `layout_file` reads the known layouts: how tensors are named and which rows of them belong to which head.
 //! 2. `submodels` reads the configuration as a tree of models, each with its components (decoder, vision, ...).
-//! 3. `stacks` groups tensor names that differ only in the layer number into stacks.
+//! 3. `layer_stacks` groups tensor names that differ only in the layer number into stacks.
 //! 4. `candidates` assigns every stack to a component and chooses the component that was asked for.
-//! 5. `layers`, with `sizes`, reads the sizes of every layer and checks them against the shapes of its tensors.
+//! 5. `layers`, with `sizes`, reads the sizes of every layer, checks them against the shapes of its tensors and notes
+//!    where the rows of each role lie.
+//!
+//! `find` runs these steps and gives the rows of one head.
 
 mod candidates;
 mod config_section;
 mod find;
+mod layer_stacks;
 mod layers;
 mod layout_file;
 mod names;
 mod sizes;
-mod stacks;
 mod submodels;
 mod types;
 
 pub use self::find::Attention;
+pub use self::layer_stacks::{TensorShapes, may_be_attention};
 pub use self::layout_file::{Layout, layouts};
-pub use self::stacks::{TensorShapes, may_be_attention};
 pub use self::types::{
     Component, Geometry, LayerSizes, MatrixSize, Omission, Orientation, Projection, ProjectionRows, Role,
 };

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::config_section::{ConfigSection, show};
+use super::layer_stacks::TensorShapes;
 use super::layout_file::{Blocks, LayoutTensor, MatrixKind, SizeSource, SizeSources, parse_embedded};
-use super::stacks::TensorShapes;
 use super::types::{Component, OrProblem, Role};
 use crate::error::quote;
 
@@ -22,6 +22,7 @@ struct SizeKeys {
     stages: Vec<String>,
     query_heads: Vec<String>,
     key_value_heads: Vec<String>,
+    /// `head_dim` in most configurations.
     head_size: Vec<String>,
     hidden_size: Vec<String>,
 }
@@ -197,7 +198,7 @@ impl<'a> SizeReader<'a> {
         let section = self.section;
         let field: Field = if is_staged { |keys| &keys.stages } else { |keys| &keys.layers };
         let keys = match &self.sources.layers {
-            Some(SizeSource::Stored) => return Ok(None),
+            Some(SizeSource::FromShapes) => return Ok(None),
             source @ (None | Some(SizeSource::Keys(_))) => self.keys(source, field),
             source => {
                 let (key, count) = self.find(source, field)?.unwrap_or_default();
@@ -232,7 +233,7 @@ impl<'a> SizeReader<'a> {
         };
         let (key_size, value_size) = (own_size(&sources.key_size)?, own_size(&sources.value_size)?);
         let key_value_heads = match &sources.key_value_heads {
-            Some(SizeSource::Stored) => match tensors.out_features(Role::Key) {
+            Some(SizeSource::FromShapes) => match tensors.out_features(Role::Key) {
                 Some(_) => divide("key", tensors.own_out_features(Role::Key)?, key_size)?,
                 None => query_heads,
             },
@@ -255,12 +256,12 @@ impl<'a> SizeReader<'a> {
         hidden_size: Option<usize>,
     ) -> OrProblem<(usize, usize)> {
         let sources = self.sources;
-        if sources.query_heads == Some(SizeSource::Stored) {
+        if sources.query_heads == Some(SizeSource::FromShapes) {
             let size = self.head_size(tensors)?.ok_or_else(|| self.lacks_head_size(""))?;
             return Ok((divide("query", tensors.own_out_features(Role::Query)?, size)?, size));
         }
         let heads = self.require(&sources.query_heads, |keys| &keys.query_heads, "the number of heads")?;
-        if sources.head_size == Some(SizeSource::Stored) {
+        if sources.head_size == Some(SizeSource::FromShapes) {
             // A tensor with keys and values has as many of them as it has queries.
             let (features, held) =
                 tensors.out_features(Role::Query).ok_or("there is no tensor of queries")?;

@@ -13,7 +13,7 @@ use crate::error::{BadWeight, Error, HeadName, Result};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapter, AdapterOnBase};
-use crate::weights::float;
+use crate::weights::float_matrix;
 use crate::weights::quantised::{Quantisation, Scheme};
 
 /// The files of a model: a checkpoint, and an adapter that changes it.
@@ -90,13 +90,13 @@ impl OpenedModel {
                     schemes.insert(quantised.scheme);
                     Ok(quantised.matrix)
                 }
-                None => float::open(&checkpoint, projection),
+                None => float_matrix::open(&checkpoint, projection),
             };
         let weights = (attention.projections().iter())
             .map(|projection| {
                 let Some(adapted) = &adapted else { return open_stored(projection) };
                 let base = match adapted.replacement(projection)? {
-                    Some((checkpoint, replacement)) => float::open(checkpoint, &replacement)?,
+                    Some((checkpoint, replacement)) => float_matrix::open(checkpoint, &replacement)?,
                     None => open_stored(projection)?,
                 };
                 adapted.adapt(&projection.name, projection.orientation, base)
@@ -240,7 +240,7 @@ impl<'a> HeadRows<'a> {
     pub(crate) fn refuse(&self, entry: usize, value: f64, head: HeadName) -> Error {
         let OpenedModel { checkpoint, adapted, .. } = self.model;
         let name = &*self.projection.name;
-        let tensor = float::find_tensor(checkpoint, name);
+        let tensor = float_matrix::find_tensor(checkpoint, name);
         let adapted = adapted.as_ref().filter(|adapted| adapted.changes(name));
         let file = match (adapted, tensor) {
             (Some(adapted), _) => adapted.adapter().path(),

@@ -12,8 +12,8 @@ use crate::simd::real::Real;
 ///
 /// The first `valid` entries of a block exist; the others add nothing. In `f32` all exist.
 pub(crate) trait BlockOperation {
-    /// Takes exponentials by `TERMS` terms of the series in m and `POWERS` powers of y. Returns the magnitudes of the block,
-    /// and does nothing if the series do not cover them.
+    /// Takes exponentials by `TERMS` terms of the series in m and `POWERS` powers of y. Returns the magnitudes of the
+    /// block, and does nothing if the series do not cover them.
     fn f32_series<E: BlockEntries<Number = f32>, const TERMS: usize, const POWERS: usize>(
         &mut self,
         entries: E,

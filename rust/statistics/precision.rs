@@ -18,9 +18,9 @@
 //! | anything finite | anything finite | closed forms in `f64`, an entry at a time, with an offset |
 //!
 //! The weights of large models take one of the first three rows, at any usual temperature. `f32` serves vectors of
-//! [`MIN_F32_ENTRIES`] entries and more, whose rounding errors average out far below the precision of a score, unless the head
-//! [needs `f64`](super::HeadMeasurements::needs_f64); smaller vectors cost next to nothing in `f64`. The choice depends on
-//! the weight vector alone, so the result depends neither on threads nor on how a file is read.
+//! [`MIN_F32_ENTRIES`] entries and more, whose rounding errors average out far below the precision of a score, unless
+//! the head [needs `f64`](super::HeadMeasurements::needs_f64); smaller vectors cost next to nothing in `f64`. The
+//! choice depends on the weight vector alone, so the result depends neither on threads nor on how a file is read.
 
 use super::block::BLOCK;
 use super::series::{FULL, exponent_reach};
@@ -57,8 +57,8 @@ pub(crate) struct SeriesLengths {
     pub(crate) powers: u8,
 }
 
-/// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u ([`super::series`]) are cut off after their first terms, the
-/// difference of the softmaxes comes out too small by an eighth of its square.
+/// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u ([`super::series`]) are cut off after their first
+/// terms, the difference of the softmaxes comes out too small by an eighth of its square.
 pub(crate) const LARGEST_F32_LOG_RATIO: f64 = 1.0 / 1024.0;
 
 /// The largest |log(Z_T / Z_B)| for moments in `f64`.

@@ -73,8 +73,8 @@ pub(crate) const fn exponent_reach(terms: usize) -> f64 {
     }
 }
 
-/// w = e^m, given 2 m, by TERMS terms after the first. The last odd coefficient absorbs most of the next odd term, which
-/// leaves an error of at most 4e-7 within [`exponent_reach`], and of 1e-8 in its inner half.
+/// w = e^m, given 2 m, by TERMS terms after the first. The last odd coefficient absorbs most of the next odd term,
+/// which leaves an error of at most 4e-7 within [`exponent_reach`], and of 1e-8 in its inner half.
 #[inline(always)]
 pub(crate) fn exponential<N: Lanes, const TERMS: usize>(doubled: N) -> N {
     if TERMS == FULL {

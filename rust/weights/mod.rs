@@ -1,7 +1,7 @@
 //! The weights of one linear layer, whatever form they are stored in.
 
 pub mod adapter;
-pub(crate) mod float;
+pub(crate) mod float_matrix;
 pub mod quantised;
 
 use std::fmt::Debug;

@@ -15,13 +15,13 @@ use crate::weights::{WeightMatrix, assert_fits};
 pub(super) struct AdaptedMatrix {
     pub(super) base: Box<dyn WeightMatrix>,
     /// The changes to ranges of rows, which cover all rows in ascending order.
-    pub(super) changes: Vec<(Range<usize>, WeightChange)>,
+    pub(super) changes: Vec<(Range<usize>, RowChange)>,
     pub(super) factors: Arc<FactorStore>,
 }
 
 /// The change to some rows of the weights W.
 #[derive(Debug)]
-pub(super) enum WeightChange {
+pub(super) enum RowChange {
     /// W itself, in the number format of changed weights.
     None,
     /// W + scale * delta. With a magnitude for each row, every row is then scaled to that length.
@@ -73,12 +73,12 @@ impl AdaptedMatrix {
     /// The parts of these rows that are changed alike.
     fn split(&self, rows: Range<usize>) -> impl Iterator<Item = ChangedRows<'_>> {
         self.changes.iter().filter_map(move |(of, change)| {
-            let (first, rows) = (of.start, rows.start.max(of.start)..rows.end.min(of.end));
+            let (change_start, rows) = (of.start, rows.start.max(of.start)..rows.end.min(of.end));
             (!rows.is_empty()).then(|| ChangedRows {
                 matrix: self,
                 change,
-                first,
-                rows: rows.start - first..rows.end - first,
+                change_start,
+                rows: rows.start - change_start..rows.end - change_start,
             })
         })
     }
@@ -87,17 +87,17 @@ impl AdaptedMatrix {
 /// Rows of an adapted matrix that are subject to the same change.
 struct ChangedRows<'a> {
     matrix: &'a AdaptedMatrix,
-    change: &'a WeightChange,
+    change: &'a RowChange,
     /// The first row that is subject to the change.
-    first: usize,
-    /// The rows, counted from the first.
+    change_start: usize,
+    /// The rows, counted from `change_start`.
     rows: Range<usize>,
 }
 
 impl ChangedRows<'_> {
     /// The rows of the base.
     fn base_rows(&self) -> Range<usize> {
-        self.first + self.rows.start..self.first + self.rows.end
+        self.change_start + self.rows.start..self.change_start + self.rows.end
     }
 
     /// Fills `into` with the changed rows.
@@ -105,8 +105,8 @@ impl ChangedRows<'_> {
         let (factors, columns, first) = (&*self.matrix.factors, self.matrix.in_features(), self.rows.start);
         let rows = || self.rows.clone();
         match self.change {
-            WeightChange::None => self.read_with(into, scratch, |_, _| Ok(())),
-            WeightChange::Add { delta, scale, magnitude } => {
+            RowChange::None => self.read_with(into, scratch, |_, _| Ok(())),
+            RowChange::Add { delta, scale, magnitude } => {
                 let delta = delta.read_rows(factors, rows())?;
                 let lengths =
                     magnitude.as_ref().map(|lengths| lengths.read_rows(factors, rows())).transpose()?;
@@ -129,7 +129,7 @@ impl ChangedRows<'_> {
                     Ok(())
                 })
             }
-            WeightChange::ScaleRows(by) => {
+            RowChange::ScaleRows(by) => {
                 let by = by.read_rows(factors, rows())?;
                 self.read_with(into, scratch, |row, weights| {
                     let by = f64::from(by[row - first]);
@@ -137,7 +137,7 @@ impl ChangedRows<'_> {
                     Ok(())
                 })
             }
-            WeightChange::ScaleColumns(by) => {
+            RowChange::ScaleColumns(by) => {
                 let by = by.read(factors)?;
                 self.read_with(into, scratch, |_, weights| {
                     for (weight, by) in weights.iter_mut().zip(&*by) {
@@ -146,7 +146,7 @@ impl ChangedRows<'_> {
                     Ok(())
                 })
             }
-            WeightChange::Replace { rows: others, sources } => {
+            RowChange::Replace { rows: others, sources } => {
                 self.read_with(into, scratch, |_, _| Ok(()))?;
                 let (from, to) = (others.dtype(), self.matrix.dtype());
                 let mut weights = vec![0.0; columns];
@@ -175,7 +175,7 @@ impl ChangedRows<'_> {
         let (base, columns) = (&self.matrix.base, self.matrix.in_features());
         let (from, to) = (base.dtype(), self.matrix.dtype());
         let (stored_length, length) = (columns * from.size(), columns * to.size());
-        // The stored rows are read to the end of `into`. They are no longer than the changed rows, so each is
+        // The stored rows are read into the tail of `into`. They are no longer than the changed rows, so each is
         // decoded before a changed row overwrites it.
         let start = into.len() - self.rows.len() * stored_length;
         base.read_rows(self.base_rows(), &mut into[start..], scratch)?;

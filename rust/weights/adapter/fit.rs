@@ -1,14 +1,14 @@
 //! Checks an adapter's tensors against the module that they change, and makes the change of them.
 
 use super::Adapter;
-use super::adapted_matrix::{WeightChange, WeightDelta};
+use super::adapted_matrix::{RowChange, WeightDelta};
 use super::config::{AdapterKind, LoraConfig, RankConfig};
 use super::factors::{FactorMatrix, FactorTensor};
 use super::tensors::ModuleTensors;
 use crate::attention::{Orientation, Projection};
 use crate::checkpoint::Tensor;
 use crate::error::quote;
-use crate::weights::float;
+use crate::weights::float_matrix;
 use crate::{Error, Result};
 
 /// A module of the base with the tensors that change it.
@@ -25,7 +25,7 @@ pub(super) struct ChangedModule<'a> {
 
 impl<'a> ChangedModule<'a> {
     /// The change of the module, once the tensors fit it.
-    pub(super) fn change(&self) -> Result<WeightChange> {
+    pub(super) fn change(&self) -> Result<RowChange> {
         match &self.adapter.config.kind {
             AdapterKind::Lora(lora) => self.lora(lora),
             AdapterKind::Loha(ranks) => self.loha(ranks),
@@ -36,7 +36,7 @@ impl<'a> ChangedModule<'a> {
     }
 
     /// LoRA: s B A.
-    fn lora(&self, lora: &LoraConfig) -> Result<WeightChange> {
+    fn lora(&self, lora: &LoraConfig) -> Result<RowChange> {
         let rank = self.rank(&lora.ranks)?;
         let delta = WeightDelta::Matrix(self.product("lora_B.weight", "lora_A.weight", rank)?);
         let magnitude = "lora_magnitude_vector";
@@ -52,15 +52,15 @@ impl<'a> ChangedModule<'a> {
                 return Err(self.refuse(format!("there is a tensor {name}, {problem}")));
             }
         };
-        Ok(WeightChange::Add { delta, scale: lora.ranks.scale(self.name), magnitude })
+        Ok(RowChange::Add { delta, scale: lora.ranks.scale(self.name), magnitude })
     }
 
     /// LoHa: two products of low rank, multiplied entry by entry.
-    fn loha(&self, ranks: &RankConfig) -> Result<WeightChange> {
+    fn loha(&self, ranks: &RankConfig) -> Result<RowChange> {
         let rank = self.rank(ranks)?;
         let first = self.product("hada_w1_a", "hada_w1_b", rank)?;
         let second = self.product("hada_w2_a", "hada_w2_b", rank)?;
-        Ok(WeightChange::Add {
+        Ok(RowChange::Add {
             delta: WeightDelta::Hadamard(first, second),
             scale: ranks.scale(self.name),
             magnitude: None,
@@ -68,7 +68,7 @@ impl<'a> ChangedModule<'a> {
     }
 
     /// LoKr: the Kronecker product of two matrices, each of which may be a product of low rank.
-    fn lokr(&self, ranks: &RankConfig) -> Result<WeightChange> {
+    fn lokr(&self, ranks: &RankConfig) -> Result<RowChange> {
         let rank = self.rank(ranks)?;
         let matrix = |whole: &'static str, left: &'static str, right: &'static str| -> Result<FactorMatrix> {
             if self.tensors.own.contains_key(whole) {
@@ -92,7 +92,7 @@ impl<'a> ChangedModule<'a> {
                 second.columns()
             )));
         }
-        Ok(WeightChange::Add {
+        Ok(RowChange::Add {
             delta: WeightDelta::Kronecker(first, second),
             scale: ranks.scale(self.name),
             magnitude: None,
@@ -100,12 +100,12 @@ impl<'a> ChangedModule<'a> {
     }
 
     /// IA3: a number for each row, or for each column in a feed-forward module.
-    fn ia3(&self) -> Result<WeightChange> {
+    fn ia3(&self) -> Result<RowChange> {
         let name = "ia3_l";
         let [out, input] = self.features;
         match self.shape(name)? {
-            &[rows, 1] if rows == out => Ok(WeightChange::ScaleRows(self.factor(name, out, 1)?)),
-            &[1, columns] if columns == input => Ok(WeightChange::ScaleColumns(self.factor(name, 1, input)?)),
+            &[rows, 1] if rows == out => Ok(RowChange::ScaleRows(self.factor(name, out, 1)?)),
+            &[1, columns] if columns == input => Ok(RowChange::ScaleColumns(self.factor(name, 1, input)?)),
             shape => Err(self.refuse_tensor(
                 name,
                 format!("should have the shape [{out}, 1] or [1, {input}], but has the shape {shape:?}"),
@@ -115,7 +115,7 @@ impl<'a> ChangedModule<'a> {
 
     /// The adapters of this project: rows that replace those of a list of indices. They are stored in the module's
     /// orientation.
-    fn alps(&self) -> Result<WeightChange> {
+    fn alps(&self) -> Result<RowChange> {
         let [out, input] = self.features;
         let checkpoint = &self.adapter.factors.checkpoint;
         let indices = self.find("alps_indices")?;
@@ -142,7 +142,7 @@ impl<'a> ChangedModule<'a> {
                 format!("should have the shape {expected:?} ({reason}), but has the shape {found:?}");
             return Err(self.refuse_tensor("alps_rows", problem));
         }
-        let rows = float::open(checkpoint, &module)?;
+        let rows = float_matrix::open(checkpoint, &module)?;
         let mut bytes = vec![0; count * size_of::<i64>()];
         checkpoint.read_at(indices, 0, &mut bytes)?;
         let mut sources = vec![None; out];
@@ -154,7 +154,7 @@ impl<'a> ChangedModule<'a> {
                 None => return Err(refuse(format!("lists row {row}, but the module has {out} rows"))),
             }
         }
-        Ok(WeightChange::Replace { rows, sources })
+        Ok(RowChange::Replace { rows, sources })
     }
 
     /// The name of the tensor whose name ends so.

@@ -22,7 +22,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::adapted_matrix::{AdaptedMatrix, WeightChange};
+use self::adapted_matrix::{AdaptedMatrix, RowChange};
 use self::base_modules::{BaseModules, find_by_role, may_hold_attention};
 use self::config::AdapterConfig;
 use self::factors::FactorStore;
@@ -251,7 +251,7 @@ impl AdapterOnBase {
         for ModulePlace { adapter_name, rows } in places {
             let rows = rows.clone().unwrap_or(0..out);
             if end < rows.start {
-                changes.push((end..rows.start, WeightChange::None));
+                changes.push((end..rows.start, RowChange::None));
             }
             end = rows.end;
             let (tensors, features) = (&adapter.changes[adapter_name], [rows.len(), base.in_features()]);
@@ -259,7 +259,7 @@ impl AdapterOnBase {
             changes.push((rows, module.change()?));
         }
         if end < out {
-            changes.push((end..out, WeightChange::None));
+            changes.push((end..out, RowChange::None));
         }
         Ok(Box::new(AdaptedMatrix { base, changes, factors: adapter.factors.clone() }))
     }

@@ -2,13 +2,18 @@
 //!
 //! # How quantised modules are read
 //!
-//! The names and formats of a module's tensors decide which format it has; `quantization_config` in `config.json` has to
-//! agree. Opening a module checks the shapes of its tensors. Reading rows reads their codes and scales only, and computes
-//! `(code - zero point) * scale`, with the variations of each format.
+//! The names and formats of a module's tensors decide which format it has; `quantization_config` in `config.json` has
+//! to agree. Opening a module checks the shapes of its tensors. Reading rows reads their codes and scales only, and
+//! computes `(code - zero point) * scale`, with the variations of each format.
 //!
 //! `config` reads `quantization_config`. `eight_bit`, `packed` and `nvfp4` open formats that `row_major` reads, whose
-//! codes lie row after row, with scales in the blocks of a `block_grid`. `gptq` and `awq` open formats that `input_major`
-//! reads, whose codes are stored [in, out], with scales for `input_groups`. `four_bit` flattens the weights.
+//! codes lie row after row, with scales in the blocks of a `block_grid`. `gptq` and `awq` open formats that
+//! `input_major` reads, whose codes are stored [in, out], with scales for `input_groups`. `four_bit` flattens the
+//! weights.
+//!
+//! A new format needs its method in `config`, a name in [`Scheme`], a file whose `open` checks the tensors and returns
+//! a matrix of `row_major` or `input_major`, a call of `open` in `QuantisedModule`, and in [`Quantisation::modules`]
+//! the end of the name of its tensor of codes, unless that is `weight`.
 
 mod awq;
 mod bit_field;
@@ -204,6 +209,7 @@ impl QuantisedModule<'_> {
     fn open_weight(&self, weight: StoredTensor) -> Result<Option<QuantisedWeights>> {
         let row_scales = self.tensor("SCB");
         if Dtype::from_stored(weight.dtype()).is_some() {
+            // Unlike `FP8_SCALES` without "scale": beside floating-point weights that name need not mean quantisation.
             let scales = ["weight_scale_inv", "weight_scale", "qscale_weight"];
             let stray = row_scales.or_else(|| scales.iter().find_map(|scales| self.tensor(scales)));
             return match stray {
