@@ -45,7 +45,7 @@ pub struct OpenedModel {
 
 impl OpenedModel {
     /// Opens a model and finds the heads of `component`, without reading weights. Without a component these are the
-    /// heads of the text decoder, else of the encoder, else of the only tower there is.
+    /// heads of the first of [`Component::ALL`] that the model has.
     ///
     /// # Errors
     ///
