@@ -185,7 +185,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeScan:
 
 def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path)
-    assert fake.asked == ((str(tmp_path), None), (str(tmp_path), None), "qkv", 1.0, False, None, None, None)
+    paths = (str(tmp_path), None), (str(tmp_path), None)
+    assert fake.asked == (*paths, "qkv", 1.0, False, None, True, None, None)
     assert scores.statistics == alps.statistics.resolve(None, "qkv")
     assert scores.provenance == {
         "base": str(tmp_path),
@@ -204,7 +205,7 @@ def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -
 def test_scan_returns_the_statistics_named(fake: FakeScan, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path, statistics=["sorted_wasserstein", "kl"], temperature=2, threads=3)
     assert scores.statistics == ("sorted_wasserstein", "kl")
-    assert fake.asked[2:] == ("qkv", 2, True, 3, None, None)
+    assert fake.asked[2:] == ("qkv", 2, True, 3, True, None, None)
     assert scores.provenance["temperature"] == "2.0"
     assert alps.geometry(tmp_path) == small_geometry()
 
