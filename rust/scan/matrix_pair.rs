@@ -91,7 +91,8 @@ impl<'a> LoadedMatrix<'a> {
     /// Adds the rows before `end` to the sums, apart from those added before.
     pub(crate) fn sum_rows(&mut self, end: usize) -> Result<()> {
         let Self { matrix, memory: MatrixMemory { base, tuned, sums } } = self;
-        let summed = sums.add_up_to(end * matrix.base.columns(), &weight_vector(matrix.weights(base, tuned)));
+        let vector = matrix.weights(base, tuned).weight_vector();
+        let summed = sums.add_up_to(end * matrix.base.columns(), &vector);
         summed.map_err(|entry| self.refuse(entry))
     }
 
@@ -101,7 +102,7 @@ impl<'a> LoadedMatrix<'a> {
 
     /// The weights as a vector.
     pub(crate) fn weight_vector(&self) -> WeightVector<'_> {
-        weight_vector(self.weights())
+        self.weights().weight_vector()
     }
 
     /// The weights as a matrix.
@@ -127,8 +128,4 @@ impl<'a> LoadedMatrix<'a> {
         memory.tuned.finish(reader)?;
         Ok(memory)
     }
-}
-
-fn weight_vector(HeadMatrix { base, tuned, .. }: HeadMatrix<'_>) -> WeightVector<'_> {
-    WeightVector::Stored { base, tuned }
 }

@@ -85,14 +85,22 @@ impl Instructions {
             ),
         }
     }
+
+    /// Runs ordinary loops, which the compiler vectorises for this set. The bound makes the closure `FnOnce`: any other would
+    /// be called through a function that is not inlined, and so compiled without the set.
+    #[inline]
+    pub(crate) fn run_loops<Output>(self, loops: impl FnOnce() -> Output) -> Output {
+        self.run(Loops(loops))
+    }
 }
 
-/// Ordinary loops, which the compiler vectorises for each set.
-impl<Output, Loops: FnOnce() -> Output> Kernel for Loops {
+struct Loops<F>(F);
+
+impl<Output, F: FnOnce() -> Output> Kernel for Loops<F> {
     type Output = Output;
 
     #[inline(always)]
     fn run<S: Vectors>(self, _: S) -> Output {
-        self()
+        (self.0)()
     }
 }

@@ -130,7 +130,7 @@ pub(crate) struct VectorBlock<'a> {
 impl VectorBlock<'_> {
     #[inline]
     fn decode<R: Real>(self, [base, delta]: &mut [Block<R>; 2]) {
-        self.settings.instructions.run(
+        self.settings.instructions.run_loops(
             #[inline(always)]
             || self.vector.decode_block(self.index, base, delta),
         );

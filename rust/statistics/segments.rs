@@ -90,6 +90,41 @@ impl RunningDifference {
         self.undecided >> segment & 1 == 1
     }
 
+    /// Passes through a block, in which U and C are running sums. `c_before` is C before each of its segments, `c_norm` the
+    /// norm of c, and `inside` the number of entries that each segment has.
+    #[inline(always)]
+    fn pass(
+        &mut self,
+        block: &BlockSegments,
+        c_before: &[f64; SEGMENTS],
+        c_norm: f64,
+        inside: &[f64; SEGMENTS],
+    ) {
+        let ratio = self.ratio;
+        let mut after = [0.0; SEGMENTS];
+        for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
+            *after = (self.u + u) - ratio * (self.c + c);
+        }
+        let before = shift_in(after, self.after);
+        let (mut undecided, mut areas) = (0u8, self.areas);
+        for place in 0..SEGMENTS {
+            let area = inside[place] * before[place] + (block.u_area[place] - ratio * block.c_area[place]);
+            let path = SegmentPath {
+                before: before[place],
+                after: after[place],
+                mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
+                uu: block.uu[place],
+                drift: ratio.abs() * (block.c[place] - c_before[place]),
+                drift_norm: ratio.abs() * c_norm,
+            };
+            let keeps_sign = path.keeps_sign();
+            undecided |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
+            areas[place] += if keeps_sign { area.abs() } else { 0.0 };
+        }
+        (self.before, self.after, self.undecided, self.areas) =
+            (before, after[SEGMENTS - 1], undecided, areas);
+    }
+
     /// Adds sums of |D|.
     #[inline(always)]
     pub(crate) fn add_areas<R: Real, const COUNT: usize>(&mut self, areas: [R; COUNT]) {
@@ -134,7 +169,7 @@ impl SegmentSums {
         instructions: Instructions,
     ) {
         let c_before = index.checked_sub(1).map_or(0.0, |before| self.blocks[before].c[SEGMENTS - 1]);
-        instructions.run(
+        instructions.run_loops(
             #[inline(always)]
             || {
                 let mut inside = [SEGMENT as f64; SEGMENTS];
@@ -148,30 +183,7 @@ impl SegmentSums {
                 let c_before = shift_in(block.c, c_before);
                 let c_norm = block.cc.sqrt();
                 for head in heads {
-                    let ratio = head.ratio;
-                    let mut after = [0.0; SEGMENTS];
-                    for (after, (u, c)) in after.iter_mut().zip(block.u.iter().zip(&block.c)) {
-                        *after = (head.u + u) - ratio * (head.c + c);
-                    }
-                    let before = shift_in(after, head.after);
-                    let (mut undecided, mut areas) = (0u8, head.areas);
-                    for place in 0..SEGMENTS {
-                        let area = inside[place] * before[place]
-                            + (block.u_area[place] - ratio * block.c_area[place]);
-                        let path = SegmentPath {
-                            before: before[place],
-                            after: after[place],
-                            mean: (area + (SEGMENT as f64 - inside[place]) * after[place]) / SEGMENT as f64,
-                            uu: block.uu[place],
-                            drift: ratio.abs() * (block.c[place] - c_before[place]),
-                            drift_norm: ratio.abs() * c_norm,
-                        };
-                        let keeps_sign = path.keeps_sign();
-                        undecided |= u8::from(!keeps_sign & (inside[place] > 0.0)) << place;
-                        areas[place] += if keeps_sign { area.abs() } else { 0.0 };
-                    }
-                    (head.before, head.after, head.undecided, head.areas) =
-                        (before, after[SEGMENTS - 1], undecided, areas);
+                    head.pass(&block, &c_before, c_norm, &inside);
                 }
             },
         );

@@ -182,7 +182,7 @@ impl ChangedRows<'_> {
         let mut weights = vec![0.0; columns];
         for (place, row) in self.rows.clone().enumerate() {
             let stored = start + place * stored_length;
-            Instructions::best().run(
+            Instructions::best().run_loops(
                 #[inline(always)]
                 || {
                     from.decode(&into[stored..stored + stored_length], &mut weights);

@@ -146,7 +146,7 @@ fn multiply(left: &[f32], right: &[f32], inner: usize, columns: usize, product: 
     // A copy of a few columns of `right`. Their rows are large powers of two apart, so that without the copy they
     // would evict each other from the processor's cache.
     let mut panel = vec![[0.0_f32; WIDTH]; inner];
-    Instructions::best().run(
+    Instructions::best().run_loops(
         #[inline(always)]
         || {
             for from in (0..columns).step_by(WIDTH) {
