@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import alps
 from alps.training import attention
-from alps.training.projection import RestrictedProjection
+from alps.training.projection import restrict_rows
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -148,7 +148,7 @@ def compare_layers(options: argparse.Namespace) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         linear = nn.Linear(size, size, bias=False, dtype=dtype, device=DEVICE)
         twin = nn.Linear(size, size, bias=False, dtype=dtype, device=DEVICE)
-        projection = RestrictedProjection(twin, torch.arange(0, size // 8), 0)
+        projection = restrict_rows(twin, torch.arange(0, size // 8), 0)
         projection.freeze()
         inputs = torch.randn(count, size, dtype=dtype, device=DEVICE, requires_grad=True)
         upstream = torch.randn(count, size, dtype=dtype, device=DEVICE)

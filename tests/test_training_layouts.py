@@ -66,9 +66,3 @@ def test_the_trained_heads_are_those_that_a_scan_reports(model_type: str, tmp_pa
         siblings = np.repeat(groups[row, : sizes.key_value_heads], per_group)
         np.testing.assert_array_equal(moved[row, : sizes.query_heads] > 0, siblings)
     np.testing.assert_array_equal(moved == 1, heads.mask)
-
-
-def test_a_layer_of_another_class_is_refused() -> None:
-    model, _ = tiny("falcon")
-    with pytest.raises(alps.ModelError, match=r"expected a Linear, found a .*FalconLinear"):
-        alps.restrict(model, chosen(model))

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import alps
 from alps import AlpsError, ArgumentError, Geometry, HeadScores, HeadSet, ModelError
 from alps.training import attention
-from alps.training.projection import RestrictedProjection
+from alps.training.projection import restrict_rows
 from support.tiny_models import LANGUAGE_MODELS, tiny
 from support.training import (
     PAIRS,
@@ -269,20 +270,6 @@ def other_geometry(model: Model, **changes: Any) -> HeadSet:
     return HeadSet.from_pairs([(0, 0)], Geometry.from_fields(fields))
 
 
-def with_hook(model: Model) -> Model:
-    model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda *_: None)
-    return model
-
-
-def with_own_linear(model: Model) -> Model:
-    class Odd(nn.Linear):
-        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-            return super().forward(inputs) * 2
-
-    model.model.layers[1].self_attn.v_proj.__class__ = Odd
-    return model
-
-
 def with_integers(model: Model) -> Model:
     projection = model.model.layers[2].self_attn.k_proj
     projection.weight = nn.Parameter(projection.weight.to(torch.int8), requires_grad=False)
@@ -293,6 +280,15 @@ def with_bytes(model: Model) -> Model:
     projection = model.model.layers[2].self_attn.k_proj
     projection.weight = nn.Parameter(projection.weight.to(torch.float8_e4m3fn), requires_grad=False)
     return model
+
+
+def partitioned(model: Model) -> Model:
+    model.model.layers[2].self_attn.k_proj.weight.ds_id = 7
+    return model
+
+
+def offloaded(model: Model) -> Model:
+    return cpu_offload(model, torch.device("cpu"))
 
 
 def quantised(model: Model) -> Model:
@@ -326,8 +322,8 @@ REFUSED: dict[str, tuple[Callable[[Model], Any], str, type[AlpsError]]] = {
     "int8": (with_integers, "layers.2.self_attn.k_proj.weight: expected float16.*found int8", ModelError),
     "float8": (with_bytes, "found float8_e4m3fn; quantised", ModelError),
     "quantised": (quantised, "expected weights that are floating-point numbers, found quantised", ModelError),
-    "hooks": (with_hook, "layers.1.self_attn.v_proj: expected a Linear without hooks", ModelError),
-    "another Linear": (with_own_linear, "expected a Linear, found a test_training_restrict.*Odd", ModelError),
+    "partitioned": (partitioned, "k_proj.weight: expected a whole weight, found one that DeepSpeed's ZeRO-3", ModelError),
+    "offloaded": (offloaded, "q_proj.weight: expected a weight in memory, found one that accelerate loads", ModelError),
     "shared": (shared, "layers.1.self_attn.k_proj: expected a weight of its own, found that of", ModelError),
     "unknown": (renamed, "`mamba` has no heads that could be scanned", ModelError),
 }  # fmt: skip
@@ -376,7 +372,7 @@ def test_a_fused_tensor_with_rows_one_after_the_other() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(6, 36, dtype=torch.float64)
     indices = torch.tensor([4, 5, 14, 15, 26, 27])
-    projection = RestrictedProjection(linear, indices, 0)
+    projection = restrict_rows(copy.deepcopy(linear), indices, 0)
     inputs = torch.randn(5, 6, dtype=torch.float64)
     linear(inputs).square().sum().backward()
     projection(inputs).square().sum().backward()

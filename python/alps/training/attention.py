@@ -16,7 +16,7 @@ from alps.heads import HeadSet
 Projection: TypeAlias = nn.Linear | Conv1D
 """A module whose rows can train. The outputs are axis 0 of the weight of a Linear and axis 1 of that of a Conv1D."""
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class HeadRows:
         role: "query", "key" or "value".
         index: The number of the head or of the group.
         module: The name of the module that has the weight.
-        axis: The axis of the weight that holds the outputs.
+        parameter: The name of the weight in the module.
+        axis: The axis of the weight that holds the outputs. With axis 1, all axes from there on count as one.
         first: The first of the rows, on that axis.
         count: The number of rows.
     """
@@ -37,6 +38,7 @@ class HeadRows:
     role: str
     index: int
     module: str
+    parameter: str
     axis: int
     first: int
     count: int
@@ -70,12 +72,34 @@ class Attention:
         masks = {"query": heads.mask, "key": heads.key_value_groups, "value": heads.key_value_groups}
         return [matrix for matrix in self.matrices if masks[matrix.role][matrix.layer_index, matrix.index]]
 
+    @property
+    def parameters(self) -> dict[str, tuple[str, ...]]:
+        """The names of the weights in each of the modules."""
+        names: dict[str, dict[str, None]] = {}
+        for matrix in self.matrices:
+            names.setdefault(matrix.module, {})[matrix.parameter] = None
+        return {module: tuple(weights) for module, weights in names.items()}
+
     def rows(self, heads: HeadSet) -> dict[str, torch.Tensor]:
-        """The rows of the `chosen` matrices by module: int64, ascending, empty for a module without any."""
-        rows: dict[str, list[int]] = {name: [] for name in self.modules}
+        """The rows of the `chosen` matrices by module: int64, ascending, empty for a module without any.
+
+        Raises:
+            ArgumentError: The set belongs to another model.
+            ModelError: The weights of a module differ in their rows, which no known layout has.
+        """
+        rows: dict[str, dict[str, list[int]]] = {
+            module: {weight: [] for weight in weights} for module, weights in self.parameters.items()
+        }
         for matrix in self.chosen(heads):
-            rows[matrix.module].extend(range(matrix.first, matrix.first + matrix.count))
-        return {name: torch.tensor(sorted(numbers), dtype=torch.int64) for name, numbers in rows.items()}
+            numbers = range(matrix.first, matrix.first + matrix.count)
+            rows[matrix.module][matrix.parameter].extend(numbers)
+        found = {}
+        for module, weights in rows.items():
+            first, *others = (sorted(numbers) for numbers in weights.values())
+            if any(numbers != first for numbers in others):
+                raise ModelError(f"{module}: expected the same rows of its weights {', '.join(weights)}")
+            found[module] = torch.tensor(first, dtype=torch.int64)
+        return found
 
 
 def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> Attention:
@@ -109,14 +133,11 @@ def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> A
     )
     found = []
     for matrix in matrices:
-        tensor = matrix["tensor"]
-        if not tensor.endswith(".weight"):
-            raise ModelError(
-                f"{name}.{tensor}: expected the weight of a Linear or Conv1D, found a parameter of another module, "
-                "whose rows cannot train apart"
-            )
-        module, rows = tensor.removesuffix(".weight"), (matrix["axis"], matrix["first"], matrix["count"])
-        found.append(HeadRows(matrix["layer_index"], matrix["role"], matrix["index"], module, *rows))
+        module, _, parameter = matrix["tensor"].rpartition(".")
+        rows = (matrix["axis"], matrix["first"], matrix["count"])
+        found.append(
+            HeadRows(matrix["layer_index"], matrix["role"], matrix["index"], module, parameter, *rows)
+        )
     return Attention(Geometry.of_layers(**geometry), tuple(found))
 
 
@@ -138,7 +159,7 @@ def check_projection(name: str, module: nn.Module, axis: int) -> Projection:
             "the model before anything else is attached to it"
         )
     for parameter, tensor in module.named_parameters():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in TRAINABLE_DTYPES:
             raise ModelError(
                 f"{name}.{parameter}: expected float16, bfloat16, float32 or float64, found "
                 f"{str(tensor.dtype).removeprefix('torch.')}; quantised weights cannot train"

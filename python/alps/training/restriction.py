@@ -4,7 +4,10 @@ What is frozen has no gradient, and an optimizer skips a parameter whose gradien
 decay moves it. The chosen rows train as parameters of their own (`alps.training.projection`).
 """
 
-from typing import Literal
+import inspect
+import re
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from alps.errors import ArgumentError, ModelError
 from alps.heads import HeadSet
 from alps.training import attention
-from alps.training.projection import RestrictedProjection, freeze, restricted_projections
+from alps.training.projection import freeze, restrict_rows, restricted_projections
 from alps.training.summary import Restriction, summarize
 
 _FROZEN = "_alps_frozen"
@@ -62,18 +65,23 @@ def restrict(
         raise ArgumentError(f"heads: expected an alps.HeadSet, found {type(heads).__name__}")
     found = attention.find(model, heads.geometry.component)
     rows = found.rows(heads)
-    replacements: dict[str, RestrictedProjection] = {}
-    names: dict[torch.Tensor, str] = {}
-    for name, axis in found.modules.items():
-        module = attention.check_projection(name, model.get_submodule(name), axis)
-        if (other := names.setdefault(module.weight, name)) != name:
-            raise ModelError(f"{name}: expected a weight of its own, found that of {other}")
-        replacements[name] = RestrictedProjection(module, rows[name], axis)
-    for name, replacement in replacements.items():
-        replacement.freeze()
-        model.set_submodule(name, replacement)
+    owners: dict[torch.Tensor, str] = {}
+    for name, weights in found.parameters.items():
+        module = model.get_submodule(name)
+        for weight in weights:
+            _check_weight(f"{name}.{weight}", module, weight)
+            if (other := owners.setdefault(module.get_parameter(weight), name)) != name:
+                raise ModelError(f"{name}: expected a weight of its own, found that of {other}")
+    restricted = [
+        restrict_rows(
+            model.get_submodule(name), rows[name], axis, found.parameters[name], name, _is_read(model, name)
+        )
+        for name, axis in found.modules.items()
+    ]
+    for projection in restricted:
+        projection.freeze()
     if others == "freeze":
-        inside = {id(p) for projection in replacements.values() for p in projection.parameters()}
+        inside = {id(p) for projection in restricted for p in projection.restricted_parameters()}
         frozen = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
         for name in frozen:
             freeze(model.get_parameter(name))
@@ -102,8 +110,50 @@ def release(model: nn.Module) -> None:
             raise ModelError(
                 f"{name}: expected a plain tensor, found a shard of one; save the model and load it anew instead"
             )
-    for name, projection in restricted.items():
-        model.set_submodule(name, projection.release())
+    for projection in restricted.values():
+        projection.release()
     for module in model.modules():
         for name in vars(module).pop(_FROZEN, ()):
             module.get_parameter(name).requires_grad_(True)
+
+
+def _check_weight(name: str, module: nn.Module, weight: str) -> None:
+    """Refuses a weight whose rows cannot train."""
+    tensor = module.get_parameter(weight)
+    if hasattr(tensor, "ds_id"):
+        raise ModelError(
+            f"{name}: expected a whole weight, found one that DeepSpeed's ZeRO-3 has partitioned; train with ZeRO-1 "
+            "or 2 or with FSDP2"
+        )
+    if getattr(getattr(module, "_hf_hook", None), "offload", False):
+        raise ModelError(
+            f"{name}: expected a weight in memory, found one that accelerate loads for each pass, which would lose "
+            "what was trained; load the model without offloading"
+        )
+    if tensor.dtype not in attention.TRAINABLE_DTYPES:
+        raise ModelError(
+            f"{name}: expected float16, bfloat16, float32 or float64, found "
+            f"{str(tensor.dtype).removeprefix('torch.')}; quantised weights cannot train"
+        )
+    if type(tensor.data) is not torch.Tensor:
+        raise ModelError(
+            f"{name}: expected a plain tensor, found a {type(tensor.data).__name__}; restrict the model before it "
+            "is sharded"
+        )
+
+
+def _is_read(model: nn.Module, name: str) -> bool:
+    """Whether the code of the module around a projection reads the projection's parameters instead of calling it."""
+    parent, _, own = name.rpartition(".")
+    surrounding: Any = type(model.get_submodule(parent))
+    return own in _read_children(surrounding)
+
+
+@cache
+def _read_children(cls: type[nn.Module]) -> frozenset[str]:
+    """The names of the modules whose weight or bias the code of a class reads."""
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):  # a class without a file
+        return frozenset()
+    return frozenset(re.findall(r"self\.(\w+)\.(?:weight|bias)\b", source))

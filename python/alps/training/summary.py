@@ -55,11 +55,12 @@ def summarize(model: nn.Module, attention: Attention, heads: HeadSet) -> Restric
         width = getattr(attention.geometry.sizes[matrix.layer_index], f"{matrix.role}_width")
         (trainable if matrix in chosen else frozen)[matrix.role] += matrix.count * width
     projections = restricted_projections(model).values()
+    inside = set()
     for projection in projections:
-        if projection.bias is not None:
+        inside |= {id(parameter) for parameter in projection.restricted_parameters()}
+        for bias in projection.biases():
             trainable["bias"] += len(projection.indices)
-            frozen["bias"] += len(projection.bias) - len(projection.indices)
-    inside = {id(parameter) for projection in projections for parameter in projection.parameters()}
+            frozen["bias"] += len(bias) - len(projection.indices)
     for parameter in model.parameters():
         if id(parameter) not in inside:
             (trainable if parameter.requires_grad else frozen)["other"] += parameter.numel()
