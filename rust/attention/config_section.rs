@@ -24,6 +24,11 @@ impl<'a> ConfigSection<'a> {
         ConfigSection { values, defaults: None, name: "the configuration".to_owned() }
     }
 
+    /// Whether both are the same section of the configuration.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.values, other.values)
+    }
+
     /// The section, with defaults for the keys that it leaves out.
     pub(super) fn with_defaults(self, defaults: Option<&'static Map<String, Value>>) -> Self {
         ConfigSection { defaults, ..self }

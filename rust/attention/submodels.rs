@@ -82,6 +82,11 @@ impl SubmodelTable {
     }
 }
 
+/// Whether models of this type have a decoder of their own.
+fn is_decoder(layouts: &[Layout], model_type: &str) -> bool {
+    layouts.iter().any(|layout| layout.has(Component::Decoder, model_type))
+}
+
 /// Whether one of these words matches this part of a name.
 fn matches_any(words: &[String], part: &str) -> bool {
     words.iter().any(|word| match word.split_once('*') {
@@ -117,11 +122,25 @@ impl<'a> ModelConfig<'a> {
         let default = defaults.get(model_type);
         let mut inner = Vec::new();
         for Submodel { key, names, decodes } in table.parts.iter().filter(|_| depth > 0) {
-            let Some(part) = section.inner(key)? else { continue };
             let by_default = default.and_then(|default| default.parts.get(key)).map(|name| &**name);
-            if let Some(part_type) = part.model_type()?.or(by_default) {
+            let part = match section.inner(key)? {
+                Some(part) => part,
+                // A flat configuration has the keys of its decoder beside those of the whole model.
+                None if by_default.is_some_and(|part| is_decoder(layouts, part)) => section.clone(),
+                None => continue,
+            };
+            // Some releases of transformers wrote the type of a whole model, this one or another, for its parts.
+            let is_part = |name: &&str| {
+                by_default.is_none()
+                    || !table.is_wrapper(name)
+                    || table.parts.iter().any(|inner| part.value(&inner.key).is_some())
+            };
+            let is_flat = part.is_same(&section);
+            let own_type = if is_flat { None } else { part.model_type()? };
+            if let Some(part_type) = own_type.filter(is_part).or(by_default) {
                 let part = part.with_defaults(defaults.get(part_type).map(|default| &default.values));
-                let mut model = ModelConfig::read(layouts, part, part_type, depth - 1)?;
+                let mut model =
+                    ModelConfig::read(layouts, part, part_type, if is_flat { 0 } else { depth - 1 })?;
                 if *decodes && !model.components.contains(&Component::Decoder) {
                     model.decodes = true;
                     let encoder = model.components.iter_mut().find(|it| **it == Component::Encoder);

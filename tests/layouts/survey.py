@@ -28,7 +28,7 @@ import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from layouts import coverage_table, proof
+from layouts import coverage_table, proof, published_forms, training_proof
 
 FOLDER = Path(__file__).parents[2] / "build" / "models"
 SECONDS = 300
@@ -57,6 +57,7 @@ def find(model_type: str) -> dict[str, Any]:
         "attention_ran": sorted({attention.pattern for attention in known.attentions}),
         "attention_not_run": known.left,
         "failures": known.failures,
+        "training": training_proof.prove_training(known.model, known.runs),
     }
 
 
@@ -97,6 +98,7 @@ def work() -> None:
             facts = facts if is_kept(model_type, facts) else find(model_type)
             if facts["built"]:
                 facts["proof"] = check(model_type)
+                facts["forms"] = published_forms.read_forms(FOLDER / model_type / "base")
                 delete_if_large(model_type)
         except Exception as error:  # one model must not end the survey
             facts = {"built": False, "why": f"{type(error).__name__}: {error}"[:2000]}
