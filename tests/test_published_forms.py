@@ -100,6 +100,6 @@ def test_a_flat_configuration_names_the_decoder(decoder: str, vision: str, tmp_p
 def test_a_tower_alone_is_read_only_when_it_is_named(tmp_path: Path) -> None:
     tensors = {name: it for name, it in qwen_vl("model.layers", "visual").items() if "visual" in name}
     base = write(tmp_path, QWEN_VL, tensors)
-    with pytest.raises(alps.ModelError, match="should have an attention stack `decoder`.* there is vision"):
+    with pytest.raises(alps.ModelError, match=r"should have an attention stack `decoder`.* there is vision"):
         alps.geometry(base)
     assert alps.geometry(base, component="vision").component == "vision"

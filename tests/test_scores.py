@@ -162,7 +162,7 @@ class FakeScan:
         if arguments[4]:
             names.append("sorted_wasserstein")
         return {
-            "statistics": {name: np.zeros((3, 4)) for name in names},
+            "statistics": {name: np.ones((3, 4)) for name in names},
             "geometry": arguments_of(small_geometry()),
             "bytes": 0,
             "base": {"files": "model.safetensors", "adapter": None, "quantisation": None, "note": None},

@@ -9,11 +9,13 @@ from alps._alps import __version__
 from alps.compare import Comparison, compare
 from alps.errors import (
     AlpsError,
+    AlpsWarning,
     ArgumentError,
     CheckpointError,
     MissingPackageError,
     ModelError,
     PairError,
+    UnchangedError,
     WeightsError,
 )
 from alps.geometry import Geometry, LayerSizes
@@ -31,6 +33,7 @@ __all__ = [
     "STATISTICS",
     "AlpsConfig",
     "AlpsError",
+    "AlpsWarning",
     "ArgumentError",
     "CheckpointError",
     "Comparison",
@@ -45,6 +48,7 @@ __all__ = [
     "PairError",
     "Report",
     "Restriction",
+    "UnchangedError",
     "WeightsError",
     "__version__",
     "compare",

@@ -51,9 +51,17 @@ class WeightsError(AlpsError):
     """The weight."""
 
 
+class UnchangedError(AlpsError):
+    """No head has moved, so that none can be selected: the attention weights of both checkpoints are equal."""
+
+
 class ArgumentError(AlpsError, ValueError):
     """An argument is out of its domain."""
 
 
 class MissingPackageError(AlpsError, ImportError):
     """An optional package that a call needs is not installed."""
+
+
+class AlpsWarning(UserWarning):
+    """Something that a user should know of, and that may be meant."""

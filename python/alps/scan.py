@@ -1,15 +1,16 @@
 """Scans two checkpoints, and reads the geometry of one."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import alps._alps as _alps
 from alps import sources
 from alps import statistics as statistics_table
-from alps.errors import ArgumentError
+from alps.errors import AlpsWarning, ArgumentError
 from alps.geometry import Geometry
-from alps.scores import HeadScores
+from alps.scores import EQUAL, HEADS_MOVED, WITNESSES, HeadScores
 
 Form = statistics_table.Form
 Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
@@ -46,7 +47,7 @@ def scan(
     - "sorted_wasserstein" (needs a sort, so only when named): the mean absolute difference of the sorted
       entries of the two thetas.
 
-    Identical weights score exactly 0. Results do not depend on the number of threads.
+    Identical weights score exactly 0; if those of all heads are, an AlpsWarning says so. Results do not depend on the number of threads.
 
     Quantised weights are compared as the numbers that they stand for, so what quantisation rounded is part of
     the scores; `provenance` then names the quantisation, as "base_quantisation" or "tuned_quantisation".
@@ -108,11 +109,13 @@ def scan(
         "temperature": repr(float(temperature)),
         "alps": _alps.__version__,
     }
-    return HeadScores(
-        {name: result["statistics"][name] for name in names},
-        Geometry.of_layers(**result["geometry"]),
-        provenance,
-    )
+    found = Geometry.of_layers(**result["geometry"])
+    change = next(result["statistics"][name] for name in WITNESSES if name in result["statistics"])
+    if (moved := int((change > 0).sum())) < found.heads:
+        provenance[HEADS_MOVED] = str(moved)
+    if not moved:
+        warnings.warn(EQUAL, AlpsWarning, stacklevel=2)
+    return HeadScores({name: result["statistics"][name] for name in names}, found, provenance)
 
 
 def _may_map(mmap: bool | None) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import alps._alps as _alps
-from alps.errors import ArgumentError, CheckpointError
+from alps.errors import AlpsWarning, ArgumentError, CheckpointError, UnchangedError
 from alps.files import check_document, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.heads import HeadSet
@@ -30,6 +31,18 @@ Kind = Literal["overview", "map", "layers", "ranks"]
 
 DEFAULT_RATIO = 0.10
 """The share of the heads that the paper trains."""
+
+EQUAL = (
+    "the attention weights of both checkpoints are equal: no head has moved. Check that the tuned checkpoint is the one "
+    "that training wrote"
+)
+"""What is said of scores of equal weights."""
+
+WITNESSES = ("changed", "delta_norm", "max_delta", "relative_delta")
+"""The statistics that are 0 for a head if and only if none of its weights has moved."""
+
+HEADS_MOVED = "heads_moved"
+"""The provenance of scores of which some heads have not moved: how many have."""
 
 _FORMAT = "alps-scores"
 _VERSION = 1
@@ -224,7 +237,8 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         """Chooses heads.
 
         The number of heads is K = ceil(ratio * heads); highest scores first, ties to the lower
-        (layer, head), not-a-number last. The rules:
+        (layer, head), not-a-number last. A head that has not moved is never selected, so that fewer heads than K
+        may be; a warning says so. The rules:
 
         - "global": the K best of all heads, which is the paper's rule;
         - "per_layer": the best ceil(ratio * heads of a layer) of each layer;
@@ -244,6 +258,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
 
         Raises:
             ArgumentError: An argument is out of its domain, or has no meaning beside another one.
+            UnchangedError: No head has moved. The random rules do not ask.
         """
         choice: dict[str, str] = {"rule": rule}
         if rule in get_args(RandomRule):
@@ -263,9 +278,13 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         if seed is not None:
             raise ArgumentError(f"rule {rule!r} draws nothing at random, found seed {seed}")
         choice["statistic"] = statistic = self.ranking_statistic(statistic)
+        moved = self._moved(statistic)
+        if rule == "key_value_groups":
+            moved = self._with_whole_groups(moved)
+        scores = np.where(moved, self[statistic], np.nan)
         if budget is None:
             ratio = DEFAULT_RATIO if ratio is None else ratio
-            mask = _alps.select_ranked(self[statistic], self._geometry, rule, ratio)
+            mask = _alps.select_ranked(scores, self._geometry, rule, ratio)
             choice["ratio"] = repr(float(ratio))
         elif ratio is not None:
             raise ArgumentError(f"a budget takes the place of a ratio, found ratio {ratio}")
@@ -274,9 +293,49 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         elif budget < 0:
             raise ArgumentError(f"budget must be 0 or more parameters, found {budget}")
         else:
-            mask = _alps.select_within_budget(self[statistic], self._geometry, min(budget, _LARGEST))
+            mask = _alps.select_within_budget(scores, self._geometry, min(budget, _LARGEST))
             choice["budget"] = str(budget)
-        return HeadSet(mask, self._geometry, choice | self._provenance)
+        return HeadSet(self._only_moved(mask, moved), self._geometry, choice | self._provenance)
+
+    def _moved(self, statistic: str) -> NDArray[np.bool_]:
+        """The heads that have moved, if the scan says that some have not; else all heads."""
+        if HEADS_MOVED not in self._provenance:
+            return self._there()
+        witness = next((name for name in WITNESSES if name in self._arrays), statistic)
+        # Equal weights score 0 by every statistic but wasserstein_z, by which they score not-a-number.
+        values = self[witness]
+        return ~np.isnan(values) & ((values != 0) | (witness == "wasserstein_z"))
+
+    def _there(self) -> NDArray[np.bool_]:
+        """The entries of a score array that belong to a head."""
+        heads = np.array([sizes.query_heads for sizes in self._geometry.sizes])
+        there: NDArray[np.bool_] = np.arange(self._geometry.query_heads) < heads[:, None]
+        return there
+
+    def _with_whole_groups(self, heads: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The heads of all key/value groups of which one head is among these."""
+        whole = np.zeros_like(heads)
+        for row, sizes in enumerate(self._geometry.sizes):
+            groups = heads[row, : sizes.query_heads].reshape(sizes.key_value_heads, -1)
+            whole[row, : sizes.query_heads] = np.repeat(groups.any(axis=1), groups.shape[1])
+        return whole
+
+    def _only_moved(self, mask: NDArray[np.bool_], moved: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Leaves out the heads that have not moved."""
+        wanted, left = int(mask.sum()), int((mask & moved).sum())
+        if wanted and not moved.any():
+            raise UnchangedError(EQUAL)
+        if left < wanted:
+            warnings.warn(
+                f"only {left} heads are selected instead of {wanted}: the others that were asked for have not moved",
+                AlpsWarning,
+                stacklevel=3,
+            )
+        return mask & moved
+
+    def all_equal(self) -> bool:
+        """Whether no head has moved."""
+        return self._provenance.get(HEADS_MOVED) == "0"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the scores as safetensors with everything else in the metadata, whole or not at all.

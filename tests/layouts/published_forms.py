@@ -74,7 +74,7 @@ def read_forms(folder: Path) -> dict[str, str]:
     """
     config: Config = json.loads((folder / "config.json").read_text())
     with safe_open(folder / "model.safetensors", "pt") as file:  # type: ignore[no-untyped-call]
-        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     try:
         expected = _attention(config, shapes)
     except alps.AlpsError:
@@ -107,5 +107,5 @@ def _is_same_model(config: Config, changed: Config) -> bool:
 
 def _sizes(config: Config) -> Any:
     parts = [config, *(config[key] for key in _PARTS if isinstance(config.get(key), dict))]
-    inner = [part for part in parts[1:]] or parts
+    inner = parts[1:] or parts
     return [[part.get(key) for key in _SIZES] for part in inner]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -19,7 +20,7 @@ import alps
 from alps import statistics
 from alps.cli import json_output, tables
 from alps.compare import Comparison
-from alps.errors import AlpsError, ArgumentError, CheckpointError
+from alps.errors import AlpsError, ArgumentError, CheckpointError, UnchangedError
 from alps.files import check_writable
 from alps.heads import HeadSet
 from alps.optional import needed
@@ -29,18 +30,23 @@ from alps.scores import DEFAULT_RATIO, HeadScores, Rule
 from alps.visual import image_file
 from alps.visual.terminal_map import count_map, head_map, set_map
 
+_EXIT_UNCHANGED = 3
+"""The exit code of a selection from scores of equal weights."""
+
 
 class _Commands(TyperGroup):
     """Commands that report an error in one line, with an exit code."""
 
     def invoke(self, *arguments: Any, **named: Any) -> Any:
         try:
-            return super().invoke(*arguments, **named)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(*arguments, **named)
         except BrokenPipeError:
             raise  # typer ends quietly when the reader of the output has gone
         except (AlpsError, OSError) as error:
             typer.echo(f"alps: error: {_line(error)}", err=True)
-            raise typer.Exit(1) from None
+            raise typer.Exit(_EXIT_UNCHANGED if isinstance(error, UnchangedError) else 1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
@@ -50,6 +56,10 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     return " ".join(text.split())
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"alps: warning: {' '.join(str(message).split())}", err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -122,7 +132,10 @@ def scan(
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """Score every head of a model by how far tuning has moved it."""
+    """Score every head of a model by how far tuning has moved it.
+
+    The exit code is 3 if heads are to be written and the attention weights of both checkpoints are equal.
+    """
     statistics.resolve([statistic], form)
     for path in (output, heads):
         if path is not None:
@@ -142,14 +155,18 @@ def scan(
             mmap=mmap,
             progress=progress,
         )
-    selection = scores.select(ratio, statistic=statistic)
     if output is not None:
         scores.save(output)
-    if heads is not None:
+    # Without a file for the heads, a warning of equal weights is enough.
+    selection = None
+    if heads is not None or not scores.all_equal():
+        selection = scores.select(ratio, statistic=statistic)
+    if selection is not None and heads is not None:
         selection.save(heads)
     _draw(plot, report, scores, selection, statistic)
     if as_json:
-        _print_json({"scores": json_output.document(scores), "heads": json_output.document(selection)})
+        chosen = None if selection is None else json_output.document(selection)
+        _print_json({"scores": json_output.document(scores), "heads": chosen})
         return
     _print_scores(scores, statistic, selection)
     _print_sources(scores.provenance)

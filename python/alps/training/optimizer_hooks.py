@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from alps.errors import AlpsWarning
+
 KEY = "alps_rows"
 """The key of the rows in the optimizer state of a parameter."""
 
@@ -69,6 +71,7 @@ def warn_if_frozen(module: HasRows, rows: Tensor) -> None:
         "alps.restrict: the rows of the chosen heads were frozen after the model was restricted, so that they do not "
         "train. PEFT's get_peft_model does so: add its adapters first and restrict the model then, or call "
         "requires_grad_(True) on the parameters whose names end in 'rows'.",
+        AlpsWarning,
         stacklevel=2,
     )
 
@@ -90,6 +93,7 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
             warnings.warn(
                 f"alps.restrict: {len(without)} of {len(rows)} restricted parameters had no gradient at the first "
                 f"step, though others had: {shown}. The model's code did not use them, so that they do not train.",
+                AlpsWarning,
                 stacklevel=2,
             )
 
