@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import alps
@@ -224,9 +224,9 @@ def sharded(folder: Path) -> dict[str, str]:
 INDICES: dict[str, tuple[Callable[[dict[str, str]], Any], list[str]]] = {
     "missing shard": (lambda m: {"weight_map": m | {QUERY: "model-3.safetensors"}}, ["`model-3.safetensors` is missing", QUERY]),
     "shard without the tensor": (lambda m: {"weight_map": m | {QUERY: "model-1.safetensors"}}, [f"tensor `{QUERY}` is in `model-1.safetensors`", "has no such tensor"]),
-    "above its folder": (lambda m: {"weight_map": m | {QUERY: "../good/model.safetensors"}}, [QUERY, "`../good/model.safetensors`", "plain name of a file"]),
-    "absolute path": (lambda m: {"weight_map": m | {QUERY: "/model.safetensors"}}, [QUERY, "`/model.safetensors`", "plain name"]),
-    "other separator": (lambda m: {"weight_map": m | {QUERY: "..\\model.safetensors"}}, [QUERY, "plain name"]),
+    "above its folder": (lambda m: {"weight_map": m | {QUERY: "../good/model.safetensors"}}, [QUERY, "`../good/model.safetensors`", "a file beside the index"]),
+    "absolute path": (lambda m: {"weight_map": m | {QUERY: "/model.safetensors"}}, [QUERY, "`/model.safetensors`", "a file beside the index"]),
+    "other separator": (lambda m: {"weight_map": m | {QUERY: "..\\model.safetensors"}}, [QUERY, "a file beside the index"]),
     "no map": (lambda _: {}, ["missing field `weight_map`"]),
     "empty map": (lambda _: {"weight_map": {}}, ["names no tensor"]),
     "a list": (lambda m: [m], ["expected a JSON object"]),
@@ -644,11 +644,19 @@ def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def move_a_head(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[QUERY] = tensors[QUERY].clone()
+    tensors[QUERY][:1] += 0.01
+    save_file(tensors, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("existed", [False, True])
 def test_a_failed_write_loses_nothing(
     tmp_path: Path, good: Path, bad: Path, monkeypatch: pytest.MonkeyPatch, function: str, existed: bool
 ) -> None:
+    move_a_head(bad)
     scores, heads = tmp_path / "scores.safetensors", tmp_path / "heads.json"
     if existed:
         scores.write_bytes(b"scores of before")
@@ -656,7 +664,7 @@ def test_a_failed_write_loses_nothing(
     before = contents(tmp_path)
     found = alps.scan(good, bad)
     monkeypatch.setattr(os, function, full)
-    for save, path in ((found.save, scores), (found.select(0.5).save, heads)):
+    for save, path in ((found.save, scores), (found.select(0.1).save, heads)):
         with pytest.raises(OSError, match="No space left") as caught:
             save(path)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
@@ -671,6 +679,7 @@ def test_a_failed_write_loses_nothing(
 @pytest.mark.parametrize("room", [0, 1, 200])
 def test_an_interrupted_write_loses_nothing(tmp_path: Path, good: Path, bad: Path, room: int) -> None:
     """The operating system itself ends the file after `room` bytes."""
+    move_a_head(bad)
     scores, heads = tmp_path / "scores.safetensors", tmp_path / "heads.json"
     scores.write_bytes(b"scores of before")
     heads.write_bytes(b"heads of before")

@@ -10,7 +10,8 @@ from pathlib import Path
 import alps._alps as _alps
 from alps.errors import ArgumentError, CheckpointError
 
-_HUB_NAME = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
+_HUB_NAME = re.compile(r"(?P<name>([\w][\w.-]*/)?[\w][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
+"""`owner/name[@revision]`, or `name[@revision]` as of gpt2 and other models of the hub's first days."""
 _TELLTALES = ("config.json", "adapter_config.json", "params.json")
 """Every checkpoint has one of these files."""
 
@@ -120,7 +121,7 @@ def _named_base(source: Source, adapter: _alps.Adapter) -> Source:
 
 
 def locate(name: Name) -> Source:
-    """Finds an existing path, else `owner/name[@revision]` in the hub's local cache, without the network.
+    """Finds an existing path, else `[owner/]name[@revision]` in the hub's local cache, without the network.
 
     Raises:
         FileNotFoundError: There is neither.
@@ -132,9 +133,15 @@ def locate(name: Name) -> Source:
     if Path(text).exists():
         return Source(path=text, name=text, commit=None)
     hub_name = _HUB_NAME.fullmatch(text) if isinstance(name, str) else None
+    missing = FileNotFoundError(errno.ENOENT, "there is no such file or folder", text)
     if hub_name is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no such file or folder", text)
-    return _locate_in_hub_cache(text, hub_name["name"], hub_name["revision"])
+        raise missing
+    try:
+        return _locate_in_hub_cache(text, hub_name["name"], hub_name["revision"])
+    except (FileNotFoundError, ArgumentError):
+        if "/" in text:
+            raise
+        raise missing from None  # a word alone was meant as a path more likely
 
 
 def _locate_in_hub_cache(text: str, name: str, revision: str | None) -> Source:

@@ -25,15 +25,15 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
     }
     let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (tensor, shard) in weight_map {
-        if !is_plain_name(&shard) {
+        let Some(shard) = within_folder(&shard) else {
             let problem = format!(
-                "the index says that tensor {} is in {}, but a shard must be the plain name of a file \
-                 beside the index",
+                "the index says that tensor {} is in {}, but a shard must be a file beside the index or in a \
+                 folder there",
                 quote(&tensor),
                 quote(&shard)
             );
             return Err(Error::checkpoint(path, problem));
-        }
+        };
         shards.entry(shard).or_default().push(tensor);
     }
     Ok(shards)
@@ -46,9 +46,34 @@ pub(super) fn is_plain_name(name: &str) -> bool {
     normal && !name.contains(['/', '\\', '\0'])
 }
 
+/// The path `a/b` that `./a/b` and the like stand for, if it can only lead to a file in the folder that it is joined to,
+/// or in one within.
+fn within_folder(path: &str) -> Option<String> {
+    let mut names = Vec::new();
+    for component in Path::new(path).components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(name) => names.push(name.to_str().filter(|name| is_plain_name(name))?),
+            _ => return None,
+        }
+    }
+    let ends_in_a_name = names.last().is_some_and(|last| path.ends_with(*last));
+    ends_in_a_name.then(|| names.join("/"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shards_may_be_in_folders_within() {
+        for (path, expected) in [("a", "a"), ("./a", "a"), ("a/b", "a/b"), ("./a/./b", "a/b"), ("a//b", "a/b")] {
+            assert_eq!(within_folder(path).as_deref(), Some(expected), "{path}");
+        }
+        for path in ["", ".", "./", "..", "../a", "a/../b", "/a", "a/", "a/.", "a\\b", "a/b\\c", "a\0"] {
+            assert_eq!(within_folder(path), None, "{path}");
+        }
+    }
 
     #[test]
     fn only_names_of_files_beside_the_index_are_plain() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -18,7 +19,7 @@ const MAX_FILE: u64 = 256 << 20;
 
 /// Reads the whole text of a small file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let file = OpenFile::open(path)?;
+    let file = OpenFile::open(path, 0, &Arc::default())?;
     let length = file.length;
     if length > MAX_FILE {
         let problem =
@@ -26,7 +27,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         return Err(Error::checkpoint(path, problem));
     }
     let mut bytes = vec![0; length as usize];
-    file.read_exact_at(0, &mut bytes).map_err(|error| Error::io(path, error))?;
+    file.read(0, &mut bytes, || None)?;
     String::from_utf8(bytes).map_err(|error| {
         let position = error.utf8_error().valid_up_to();
         Error::checkpoint(path, format!("the file is not UTF-8 text: byte {position} is out of place"))

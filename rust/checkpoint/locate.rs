@@ -13,6 +13,11 @@ use crate::{Error, Result};
 /// The names that transformers looks for, in this order.
 const USUAL: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 
+/// A program in Python that writes the index of the shards in a folder.
+const WRITE_INDEX: &str = "import glob, json; from safetensors import safe_open; \
+    json.dump({\"metadata\": {}, \"weight_map\": {name: file for file in sorted(glob.glob(\"*-of-*.safetensors\")) \
+    for name in safe_open(file, \"np\").keys()}}, open(\"model.safetensors.index.json\", \"w\"))";
+
 /// The file from which the tensors of a checkpoint are found.
 pub(super) enum EntryFile {
     /// A file with all tensors.
@@ -83,6 +88,20 @@ fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
             ),
         ));
     }
+    let shards: Vec<&&String> = competing.iter().filter(|name| shard_count(name).is_some_and(|count| count > 1)).collect();
+    if indexes == 0 && !shards.is_empty() && shards.len() == competing.len() {
+        let count = shard_count(shards[0]).unwrap_or(0);
+        return Err(Error::checkpoint(
+            folder,
+            format!(
+                "{expected}, found {} of {count} shards without an index: {}. If all shards are there, this writes the \
+                 index: `cd {} && python -c '{WRITE_INDEX}'`",
+                shards.len(),
+                describe(&shards),
+                folder.display()
+            ),
+        ));
+    }
     match competing[..] {
         [name] => match shard_count(name) {
             Some(count) if count != 1 => Err(Error::checkpoint(
@@ -93,7 +112,18 @@ fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
         },
         [] => {
             let found = if names.is_empty() { "an empty folder".to_owned() } else { describe(&names) };
-            Err(Error::checkpoint(folder, format!("{expected}, found {found}")))
+            let within = |file: &str| -> Vec<&String> {
+                names.iter().filter(|name| folder.join(name).join(file).is_file()).collect()
+            };
+            let adapters = within("adapter_config.json");
+            let inner = USUAL.iter().flat_map(|usual| within(usual)).filter(|name| !adapters.contains(name));
+            let (inner, mut hint) = (inner.collect::<Vec<_>>(), String::new());
+            for (what, folders) in [("an adapter", adapters), ("a checkpoint", inner)] {
+                if !folders.is_empty() {
+                    hint += &format!("; there is {what} in {}: pass the path of that folder", describe(&folders));
+                }
+            }
+            Err(Error::checkpoint(folder, format!("{expected}, found {found}{hint}")))
         }
         _ => Err(Error::checkpoint(
             folder,

@@ -14,7 +14,9 @@ mod range;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -61,6 +63,8 @@ pub struct Checkpoint {
     entry_file: PathBuf,
     files: Vec<OpenFile>,
     tensors: BTreeMap<String, Tensor>,
+    /// The tensors that the index says are in a shard that lacks them, with the names of the shards.
+    missing: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
@@ -71,7 +75,9 @@ impl Checkpoint {
     /// names, else `model.safetensors`, else those of `model.safetensors.index.json`, else the only candidate: a variant
     /// (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`), the consolidated form
     /// (`consolidated.safetensors`) or a file of another name. Tensors of a shard that the index does not list are
-    /// ignored.
+    /// ignored, and so are those that the index lists and no shard has, unless somebody [asks](Self::missing) for them.
+    ///
+    /// The parts of tensor names that torch's wrappers add, such as `_orig_mod`, are left out.
     ///
     /// # Errors
     ///
@@ -79,12 +85,13 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let entry = locate::locate(path)?;
-        let (files, tensors) = match &entry {
+        let Opened { files, tensors, missing } = match &entry {
             EntryFile::Weights(file) => open_file(file)?,
             EntryFile::Index(index) => open_shards(index)?,
         };
         let (EntryFile::Weights(entry_file) | EntryFile::Index(entry_file)) = entry;
-        Ok(Checkpoint { path: path.to_path_buf(), entry_file, files, tensors })
+        let tensors = without_wrappers(&entry_file, tensors)?;
+        Ok(Checkpoint { path: path.to_path_buf(), entry_file, files, tensors, missing })
     }
 
     /// Opens the file of this name in a folder. The error says so if there is only a pickle in its place.
@@ -94,8 +101,9 @@ impl Checkpoint {
         if !path.exists() && folder.join(&pickled).exists() {
             return Err(pickle::refusal(folder, &pickled.to_string_lossy()));
         }
-        let (files, tensors) = open_file(path)?;
-        Ok(Checkpoint { path: path.to_path_buf(), entry_file: path.to_path_buf(), files, tensors })
+        let Opened { files, tensors, missing } = open_file(path)?;
+        let (path, entry_file, tensors) = (path.clone(), path.clone(), without_wrappers(path, tensors)?);
+        Ok(Checkpoint { path, entry_file, files, tensors, missing })
     }
 
     /// The path that was opened.
@@ -131,6 +139,11 @@ impl Checkpoint {
         Ok(config)
     }
 
+    /// Reads another JSON object beside the weights, if there is one of that name.
+    pub(crate) fn read_beside(&self, name: &str) -> Result<Option<Map<String, Value>>> {
+        config::read(&self.entry_file.with_file_name(name))
+    }
+
     /// Whether the weights are in the form in which Meta and Mistral publish them.
     fn is_consolidated(&self) -> bool {
         let name = self.entry_file.file_name().unwrap_or_default().to_string_lossy();
@@ -147,9 +160,29 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, tensor)| (&**name, tensor))
     }
 
+    /// The tensors in order of name, from this name on.
+    pub(crate) fn tensors_from(&self, name: &str) -> impl Iterator<Item = (&str, &Tensor)> {
+        let from = (Bound::Included(name), Bound::Unbounded);
+        self.tensors.range::<str, _>(from).map(|(name, tensor)| (&**name, tensor))
+    }
+
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
+    }
+
+    /// The tensors that the index names and no shard has.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = &str> {
+        self.missing.keys().map(|name| &**name)
+    }
+
+    /// The error of a tensor that is [missing](Self::missing).
+    pub(crate) fn refuse_missing(&self, tensor: &str) -> Error {
+        let shard = self.missing.get(tensor).map_or("", |shard| shard);
+        let (tensor, shard) = (quote(tensor), quote(shard));
+        let problem =
+            format!("the index says that tensor {tensor} is in {shard}, but that file has no such tensor");
+        Error::checkpoint(&self.entry_file, problem)
     }
 
     /// The tensor of that name, with a name that lives as long as the checkpoint.
@@ -195,24 +228,30 @@ impl Checkpoint {
     }
 }
 
-type Opened = (Vec<OpenFile>, BTreeMap<String, Tensor>);
+/// What the files of a checkpoint hold.
+struct Opened {
+    files: Vec<OpenFile>,
+    tensors: BTreeMap<String, Tensor>,
+    missing: BTreeMap<String, String>,
+}
 
 fn open_file(path: &Path) -> Result<Opened> {
-    let file = OpenFile::open(path)?;
+    let file = OpenFile::open(path, 0, &Arc::default())?;
     let tensors = header::read(&file, 0)?;
-    Ok((vec![file], tensors))
+    Ok(Opened { files: vec![file], tensors, missing: BTreeMap::new() })
 }
 
 fn open_shards(index: &Path) -> Result<Opened> {
     let folder = index.parent().unwrap_or(Path::new(""));
-    let mut files = Vec::new();
-    let mut tensors = BTreeMap::new();
+    let recent = Arc::default();
+    let mut opened = Opened { files: Vec::new(), tensors: BTreeMap::new(), missing: BTreeMap::new() };
     for (shard, names) in index::read(index)? {
         let path = folder.join(&shard);
         if pickle::is_name(&shard) {
             return Err(pickle::refusal(index, &shard));
         }
-        let file = OpenFile::open(&path).map_err(|error| match error {
+        let number = opened.files.len();
+        let file = OpenFile::open(&path, number, &recent).map_err(|error| match error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Error::checkpoint(
                 index,
                 format!(
@@ -225,19 +264,38 @@ fn open_shards(index: &Path) -> Result<Opened> {
             ),
             other => other,
         })?;
-        let mut found = header::read(&file, files.len())?;
+        let mut found = header::read(&file, number)?;
         for name in names {
-            let Some(tensor) = found.remove(&name) else {
-                let problem = format!(
-                    "the index says that tensor {} is in {}, but that file has no such tensor",
-                    quote(&name),
-                    quote(&shard)
-                );
-                return Err(Error::checkpoint(index, problem));
-            };
-            tensors.insert(name, tensor);
+            match found.remove(&name) {
+                Some(tensor) => drop(opened.tensors.insert(name, tensor)),
+                None => drop(opened.missing.insert(name, shard.clone())),
+            }
         }
-        files.push(file);
+        opened.files.push(file);
     }
-    Ok((files, tensors))
+    Ok(opened)
+}
+
+/// The parts of names that torch's wrappers of modules add: `compile`, FSDP and activation checkpointing.
+const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// The tensors by their names without the parts that wrappers add.
+fn without_wrappers(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+    if !tensors.keys().any(|name| WRAPPERS.iter().any(|wrapper| name.contains(wrapper))) {
+        return Ok(tensors);
+    }
+    let mut plain = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+        let bare = parts.join(".");
+        if plain.insert(bare.clone(), tensor).is_some() {
+            let (name, bare) = (quote(&name), quote(&bare));
+            let problem = format!(
+                "there are two tensors {bare}: {name}, which a wrapper of torch has renamed, and another one; expected \
+                 one of them"
+            );
+            return Err(Error::checkpoint(path, problem));
+        }
+    }
+    Ok(plain)
 }

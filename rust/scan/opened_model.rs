@@ -9,7 +9,7 @@ use crate::attention::{
     Attention, Component, Geometry, Orientation, Projection, Role, TensorShapes, may_be_attention,
 };
 use crate::checkpoint::{ByteRange, Checkpoint};
-use crate::error::{BadWeight, Error, HeadName, Result};
+use crate::error::{BadWeight, Error, HeadName, Result, quote};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapter, AdapterOnBase};
@@ -55,6 +55,7 @@ impl OpenedModel {
     pub fn open(path: &ModelPath, component: Option<Component>) -> Result<Self> {
         let ModelPath { checkpoint: path, adapter } = path;
         let checkpoint = Arc::new(Checkpoint::open(path)?);
+        refuse_unmerged(&checkpoint)?;
         let config = checkpoint.config()?;
         let quantisation = Quantisation::of(&checkpoint, &config)?;
         // Weights that cannot be read are no error unless attention needs them.
@@ -74,10 +75,14 @@ impl OpenedModel {
         };
         let attention = match Attention::resolve(path, &config, &shapes, component) {
             Ok(attention) => attention,
-            // The missing weights may be those that could not be read.
-            Err(error) => return Err(quantised.into_values().find_map(Result::err).unwrap_or(error)),
+            // The missing weights may be those that could not be read, or that no shard has.
+            Err(error) => {
+                let unread = quantised.into_values().find_map(Result::err);
+                return Err(unread.or_else(|| find_missing(&checkpoint, None)).unwrap_or(error));
+            }
         };
         drop(shapes);
+        check_tensors(&checkpoint, &attention)?;
         let names = || checkpoint.tensors().map(|(name, _)| name);
         let adapted = adapter
             .as_ref()
@@ -173,6 +178,91 @@ impl OpenedModel {
         let weights = &*self.weights[slice.index];
         Some(HeadRows { model: self, projection: slice.projection, rows: slice.rows, weights })
     }
+}
+
+/// Parts of the names of tensors that PEFT has beside or around weights until an adapter is merged.
+const UNMERGED: [&str; 3] = ["base_layer", "modules_to_save", "original_module"];
+
+/// The beginnings of such parts, by the kinds of adapter.
+#[rustfmt::skip]
+const UNMERGED_PREFIXES: [&str; 14] = [
+    "lora_", "hada_", "lokr_", "ia3_", "alps_", "oft_", "boft_", "vera_", "hra_", "vblora_", "randlora_", "fourierft_",
+    "shira_", "road_",
+];
+
+/// Refuses a checkpoint with an adapter beside or around the weights of attention, which was never merged into them.
+fn refuse_unmerged(checkpoint: &Checkpoint) -> Result<()> {
+    for (name, _) in checkpoint.tensors() {
+        let is_unmerged = |part: &str| {
+            UNMERGED.contains(&part) || UNMERGED_PREFIXES.iter().any(|prefix| part.starts_with(prefix))
+        };
+        let Some(place) = name.split('.').position(is_unmerged) else { continue };
+        let module = name.split('.').take(place).collect::<Vec<_>>().join(".");
+        if may_be_attention(&module)? {
+            let problem = format!(
+                "tensor {} belongs to an adapter that was never merged into the weights of {}; merge it with peft's \
+                 `model.merge_and_unload()` and save the result, or save base and adapter apart with \
+                 `save_pretrained` and scan the adapter",
+                quote(name),
+                quote(&module)
+            );
+            return Err(Error::checkpoint(checkpoint.path(), problem));
+        }
+    }
+    Ok(())
+}
+
+/// The ends of the names of tensors that a projection may have. Only `weight` and those of quantised weights are read;
+/// the others change no weight.
+#[rustfmt::skip]
+const KNOWN_TENSORS: [&str; 35] = [
+    "weight", "bias",
+    // Quantised weights.
+    "qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point",
+    "weight_shape", "weight_g_idx", "weight_global_scale", "scale", "qscale_weight", "SCB", "weight_format",
+    "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
+    // Activations.
+    "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub", "output_scale", "output_zero_point",
+    "activation_scale", "qscale_act", "k_scale", "v_scale", "q_scale", "input_max", "input_min", "output_max",
+];
+
+/// Refuses tensors of the projections that are not understood, and layers that the index has and no shard.
+fn check_tensors(checkpoint: &Checkpoint, attention: &Attention) -> Result<()> {
+    for Projection { name: module, .. } in attention.projections() {
+        let inside = format!("{module}.");
+        let stored = checkpoint.tensors_from(&inside).map_while(|(name, _)| name.strip_prefix(&*inside));
+        for ending in stored {
+            if !KNOWN_TENSORS.contains(&ending) && !ending.starts_with("weight.quant_state.") {
+                let problem = format!(
+                    "tensor {} belongs to a projection of attention, and what it does to the weights is not known; \
+                     expected {} alone or with what quantised weights have. If it is not needed, remove it from the file",
+                    quote(&format!("{inside}{ending}")),
+                    quote(&format!("{inside}weight"))
+                );
+                return Err(Error::checkpoint(checkpoint.path(), problem));
+            }
+        }
+    }
+    find_missing(checkpoint, Some(attention)).map_or(Ok(()), Err)
+}
+
+/// The error of a tensor that the index names, that no shard has and that may be one of those of this attention, or of
+/// any if it was not found.
+fn find_missing(checkpoint: &Checkpoint, attention: Option<&Attention>) -> Option<Error> {
+    let pattern = |name: &str| -> String {
+        let part = |part: &str| if part.parse::<usize>().is_ok() { "#" } else { part }.to_owned();
+        name.split('.').map(part).collect::<Vec<_>>().join(".")
+    };
+    let read: Option<BTreeSet<String>> =
+        attention.map(|attention| attention.projections().iter().map(|it| pattern(&it.name)).collect());
+    let is_needed = |name: &&str| {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        match &read {
+            Some(read) => read.contains(&pattern(module)),
+            None => may_be_attention(module).unwrap_or(true),
+        }
+    };
+    checkpoint.missing().find(is_needed).map(|name| checkpoint.refuse_missing(name))
 }
 
 /// What the weights of a model are read from.

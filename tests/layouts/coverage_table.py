@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,10 @@ class Row:
     unread: tuple[str, ...] = ()
     """The patterns of attention that is in no component."""
     reason: str = ""
+    training: str = field(default="", compare=False)
+    """Whether the heads of the components can be trained, as the survey found."""
+    forms: str = field(default="", compare=False)
+    """The other forms of the configuration that are read."""
 
     @classmethod
     def of(cls, found: proof.Proof) -> Row:
@@ -50,7 +54,22 @@ class Row:
         found = proof.Proof.from_json(facts["proof"])
         if not facts["attention_ran"] and not facts["attention_not_run"]:
             return cls("none", reason=_one_line(found.refusal)) if found.default is None else cls.of(found)
-        return cls.of(found)
+        forms = ", ".join(
+            form if said == "read" else f"{form} ({_one_line(said)})"
+            for form, said in facts.get("forms", {}).items()
+        )
+        return replace(
+            cls.of(found), training=training_cell(found.components, facts.get("training", {})), forms=forms
+        )
+
+
+def training_cell(components: Iterable[str], training: Mapping[str, str]) -> str:
+    """What the table says of the training of these components."""
+    missing = "refused: the running model has other tensors than its file"
+    said = {component: _one_line(training.get(component, missing)) for component in sorted(components)}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return ", ".join(f"{component} {what}" for component, what in said.items())
 
 
 def _one_line(text: str) -> str:
@@ -78,8 +97,14 @@ layer. A scan had to report exactly the heads that need the changed weights, in 
 
 A component in parentheses did not run here. Its shapes agree with the configuration; nothing else was verified.
 
-| model type | components | attention modules that are not read |
-|---|---|---|
+*Training*: one head of each layer was restricted (`alps.restrict`), and the outputs of the model and the gradients of the
+rows had to be those of the unrestricted model. "did not run" means that no gradient reached the weights here.
+
+*Other forms*: the configurations of models within models were also read in the forms that other releases of transformers
+saved, wherever transformers reads the same model from them. What is listed is read as the saved form is.
+
+| model type | components | attention modules that are not read | training | other forms |
+|---|---|---|---|---|
 """
 
 
@@ -104,7 +129,7 @@ def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
         unbuilt=len(by_status["unbuilt"]),
     )
     for model_type, row in by_status["read"].items():
-        page += f"| `{model_type}` | {_cell(row.components)} | {', '.join(f'`{name}`' for name in row.unread)} |\n"
+        page += f"| `{model_type}` | {_cell(row.components)} | {', '.join(f'`{name}`' for name in row.unread)} | {row.training} | {row.forms} |\n"
     for status, title in (
         ("wrong", "Wrong"),
         ("refused", "Refused"),
@@ -137,13 +162,14 @@ def read(page: str) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for section in page.split("\n## ")[1:]:
         status = titles[section.splitlines()[0]]
-        for model_type, first, second in re.findall(
-            r"^\| `([^`]+)` \| (.*?) \|(?: (.*?) ?\|)?$", section, re.MULTILINE
+        for model_type, first, second, training, forms in re.findall(
+            r"^\| `([^`]+)` \| (.*?) \|(?: (.*?) ?\|)?(?: (.*?) ?\| (.*?) ?\|)?$", section, re.MULTILINE
         ):
             if status == "read":
                 parts = re.findall(r"(\()?(\w+) `(\w+)`", first)
                 components = tuple((name, layout, not doubt) for doubt, name, layout in parts)
-                rows[model_type] = Row(status, components, tuple(re.findall(r"`([^`]+)`", second)))
+                unread = tuple(re.findall(r"`([^`]+)`", second))
+                rows[model_type] = Row(status, components, unread, training=training, forms=forms)
             else:
                 rows[model_type] = Row(status, reason=first)
     return rows

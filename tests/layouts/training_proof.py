@@ -34,7 +34,9 @@ def prove_training(model: Any, runs: list[run_model.Run]) -> dict[str, str]:
         By component `PROVEN`, `NOT_RUN` if no gradient reaches its weights here, or what is wrong or refused.
     """
     found = {}
+    _forget_runs(model)
     runs = _complete(model, runs)
+    _forget_runs(model)
     for component in COMPONENTS:
         try:
             geometry = attention.find(model, component).geometry
@@ -44,6 +46,14 @@ def prove_training(model: Any, runs: list[run_model.Run]) -> dict[str, str]:
         pairs = [(layer, row % counts[row]) for row, layer in enumerate(geometry.layers)]
         found[component] = _prove(model, runs, alps.HeadSet.from_pairs(pairs, geometry))
     return found
+
+
+def _forget_runs(model: Any) -> None:
+    """Detaches the tensors that modules keep from one run to the next, which cannot be copied otherwise."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                setattr(module, name, value.detach())
 
 
 def _complete(model: Any, runs: list[run_model.Run]) -> list[run_model.Run]:
@@ -113,7 +123,8 @@ def _compare(
         parameters[f"{name}.{projection._wholes[rows_name]}"] for rows_name, _, _ in projection._pairs()
     ]
     # The gradient of a bias of keys is rounding noise, so that the gradients of the weight tell what is small.
-    scale = max((float(it.grad.abs().max()) for it in wholes if it.grad is not None), default=0.0)
+    grads = [torch.nan_to_num(it.grad) for it in wholes if it.grad is not None]
+    scale = max((float(it.abs().max()) for it in grads), default=0.0)
     for (rows_name, rows, whole), reference in zip(projection._pairs(), wholes, strict=True):
         expected = reference.grad
         if whole.grad is not None:

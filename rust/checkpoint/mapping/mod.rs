@@ -23,7 +23,8 @@ mod platform;
 #[cfg(target_os = "linux")]
 mod sigbus;
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::Path;
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -34,17 +35,23 @@ use self::platform::{Mapping, is_in_page_cache, unblock_sigbus};
 pub(super) struct MappedFile(OnceLock<Option<Mapping>>);
 
 impl MappedFile {
-    /// Maps `length` bytes of `file`, the same at every call, from `offset` on.
+    /// Maps `length` bytes of `file`, the same at every call, from `offset` on. The file is at `path`.
     ///
     /// Returns nothing if the range is not in the page cache, if the file cannot be mapped, or if it has lost bytes.
-    pub(super) fn map<'a>(&'a self, file: &'a File, offset: u64, length: usize) -> Option<MappedRange<'a>> {
+    pub(super) fn map<'a>(
+        &'a self,
+        file: &File,
+        path: &'a Path,
+        offset: u64,
+        length: usize,
+    ) -> Option<MappedRange<'a>> {
         if !is_in_page_cache(file, offset, length) {
             return None;
         }
         let mapping = self.0.get_or_init(|| Mapping::new(file)).as_ref()?;
         let start = usize::try_from(offset).ok()?;
         let bytes = mapping.bytes().get(start..start.checked_add(length)?)?;
-        let range = MappedRange { bytes, mapping, file };
+        let range = MappedRange { bytes, mapping, path };
         (!range.has_lost_bytes()).then_some(range)
     }
 }
@@ -54,7 +61,7 @@ impl MappedFile {
 pub(super) struct MappedRange<'a> {
     bytes: &'a [u8],
     mapping: &'a Mapping,
-    file: &'a File,
+    path: &'a Path,
 }
 
 impl<'a> MappedRange<'a> {
@@ -77,7 +84,7 @@ impl<'a> MappedRange<'a> {
     /// no signal for the rest of the last page and shows zeros there.
     pub(super) fn has_lost_bytes(&self) -> bool {
         let length = self.mapping.bytes().len() as u64;
-        self.mapping.has_lost_bytes() || self.file.metadata().is_ok_and(|now| now.len() < length)
+        self.mapping.has_lost_bytes() || fs::metadata(self.path).is_ok_and(|now| now.len() < length)
     }
 
     /// Both ranges as one, if `next` begins where this one ends.
@@ -102,14 +109,16 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    use tempfile::NamedTempFile;
+
     use proptest::prelude::*;
 
     const LENGTH: usize = 3_000_000;
 
-    fn noise() -> (Vec<u8>, File) {
+    fn noise() -> (Vec<u8>, NamedTempFile) {
         let random = |place: u64| (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
         let bytes: Vec<u8> = (0..LENGTH as u64).map(random).collect();
-        let mut file = tempfile::tempfile().unwrap();
+        let mut file = NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         (bytes, file)
     }
@@ -124,7 +133,7 @@ mod tests {
             let ((bytes, file), mapped) = (noise(), MappedFile::default());
             for (start, end, keep) in ranges {
                 let (start, end) = (start.min(end), start.max(end));
-                let range = mapped.map(&file, start as u64, end - start).unwrap();
+                let range = mapped.map(file.as_file(), file.path(), start as u64, end - start).unwrap();
                 prop_assert!(range.bytes() == &bytes[start..end]);
                 if !keep {
                     range.unmap_pages();
@@ -138,30 +147,30 @@ mod tests {
     #[test]
     fn a_file_that_becomes_shorter_is_noticed_and_mapped_no_more() {
         let ((bytes, file), mapped) = (noise(), MappedFile::default());
-        let range = mapped.map(&file, 1000, 2_000_000).unwrap();
+        let range = mapped.map(file.as_file(), file.path(), 1000, 2_000_000).unwrap();
         assert!(!range.has_lost_bytes());
-        file.set_len(500_000).unwrap();
+        file.as_file().set_len(500_000).unwrap();
         assert_eq!(range.bytes()[..400_000], bytes[1000..401_000]);
         assert_eq!(range.bytes()[900_000..], [0; 1_100_000]);
         assert!(range.has_lost_bytes());
-        assert!(mapped.map(&file, 1000, 400_000).is_none());
+        assert!(mapped.map(file.as_file(), file.path(), 1000, 400_000).is_none());
     }
 
     #[test]
     fn bytes_lost_within_the_last_page_are_noticed() {
         let ((_, file), mapped) = (noise(), MappedFile::default());
-        let range = mapped.map(&file, LENGTH as u64 - 100, 100).unwrap();
-        file.set_len(LENGTH as u64 - 90).unwrap();
+        let range = mapped.map(file.as_file(), file.path(), LENGTH as u64 - 100, 100).unwrap();
+        file.as_file().set_len(LENGTH as u64 - 90).unwrap();
         assert_eq!(range.bytes()[10..], [0; 90]);
         assert!(range.has_lost_bytes());
-        assert!(mapped.map(&file, 0, 10).is_none());
+        assert!(mapped.map(file.as_file(), file.path(), 0, 10).is_none());
     }
 
     #[test]
     fn a_file_that_becomes_shorter_affects_no_other() {
         let (cut, whole) = ((noise(), MappedFile::default()), (noise(), MappedFile::default()));
-        let [range, other] = [&cut, &whole].map(|((_, file), mapped)| mapped.map(file, 0, LENGTH).unwrap());
-        cut.0.1.set_len(0).unwrap();
+        let [range, other] = [&cut, &whole].map(|((_, file), mapped)| mapped.map(file.as_file(), file.path(), 0, LENGTH).unwrap());
+        cut.0.1.as_file().set_len(0).unwrap();
         assert!(range.bytes().iter().all(|byte| *byte == 0));
         assert!(range.has_lost_bytes());
         assert!(other.bytes() == whole.0.0);
@@ -171,10 +180,10 @@ mod tests {
     #[test]
     fn a_range_outside_the_file_is_not_mapped() {
         let ((_, file), mapped) = (noise(), MappedFile::default());
-        assert!(mapped.map(&file, 5, LENGTH).is_none());
-        assert!(mapped.map(&file, LENGTH as u64 + 10_000, 1).is_none());
-        assert!(mapped.map(&file, u64::MAX - 5, 3).is_none());
-        assert!(mapped.map(&file, u64::MAX, usize::MAX).is_none());
-        assert!(mapped.map(&file, LENGTH as u64, 0).is_some());
+        assert!(mapped.map(file.as_file(), file.path(), 5, LENGTH).is_none());
+        assert!(mapped.map(file.as_file(), file.path(), LENGTH as u64 + 10_000, 1).is_none());
+        assert!(mapped.map(file.as_file(), file.path(), u64::MAX - 5, 3).is_none());
+        assert!(mapped.map(file.as_file(), file.path(), u64::MAX, usize::MAX).is_none());
+        assert!(mapped.map(file.as_file(), file.path(), LENGTH as u64, 0).is_some());
     }
 }

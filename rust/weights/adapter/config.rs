@@ -3,12 +3,13 @@
 use std::fmt;
 use std::path::Path;
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::base_modules::is_outside_attention;
+use crate::attention::may_be_attention;
 use crate::checkpoint::{json_refusal, read_text};
 use crate::error::{quote, shorten};
 use crate::{Error, Result};
@@ -91,24 +92,37 @@ pub(super) struct RankConfig {
 }
 
 impl RankConfig {
-    pub(super) fn rank(&self, module: &str) -> f64 {
-        self.ranks.get(module).unwrap_or(self.rank)
+    /// The rank of a module's change, or why it cannot be told.
+    pub(super) fn rank(&self, module: &str) -> std::result::Result<f64, String> {
+        Ok(self.ranks.get(module)?.unwrap_or(self.rank))
     }
 
     /// The factor of a module's change: alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA).
-    pub(super) fn scale(&self, module: &str) -> f64 {
-        let (alpha, rank) = (self.alphas.get(module).unwrap_or(self.alpha), self.rank(module));
-        if self.by_root { alpha / rank.sqrt() } else { alpha / rank }
+    pub(super) fn scale(&self, module: &str) -> std::result::Result<f64, String> {
+        let (alpha, rank) = (self.alphas.get(module)?.unwrap_or(self.alpha), self.rank(module)?);
+        Ok(if self.by_root { alpha / rank.sqrt() } else { alpha / rank })
     }
 }
 
 /// Numbers for modules by patterns of their names, in the order of the file. The first pattern that matches counts.
+///
+/// The patterns are regular expressions of Python, with all that these can do, such as to look ahead. The number of steps
+/// that a match may take is limited.
 #[derive(Debug, Default)]
 struct NumberByModule(Vec<(Regex, f64)>);
 
 impl NumberByModule {
-    fn get(&self, module: &str) -> Option<f64> {
-        self.0.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, number)| *number)
+    fn get(&self, module: &str) -> std::result::Result<Option<f64>, String> {
+        for (pattern, number) in &self.0 {
+            let matches = pattern.is_match(module).map_err(|error| {
+                let (pattern, module) = (shorten(pattern.as_str(), 80), quote(module));
+                format!("the pattern {pattern} cannot be matched with {module}: {error}")
+            })?;
+            if matches {
+                return Ok(Some(*number));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -173,6 +187,9 @@ const WITHOUT_EFFECT: [&str; 35] = [
     "use_effective_conv2d", "velora_config",
 ];
 
+/// The kinds of adapter that are read, as PEFT names them.
+const KINDS: [&str; 5] = ["LORA", "LOHA", "LOKR", "IA3", "ALPS"];
+
 const ADVICE: &str =
     "merge the adapter into its base with peft's `model.merge_and_unload()`, and save the result";
 
@@ -190,6 +207,13 @@ fn check(fields: ConfigFields) -> std::result::Result<AdapterConfig, String> {
     let Some(kind) = fields.peft_type else {
         return Err("the configuration has no `peft_type`, so this is no adapter of PEFT".to_owned());
     };
+    if !KINDS.contains(&&*kind) {
+        return Err(format!(
+            "the adapter is of the kind {}; those that are read are {}; {ADVICE}",
+            quote(&kind),
+            KINDS.join(", ")
+        ));
+    }
     for (key, value) in &fields.rest {
         if !WITHOUT_EFFECT.contains(&&**key) && !is_unset(value) {
             return Err(format!(
@@ -218,7 +242,7 @@ fn check(fields: ConfigFields) -> std::result::Result<AdapterConfig, String> {
         "LORA" => {
             check_initialisation(fields.init_lora_weights.as_ref())?;
             for parameter in fields.target_parameters.iter().flatten() {
-                if !is_outside_attention(parameter) {
+                if may_be_attention_parameter(parameter)? {
                     return Err(format!(
                         "`target_parameters` names {}, and changes of single parameters are read outside \
                          attention only; {ADVICE}",
@@ -234,15 +258,17 @@ fn check(fields: ConfigFields) -> std::result::Result<AdapterConfig, String> {
         "LOHA" => AdapterKind::Loha(ranks(fields.alpha, false)?),
         "LOKR" => AdapterKind::Lokr(ranks(fields.alpha, false)?),
         "IA3" => AdapterKind::Ia3,
-        "ALPS" => AdapterKind::Alps,
-        other => {
-            return Err(format!(
-                "the adapter is of the kind {}; those that are read are LORA, LOHA, LOKR, IA3 and ALPS; {ADVICE}",
-                quote(other)
-            ));
-        }
+        _ => AdapterKind::Alps,
     };
     Ok(AdapterConfig { base: fields.base_model_name_or_path, revision: fields.revision, kind })
+}
+
+/// Whether a name in `target_parameters`, which may be the end of a longer one, may be that of attention weights.
+fn may_be_attention_parameter(name: &str) -> std::result::Result<bool, String> {
+    let module = name.strip_suffix(".weight").or_else(|| name.strip_suffix(".bias")).unwrap_or(name);
+    let may_be = ["weight", "bias"].contains(&module)
+        || may_be_attention(&format!("layer.{module}")).map_err(|error| error.to_string())?;
+    Ok(may_be && !is_outside_attention(name))
 }
 
 /// Refuses initialisations that subtract the adapter from the base.

@@ -52,7 +52,7 @@ impl<'a> ChangedModule<'a> {
                 return Err(self.refuse(format!("there is a tensor {name}, {problem}")));
             }
         };
-        Ok(RowChange::Add { delta, scale: lora.ranks.scale(self.name), magnitude })
+        Ok(RowChange::Add { delta, scale: self.scale(&lora.ranks)?, magnitude })
     }
 
     /// LoHa: two products of low rank, multiplied entry by entry.
@@ -62,7 +62,7 @@ impl<'a> ChangedModule<'a> {
         let second = self.product("hada_w2_a", "hada_w2_b", rank)?;
         Ok(RowChange::Add {
             delta: WeightDelta::Hadamard(first, second),
-            scale: ranks.scale(self.name),
+            scale: self.scale(ranks)?,
             magnitude: None,
         })
     }
@@ -94,7 +94,7 @@ impl<'a> ChangedModule<'a> {
         }
         Ok(RowChange::Add {
             delta: WeightDelta::Kronecker(first, second),
-            scale: ranks.scale(self.name),
+            scale: self.scale(ranks)?,
             magnitude: None,
         })
     }
@@ -172,6 +172,10 @@ impl<'a> ChangedModule<'a> {
         self.find(ending).map(|tensor| &*tensor.shape)
     }
 
+    fn scale(&self, ranks: &RankConfig) -> Result<f64> {
+        ranks.scale(self.name).map_err(|problem| self.refuse(problem))
+    }
+
     /// The rows and columns of a matrix.
     fn sizes(&self, ending: &str) -> Result<[usize; 2]> {
         self.shape(ending)?.try_into().map_err(|_| {
@@ -181,7 +185,7 @@ impl<'a> ChangedModule<'a> {
     }
 
     fn rank(&self, ranks: &RankConfig) -> Result<usize> {
-        let rank = ranks.rank(self.name);
+        let rank = ranks.rank(self.name).map_err(|problem| self.refuse(problem))?;
         if rank.fract() == 0.0 && (1.0..=1e9).contains(&rank) {
             return Ok(rank as usize);
         }

@@ -1,4 +1,4 @@
-//! Reads `quantization_config` in `config.json`.
+//! Reads `quantization_config` in `config.json`, and the files of their own of older quantisers.
 
 use std::path::Path;
 
@@ -202,6 +202,30 @@ impl QuantisationConfig {
     }
 }
 
+/// Files in which quantisers leave their settings: AutoGPTQ, and AutoAWQ and its forerunner.
+pub(super) const FILES: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+
+impl QuantisationConfig {
+    /// Reads one of [`FILES`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Model`] if it is malformed.
+    pub(super) fn of_file(path: &Path, file: &str, content: &Map<String, Value>) -> Result<Self> {
+        let refuse = |problem: String| Error::model(path, format!("{file}: {problem}"));
+        let mut section = content.clone();
+        // AWQ has names of its own there.
+        for (own, usual) in [("w_bit", "bits"), ("q_group_size", "group_size")] {
+            if let Some(value) = section.remove(own) {
+                section.entry(usual).or_insert(value);
+            }
+        }
+        let by_file = if file == FILES[0] { "gptq" } else { "awq" };
+        section.entry("quant_method").or_insert(by_file.into());
+        Ok(Self { method: method(&section).map_err(refuse)?, skipped: skipped(&section) })
+    }
+}
+
 fn method(section: &Map<String, Value>) -> std::result::Result<Method, String> {
     let named = |key: &str| section.get(key).and_then(Value::as_str).map(str::to_lowercase);
     let Some(name) = named("quant_method") else {
@@ -227,7 +251,20 @@ fn method(section: &Map<String, Value>) -> std::result::Result<Method, String> {
         "bitsandbytes" => parse(section).map(Method::BitsAndBytes),
         "gptq" => parse(section).map(Method::Gptq),
         "awq" => parse(section).map(Method::Awq),
+        "auto-round" | "auto_round" | "intel/auto-round" => auto_round(section),
         _ => Ok(Method::Other(name)),
+    }
+}
+
+/// AutoRound packs its weights as GPTQ or AWQ do, or in ways of its own.
+fn auto_round(section: &Map<String, Value>) -> std::result::Result<Method, String> {
+    let packing = section.get("packing_format").and_then(Value::as_str).unwrap_or("not stated").to_lowercase();
+    let is_mixed = section.get("extra_config").and_then(Value::as_object).is_some_and(|extra| !extra.is_empty());
+    match packing.rsplit(':').next() {
+        _ if is_mixed => Ok(Method::Other("auto-round, with settings of their own for some modules".into())),
+        Some("auto_gptq") => parse(section).map(Method::Gptq),
+        Some("auto_awq") => parse(section).map(Method::Awq),
+        _ => Ok(Method::Other(format!("auto-round (packing_format {packing})"))),
     }
 }
 

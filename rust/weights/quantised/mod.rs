@@ -119,14 +119,20 @@ const UNSUPPORTED: [(&str, &str); 9] = [
 const FP8_SCALES: [&str; 4] = ["weight_scale_inv", "weight_scale", "scale", "qscale_weight"];
 
 impl Quantisation {
-    /// Reads the quantisation of this checkpoint from `config`, the content of `config.json`.
+    /// Reads the quantisation of this checkpoint from `config`, the content of `config.json`, or else from the file of
+    /// its own in which some quantisers leave their settings.
     ///
     /// # Errors
     ///
     /// [`Error::Model`] if the section on quantisation is malformed. A method that is not read is an error only when a
     /// module is opened.
     pub fn of(checkpoint: &Arc<Checkpoint>, config: &Map<String, Value>) -> Result<Self> {
-        let read = QuantisationConfig::read(checkpoint.path(), config)?;
+        let mut read = QuantisationConfig::read(checkpoint.path(), config)?;
+        for file in config::FILES {
+            if let (Method::Unstated, Some(section)) = (&read.method, checkpoint.read_beside(file)?) {
+                read = QuantisationConfig::of_file(checkpoint.path(), file, &section)?;
+            }
+        }
         Ok(Self { checkpoint: Arc::clone(checkpoint), config: read })
     }
 
@@ -187,7 +193,8 @@ impl QuantisedModule<'_> {
                 Method::Gptq(config) => quantised(gptq::open(self, codes, config)?),
                 Method::Awq(config) => quantised(awq::open(self, codes, config)?),
                 Method::Unstated => Err(self.unsupported(
-                    "is packed as by GPTQ or AWQ, but config.json has no quantization_config that says which",
+                    "is packed as by GPTQ or AWQ, but config.json has no quantization_config that says which, and there \
+                     is no quantize_config.json or quant_config.json",
                 )),
                 Method::Other(_) => self.check_method().map(|()| None),
                 _ => Err(self.contradiction_of("tensors of GPTQ or AWQ")),
