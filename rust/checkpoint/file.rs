@@ -64,7 +64,14 @@ impl OpenFile {
         let file = File::open(path).map_err(refuse)?;
         let identity = Identity::of(&file).map_err(refuse)?;
         let (length, recent) = (identity.length, Arc::clone(recent));
-        let opened = Self { path: path.to_path_buf(), number, recent, length, identity, mapping: MappedFile::default() };
+        let opened = Self {
+            path: path.to_path_buf(),
+            number,
+            recent,
+            length,
+            identity,
+            mapping: MappedFile::default(),
+        };
         opened.keep(Arc::new(file));
         Ok(opened)
     }

@@ -67,7 +67,9 @@ mod tests {
 
     #[test]
     fn shards_may_be_in_folders_within() {
-        for (path, expected) in [("a", "a"), ("./a", "a"), ("a/b", "a/b"), ("./a/./b", "a/b"), ("a//b", "a/b")] {
+        for (path, expected) in
+            [("a", "a"), ("./a", "a"), ("a/b", "a/b"), ("./a/./b", "a/b"), ("a//b", "a/b")]
+        {
             assert_eq!(within_folder(path).as_deref(), Some(expected), "{path}");
         }
         for path in ["", ".", "./", "..", "../a", "a/../b", "/a", "a/", "a/.", "a\\b", "a/b\\c", "a\0"] {

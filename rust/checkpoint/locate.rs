@@ -88,7 +88,8 @@ fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
             ),
         ));
     }
-    let shards: Vec<&&String> = competing.iter().filter(|name| shard_count(name).is_some_and(|count| count > 1)).collect();
+    let shards: Vec<&&String> =
+        competing.iter().filter(|name| shard_count(name).is_some_and(|count| count > 1)).collect();
     if indexes == 0 && !shards.is_empty() && shards.len() == competing.len() {
         let count = shard_count(shards[0]).unwrap_or(0);
         return Err(Error::checkpoint(
@@ -120,7 +121,8 @@ fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
             let (inner, mut hint) = (inner.collect::<Vec<_>>(), String::new());
             for (what, folders) in [("an adapter", adapters), ("a checkpoint", inner)] {
                 if !folders.is_empty() {
-                    hint += &format!("; there is {what} in {}: pass the path of that folder", describe(&folders));
+                    hint +=
+                        &format!("; there is {what} in {}: pass the path of that folder", describe(&folders));
                 }
             }
             Err(Error::checkpoint(folder, format!("{expected}, found {found}{hint}")))

@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn a_file_that_becomes_shorter_affects_no_other() {
         let (cut, whole) = ((noise(), MappedFile::default()), (noise(), MappedFile::default()));
-        let [range, other] = [&cut, &whole].map(|((_, file), mapped)| mapped.map(file.as_file(), file.path(), 0, LENGTH).unwrap());
+        let [range, other] = [&cut, &whole]
+            .map(|((_, file), mapped)| mapped.map(file.as_file(), file.path(), 0, LENGTH).unwrap());
         cut.0.1.as_file().set_len(0).unwrap();
         assert!(range.bytes().iter().all(|byte| *byte == 0));
         assert!(range.has_lost_bytes());

@@ -258,8 +258,11 @@ fn method(section: &Map<String, Value>) -> std::result::Result<Method, String> {
 
 /// AutoRound packs its weights as GPTQ or AWQ do, or in ways of its own.
 fn auto_round(section: &Map<String, Value>) -> std::result::Result<Method, String> {
-    let packing = section.get("packing_format").and_then(Value::as_str).unwrap_or("not stated").to_lowercase();
-    let is_mixed = section.get("extra_config").and_then(Value::as_object).is_some_and(|extra| !extra.is_empty());
+    let Some(packing) = section.get("packing_format").and_then(Value::as_str).map(str::to_lowercase) else {
+        return Ok(Method::Other("auto-round".into()));
+    };
+    let is_mixed =
+        section.get("extra_config").and_then(Value::as_object).is_some_and(|extra| !extra.is_empty());
     match packing.rsplit(':').next() {
         _ if is_mixed => Ok(Method::Other("auto-round, with settings of their own for some modules".into())),
         Some("auto_gptq") => parse(section).map(Method::Gptq),
