@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import alps
+from layouts import coverage_table, proof, training_proof
 from support.tiny_models import tiny
 from support.training import chosen, projections
 
@@ -66,3 +67,22 @@ def test_the_trained_heads_are_those_that_a_scan_reports(model_type: str, tmp_pa
         siblings = np.repeat(groups[row, : sizes.key_value_heads], per_group)
         np.testing.assert_array_equal(moved[row, : sizes.query_heads] > 0, siblings)
     np.testing.assert_array_equal(moved == 1, heads.mask)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "model_type", ["gpt2", "wavlm", "falcon", "xlnet", "deberta", "cvt", "qwen2_vl", "t5", "zamba"]
+)
+def test_training_is_as_the_table_of_models_says(model_type: str) -> None:
+    """One head of each layer: the same outputs, and the gradients of the same rows of the whole weights.
+
+    Among these are modules that other code reads instead of calling them (WavLM, DeBERTa), a Linear of its own class
+    (Falcon), parameters without a module (XLNet), inputs in another memory format (CvT) and shared layers (Zamba).
+    """
+    known = proof.trace_model(model_type)
+    found = training_proof.prove_training(known.model, known.runs)
+    assert found
+    cell = coverage_table.training_cell(found, found)
+    assert cell == coverage_table.read(coverage_table.FILE.read_text())[model_type].training
+    if model_type != "zamba":
+        assert set(found.values()) == {training_proof.PROVEN}

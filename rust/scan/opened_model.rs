@@ -215,7 +215,7 @@ fn refuse_unmerged(checkpoint: &Checkpoint) -> Result<()> {
 /// The ends of the names of tensors that a projection may have. Only `weight` and those of quantised weights are read;
 /// the others change no weight.
 #[rustfmt::skip]
-const KNOWN_TENSORS: [&str; 35] = [
+const KNOWN_TENSORS: [&str; 38] = [
     "weight", "bias",
     // Quantised weights.
     "qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point",
@@ -224,6 +224,8 @@ const KNOWN_TENSORS: [&str; 35] = [
     // Activations.
     "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub", "output_scale", "output_zero_point",
     "activation_scale", "qscale_act", "k_scale", "v_scale", "q_scale", "input_max", "input_min", "output_max",
+    // What I-BERT computes of its weights.
+    "weight_integer", "bias_integer", "fc_scaling_factor",
 ];
 
 /// Refuses tensors of the projections that are not understood, and layers that the index has and no shard.

@@ -52,8 +52,8 @@ class Row:
         if not facts["built"]:
             return cls("unbuilt", reason=_one_line(facts["why"]))
         found = proof.Proof.from_json(facts["proof"])
-        if not facts["attention_ran"] and not facts["attention_not_run"]:
-            return cls("none", reason=_one_line(found.refusal)) if found.default is None else cls.of(found)
+        if not facts["attention_ran"] and not facts["attention_not_run"] and found.default is None:
+            return cls("none", reason=_one_line(found.refusal))
         forms = ", ".join(
             form if said == "read" else f"{form} ({_one_line(said)})"
             for form, said in facts.get("forms", {}).items()

@@ -36,7 +36,7 @@ def _without_types(config: Config) -> Config | None:
 
 
 def _with_type_of_whole(config: Config) -> Config | None:
-    if "vision_config" not in config:
+    if not isinstance(config.get("vision_config"), dict):
         return None
     changed = copy.deepcopy(config)
     changed["vision_config"]["model_type"] = config["model_type"]
@@ -44,7 +44,7 @@ def _with_type_of_whole(config: Config) -> Config | None:
 
 
 def _flat(config: Config) -> Config | None:
-    if "text_config" not in config:
+    if not isinstance(config.get("text_config"), dict):
         return None
     changed = copy.deepcopy(config)
     text = changed.pop("text_config")
