@@ -206,7 +206,8 @@ def test_heads_that_have_not_moved_are_never_selected(statistics: Any, tmp_path:
     moved = {(1, 2): 0.5, (3, 0): 0.1, (3, 1): 0.3}
     scores = scanned(tmp_path, moved, statistics=statistics)
     assert len(scores.select(2 / 16)) == 2
-    for rule, ratio in (("global", 0.5), ("per_layer", 0.75), ("global", 1.0)):
+    tries: list[tuple[Rule, float]] = [("global", 0.5), ("per_layer", 0.75), ("global", 1.0)]
+    for rule, ratio in tries:
         with pytest.warns(alps.AlpsWarning, match="only 3 heads are selected instead of"):
             assert scores.select(ratio, rule=rule).pairs() == sorted(moved)
     with pytest.warns(alps.AlpsWarning, match="only 3 heads"):

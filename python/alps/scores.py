@@ -304,7 +304,8 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         witness = next((name for name in WITNESSES if name in self._arrays), statistic)
         # Equal weights score 0 by every statistic but wasserstein_z, by which they score not-a-number.
         values = self[witness]
-        return ~np.isnan(values) & ((values != 0) | (witness == "wasserstein_z"))
+        moved: NDArray[np.bool_] = ~np.isnan(values) & ((values != 0) | (witness == "wasserstein_z"))
+        return moved
 
     def _there(self) -> NDArray[np.bool_]:
         """The entries of a score array that belong to a head."""

@@ -73,7 +73,7 @@ def read_forms(folder: Path) -> dict[str, str]:
         By form "read" if the attention is that of the saved form, or what is wrong.
     """
     config: Config = json.loads((folder / "config.json").read_text())
-    with safe_open(folder / "model.safetensors", "pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(folder / "model.safetensors", "pt") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     try:
         expected = _attention(config, shapes)
@@ -102,7 +102,7 @@ def _is_same_model(config: Config, changed: Config) -> bool:
         made = [CONFIG_MAPPING[config["model_type"]].from_dict(copy.deepcopy(it)) for it in (config, changed)]
     except Exception:  # a configuration class may raise anything for a form that it does not know
         return False
-    return _sizes(made[0].to_dict()) == _sizes(made[1].to_dict())
+    return bool(_sizes(made[0].to_dict()) == _sizes(made[1].to_dict()))
 
 
 def _sizes(config: Config) -> Any:

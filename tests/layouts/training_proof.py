@@ -33,7 +33,7 @@ def prove_training(model: Any, runs: list[run_model.Run]) -> dict[str, str]:
     Returns:
         By component `PROVEN`, `NOT_RUN` if no gradient reaches its weights here, or what is wrong or refused.
     """
-    found = {}
+    found: dict[str, str] = {}
     _forget_runs(model)
     runs = _complete(model, runs)
     _forget_runs(model)
