@@ -1,5 +1,6 @@
 """Adapters of PEFT that hold the rows of selected heads."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,13 +10,24 @@ from typing import Any
 import peft
 import pytest
 import torch
+from accelerate import dispatch_model
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+    WavLMConfig,
+    WavLMForCTC,
+)
 
 import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
+from alps.training import attention
 from alps.training.peft.layer import AlpsLayer
 from support.training import (
     Model,
@@ -123,13 +135,205 @@ def test_a_saved_adapter_loads_to_the_bit(base: Path, tmp_path: Path, low_memory
     PeftModel.from_pretrained(wide, tmp_path / "adapter")  # the same base in a wider format
 
 
-def test_a_new_process_needs_one_import(base: Path, tmp_path: Path) -> None:
+LOADERS = {
+    "PeftModel": "model = load(base); PeftModel.from_pretrained(model, adapter)",
+    "AutoPeftModel": "AutoPeftModelForCausalLM.from_pretrained(adapter)",
+    "load_adapter": "load(base).load_adapter(adapter)",
+}
+
+
+@pytest.mark.parametrize(
+    "imports", ["import alps, peft", "import peft, alps", "import transformers, alps, peft"]
+)
+def test_a_new_process_needs_one_import(imports: str, base: Path, tmp_path: Path) -> None:
     trained(base).save_pretrained(tmp_path / "adapter")
-    code = "import sys, alps.training, peft;peft.AutoPeftModelForCausalLM.from_pretrained(sys.argv[1])"
-    run_ = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "adapter")], capture_output=True, check=False
+    code = [
+        f"{imports}, sys",
+        "base, adapter = sys.argv[1:]",
+        "from peft import PeftModel, AutoPeftModelForCausalLM",
+        "from transformers import AutoModelForCausalLM",
+        "load = AutoModelForCausalLM.from_pretrained",
+        *LOADERS.values(),
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(code), str(base), str(tmp_path / "adapter")],
+        capture_output=True,
+        check=False,
     )
-    assert run_.returncode == 0, run_.stderr
+    assert run.returncode == 0, run.stderr
+
+
+def test_transformers_alone_loads_an_adapter_after_alps(base: Path, tmp_path: Path) -> None:
+    trained(base).save_pretrained(tmp_path / "adapter")
+    code = (
+        "import sys, alps\nassert 'torch' not in sys.modules\n"
+        "from transformers import AutoModelForCausalLM as Auto\n"
+        "Auto.from_pretrained(sys.argv[1]).load_adapter(sys.argv[2])\n"
+    )
+    arguments = [sys.executable, "-c", code, str(base), str(tmp_path / "adapter")]
+    run = subprocess.run(arguments, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_model_card_says_what_the_adapter_is(base: Path, tmp_path: Path) -> None:
+    model = trained(base)
+    for _ in range(2):  # saving again replaces the section
+        model.save_pretrained(tmp_path / "adapter")
+    card = (tmp_path / "adapter/README.md").read_text()
+    assert card.startswith("---\n")
+    assert card.count("## An adapter of attention heads") == 1
+    assert "import alps" in card
+    assert f"of `{base}`" in card
+    for line in ("| 0 | 1, 3 |", "| 2 | 5 |"):
+        assert line in card
+
+
+FORMATS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("in_training", FORMATS)
+@pytest.mark.parametrize("later", FORMATS)
+def test_the_same_base_in_another_format(
+    stored: torch.dtype, in_training: torch.dtype, later: torch.dtype, tmp_path: Path
+) -> None:
+    tiny_model("qwen2", stored).save_pretrained(tmp_path / "base")
+
+    def loaded(dtype: torch.dtype) -> Model:
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
+
+    adapted(loaded(in_training)).save_pretrained(tmp_path / "adapter")
+    narrow = {torch.float16, torch.bfloat16}
+    if stored not in (in_training, later) and {in_training, later} == narrow:
+        # Rounded in two ways, which cannot be compared.
+        with pytest.raises(PairError, match=r"trained over weights in .*float16, and these are in .*float16"):
+            PeftModel.from_pretrained(loaded(later), tmp_path / "adapter")
+        config = alps.AlpsConfig.from_pretrained(str(tmp_path / "adapter"))
+        config.check_base = False
+        PeftModel.from_pretrained(loaded(later), tmp_path / "adapter", config=config)
+        return
+    PeftModel.from_pretrained(loaded(later), tmp_path / "adapter")
+    other = loaded(later)
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight[0, 0] += 0.5
+    with pytest.raises(PairError, match="another base"):
+        PeftModel.from_pretrained(other, tmp_path / "adapter")
+
+
+def test_a_fingerprint_of_before_is_read(base: Path, tmp_path: Path) -> None:
+    trained(base).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["fingerprints"], config["check_base"]
+    file.write_text(json.dumps(config))
+    PeftModel.from_pretrained(load(base), tmp_path / "adapter")
+
+
+def test_what_peft_expects_of_a_layer_and_a_configuration(base: Path, tmp_path: Path) -> None:
+    model = load(base)
+    config = alps.AlpsConfig(heads=chosen(model))
+    narrow: Model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    assert narrow.peft_config["default"] is config
+    layer = narrow.get_submodule("base_model.model.model.layers.0.self_attn.k_proj")
+    assert (layer.in_features, layer.out_features) == (48, 16)
+    assert layer.alps_rows["default"].dtype == torch.bfloat16
+    assert torch.equal(logits(narrow), logits(load(base)))
+    with torch.no_grad():
+        layer.alps_rows["default"].fill_(torch.inf)
+    with pytest.raises(ValueError, match="expected finite rows"):
+        narrow.merge_adapter(safe_merge=True)
+
+
+def reference_of_overwritten_rows(model: Model, config: Any) -> None:
+    """Checks the outputs and the gradients of an adapter over any base against weights with the rows in place."""
+    plain = copy.deepcopy(model)
+    tuned: Model = get_peft_model(model, config)
+    layers = {name: it for name, it in tuned.named_modules() if isinstance(it, AlpsLayer)}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in layers.values():
+            rows = layer.alps_rows["default"]
+            rows.add_(0.1 * torch.randn(rows.shape, generator=generator))
+    for name, layer in layers.items():
+        weight = attention.float_weight(layer.base_layer).detach().float().clone()
+        weight[layer.alps_indices["default"]] = layer.alps_rows["default"].detach().float()
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=layer.base_layer.bias is not None)
+        linear.weight = nn.Parameter(weight)
+        if layer.base_layer.bias is not None:
+            linear.bias = nn.Parameter(layer.base_layer.bias.detach().float())
+        plain.set_submodule(name.removeprefix("base_model.model."), linear)
+    for it in (plain, tuned):
+        loss_of(it, 0).backward()
+    assert (logits(tuned) - logits(plain)).abs().max() < 2e-2 * logits(plain).abs().max()
+    for name, layer in layers.items():
+        expected = plain.get_submodule(name.removeprefix("base_model.model.")).weight.grad
+        expected = expected[layer.alps_indices["default"]]
+        found = layer.alps_rows["default"].grad
+        assert (found - expected).abs().max() < 5e-2 * expected.abs().max(), name
+
+
+def test_a_base_with_hooks(base: Path) -> None:
+    model = dispatch_model(load(base).float(), {"": "cpu"}, force_hooks=True)
+    reference_of_overwritten_rows(model, alps.AlpsConfig(heads=chosen(model)))
+
+
+def test_a_linear_of_its_own_class() -> None:
+    model = tiny_model("falcon", torch.float32)
+    reference_of_overwritten_rows(model, alps.AlpsConfig(heads=chosen(model)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_a_base_quantised_by_bitsandbytes(bits: str, base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    heads = chosen(load(base))
+    quantised = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=BitsAndBytesConfig(**{bits: True}), dtype=torch.float32
+    )
+    if bits == "load_in_4bit":
+        reference_of_overwritten_rows(quantised, alps.AlpsConfig(heads=heads))
+    else:
+        get_peft_model(quantised, alps.AlpsConfig(heads=heads))
+    layer: Any = quantised.get_submodule("model.layers.0.self_attn.q_proj")
+    with pytest.raises(alps.ModelError, match="found quantised ones, into which no rows can be merged"):
+        layer.merge()
+
+
+def test_adapters_of_the_same_rows_are_merged_one_after_the_other(base: Path) -> None:
+    model = trained(base)
+    plain = states(model.unload())
+    model = trained(base)
+    model.add_adapter("other", alps.AlpsConfig(heads=chosen(load(base))))
+    model.set_adapter("other")
+    other = logits(model)
+    model.merge_adapter(["default"])
+    with pytest.warns(UserWarning, match="Already following adapters were merged default"):
+        model.merge_adapter(["other"])
+    assert torch.equal(logits(model), other)
+    model.unmerge_adapter()
+    assert all(torch.equal(it, plain[name]) for name, it in model.unload().state_dict().items())
+
+
+def test_code_that_reads_the_weight_of_a_projection_trains_the_rows() -> None:
+    sizes: Any = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "conv_dim": (16, 16),
+        "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2, "vocab_size": 32,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    whole = WavLMForCTC(WavLMConfig(**sizes)).eval()
+    model: Model = get_peft_model(
+        copy.deepcopy(whole), alps.AlpsConfig(heads=chosen(whole, [(0, 1), (1, 2)]))
+    ).eval()
+    inputs = torch.randn(2, 400)
+    for it in (whole, model):
+        it(inputs).logits.square().sum().backward()
+    for name, layer in model.named_modules():
+        if isinstance(layer, AlpsLayer) and "default" in layer.alps_rows:
+            expected = whole.get_submodule(name.removeprefix("base_model.model.")).weight.grad
+            assert expected is not None
+            found = layer.alps_rows["default"].grad
+            torch.testing.assert_close(found, expected[layer.alps_indices["default"]], rtol=1e-4, atol=1e-5)
 
 
 def test_merging_and_unmerging_are_exact(base: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from alps.errors import (
 from alps.geometry import Geometry, LayerSizes
 from alps.heads import HeadSet, Report
 from alps.inspection import Inspection, Layout, inspect, layouts
+from alps.peft_import import register_with_peft
 from alps.report import write_report
 from alps.scan import geometry, scan
 from alps.scores import HeadScores
@@ -63,6 +64,9 @@ __all__ = [
 
 _TRAINING = frozenset({"AlpsConfig", "Restriction", "release", "restrict"})
 """What is imported when it is first asked for, since it needs torch, transformers and PEFT."""
+
+
+register_with_peft()
 
 
 def __getattr__(name: str) -> Any:

@@ -31,8 +31,8 @@ class PairError(AlpsError):
     """The tuned checkpoint."""
 
 
-class WeightsError(AlpsError):
-    """A weight is not a number that a score can be made of.
+class WeightsError(AlpsError, ValueError):
+    """A weight is not a number that a score or a model can be made of.
 
     Where it is a single weight, the attributes say which.
     """

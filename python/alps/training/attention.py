@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,6 +16,9 @@ from alps.heads import HeadSet
 
 Projection: TypeAlias = nn.Linear | Conv1D
 """A module whose rows can train. The outputs are axis 0 of the weight of a Linear and axis 1 of that of a Conv1D."""
+
+_PACKED = ("Int8Params", "Params4bit")
+"""The parameters of bitsandbytes that PEFT dequantises."""
 
 TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -102,13 +106,16 @@ class Attention:
         return found
 
 
-def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> Attention:
+def find(
+    model: nn.Module, component: str | None = None, wrapper: str = "", quantised: bool = False
+) -> Attention:
     """Finds the heads of a model from its configuration and the names and shapes of its parameters.
 
     Args:
         model: A transformers model.
         component: The component whose heads to find, as for `alps.scan`.
         wrapper: A part to leave out of the names of parameters, which the wrappers of their modules have added.
+        quantised: Whether weights may be quantised.
 
     Raises:
         ArgumentError: The model has no configuration, or has no such component.
@@ -120,7 +127,7 @@ def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> A
             f"model: expected a model of transformers, with a configuration; found {type(model).__name__}"
         )
     name = type(model).__name__
-    if getattr(model, "is_quantized", False):
+    if getattr(model, "is_quantized", False) and not quantised:
         method = getattr(getattr(config, "quantization_config", None), "quant_method", "method unknown")
         raise ModelError(
             f"{name}: expected weights that are floating-point numbers, found quantised ones ({method}); "
@@ -128,6 +135,10 @@ def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> A
         )
     parameters = model.named_parameters(remove_duplicate=False)
     shapes = {parameter.replace(wrapper, ""): list(tensor.shape) for parameter, tensor in parameters}
+    for module_name, module in model.named_modules():
+        if quantised and isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+            weight = f"{module_name}.weight".replace(wrapper, "")
+            shapes[weight] = [module.out_features, module.in_features]
     geometry, matrices = _alps.live_attention(
         name, json.dumps(config.to_dict(), default=str), shapes, component
     )
@@ -141,32 +152,58 @@ def find(model: nn.Module, component: str | None = None, wrapper: str = "") -> A
     return Attention(Geometry.of_layers(**geometry), tuple(found))
 
 
-def check_projection(name: str, module: nn.Module, axis: int) -> Projection:
-    """Returns the module if its rows can train.
+def is_ordinary(module: nn.Module, axis: int) -> bool:
+    """Whether a module computes what a Linear (axis 0) or a Conv1D (axis 1) does, and nothing more."""
+    kind: type[Projection] = nn.Linear if axis == 0 else Conv1D
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return (
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and "forward" not in vars(module)
+        and not any(getattr(module, hook) for hook in hooks)
+    )
+
+
+def features(module: nn.Module, axis: int) -> tuple[int, int]:
+    """The out and in features of a projection, also of one whose weight is packed."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    shape = module.get_parameter("weight").shape
+    return shape[axis], shape[1 - axis]
+
+
+def float_weight(module: nn.Module) -> torch.Tensor:
+    """The weight of a projection as floating-point numbers."""
+    weight = module.get_parameter("weight")
+    return weight if weight.is_floating_point() else dequantize_module_weight(module)
+
+
+def check_projection(name: str, module: nn.Module, axis: int) -> nn.Module:
+    """Returns the module if an adapter can replace some of its outputs.
 
     Raises:
-        ModelError: The module computes anything else than a Linear (axis 0) or a Conv1D (axis 1), has hooks, or
-            has a parameter that is sharded or of a dtype that cannot train.
+        ModelError: The module is no Linear (axis 0) or Conv1D (axis 1), not even of a kind of its own, or has a
+            parameter that is sharded, is not in memory, or is of a format that cannot be read.
     """
     kind: type[Projection] = nn.Linear if axis == 0 else Conv1D
-    if not isinstance(module, kind) or type(module).forward is not kind.forward:
+    if not isinstance(module, kind):
         found = type(module)
         raise ModelError(f"{name}: expected a {kind.__name__}, found a {found.__module__}.{found.__name__}")
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if "forward" in vars(module) or any(getattr(module, hook) for hook in hooks):
+    if getattr(getattr(module, "_hf_hook", None), "offload", False):
         raise ModelError(
-            f"{name}: expected a {kind.__name__} without hooks, found some, which would be lost; restrict "
-            "the model before anything else is attached to it"
+            f"{name}: expected a weight in memory, found one that accelerate loads for each pass; load the model "
+            "without offloading"
         )
     for parameter, tensor in module.named_parameters():
-        if tensor.dtype not in TRAINABLE_DTYPES:
+        packed = type(tensor).__name__ in _PACKED
+        if tensor.dtype not in TRAINABLE_DTYPES and not packed:
             raise ModelError(
-                f"{name}.{parameter}: expected float16, bfloat16, float32 or float64, found "
-                f"{str(tensor.dtype).removeprefix('torch.')}; quantised weights cannot train"
+                f"{name}.{parameter}: expected float16, bfloat16, float32 or float64, or weights quantised by "
+                f"bitsandbytes, found {str(tensor.dtype).removeprefix('torch.')}"
             )
-        if type(tensor.data) is not torch.Tensor:
+        if type(tensor.data) is not torch.Tensor and not packed:
             raise ModelError(
-                f"{name}.{parameter}: expected a plain tensor, found a {type(tensor.data).__name__}; restrict the "
-                "model before it is sharded"
+                f"{name}.{parameter}: expected a plain tensor, found a {type(tensor.data).__name__}; add the "
+                "adapter before the model is sharded"
             )
     return module

@@ -177,9 +177,9 @@ struct ConfigFields {
 /// Keys whose values never change query, key and value weights: those on how the adapter was made or is trained, on its
 /// purpose, or on what its tensors show as well.
 #[rustfmt::skip]
-const WITHOUT_EFFECT: [&str; 35] = [
-    "auto_mapping", "bias", "corda_config", "decompose_both", "decompose_factor", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "fingerprint", "heads",
+const WITHOUT_EFFECT: [&str; 37] = [
+    "auto_mapping", "bias", "check_base", "corda_config", "decompose_both", "decompose_factor", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "feedforward_modules", "fingerprint", "fingerprints", "heads",
     "inference_mode", "init_ia3_weights", "init_weights", "layers_pattern", "layers_to_transform",
     "loftq_config", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
     "module_dropout", "modules_to_save", "peft_version", "qalora_group_size", "rank_dropout",

@@ -3,12 +3,14 @@
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftType
 
 from alps.errors import ArgumentError
 from alps.heads import HeadSet
+from alps.training.peft import model_card
 
 PEFT_TYPE = "ALPS"
 
@@ -31,15 +33,21 @@ _TYPE = _add_peft_type()
 class AlpsConfig(PeftConfig):
     """An adapter that trains the rows of the chosen heads, and holds nothing else.
 
+    Unlike `alps.restrict`, whose default lets all parameters outside Q, K and V train, an adapter trains nothing else but
+    `modules_to_save`.
+
         model = peft.get_peft_model(model, alps.AlpsConfig(heads=heads, task_type="CAUSAL_LM"))
 
     Attributes:
         heads: The heads to train: a HeadSet, the path of a saved one, or its JSON document as a dict. The attribute
             then holds the document; `head_set` gives the set.
         modules_to_save: Other modules to train and save whole, such as a classifier.
+        check_base: Whether an adapter refuses a base with other Q, K and V weights than that of its training.
         fingerprint: A hash of the Q, K and V weights of the base model and of the positions of the rows in them.
             A saved adapter holds it, so that a base with other weights or other rows is refused. Not for callers
             to set.
+        fingerprints: The same of the weights rounded to other formats, by format, so that the same base is known
+            where it is loaded in another one. Not for callers to set.
         target_modules: The modules that hold rows of the heads. Not for callers to set.
 
     Raises:
@@ -50,7 +58,9 @@ class AlpsConfig(PeftConfig):
 
     heads: Any = None
     modules_to_save: list[str] | None = None
+    check_base: bool = True
     fingerprint: str | None = None
+    fingerprints: dict[str, str] | None = None
     target_modules: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -74,8 +84,14 @@ class AlpsConfig(PeftConfig):
                 "heads: expected one head at least, found an empty set; an adapter trains nothing else"
             )
         self.heads = json.loads(heads.to_json())
-        # The fingerprint in a saved adapter; AlpsModel then sets `fingerprint` to that of the model.
-        self.expected_fingerprint = self.fingerprint
+        # The fingerprints in a saved adapter; AlpsModel then sets those of the model.
+        self.expected_fingerprint, self.expected_fingerprints = self.fingerprint, self.fingerprints or {}
+        self.has_model = False
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Saves the configuration, and says in the model card beside it what the adapter is and how to load it."""
+        super().save_pretrained(save_directory, **kwargs)
+        model_card.describe(Path(save_directory), self.head_set, self.base_model_name_or_path)
 
     @property
     def head_set(self) -> HeadSet:

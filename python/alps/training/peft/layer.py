@@ -8,26 +8,31 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from alps.errors import ArgumentError, CheckpointError, WeightsError
-from alps.training.attention import Projection
-from alps.training.autograd import project
+from alps.errors import ArgumentError, CheckpointError, ModelError, WeightsError
+from alps.training import attention
+from alps.training.autograd import RowsIn, project, with_rows
 from alps.training.projection import select_rows
 
 
 class AlpsLayer(nn.Module, BaseTunerLayer):
     """A projection whose active adapters replace some of its rows (columns, for a Conv1D).
 
-    The rows are in float32 or wider. Several adapters can be active or merged at once if no two hold the same row.
+    The rows are in float32 or wider, unless PEFT is asked not to widen adapters. Several adapters can be active or merged
+    at once if no two hold the same row.
+
+    A base that is an ordinary Linear or Conv1D is multiplied once, with the rows in place. Any other base, such as a
+    quantised one or one with hooks, computes its outputs, and those of the rows are computed anew and replace them.
     """
 
     adapter_layer_names = ("alps_rows", "alps_bias_rows")
     other_param_names = ("alps_indices",)
 
-    def __init__(self, base_layer: Projection, axis: int) -> None:
+    def __init__(self, base_layer: nn.Module, axis: int) -> None:
         """Wraps `base_layer`; `axis` is the axis of its weight that holds the outputs."""
         super().__init__()
-        self.base_layer = base_layer
+        self.base_layer: Any = base_layer
         self.axis = axis
+        self.out_features, self.in_features = attention.features(base_layer, axis)
         self.alps_rows = nn.ParameterDict()
         self.alps_bias_rows = nn.ParameterDict()
         self.alps_indices = BufferDict(persistent=True)
@@ -40,8 +45,17 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
     def add(self, adapter: str, indices: Tensor) -> None:
         """Adds an adapter of the rows at `indices`, with the values of the base."""
         self.alps_indices[adapter] = indices.to(self.base_layer.weight.device)
-        for rows, _, whole, axis in self._row_storage():
-            rows[adapter] = nn.Parameter(select_rows(whole, self.alps_indices[adapter], axis))
+        whole = attention.float_weight(self.base_layer)
+        self.alps_rows[adapter] = nn.Parameter(select_rows(whole, self.alps_indices[adapter], self.axis))
+        if (bias := self.base_layer.bias) is not None:
+            self.alps_bias_rows[adapter] = nn.Parameter(select_rows(bias, self.alps_indices[adapter], 0))
+
+    def narrow(self, adapter: str) -> None:
+        """Converts the rows of an adapter to the number format of the base."""
+        dtype = self.base_layer.weight.dtype
+        for rows in (self.alps_rows, self.alps_bias_rows):
+            if adapter in rows and dtype.is_floating_point:
+                rows[adapter].data = rows[adapter].data.to(dtype)
 
     def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Projects [..., in] to [..., out]."""
@@ -49,29 +63,68 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
             raise ArgumentError(f"expected no arguments but the inputs, found {[*args, *kwargs]}")
         if self.disable_adapters and self.merged:
             self.unmerge()
+        base, active = self.base_layer, self._active_rows()
+        if active is None:
+            output: Tensor = base(inputs)
+            return output
+        rows, bias_rows, indices = active
+        if attention.is_ordinary(base, self.axis):
+            return project(inputs, base.weight, base.bias, rows, bias_rows, indices, self.axis)
+        output = base(inputs)
+        own = nn.functional.linear(inputs.to(rows.dtype), rows if self.axis == 0 else rows.t(), bias_rows)
+        return output.index_copy(-1, indices.to(output.device), own.to(output.device, output.dtype))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight with the rows of the active adapters, for code that reads it instead of calling the module."""
+        return self._with_rows("weight")
+
+    @property
+    def bias(self) -> Any:
+        """The bias, likewise."""
+        return None if self.base_layer.bias is None else self._with_rows("bias")
+
+    def _with_rows(self, name: str) -> Tensor:
+        whole: Tensor = getattr(self.base_layer, name)
+        active = self._active_rows()
+        if active is None or not whole.is_floating_point() or whole.is_meta:
+            return whole
+        rows, bias_rows, indices = active
+        if name == "bias":
+            assert bias_rows is not None
+            return with_rows(whole, bias_rows, indices, 0, RowsIn.COPY)
+        return with_rows(whole, rows, indices, self.axis, RowsIn.COPY)
+
+    def _active_rows(self) -> tuple[Tensor, Tensor | None, Tensor] | None:
+        """The rows, the entries of the bias and the indices of the active adapters; None if none changes the base."""
         active = [name for name in self.active_adapters if name in self.alps_rows]
         if self.disable_adapters or self.merged or not active:
-            output: Tensor = self.base_layer(inputs)
-            return output
+            return None
         self._check_disjoint(active)
-        base = self.base_layer
-        rows = _concatenate([self.alps_rows[name] for name in active], self.axis)
-        indices = _concatenate([self.alps_indices[name] for name in active], 0)
         bias_rows = None
-        if base.bias is not None:
+        if self.base_layer.bias is not None:
             bias_rows = _concatenate([self.alps_bias_rows[name] for name in active], 0)
-        return project(inputs, base.weight, base.bias, rows, bias_rows, indices, self.axis)
+        rows = _concatenate([self.alps_rows[name] for name in active], self.axis)
+        return rows, bias_rows, _concatenate([self.alps_indices[name] for name in active], 0)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Overwrites rows of the base with those of the named adapters, or of the active ones if none are named.
 
+        Adapters that are merged one after the other may hold the same rows, and the last one counts.
+
         Raises:
-            ArgumentError: Two adapters hold the same row.
+            ArgumentError: Two of the adapters hold the same row.
+            ModelError: The base is quantised.
             WeightsError: With `safe_merge`, a row holds a number that is not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.alps_rows]
-        self._check_disjoint([*self.merged_adapters, *names])
+        self._check_disjoint(names)
+        if names and not self.base_layer.weight.is_floating_point():
+            raise ModelError(
+                f"adapter {names[0]}: expected weights that are floating-point numbers, found quantised ones, into "
+                "which no rows can be merged; load the base without quantisation and merge the adapter there"
+            )
         for name in names:
             if safe_merge and not all(bool(rows[name].isfinite().all()) for rows, *_ in self._row_storage()):
                 raise WeightsError(f"adapter {name}: expected finite rows, found some that are not")

@@ -1,18 +1,16 @@
 """A model with adapters, as a PEFT method."""
 
 import copy
-import hashlib
 from typing import Any
 
-import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
-from torch import Tensor, nn
+from torch import nn
 
-from alps.errors import ArgumentError, PairError
+from alps.errors import ArgumentError
 from alps.training import attention
-from alps.training.attention import Projection
+from alps.training.peft import fingerprint
 from alps.training.peft.config import PEFT_TYPE, AlpsConfig
 from alps.training.peft.layer import AlpsLayer
 from alps.training.projection import restricted_projections
@@ -26,7 +24,10 @@ class AlpsModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (the type that the base class gives it)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
-        # PEFT keeps the caller's object, which the caller may use for another model as well.
+        if not peft_config.has_model:
+            peft_config.has_model = True
+            return peft_config
+        # The caller uses the object for another model as well, whose fingerprint is not that of this one.
         own = copy.copy(peft_config)
         for name, config in self.peft_config.items():
             if config is peft_config:
@@ -40,20 +41,14 @@ class AlpsModel(BaseTuner):
         if any(isinstance(module, AlpsLayer) and module.merged for module in model.modules()):
             raise ArgumentError("expected a model without merged adapters, found some; unmerge them first")
         heads = peft_config.head_set
-        found = attention.find(model, heads.geometry.component, wrapper=".base_layer")
+        found = attention.find(model, heads.geometry.component, wrapper=".base_layer", quantised=True)
         rows = found.rows(heads)
-        projections: dict[str, Projection] = {}
+        projections: dict[str, nn.Module] = {}
         for name, axis in found.modules.items():
             module = model.get_submodule(name)
             base = module.base_layer if isinstance(module, AlpsLayer) else module
             projections[name] = attention.check_projection(name, base, axis)
-        fingerprint, expected = _fingerprint(projections, rows), peft_config.expected_fingerprint
-        if None not in (fingerprint, expected) and fingerprint != expected:
-            raise PairError(
-                "the adapter was trained on another base, or its heads are not those that it was trained with: "
-                f"expected query, key and value weights and rows of fingerprint {expected}, found {fingerprint}"
-            )
-        peft_config.fingerprint = fingerprint or expected
+        fingerprint.check(peft_config, projections, rows)
         axes = found.modules
         self._alps_rows = {name: (numbers, axes[name]) for name, numbers in rows.items() if len(numbers)}
         peft_config.target_modules = sorted(self._alps_rows)
@@ -68,25 +63,14 @@ class AlpsModel(BaseTuner):
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Narrows the rows of an adapter to the format of the base if PEFT is asked not to widen adapters."""
+        for layer in self.modules():
+            if not autocast_adapter_dtype and isinstance(layer, AlpsLayer):
+                layer.narrow(adapter_name)
+
 
 def register() -> None:
     """Registers the method with PEFT, unless it is registered."""
     if PEFT_TYPE not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name=PEFT_TYPE.lower(), config_cls=AlpsConfig, model_cls=AlpsModel)
-
-
-def _fingerprint(projections: dict[str, Projection], rows: dict[str, Tensor]) -> str | None:
-    """Hashes names, weights as float32 and rows as int64, little-endian, by SHA-256; None for weights on `meta`.
-
-    A base loaded in a wider dtype than the stored one has the same fingerprint.
-    """
-    digest = hashlib.sha256()
-    for module_name, module in projections.items():
-        for name, parameter in module.named_parameters():
-            if parameter.is_meta:
-                return None
-            digest.update(f"{module_name}.{name} {list(parameter.shape)}\n".encode())
-            weights: Any = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
-            digest.update(weights.astype("<f4", copy=False))
-        digest.update(rows[module_name].cpu().numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
