@@ -85,6 +85,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own biases": {"bias": "lora_only"},
     "one layer": {"layers_to_transform": [1]},
     "high rank": {"r": 70},
+    "patterns of Python": {
+        "rank_pattern": {r"(?=.*\.0\.).*": 2, r".*\.(?!0\.)(?P<layer>\d)\.(?:\w+\.)+\w+": 5},
+        "alpha_pattern": {r".*(?<!\.0)\.\w+": 3},
+    },
     "orthogonal start": {"init_lora_weights": "orthogonal"},
 }
 
@@ -457,3 +461,63 @@ def test_a_base_of_another_shape(pair: Pair, adapted: tuple[Path, Path], tmp_pat
     (other / "config.json").write_text(json.dumps(config | {"hidden_size": 40}))
     with pytest.raises(alps.CheckpointError, match=r"lora_A.*\[4, 40\].*\[4, 48\]"):
         alps.scan(other, adapted[0])
+
+
+def test_a_pattern_that_takes_too_long_is_refused(tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path)
+    adapter, _ = pair.adapt(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    edit(adapter / "adapter_config.json", {"alpha_pattern": {r"((?=.)(\w|\.)+)+!(?<=!)": 3}})
+    with pytest.raises(alps.CheckpointError, match=r"the pattern .* cannot be matched with"):
+        alps.scan(pair.base, adapter)
+
+
+OTHER_KINDS = sorted({kind.value for kind in peft.PeftType} - {"LORA", "LOHA", "LOKR", "IA3", "ALPS"})
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_an_adapter_of_another_kind_is_named_by_its_kind(kind: str, tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path)
+    adapter, _ = pair.adapt(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    edit(
+        adapter / "adapter_config.json",
+        {"peft_type": kind, "r": None, "projection_prng_key": 0, "beta1": 0.85},
+    )
+    with pytest.raises(
+        alps.CheckpointError, match=f"the adapter is of the kind `{kind}`; those that are read are"
+    ):
+        alps.scan(pair.base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "olmoe"])
+def test_lora_on_all_linears_of_a_mixture_of_experts(model_type: str, tmp_path: Path) -> None:
+    model, _ = tiny(model_type)
+    base, adapter = save_base(model, tmp_path / "base", torch.float32), tmp_path / "adapter"
+    save_adapter(load(model, base), peft.LoraConfig(r=2, target_modules="all-linear"), adapter)
+    assert json.loads((adapter / "adapter_config.json").read_text())["target_parameters"]
+    merge(load(model, base), adapter, tmp_path / "merged")
+    found, expected = (alps.scan(base, tuned) for tuned in (adapter, tmp_path / "merged"))
+    assert (found["delta_norm"] > 0).all()
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("target", ["q_proj.weight", "self_attn.q_proj.weight", "weight"])
+def test_changes_of_single_parameters_of_attention_are_refused(target: str, tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path)
+    adapter, _ = pair.adapt(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    edit(adapter / "adapter_config.json", {"target_parameters": [target]})
+    with pytest.raises(alps.CheckpointError, match="`target_parameters` names"):
+        alps.scan(pair.base, adapter)
+
+
+def test_a_folder_of_adapters_names_them(tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path)
+    adapter, _ = pair.adapt(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    folder = tmp_path / "several"
+    for name in ("sql", "checkpoint-500"):
+        shutil.copytree(adapter, folder / name)
+    with pytest.raises(
+        alps.CheckpointError, match="there is an adapter in `checkpoint-500`, `sql`: pass the path"
+    ):
+        alps.scan(pair.base, folder)
+    assert (alps.scan(pair.base, folder / "sql")["delta_norm"] > 0).all()

@@ -76,7 +76,8 @@ def test_a_component_is_scanned_apart_from_the_others(component: Any, tmp_path: 
 
 def test_heads_of_one_component_are_not_those_of_another(tmp_path: Path) -> None:
     base = write(tmp_path / "base", BART, bart())
-    decoder, cross = (alps.scan(base, base, component=of).select(0.5) for of in ("decoder", "cross"))
+    tuned = write(tmp_path / "tuned", BART, {key: tensor + 0.01 for key, tensor in bart().items()})
+    decoder, cross = (alps.scan(base, tuned, component=of).select(0.5) for of in ("decoder", "cross"))
     with pytest.raises(alps.ArgumentError, match="component decoder and cross"):
         decoder.union(cross)
     cross.save(tmp_path / "heads.json")
