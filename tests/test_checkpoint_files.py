@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +107,76 @@ def test_a_variant_is_read_if_it_is_alone_or_named(tmp_path: Path) -> None:
     assert (alps.scan(usual, half)["delta_norm"] == 0).all()
     assert alps.scan(usual, variant)["delta_norm"].tolist() == scores["delta_norm"].tolist()
     assert load_file(variant)[name(0, "q")].dtype == torch.float16
+
+
+# Indices
+
+
+def shards(folder: Path, seed: int = 1) -> Path:
+    """Writes a checkpoint with one shard for each layer, without an index."""
+    weights = random_weights(SHAPE, seed)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SHAPE.config()))
+    for layer in range(SHAPE.layers):
+        own = {key: it for key, it in weights.items() if f".{layer}." in key}
+        save_file(own, folder / f"model-{layer + 1:05}-of-00002.safetensors")
+    return folder
+
+
+def index(folder: Path, place: str = "", more: dict[str, str] | None = None) -> Path:
+    """Writes the index of such a checkpoint, whose shards lie in a folder within."""
+    weight_map = {
+        key: f"{place}model-{layer + 1:05}-of-00002.safetensors"
+        for layer in range(SHAPE.layers)
+        for key in random_weights(SHAPE, 1)
+        if f".{layer}." in key
+    }
+    target = folder / place
+    target.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.safetensors"):
+        if target.resolve() != folder.resolve():
+            shutil.move(file, target / file.name)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map | (more or {})})
+    )
+    return folder
+
+
+@pytest.mark.parametrize("place", ["", "./", "shards/", "./a/b/", "a//b/./"])
+def test_shards_may_lie_in_folders_within(place: str, tmp_path: Path) -> None:
+    base = write(tmp_path / "base", SHAPE.config(), random_weights(SHAPE, 2))
+    whole = write(tmp_path / "whole", SHAPE.config(), random_weights(SHAPE, 1))
+    found = alps.scan(base, index(shards(tmp_path / "tuned"), place))
+    expected = alps.scan(base, whole)
+    assert all(np.array_equal(found[statistic], expected[statistic]) for statistic in expected)
+
+
+@pytest.mark.parametrize("extra", ["mtp.fc.weight", "mtp.layers.0.self_attn.q_proj.weight", "lm_head.weight"])
+def test_an_index_may_name_tensors_that_no_head_needs(extra: str, tmp_path: Path) -> None:
+    folder = index(shards(tmp_path / "base"), more={extra: "model-00001-of-00002.safetensors"})
+    assert alps.geometry(folder).shape == (2, 4)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("matrix", ["q", "k", "v"])
+def test_a_tensor_of_a_head_that_its_shard_lacks_is_named(layer: int, matrix: str, tmp_path: Path) -> None:
+    folder = index(shards(tmp_path / "base"))
+    shard = f"model-{layer + 1:05}-of-00002.safetensors"
+    tensors = load_file(folder / shard)
+    del tensors[name(layer, matrix)]
+    save_file(tensors, folder / shard)
+    with pytest.raises(
+        alps.CheckpointError, match=f"tensor `{name(layer, matrix)}` is in `{shard}`, but that file"
+    ):
+        alps.geometry(folder)
+
+
+def test_shards_without_an_index_say_how_to_write_one(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "base")
+    with pytest.raises(alps.CheckpointError, match="found 2 of 2 shards without an index") as caught:
+        alps.geometry(folder)
+    command = str(caught.value).split("this writes the index: `")[1].removesuffix("`")
+    assert "pass the path" not in str(caught.value)
+    program = command.split("python -c ")[1].strip("'")
+    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
+    assert alps.geometry(folder).shape == (2, 4)

@@ -287,3 +287,57 @@ def test_a_tensor_that_is_not_read_may_be_broken(tmp_path: Path) -> None:
     quantised = write(tmp_path / "quantised", config(QUANTISERS["awq"]), stored)
     plain = write(tmp_path / "plain", SHAPE.config(), expected)
     assert alps.scan(plain, quantised)["max_delta"].max() == 0
+
+
+def write_quantised(folder: Path, quantiser: Quantiser) -> tuple[Path, Path]:
+    """Writes a quantised checkpoint, and the weights that it stands for."""
+    stored, expected = quantise(random_weights(SHAPE, seed=2), quantiser)
+    return write(folder / "quantised", config(quantiser), stored), write(
+        folder / "plain", SHAPE.config(), expected
+    )
+
+
+OWN_FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "AutoGPTQ": (
+        "gptq int4",
+        "quantize_config.json",
+        {"desc_act": False, "damp_percent": 0.01, "true_sequential": True},
+    ),
+    "AutoAWQ": ("awq", "quant_config.json", {"zero_point": True}),
+}
+
+
+@pytest.mark.parametrize("tool", OWN_FILES)
+def test_settings_in_the_file_where_the_tool_left_them(tool: str, tmp_path: Path) -> None:
+    by, file, more = OWN_FILES[tool]
+    quantiser = QUANTISERS[by]
+    folder, plain = write_quantised(tmp_path, quantiser)
+    document = json.loads((folder / "config.json").read_text())
+    settings = {
+        key: it for key, it in document.pop("quantization_config").items() if key != "quant_method"
+    } | more
+    if tool == "AutoAWQ":
+        settings = {"w_bit": settings.pop("bits"), "q_group_size": settings.pop("group_size"), **settings}
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(alps.ModelError, match=r"no quantize_config\.json or quant_config\.json"):
+        alps.scan(plain, folder)
+    (folder / file).write_text(json.dumps(settings))
+    scores = alps.scan(plain, folder)
+    assert (scores["max_delta"] == 0).all()
+    assert scores.provenance["tuned_quantisation"] == quantiser.scheme
+
+
+@pytest.mark.parametrize(
+    ("by", "packing"), [("gptq int4", "auto_round:auto_gptq"), ("awq", "auto_round:auto_awq")]
+)
+def test_auto_round_in_the_packing_of_another_tool(by: str, packing: str, tmp_path: Path) -> None:
+    folder, plain = write_quantised(tmp_path, QUANTISERS[by])
+    document = json.loads((folder / "config.json").read_text())
+    section = document["quantization_config"] | {"quant_method": "auto-round", "packing_format": packing}
+    (folder / "config.json").write_text(json.dumps(document | {"quantization_config": section}))
+    assert (alps.scan(plain, folder)["max_delta"] == 0).all()
+    for refused in ({"packing_format": "auto_round:marlin"}, {"extra_config": {"q_proj": {"bits": 8}}}):
+        changed = document | {"quantization_config": section | refused}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(alps.ModelError, match="is quantised by `auto-round"):
+            alps.scan(plain, folder)

@@ -103,3 +103,23 @@ def test_an_adapter_in_the_cache_over_its_base_there(cache: Path) -> None:
     provenance = json.loads(result.stdout)["scores"]["provenance"]
     assert provenance["base_adapter_over"] == "owner/model@tuned"
     assert provenance["base_commit"] == FIRST
+
+
+def test_models_without_an_owner_are_found(cache: Path, tmp_path: Path) -> None:
+    """gpt2, bert-base-uncased and other models of the hub's first days: models--gpt2."""
+    model = cache / "models--owner--model"
+    (cache / "models--gpt2").symlink_to(model)
+    result = scan(cache, "gpt2", "gpt2@tuned")
+    assert result.returncode == 0, result.stderr
+    provenance = json.loads(result.stdout)["scores"]["provenance"]
+    assert (provenance["base_commit"], provenance["tuned_commit"]) == (FIRST, SECOND)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "gpt2"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    save_file({}, adapter / "adapter_model.safetensors")
+    result = scan(cache, "gpt2@tuned", str(adapter))
+    assert result.returncode == 0, result.stderr
+    result = scan(cache, "gpt3", "gpt2")
+    assert result.returncode == 1
+    assert result.stderr == "alps: error: gpt3: there is no such file or folder\n"
