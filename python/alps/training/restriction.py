@@ -28,17 +28,22 @@ def restrict(
 ) -> Restriction:
     """Lets training change the chosen heads, and no other entry of Q, K and V.
 
-    Works in place: replaces every module that projects to queries, keys or values by one whose weight and bias are
-    frozen. The rows of the chosen heads, and of the key/value groups that they read, train as parameters of their
-    own, in float32 or wider, so that neither gradients nor optimizer state hold anything else. Make the optimizer
-    after this call, and restrict before the model is wrapped, sharded or compiled.
+    Works in place: every module that projects to queries, keys or values stays the object that it is and changes its
+    class. Its weight and bias are frozen, and the rows of the chosen heads, and of the key/value groups that they
+    read, train as parameters of their own, in float32 or wider, so that neither gradients nor optimizer state hold
+    anything else. After every step of an optimizer the weights hold the trained rows, so that averages of weights,
+    inference engines and generation read what was trained. Make the optimizer after this call, and restrict before
+    the model is wrapped, sharded or compiled, but after adapters of PEFT are added, which freeze all else.
+
+    An adapter (`AlpsConfig`) trains nothing outside the chosen heads by default; here, everything outside Q, K and V
+    trains unless `others` is "freeze".
 
     The model saves and loads as before, with `state_dict`, `load_state_dict`, `save_pretrained` and the Trainer,
     under the same names and in the same dtypes. A checkpoint of a 16-bit model rounds the float32 rows; the state
     of the optimizer keeps them, so that training resumes exactly. Under FSDP2 a 16-bit model with others="train"
     needs `fully_shard` of each `RestrictedProjection` before that of its layer, since the trainable parameters of a
-    group must have one dtype. Call `release` before generating text: the restricted projections are slow for
-    single tokens. The empty set freezes Q, K and V whole; the full set trains them.
+    group must have one dtype. FSDP1 keeps the rows in its state dict besides, under names that end in `rows`. The empty
+    set freezes Q, K and V whole; the full set trains them.
 
     Args:
         model: A transformers model of any layout that `scan` knows.
@@ -54,8 +59,12 @@ def restrict(
     Raises:
         ArgumentError: The heads are not those of this model, the model is restricted already, or `others` is neither
             "train" nor "freeze".
-        ModelError: The model has no known layout, contradicts its configuration, is quantised or sharded, or two of
-            its projections are one module. The model is unchanged.
+        ModelError: The model has no known layout, contradicts its configuration, is quantised, sharded, partitioned by
+            DeepSpeed's ZeRO-3 or offloaded, or two of its projections are one module. The model is unchanged.
+
+    Warns:
+        AlpsWarning: At the first step, of rows that had no gradient though other parameters had; in training, of rows
+            that somebody froze.
     """
     if others not in ("train", "freeze"):
         raise ArgumentError(f'others: expected "train" or "freeze", found {others!r}')
