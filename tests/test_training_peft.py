@@ -191,7 +191,7 @@ def test_the_model_card_says_what_the_adapter_is(base: Path, tmp_path: Path) -> 
 FORMATS = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("stored", FORMATS)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("in_training", FORMATS)
 @pytest.mark.parametrize("later", FORMATS)
 def test_the_same_base_in_another_format(
