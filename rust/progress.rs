@@ -1,4 +1,7 @@
 //! Progress and cancellation of a long call.
+//!
+//! Ctrl-C stops a call from Python so: `long_call` in `python.rs` looks for signals while [`run_with_progress`] runs the
+//! call on another thread, and the threads of a scan check for the cancellation between pieces of work (`scan/group.rs`).
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +14,7 @@ use crate::error::{Error, Result};
 /// The state of a long call, shared by the call and its caller.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Set by the caller to stop the call.
+    /// Set to stop the call.
     pub cancelled: AtomicBool,
     /// Bytes done so far.
     pub done: AtomicU64,

@@ -5,12 +5,12 @@
 //!
 //! # How heads are found
 //!
-//! 1. `layout_file` reads the known layouts: how tensors are named and which rows of them belong to which head.
+//! 1. `layout_file` reads the known layouts: how tensors are named and in which order they hold heads.
 //! 2. `submodels` reads the configuration as a tree of models, each with its components (decoder, vision, ...).
 //! 3. `layer_stacks` groups tensor names that differ only in the layer number into stacks.
 //! 4. `candidates` assigns every stack to a component and chooses the component that was asked for.
 //! 5. `layers`, with `sizes`, reads the sizes of every layer, checks them against the shapes of its tensors and notes
-//!    where the rows of each role lie.
+//!    where the rows of each role lie; the formula of the rows of a head is there.
 //!
 //! `find` runs these steps and gives the rows of one head.
 

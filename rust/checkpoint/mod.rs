@@ -75,7 +75,7 @@ impl Checkpoint {
     /// names, else `model.safetensors`, else those of `model.safetensors.index.json`, else the only candidate: a variant
     /// (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`), the consolidated form
     /// (`consolidated.safetensors`) or a file of another name. Tensors of a shard that the index does not list are
-    /// ignored, and so are those that the index lists and no shard has, unless somebody [asks](Self::missing) for them.
+    /// ignored, and so are those that the index lists and no shard has, unless the heads need them.
     ///
     /// The parts of tensor names that torch's wrappers add, such as `_orig_mod`, are left out.
     ///

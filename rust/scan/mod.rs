@@ -5,7 +5,8 @@
 //! Both models are opened and compared: the same layers, heads and sizes. The unit of work is then one key/value group
 //! of one layer, whose key and value matrices are read and summed once for all query heads that share them. Threads take
 //! the groups in the order of the layers and share the heads of the last ones. Each thread holds the bytes of a few
-//! matrices, whatever the size of the model. What was measured of each head becomes one number per statistic.
+//! matrices, whatever the size of the model: it uses the memory of one group again for the next (`group`), and maps at most
+//! `MAPPED_PER_THREAD` bytes (`checkpoint/range.rs`). What was measured of each head becomes one number per statistic.
 
 mod compatibility;
 mod group;

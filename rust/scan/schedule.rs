@@ -1,6 +1,7 @@
 //! Distributes groups of tasks among threads.
 //!
-//! Each thread claims groups in their order, prepares what their tasks share and does the tasks. A thread that finds no
+//! Each thread claims groups in the order that its caller gives them, for a scan that of the layers, prepares what their
+//! tasks share and does the tasks. It prepares one group at a time, which bounds the memory. A thread that finds no
 //! group left to claim joins one in progress, so that no thread is idle while there are tasks, and the last groups have
 //! as many threads as there are.
 

@@ -19,8 +19,9 @@
 //!
 //! The weights of large models take one of the first three rows, at any usual temperature. `f32` serves vectors of
 //! [`MIN_F32_ENTRIES`] entries and more, whose rounding errors average out far below the precision of a score, unless
-//! the head [needs `f64`](super::HeadMeasurements::needs_f64); smaller vectors cost next to nothing in `f64`. The
-//! choice depends on the weight vector alone, so the result depends neither on threads nor on how a file is read.
+//! the head [needs `f64`](super::HeadMeasurements::needs_f64), and is then measured again; smaller vectors cost next to
+//! nothing in `f64`. [`super::VectorSums`] asks [`may_be_f32`], [`SeriesLengths::choose`] and [`F64Method::choose`] for each
+//! block. The choice depends on the weights and the temperature, neither on threads nor on how a file is read.
 
 use super::block::BLOCK;
 use super::series::{FULL, exponent_reach};
@@ -57,11 +58,11 @@ pub(crate) struct SeriesLengths {
     pub(crate) powers: u8,
 }
 
-/// The largest |log(Z_T / Z_B)| for blocks in `f32`. Where c and u ([`super::series`]) are cut off after their first
+/// The largest |log(Z_T / Z_B)| of a head with blocks in `f32`. Where c and u ([`super::series`]) are cut off after their first
 /// terms, the difference of the softmaxes comes out too small by an eighth of its square.
 pub(crate) const LARGEST_F32_LOG_RATIO: f64 = 1.0 / 1024.0;
 
-/// The largest |log(Z_T / Z_B)| for moments in `f64`.
+/// The largest |log(Z_T / Z_B)| of a head with moments in `f64`.
 pub(crate) const LARGEST_LOG_RATIO: f64 = 0.25;
 
 /// The number of entries from which on the rounding errors of `f32` average out.

@@ -1,7 +1,8 @@
 //! The table of statistics: the name of each, and its formula in terms of the measurements of a head.
 //!
-//! A new statistic needs a row in [`STATISTICS`] and a meaning in `python/alps/statistics.py`, which reads the names
-//! from here; [`Statistic::allows`] has to know it if its value can be infinite or not a number.
+//! A new statistic needs a row in [`STATISTICS`] and its length, what it is made of in [`HeadMeasurements`], a meaning in
+//! `python/alps/statistics.py`, which reads the names from here, and its formula in the docstring of `alps.scan`;
+//! [`Statistic::allows`] has to know it if its value can be infinite or not a number.
 
 use super::head::HeadMeasurements;
 

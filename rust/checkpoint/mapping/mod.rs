@@ -10,12 +10,12 @@
 //!   (`preadv2` with `RWF_NOWAIT`) and maps nothing unless the range is there.
 //! - When a mapped file becomes shorter, access to the lost pages raises SIGBUS, which ends the process. While a file
 //!   is mapped, a process-wide handler is installed, which replaces the whole mapping by zero pages and records the
-//!   loss; the file itself is not touched. [`MappedRange::has_lost_bytes`] reports it, and bytes of such a range must
-//!   not be used.
+//!   loss; the file itself is not touched. [`MappedRange::has_lost_bytes`] reports it, and the scan then fails with
+//!   `Error::Truncated` or `Error::Changed` (`RangeBuffer::check` in `checkpoint/range.rs`).
 //! - Mapped pages count as memory of the process until [`MappedRange::unmap_pages`] returns them.
 //!
-//! Files are mapped on Linux only, since other systems cannot say what is in the page cache. `mmap=False`, or
-//! ALPS_MMAP=0 in the environment, turns mapping off (`python/alps/scan.py`).
+//! Files are mapped on Linux only, since other systems cannot say what is in the page cache. `mmap=False`,
+//! `--no-mmap` or ALPS_MMAP=0 in the environment turns mapping off (`python/alps/scan.py`).
 
 #[cfg_attr(target_os = "linux", path = "linux.rs")]
 #[cfg_attr(not(target_os = "linux"), path = "unsupported.rs")]

@@ -4,7 +4,7 @@
 //!
 //! The handler is installed while any file is mapped. Each mapping has a [`Guard`], whose addresses stand in a table that
 //! the handler can read. For a fault inside these addresses it maps zeros over all of them and sets the flag of the
-//! guard; the thread then goes on. For every other fault or signal it calls the handler that was there before. A signal
+//! guard; the thread then goes on, and the scan fails when it checks the range (`RangeBuffer::check`). For every other fault or signal it calls the handler that was there before. A signal
 //! handler may neither lock nor allocate, so the table has a fixed size and atomic fields.
 
 use std::cell::Cell;

@@ -1,4 +1,4 @@
-//! The rows of a weight matrix as an adapter changes them.
+//! The rows of a weight matrix as an adapter changes them; those of LoRA are rows of W + s B A.
 
 use std::ops::Range;
 use std::sync::Arc;

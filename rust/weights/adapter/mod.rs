@@ -3,7 +3,8 @@
 //! # How adapted weights are read
 //!
 //! No changed matrix is ever held whole. A matrix of the base is wrapped in a [`WeightMatrix`] that changes the rows that
-//! are read, as PEFT's `merge_and_unload` would.
+//! are read, as PEFT's `merge_and_unload` would: for LoRA, rows of W + s B A. `scan/opened_model.rs` asks
+//! [`AdapterOnBase::adapt`] to wrap each projection.
 //!
 //! 1. `config` reads the kind of adapter and its parameters, `tensors` groups its tensors by module.
 //! 2. `base_modules` finds the module of the base that each module of the adapter changes.

@@ -11,9 +11,11 @@
 //! `input_major` reads, whose codes are stored [in, out], with scales for `input_groups`. `four_bit` flattens the
 //! weights.
 //!
-//! A new format needs its method in `config`, a name in [`Scheme`], a file whose `open` checks the tensors and returns
-//! a matrix of `row_major` or `input_major`, a call of `open` in `QuantisedModule`, and in [`Quantisation::modules`]
-//! the end of the name of its tensor of codes, unless that is `weight`.
+//! A *method* is what a configuration says, a *scheme* how the weights of a module are stored.
+//!
+//! A new format needs its method in `config`, its [`Scheme`] with a name, its mention in the message of `unsupported`, a
+//! file whose `open` checks the tensors and returns a matrix of `row_major` or `input_major`, a call of `open` in
+//! `QuantisedModule`, and in [`Quantisation::modules`] the end of the name of its tensor of codes, unless that is `weight`.
 
 mod awq;
 mod bit_field;
