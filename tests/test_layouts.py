@@ -1,5 +1,6 @@
 """The heads that a scan reports are those that change when transformers runs the model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import alps
 from layouts import coverage_table, proof
 from layouts.coverage_table import Row
-from support import oracle, tiny_models
+from support import oracle, tiny_models, types_elsewhere
 
 # Of transformers' own making: these models warn of this and that when they are made and run.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -111,3 +112,10 @@ def test_the_table_has_every_model_type() -> None:
     statuses = [row.status for row in TABLE.values()]
     assert "wrong" not in statuses
     assert statuses.count("read") >= 0.9 * (statuses.count("read") + statuses.count("refused"))
+
+
+def test_the_page_lists_the_types_from_outside_transformers() -> None:
+    page = coverage_table.FILE.read_text()
+    known = {one.model_type for one in types_elsewhere.TYPES} | set(types_elsewhere.LATENT_TYPES)
+    listed = page.split("## From outside transformers")[1]
+    assert set(re.findall(r"^\| `([^`]+)` \| `", listed, re.MULTILINE)) == known

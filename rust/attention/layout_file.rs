@@ -286,10 +286,11 @@ macro_rules! embedded {
 /// The data files by the names of their layouts, embedded at build.
 #[rustfmt::skip]
 const FILES: &[(&str, &str)] = embedded![
-    "albert", "codegen", "concatenated", "concatenated_staged", "consolidated", "convbert", "cross", "deepseek_v4",
-    "gate_first", "gated", "inkling", "interleaved", "keys_for_values", "latent", "latent_gated", "longcat", "lxmert",
-    "mimo", "mllama_vision", "mobilevit", "query_apart", "separate", "separate_by_shape", "shared", "transposed",
-    "videoprism", "xlm", "xlnet", "zamba",
+    "albert", "chatglm", "codegen", "concatenated", "concatenated_staged", "consolidated", "convbert", "cross",
+    "deepseek_v4", "gate_first", "gated", "inkling", "interleaved", "keys_for_values", "latent", "latent_gated",
+    "longcat", "lxmert", "mimo", "mllama_vision", "mobilevit", "query_apart", "separate", "separate_by_layer",
+    "separate_by_shape", "separate_in_layer", "shared", "telechat", "transposed", "videoprism", "xlm", "xlnet",
+    "zamba",
 ];
 
 /// Every known layout, in order of name.

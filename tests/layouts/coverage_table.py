@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layouts import proof
+from support import types_elsewhere
 
 FILE = Path(__file__).parents[2] / "docs" / "models.md"
 Status = Literal["read", "refused", "wrong", "none", "unbuilt"]
@@ -108,6 +109,19 @@ saved, wherever transformers reads the same model from them. What is listed is r
 """
 
 
+_ELSEWHERE = """
+## From outside transformers
+
+{count} types that load by remote code or live in other libraries store their attention as a known layout does. There is
+no model here to run: their names and configurations were written by hand from what was published, the order of their
+rows from the code beside it. The scores had to be those of a Llama with the same matrices, to the last bit. The
+repository is an example.
+
+| model type | published as | component |
+|---|---|---|
+"""
+
+
 def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
     """Writes the page from what the survey found."""
     rows = {model_type: Row.of_facts(facts[model_type]) for model_type in sorted(facts)}
@@ -141,6 +155,19 @@ def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
             page += "".join(
                 f"| `{model_type}` | {row.reason} |\n" for model_type, row in by_status[status].items()
             )
+    return page + _elsewhere()
+
+
+def _elsewhere() -> str:
+    """The section of the types whose code is not in transformers."""
+    rows = {(one.model_type, one.published): one.component for one in types_elsewhere.TYPES}
+    rows |= {(model_type, it[0]): "decoder" for model_type, it in types_elsewhere.LATENT_TYPES.items()}
+    count = len({model_type for model_type, _ in rows})
+    page = _ELSEWHERE.format(count=count)
+    for (model_type, published), component in sorted(
+        rows.items(), key=lambda row: (row[0][0].lower(), row[0][1])
+    ):
+        page += f"| `{model_type}` | `{published}` | {component} |\n"
     return page
 
 
@@ -161,7 +188,10 @@ def read(page: str) -> dict[str, Row]:
     }
     rows: dict[str, Row] = {}
     for section in page.split("\n## ")[1:]:
-        status = titles[section.splitlines()[0]]
+        title = section.splitlines()[0]
+        if title not in titles:
+            continue
+        status = titles[title]
         for model_type, first, second, training, forms in re.findall(
             r"^\| `([^`]+)` \| (.*?) \|(?: (.*?) ?\|)?(?: (.*?) ?\| (.*?) ?\|)?$", section, re.MULTILINE
         ):
