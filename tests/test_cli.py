@@ -309,6 +309,8 @@ def test_a_real_scan(pair: Path) -> None:
         (["base", "other"], "query heads"),
         (["base", "tuned", "--temperature", "0"], "temperature"),
         (["pickled", "tuned"], "pickle"),
+        (["gguf", "tuned"], "is a GGUF file, which is not read"),
+        (["base", "gguf/model-Q4_K_M.gguf"], "is a GGUF file, which is not read"),
     ],
 )
 def test_a_refusal_of_a_real_scan_is_one_line_and_exit_code_1(
@@ -321,6 +323,8 @@ def test_a_refusal_of_a_real_scan_is_one_line_and_exit_code_1(
     Path("unknown/config.json").write_text(json.dumps({"model_type": "nonsense"}))
     other = Shape(layers=2, query_heads=2)
     write(pair / "other", other.config(), random_weights(other, seed=0))
+    Path("gguf").mkdir()
+    Path("gguf/model-Q4_K_M.gguf").write_bytes(b"GGUF\3\0\0\0")
     Path("pickled").mkdir()
     Path("pickled/config.json").write_bytes(Path("base/config.json").read_bytes())
     Path("pickled/pytorch_model.bin").write_bytes(b"PK\3\4")

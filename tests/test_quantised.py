@@ -304,6 +304,7 @@ OWN_FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"desc_act": False, "damp_percent": 0.01, "true_sequential": True},
     ),
     "AutoAWQ": ("awq", "quant_config.json", {"zero_point": True}),
+    "Model Optimizer": ("nvfp4, Model Optimizer", "hf_quant_config.json", {"kv_cache_quant_algo": "FP8"}),
 }
 
 
@@ -319,8 +320,11 @@ def test_settings_in_the_file_where_the_tool_left_them(tool: str, tmp_path: Path
     if tool == "AutoAWQ":
         settings = {"w_bit": settings.pop("bits"), "q_group_size": settings.pop("group_size"), **settings}
     (folder / "config.json").write_text(json.dumps(document))
-    with pytest.raises(alps.ModelError, match=r"no quantize_config\.json or quant_config\.json"):
-        alps.scan(plain, folder)
+    if tool == "Model Optimizer":
+        settings = {"producer": {"name": "modelopt", "version": "0.29.0"}, "quantization": settings}
+    else:
+        with pytest.raises(alps.ModelError, match=r"no quantize_config\.json or quant_config\.json"):
+            alps.scan(plain, folder)
     (folder / file).write_text(json.dumps(settings))
     scores = alps.scan(plain, folder)
     assert (scores["max_delta"] == 0).all()
@@ -341,3 +345,86 @@ def test_auto_round_in_the_packing_of_another_tool(by: str, packing: str, tmp_pa
         (folder / "config.json").write_text(json.dumps(changed))
         with pytest.raises(alps.ModelError, match="is quantised by `auto-round"):
             alps.scan(plain, folder)
+
+
+def test_mlx_has_settings_of_their_own_for_some_modules(tmp_path: Path) -> None:
+    four, eight = QUANTISERS["mlx int4"], QUANTISERS["mlx int8"]
+    stored: Tensors = {}
+    expected: Tensors = {}
+    for key, weight in random_weights(SHAPE, seed=1).items():
+        one, of_one = quantise({key: weight}, eight if ".v_proj" in key else four)
+        stored |= one
+        expected |= of_one
+    own = {name(layer, "v").removesuffix(".weight"): {"group_size": 64, "bits": 8} for layer in range(2)}
+    plain = write(tmp_path / "plain", SHAPE.config(), expected)
+    # mlx-lm writes the settings under both names.
+    settings = four.config | {"mode": "affine"} | own
+    document = SHAPE.config() | {"quantization": settings, "quantization_config": settings}
+    scores = alps.scan(plain, write(tmp_path / "mlx", document, stored))
+    assert (scores["max_delta"] == 0).all()
+    assert scores.provenance["tuned_quantisation"] == "MLX int4; MLX int8"
+    for changed, reason in (
+        ({"quantization": settings | {"mode": "mxfp4"}}, "in the mode mxfp4"),
+        ({"quantization": four.config}, "biases"),
+        ({}, "has no `quantization`"),
+    ):
+        with pytest.raises(alps.AlpsError, match=reason):
+            alps.scan(plain, write(tmp_path / "changed", SHAPE.config() | changed, stored))
+
+
+NAMED: dict[str, tuple[dict[str, Any], str]] = {
+    "AQLM": ({"codebooks": torch.zeros(1, 256, 1, 8), "codes": torch.zeros(96, 40, 1)}, "AQLM"),
+    "EETQ": ({"weight": torch.zeros(320, 96, dtype=torch.int8), "weight_scales": torch.ones(96)}, "I8|eetq"),
+    "EXL2": ({"q_weight": torch.zeros(40, 96, dtype=torch.int32)}, "EXL2"),
+    "EXL3": ({"trellis": torch.zeros(20, 6, 32, dtype=torch.int16)}, "EXL3"),
+    "HIGGS": ({"weight": torch.zeros(96, 40, dtype=torch.int16)}, "I16"),
+    "HQQ": ({"W_q": torch.zeros(160, 96, dtype=torch.uint8)}, "HQQ"),
+    "Marlin": ({"B": torch.zeros(20, 192, dtype=torch.int32), "s": torch.ones(5, 96)}, "Marlin"),
+    "quanto": (
+        {"weight._data": torch.zeros(96, 320, dtype=torch.int8), "weight._scale": torch.ones(96, 1)},
+        "quanto",
+    ),
+    "QuIP#": ({"Qidxs": torch.zeros(96, 40, dtype=torch.int64)}, r"QuIP#"),
+    "SpQR": ({"dense_weights": torch.zeros(96, dtype=torch.int64)}, "SpQR"),
+    "torchao": ({"_weight_qdata": torch.zeros(96, 320, dtype=torch.int8)}, "torchao"),
+    "VPTQ": ({"centroids.weight": torch.zeros(1, 256, 8)}, "VPTQ"),
+    "MXFP4 by Quark": (
+        {
+            "weight": torch.zeros(96, 160, dtype=torch.uint8),
+            "weight_scale": torch.zeros(96, 10, dtype=torch.uint8),
+        },
+        "U8",
+    ),
+}
+"""Tensors of a module by quantisers that are not read, and the word by which they are named."""
+
+
+@pytest.mark.parametrize("tool", NAMED)
+def test_other_quantisers_are_named(tool: str, tmp_path: Path) -> None:
+    tensors, word = NAMED[tool]
+    weights = random_weights(SHAPE, seed=1)
+    base = write(tmp_path / "base", SHAPE.config(), weights)
+    del weights[name(1, "k")]
+    weights |= {f"{name(1, 'k').removesuffix('weight')}{ending}": it for ending, it in tensors.items()}
+    method = {"quant_method": tool.lower()}
+    for settings, expected in (({}, word), ({"quantization_config": method}, f"`{tool.lower()}`|{word}")):
+        quantised = write(tmp_path / "quantised", SHAPE.config() | settings, weights)
+        with pytest.raises(alps.AlpsError, match=f"(?i){expected}"):
+            alps.scan(base, quantised)
+
+
+@pytest.mark.parametrize(
+    "by", ["fp8 blocks", "nvfp4, Model Optimizer", "mlx int4", "bitsandbytes int8", "awq", None]
+)
+def test_parts_of_another_format_are_refused(by: str | None, tmp_path: Path) -> None:
+    weights = random_weights(SHAPE, seed=1)
+    base = write(tmp_path / "base", SHAPE.config(), weights)
+    stored, _ = quantise(weights, QUANTISERS[by]) if by else (weights, None)
+    document = config(QUANTISERS[by]) if by else SHAPE.config()
+    for part in ("weight_scale_2", "biases", "SCB", "weight_global_scale", "g_idx", "weight_zero_point"):
+        key = f"{name(0, 'q').removesuffix('weight')}{part}"
+        if key in stored or (by == "fp8 blocks" and part == "weight_zero_point"):
+            continue
+        tuned = write(tmp_path / part, document, stored | {key: torch.ones(1)})
+        with pytest.raises(alps.AlpsError, match=part):
+            alps.scan(base, tuned)

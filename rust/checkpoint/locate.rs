@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::index::is_plain_name;
 use super::json::quote;
-use super::{config, pickle};
+use super::{config, gguf, pickle};
 use crate::{Error, Result};
 
 /// The names that transformers looks for, in this order.
@@ -46,6 +46,8 @@ fn classify(path: &Path) -> Result<EntryFile> {
         Err(refuse_adapter(path, &name))
     } else if pickle::is_name(&name) {
         Err(pickle::refusal(path, &name))
+    } else if gguf::is_name(&name) {
+        Err(gguf::refusal(path, &name))
     } else if is_index(&name) {
         Ok(EntryFile::Index(path.to_path_buf()))
     } else {
@@ -112,6 +114,9 @@ fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
             _ => classify(&folder.join(name)),
         },
         [] => {
+            if let Some(name) = names.iter().find(|name| gguf::is_name(name)) {
+                return Err(gguf::refusal(folder, name));
+            }
             let found = if names.is_empty() { "an empty folder".to_owned() } else { describe(&names) };
             let within = |file: &str| -> Vec<&String> {
                 names.iter().filter(|name| folder.join(name).join(file).is_file()).collect()

@@ -4,6 +4,7 @@
 
 mod config;
 mod file;
+mod gguf;
 mod header;
 mod index;
 mod json;

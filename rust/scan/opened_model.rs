@@ -14,7 +14,7 @@ use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapter, AdapterOnBase};
 use crate::weights::float_matrix;
-use crate::weights::quantised::{Quantisation, Scheme};
+use crate::weights::quantised::{Quantisation, Scheme, is_part};
 
 /// The files of a model: a checkpoint, and an adapter that changes it.
 #[derive(Clone, Debug)]
@@ -95,7 +95,10 @@ impl OpenedModel {
                     schemes.insert(quantised.scheme);
                     Ok(quantised.matrix)
                 }
-                None => float_matrix::open(&checkpoint, projection),
+                None => {
+                    quantisation.refuse_parts(&projection.name)?;
+                    float_matrix::open(&checkpoint, projection)
+                }
             };
         let weights = (attention.projections().iter())
             .map(|projection| {
@@ -212,15 +215,10 @@ fn refuse_unmerged(checkpoint: &Checkpoint) -> Result<()> {
     Ok(())
 }
 
-/// The ends of the names of tensors that a projection may have. Only `weight` and those of quantised weights are read;
-/// the others change no weight.
+/// The ends of the names of tensors that a projection may have beside its weights. They change no weight.
 #[rustfmt::skip]
-const KNOWN_TENSORS: [&str; 38] = [
-    "weight", "bias",
-    // Quantised weights.
-    "qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point",
-    "weight_shape", "weight_g_idx", "weight_global_scale", "scale", "qscale_weight", "SCB", "weight_format",
-    "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
+const KNOWN_TENSORS: [&str; 18] = [
+    "bias",
     // Activations.
     "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub", "output_scale", "output_zero_point",
     "activation_scale", "qscale_act", "k_scale", "v_scale", "q_scale", "input_max", "input_min", "output_max",
@@ -234,7 +232,7 @@ fn check_tensors(checkpoint: &Checkpoint, attention: &Attention) -> Result<()> {
         let inside = format!("{module}.");
         let stored = checkpoint.tensors_from(&inside).map_while(|(name, _)| name.strip_prefix(&*inside));
         for ending in stored {
-            if !KNOWN_TENSORS.contains(&ending) && !ending.starts_with("weight.quant_state.") {
+            if !KNOWN_TENSORS.contains(&ending) && !is_part(ending) {
                 let problem = format!(
                     "tensor {} belongs to a projection of attention, and what it does to the weights is not known; \
                      expected {} alone or with what quantised weights have. If it is not needed, remove it from the file",

@@ -739,8 +739,7 @@ fn configurations_that_the_tensors_contradict() {
 
 #[test]
 fn methods_that_are_not_read_are_named() {
-    for method in
-        ["aqlm", "hqq", "torchao", "quip", "vptq", "eetq", "mxfp4", "bitnet", "modelopt", "auto-round"]
+    for method in ["aqlm", "hqq", "torchao", "quip", "vptq", "eetq", "mxfp4", "bitnet", "quark", "auto-round"]
     {
         for stored in [fp8(), int8(), packed(), nf4(), gptq3()] {
             let reason = format!("is quantised by `{method}` (quantization_config in config.json)");
@@ -756,6 +755,7 @@ fn methods_that_are_not_read_are_named() {
         ("_weight_qdata", "torchao"),
         ("dense_weights", "SpQR"),
         ("trellis", "EXL3"),
+        ("q_weight", "EXL2"),
         ("B", "Marlin"),
     ];
     for (ending, by) in by_tensors {
@@ -775,7 +775,13 @@ fn methods_that_are_not_read_are_named() {
         stored.config["checkpoint_format"] = json!(format);
         stored.is_not_read(&format!("is packed in the format `{format}`"));
     }
-    nvfp4().without("weight_global_scale").is_not_read("(MXFP4)");
+    nvfp4().without("weight_global_scale").is_malformed("weight_scale", "should be stored as U8");
+    let mut awq = fp8();
+    awq.config = json!({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"});
+    awq.is_not_read("is quantised by `modelopt (quant_algo W4A8_AWQ)`");
+    let mut quark = fp8();
+    quark.config = json!({"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "int4"}}});
+    quark.is_not_read("is quantised by `quark (int4)`");
     let mut sparse = packed();
     sparse.config["sparsity_config"] = json!({"format": "sparse-24-bitmask"});
     sparse.is_not_read("sparse (sparse-24-bitmask)");

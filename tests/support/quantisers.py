@@ -110,12 +110,12 @@ def _compressed(layout: str, **arguments: Any) -> Quantiser:
         highest, lowest = grid.amax(dim=(1, 3)), grid.amin(dim=(1, 3))
         largest = torch.maximum(highest.abs(), lowest.abs())
         state = {"weight": weight}
-        if args.type == "float" and args.num_bits == 4:
+        if layout.startswith("nvfp4"):
             state["weight_global_scale"] = 448 * 6 / weight.abs().max().reshape(1)
             largest = largest / 6 * state["weight_global_scale"]
             state["weight_scale"] = largest.to(torch.float8_e4m3fn).float()
         elif args.type == "float" and args.scale_dtype is not None:
-            state["weight_scale"] = (largest / 448).log2().ceil().exp2()
+            state["weight_scale"] = (largest / (448 if args.num_bits == 8 else 6)).log2().ceil().exp2()
         elif args.type == "float":
             state["weight_scale"] = largest / 448
         elif args.symmetric:
@@ -140,7 +140,8 @@ def _compressed(layout: str, **arguments: Any) -> Quantiser:
         "format": layout,
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": args.model_dump(mode="json")}},
     }
-    name = {"int-quantized": "compressed-tensors int8", "nvfp4-pack-quantized": "NVFP4"}.get(
+    names = {"int-quantized": "compressed-tensors int8", "nvfp4-pack-quantized": "NVFP4"}
+    name = (names | {"mxfp4-pack-quantized": "MXFP4"}).get(
         layout, "FP8 (E4M3)" if args.type == "float" else f"compressed-tensors int{args.num_bits}"
     )
     return Quantiser(quantise, config, name)
@@ -236,6 +237,45 @@ def awq(weight: torch.Tensor, group: int = 32) -> Module:
     return tensors, _dequantised(codes, zero_points, scales, groups)
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
+"""The weights that the codes of 4-bit floats stand for, without the sign."""
+
+
+def nvfp4_model_optimizer(weight: torch.Tensor) -> Module:
+    """NVFP4 as Model Optimizer packs it: the scale of all is a factor, not a divisor."""
+    grid = weight.numpy().reshape(len(weight), -1, 16)
+    factor = np.abs(grid).max() / np.float32(6 * 448)
+    scales = torch.from_numpy(np.abs(grid).max(axis=2) / 6 / factor).to(torch.float8_e4m3fn)
+    scaled = grid / np.maximum(scales.float().numpy() * factor, 1e-30)[..., None]
+    nearest = np.abs(np.abs(scaled)[..., None] - E2M1).argmin(axis=-1)
+    codes = (nearest + 8 * (scaled < 0)).astype(np.uint8).reshape(len(weight), -1)
+    values = E2M1[codes % 8] * np.where(codes < 8, np.float32(1), np.float32(-1))
+    spread = (scales.float().numpy() * factor).repeat(16, axis=1)
+    tensors = {
+        "weight": torch.from_numpy(codes[:, ::2] | codes[:, 1::2] << 4),
+        "weight_scale": scales,
+        "weight_scale_2": torch.tensor(factor),
+        "input_scale": torch.tensor(0.01),
+    }
+    return tensors, torch.from_numpy(values * spread)
+
+
+def mlx(weight: torch.Tensor, bits: int, group: int = 64, dtype: torch.dtype = torch.bfloat16) -> Module:
+    """MLX's packing: each row is one stream of bits, a weight is code * scale + bias."""
+    grid = weight.unflatten(1, (-1, group))
+    lowest, highest = grid.amin(dim=2), grid.amax(dim=2)
+    scales, biases = ((highest - lowest) / (2**bits - 1)).to(dtype), lowest.to(dtype)
+    spread = [numbers.float().repeat_interleave(group, dim=1) for numbers in (scales, biases)]
+    codes = ((weight - spread[1]) / spread[0]).round().clamp(0, 2**bits - 1)
+    packed = np.ascontiguousarray(_pack(codes.numpy().astype(np.int64).T, bits).T).view(np.uint32)
+    tensors = {"weight": torch.from_numpy(packed), "scales": scales, "biases": biases}
+    return tensors, codes * spread[0] + spread[1]
+
+
+def _mlx(bits: int) -> Quantiser:
+    return Quantiser(lambda weight: mlx(weight, bits), {"group_size": 64, "bits": bits}, f"MLX int{bits}")
+
+
 def _gptq(bits: int, group: int, layout: str | None, order: str = "in order") -> Quantiser:
     config: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "group_size": group, "sym": False}
     if layout is not None:
@@ -297,6 +337,23 @@ QUANTISERS: dict[str, Quantiser] = {
     "gptq int8, one group": _gptq(8, -1, "gptq"),
     "gptq int2": _gptq(2, 64, "gptq_v2"),
     "gptq int3": _gptq(3, 64, "gptq"),
+    "fp8 tensor, Model Optimizer": Quantiser(
+        fp8_tensor, {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, "FP8 (E4M3)"
+    ),
+    "nvfp4, Model Optimizer": Quantiser(
+        nvfp4_model_optimizer, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "NVFP4"
+    ),
+    "fp8 tensor, Quark": Quantiser(
+        fp8_tensor,
+        {
+            "quant_method": "quark",
+            "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}},
+            "layer_quant_config": {},
+            "exclude": ["lm_head"],
+        },
+        "FP8 (E4M3)",
+    ),
+    **{f"mlx int{bits}": _mlx(bits) for bits in (2, 3, 4, 5, 6, 8)},
     "awq": Quantiser(
         awq,
         {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
@@ -337,5 +394,13 @@ if sys.version_info >= (3, 11):  # as compressed-tensors needs
         ),
         "nvfp4": _compressed(
             "nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16
+        ),
+        "mxfp4": _compressed(
+            "mxfp4-pack-quantized",
+            num_bits=4,
+            type="float",
+            strategy="group",
+            group_size=32,
+            scale_dtype="torch.uint8",
         ),
     }

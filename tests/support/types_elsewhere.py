@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from alps.scan import Component
 from support.checkpoints import Tensors
 
 LAYERS, HIDDEN, HEAD_SIZE = 2, 32, 8

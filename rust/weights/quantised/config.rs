@@ -27,6 +27,10 @@ pub(super) enum Method {
     BitsAndBytes(BitsAndBytesConfig),
     Gptq(GptqConfig),
     Awq(AwqConfig),
+    ModelOpt,
+    /// AMD's Quark, if its weights are FP8.
+    QuarkFp8,
+    Mlx(MlxConfig),
     /// A method that is not read, with its name.
     Other(String),
 }
@@ -42,6 +46,9 @@ impl Method {
             Method::BitsAndBytes(_) => "bitsandbytes",
             Method::Gptq(_) => "gptq",
             Method::Awq(_) => "awq",
+            Method::ModelOpt => "modelopt",
+            Method::QuarkFp8 => "quark",
+            Method::Mlx(_) => "MLX",
             Method::Other(name) => name,
         }
     }
@@ -83,6 +90,41 @@ pub(super) struct AwqConfig {
     pub(super) group_size: i64,
     version: Option<String>,
     format: Option<String>,
+}
+
+/// What MLX keeps under `quantization`.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct MlxConfig {
+    #[serde(flatten)]
+    settings: MlxSettings,
+    /// Other settings for some modules, by their names.
+    #[serde(flatten)]
+    modules: Map<String, Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct MlxSettings {
+    pub(super) bits: usize,
+    /// The number of input features that share a scale and a bias.
+    pub(super) group_size: usize,
+    mode: Option<String>,
+}
+
+impl MlxConfig {
+    /// The settings of a module.
+    pub(super) fn of_module(&self, name: &str) -> std::result::Result<MlxSettings, String> {
+        match self.modules.get(name).and_then(Value::as_object) {
+            Some(own) => parse(own).map_err(|problem| format!("`{name}`: {problem}")),
+            None => Ok(self.settings.clone()),
+        }
+    }
+}
+
+impl MlxSettings {
+    /// The name of the way in which codes stand for weights.
+    pub(super) fn mode(&self) -> &str {
+        self.mode.as_deref().unwrap_or("affine")
+    }
 }
 
 impl GptqConfig {
@@ -185,7 +227,7 @@ impl QuantisationConfig {
         // A model with a text model within may have the section in the text model's configuration.
         let places = [Some(config), config.get("text_config").and_then(Value::as_object)];
         let section = places.into_iter().flatten().find_map(|place| {
-            ["quantization_config", "compression_config"]
+            ["quantization_config", "compression_config", "quantization"]
                 .iter()
                 .filter_map(|key| place.get(*key))
                 .find(|section| !section.is_null())
@@ -202,8 +244,8 @@ impl QuantisationConfig {
     }
 }
 
-/// Files in which quantisers leave their settings: AutoGPTQ, and AutoAWQ and its forerunner.
-pub(super) const FILES: [&str; 2] = ["quantize_config.json", "quant_config.json"];
+/// Files in which quantisers leave their settings: AutoGPTQ; AutoAWQ and its forerunner; NVIDIA's Model Optimizer.
+pub(super) const FILES: [&str; 3] = ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
 impl QuantisationConfig {
     /// Reads one of [`FILES`].
@@ -213,14 +255,20 @@ impl QuantisationConfig {
     /// [`Error::Model`] if it is malformed.
     pub(super) fn of_file(path: &Path, file: &str, content: &Map<String, Value>) -> Result<Self> {
         let refuse = |problem: String| Error::model(path, format!("{file}: {problem}"));
-        let mut section = content.clone();
+        // Model Optimizer has its settings beside its own name.
+        let inner = content.get("quantization").and_then(Value::as_object);
+        let mut section = inner.filter(|_| file == FILES[2]).unwrap_or(content).clone();
         // AWQ has names of its own there.
         for (own, usual) in [("w_bit", "bits"), ("q_group_size", "group_size")] {
             if let Some(value) = section.remove(own) {
                 section.entry(usual).or_insert(value);
             }
         }
-        let by_file = if file == FILES[0] { "gptq" } else { "awq" };
+        let by_file = match file {
+            file if file == FILES[0] => "gptq",
+            file if file == FILES[1] => "awq",
+            _ => "modelopt",
+        };
         section.entry("quant_method").or_insert(by_file.into());
         Ok(Self { method: method(&section).map_err(refuse)?, skipped: skipped(&section) })
     }
@@ -231,9 +279,13 @@ fn method(section: &Map<String, Value>) -> std::result::Result<Method, String> {
     let Some(name) = named("quant_method") else {
         // Older files of bitsandbytes do not name the method.
         let is_set = |key: &str| section.get(key).and_then(Value::as_bool) == Some(true);
-        return match is_set("load_in_8bit") || is_set("load_in_4bit") {
-            true => parse(section).map(Method::BitsAndBytes),
-            false => Ok(Method::Other("unnamed".into())), // such as MLX
+        let has = |key: &str| section.contains_key(key);
+        return match () {
+            () if is_set("load_in_8bit") || is_set("load_in_4bit") => {
+                parse(section).map(Method::BitsAndBytes)
+            }
+            () if has("bits") && has("group_size") => parse(section).map(Method::Mlx),
+            () => Ok(Method::Other("unnamed".into())),
         };
     };
     match &*name {
@@ -251,6 +303,8 @@ fn method(section: &Map<String, Value>) -> std::result::Result<Method, String> {
         "bitsandbytes" => parse(section).map(Method::BitsAndBytes),
         "gptq" => parse(section).map(Method::Gptq),
         "awq" => parse(section).map(Method::Awq),
+        "modelopt" | "modelopt_fp4" => Ok(model_optimizer(section)),
+        "quark" => Ok(quark(section)),
         "auto-round" | "auto_round" | "intel/auto-round" => auto_round(section),
         _ => Ok(Method::Other(name)),
     }
@@ -268,6 +322,25 @@ fn auto_round(section: &Map<String, Value>) -> std::result::Result<Method, Strin
         Some("auto_gptq") => parse(section).map(Method::Gptq),
         Some("auto_awq") => parse(section).map(Method::Awq),
         _ => Ok(Method::Other(format!("auto-round (packing_format {packing})"))),
+    }
+}
+
+/// NVIDIA's Model Optimizer scales columns in some of its algorithms, and packs integers in ways of its own.
+fn model_optimizer(section: &Map<String, Value>) -> Method {
+    match section.get("quant_algo").and_then(Value::as_str) {
+        None | Some("FP8" | "FP8_PER_CHANNEL_PER_TOKEN" | "FP8_PB_WO" | "NVFP4" | "MIXED_PRECISION") => {
+            Method::ModelOpt
+        }
+        Some(algorithm) => Method::Other(format!("modelopt (quant_algo {algorithm})")),
+    }
+}
+
+fn quark(section: &Map<String, Value>) -> Method {
+    let weight = section.get("global_quant_config").and_then(|global| global.get("weight"));
+    match weight.and_then(|weight| weight.get("dtype")).and_then(Value::as_str) {
+        Some("fp8_e4m3") => Method::QuarkFp8,
+        Some(dtype) => Method::Other(format!("quark ({dtype})")),
+        None => Method::Other("quark".into()),
     }
 }
 
@@ -301,7 +374,7 @@ fn parse<T: DeserializeOwned>(section: &Map<String, Value>) -> std::result::Resu
 
 /// The names in the lists of skipped modules.
 fn skipped(section: &Map<String, Value>) -> Vec<String> {
-    let lists = ["ignore", "modules_to_not_convert", "llm_int8_skip_modules"];
+    let lists = ["ignore", "modules_to_not_convert", "llm_int8_skip_modules", "exclude_modules", "exclude"];
     let names = lists.iter().filter_map(|key| section.get(*key)?.as_array()).flatten();
     names.filter_map(|name| name.as_str().map(str::to_owned)).collect()
 }

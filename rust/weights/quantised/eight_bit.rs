@@ -40,6 +40,7 @@ pub(super) fn open_scaled(
     let zero_point = module.tensor("weight_zero_point");
     let stated = match &module.config.method {
         Method::Unstated => None,
+        Method::ModelOpt | Method::QuarkFp8 if kind == CodeKind::Float => None,
         Method::Fp8(fp8) if kind == CodeKind::Float => fp8.weight_block_size.map(|block| vec![block]),
         Method::FbgemmFp8 if kind == CodeKind::Float => Some(vec![[1, features[1]]]),
         Method::CompressedTensors(groups) => Some(stated_blocks(groups, features, |group| {

@@ -6,10 +6,10 @@
 //! to agree. Opening a module checks the shapes of its tensors. Reading rows reads their codes and scales only, and
 //! computes `(code - zero point) * scale`, with the variations of each format.
 //!
-//! `config` reads `quantization_config`. `eight_bit`, `packed` and `nvfp4` open formats that `row_major` reads, whose
-//! codes lie row after row, with scales in the blocks of a `block_grid`. `gptq` and `awq` open formats that
+//! `config` reads `quantization_config`. `eight_bit`, `packed`, `e2m1` and `mlx` open formats that `row_major` reads,
+//! whose codes lie row after row, with scales in the blocks of a `block_grid`. `gptq` and `awq` open formats that
 //! `input_major` reads, whose codes are stored [in, out], with scales for `input_groups`. `four_bit` flattens the
-//! weights.
+//! weights. `parts` lists the tensors of each format.
 //!
 //! A *method* is what a configuration says, a *scheme* how the weights of a module are stored.
 //!
@@ -21,13 +21,15 @@ mod awq;
 mod bit_field;
 mod block_grid;
 mod config;
+mod e2m1;
 mod eight_bit;
 mod four_bit;
 mod gptq;
 mod input_groups;
 mod input_major;
-mod nvfp4;
+mod mlx;
 mod packed;
+mod parts;
 mod row_major;
 mod tensor;
 
@@ -38,6 +40,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use self::config::{Method, QuantisationConfig};
+pub(crate) use self::parts::is_part;
+use self::parts::parts_of;
 use self::tensor::StoredTensor;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, quote};
@@ -59,8 +63,10 @@ pub enum Scheme {
         /// The number of bits of a weight.
         bits: usize,
     },
-    /// compressed-tensors' 4-bit floats with 8-bit scales.
+    /// 4-bit floats, with an 8-bit scale for each 16 and one more for all.
     Nvfp4,
+    /// 4-bit floats, with a power of two for each 32.
+    Mxfp4,
     /// bitsandbytes' 8-bit integers.
     BitsAndBytesInt8,
     /// bitsandbytes' 4-bit codes, spaced for normal weights.
@@ -75,6 +81,11 @@ pub enum Scheme {
     /// AWQ's 4-bit integers. AWQ also moves factors from the columns of weights to the preceding module, so the weights
     /// differ from unquantised ones by more than rounding.
     Awq,
+    /// MLX's packed integers.
+    Mlx {
+        /// The number of bits of a weight.
+        bits: usize,
+    },
 }
 
 impl fmt::Display for Scheme {
@@ -85,11 +96,13 @@ impl fmt::Display for Scheme {
             Scheme::Int8 => formatter.write_str("compressed-tensors int8"),
             Scheme::PackedInteger { bits } => write!(formatter, "compressed-tensors int{bits}"),
             Scheme::Nvfp4 => formatter.write_str("NVFP4"),
+            Scheme::Mxfp4 => formatter.write_str("MXFP4"),
             Scheme::BitsAndBytesInt8 => formatter.write_str("bitsandbytes int8"),
             Scheme::Nf4 => formatter.write_str("bitsandbytes nf4"),
             Scheme::Fp4 => formatter.write_str("bitsandbytes fp4"),
             Scheme::Gptq { bits } => write!(formatter, "GPTQ int{bits}"),
             Scheme::Awq => formatter.write_str("AWQ int4, with columns rescaled"),
+            Scheme::Mlx { bits } => write!(formatter, "MLX int{bits}"),
         }
     }
 }
@@ -112,9 +125,9 @@ pub struct Quantisation {
 
 /// Ends of tensor names of quantisers that are not read, in modules without `weight`.
 #[rustfmt::skip]
-const UNSUPPORTED: [(&str, &str); 9] = [
+const UNSUPPORTED: [(&str, &str); 10] = [
     ("B", "Marlin"), ("Qidxs", "QuIP#"), ("W_q", "HQQ"), ("_weight_qdata", "torchao"), ("centroids.weight", "VPTQ"),
-    ("codebooks", "AQLM"), ("dense_weights", "SpQR"), ("trellis", "EXL3"), ("weight._data", "quanto"),
+    ("codebooks", "AQLM"), ("dense_weights", "SpQR"), ("q_weight", "EXL2"), ("trellis", "EXL3"), ("weight._data", "quanto"),
 ];
 
 /// Ends of the names of the scales of 8-bit floats, by different writers.
@@ -163,6 +176,7 @@ impl Quantisation {
     pub fn open(&self, module: &str) -> Result<Option<QuantisedWeights>> {
         let module = QuantisedModule { checkpoint: &self.checkpoint, config: &self.config, name: module };
         let opened = module.open()?;
+        module.refuse_other_parts(opened.as_ref().map(|weights| weights.scheme))?;
         if opened.is_some() && self.config.skipped.iter().any(|skipped| skipped == module.name) {
             return Err(module.refuse(format!(
                 "the module {} is quantised, but quantization_config in config.json lists it among those that are not",
@@ -170,6 +184,16 @@ impl Quantisation {
             )));
         }
         Ok(opened)
+    }
+
+    /// Refuses tensors of quantised weights in a module whose weights are not quantised.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if there are any.
+    pub fn refuse_parts(&self, module: &str) -> Result<()> {
+        let module = QuantisedModule { checkpoint: &self.checkpoint, config: &self.config, name: module };
+        module.refuse_other_parts(None)
     }
 }
 
@@ -205,7 +229,7 @@ impl QuantisedModule<'_> {
         if let Some(codes) = self.tensor("weight_packed") {
             self.check_method()?;
             return match codes.dtype() {
-                safetensors::Dtype::U8 => quantised(nvfp4::open(self, codes)?),
+                safetensors::Dtype::U8 => quantised(e2m1::open(self, codes)?),
                 _ => quantised(packed::open(self, codes)?),
             };
         }
@@ -243,8 +267,36 @@ impl QuantisedModule<'_> {
             (safetensors::Dtype::F8_E4M3 | safetensors::Dtype::F8_E5M2, _) => {
                 quantised(eight_bit::open_scaled(self, weight, &FP8_SCALES)?)
             }
+            (safetensors::Dtype::U32, _) => match self.tensor("scales") {
+                Some(scales) => quantised(mlx::open(self, weight, scales)?),
+                None => Err(self.unsupported("is stored as U32")),
+            },
+            (safetensors::Dtype::U8, _) => match self.tensor("weight_scale_2") {
+                Some(factor) => quantised(e2m1::open_model_optimizer(self, weight, &factor)?),
+                None => Err(self.unsupported("is stored as U8")),
+            },
             (dtype, _) => Err(self.unsupported(format!("is stored as {dtype}"))),
         }
+    }
+
+    /// Refuses tensors of quantised weights in a format that the module does not have.
+    fn refuse_other_parts(&self, scheme: Option<Scheme>) -> Result<()> {
+        let inside = format!("{}.", self.name);
+        let mut endings =
+            self.checkpoint.tensors_from(&inside).map_while(|(name, _)| name.strip_prefix(&*inside));
+        let own = parts_of(scheme, self.tensor("weight_packed").is_some());
+        let Some(other) = endings.find(|ending| is_part(ending) && !own.contains(ending)) else {
+            return Ok(());
+        };
+        let format = scheme.map_or("not quantised".to_owned(), |scheme| format!("stored as {scheme}"));
+        Err(Error::checkpoint(
+            self.checkpoint.path(),
+            format!(
+                "tensor {} is one of quantised weights, but the weights beside it are {format}, without such a tensor. \
+                 If it is not needed, remove it from the file",
+                self.quote(other)
+            ),
+        ))
     }
 
     /// Refuses a quantised module whose method is not read.
@@ -283,7 +335,8 @@ impl QuantisedModule<'_> {
     fn unsupported(&self, how: impl AsRef<str>) -> Error {
         self.refuse(format!(
             "the module {} {}; expected weights stored as F16, BF16, F32 or F64, or quantised as FP8, by \
-             compressed-tensors (int8, packed integers, NVFP4), bitsandbytes, GPTQ or AWQ. Other weights have to be \
+             compressed-tensors (int8, packed integers, NVFP4, MXFP4), bitsandbytes, GPTQ, AWQ, Model Optimizer (NVFP4) or \
+             MLX. Other weights have to be \
              dequantised first",
             quote(self.name),
             how.as_ref()

@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::number_format::{CodeFormat, E2M1};
 use crate::weights::{WeightMatrix, assert_fits};
 
-/// Weights (code - zero point) * scale / divisor, with the scale and zero point of the weight's block.
+/// Weights (code - zero point) * (scale * factor / divisor) + bias, with the scale, zero point and bias of the weight's
+/// block.
 #[derive(Debug)]
 pub(super) struct RowMajorMatrix {
     pub(super) codes: StoredTensor,
@@ -17,8 +18,10 @@ pub(super) struct RowMajorMatrix {
     /// The out and in features of the weights.
     pub(super) features: [usize; 2],
     pub(super) scales: BlockGrid,
+    pub(super) factor: f32,
     pub(super) divisor: f32,
     pub(super) zero_points: ZeroPoints,
+    pub(super) biases: Option<BlockGrid>,
     /// I32 [in]: the block of each column among the blocks across, if columns are not in order.
     pub(super) order: Option<StoredTensor>,
 }
@@ -31,7 +34,9 @@ impl RowMajorMatrix {
         features: [usize; 2],
         scales: BlockGrid,
     ) -> Self {
-        Self { codes, packing, features, scales, divisor: 1.0, zero_points: ZeroPoints::None, order: None }
+        let (factor, divisor) = (1.0, 1.0);
+        let zero_points = ZeroPoints::None;
+        Self { codes, packing, features, scales, factor, divisor, zero_points, biases: None, order: None }
     }
 }
 
@@ -44,6 +49,8 @@ pub(super) enum CodePacking {
     E2m1,
     /// Integers of this many bits, with half of their range below zero. A row begins with a new word.
     Integer(usize),
+    /// Integers of this many bits from zero on. A row begins with a new word.
+    Unsigned(usize),
 }
 
 /// The numbers that are subtracted from the codes of each block.
@@ -61,7 +68,7 @@ impl CodePacking {
         match self {
             CodePacking::Whole(format) => columns * format.size(),
             CodePacking::E2m1 => columns.div_ceil(2),
-            CodePacking::Integer(bits) => words(columns, bits) * 4,
+            CodePacking::Integer(bits) | CodePacking::Unsigned(bits) => words(columns, bits) * 4,
         }
     }
 
@@ -74,18 +81,22 @@ impl CodePacking {
                     pair.iter_mut().zip(nibbles).for_each(|(weight, code)| *weight = E2M1[usize::from(code)]);
                 }
             }
-            CodePacking::Integer(bits) => {
-                let words = stored.as_chunks::<4>().0;
-                let word = |place: usize| u32::from_le_bytes(words[place]);
-                for (place, weight) in into.iter_mut().enumerate() {
-                    *weight = signed(bit_field(word, place * bits, bits), bits);
-                }
-            }
+            CodePacking::Integer(bits) => decode_fields(stored, bits, into, |field| signed(field, bits)),
+            CodePacking::Unsigned(bits) => decode_fields(stored, bits, into, |field| field as f32),
         }
     }
 }
 
-/// The value of a bit field of this many bits.
+/// Decodes fields of this many bits, which follow each other without gaps.
+fn decode_fields(stored: &[u8], bits: usize, into: &mut [f32], value: impl Fn(u32) -> f32) {
+    let words = stored.as_chunks::<4>().0;
+    let word = |place: usize| u32::from_le_bytes(words[place]);
+    for (place, weight) in into.iter_mut().enumerate() {
+        *weight = value(bit_field(word, place * bits, bits));
+    }
+}
+
+/// The value of a bit field of this many bits, with half of their range below zero.
 fn signed(field: u32, bits: usize) -> f32 {
     field as f32 - (1_u32 << (bits - 1)) as f32
 }
@@ -154,9 +165,11 @@ impl WeightMatrix for RowMajorMatrix {
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
         let codes = (rows.len() * self.packing.row_bytes(self.features[1])) as u64;
         let zero_points = self.zero_points.stored_bytes(&rows, self.scales.across(), self.packing);
+        let biases = self.biases.as_ref().map_or(0, |biases| biases.stored_bytes(&rows));
         codes
             + self.scales.stored_bytes(&rows)
             + zero_points
+            + biases
             + self.order.as_ref().map_or(0, StoredTensor::length)
     }
 
@@ -166,6 +179,7 @@ impl WeightMatrix for RowMajorMatrix {
         assert_fits(self, &rows, into);
         let scales = self.scales.read(&rows, scratch, "scale")?;
         let zero_points = self.zero_points.read(&rows, across, self.packing, scratch)?;
+        let biases = self.biases.as_ref().map(|biases| biases.read(&rows, scratch, "bias")).transpose()?;
         let blocks = self.read_blocks(scratch)?;
         let first_block = self.scales.rows_of_blocks(&rows).start;
 
@@ -178,20 +192,22 @@ impl WeightMatrix for RowMajorMatrix {
             self.packing.decode(stored, &mut weights);
             let first = (row / block_rows - first_block) * across;
             let of_block = |block: usize| {
-                let zero_point = zero_points.as_ref().map_or(0.0, |zero_points| zero_points[first + block]);
-                (zero_point, scales[first + block] / self.divisor)
+                let of = |numbers: &Option<Vec<f32>>| {
+                    numbers.as_ref().map_or(0.0, |numbers| numbers[first + block])
+                };
+                (of(&zero_points), scales[first + block] * self.factor / self.divisor, of(&biases))
             };
             match &blocks {
                 Some(blocks) => {
                     for (weight, block) in weights.iter_mut().zip(blocks) {
-                        let (zero_point, scale) = of_block(*block);
-                        *weight = (*weight - zero_point) * scale;
+                        let (zero_point, scale, bias) = of_block(*block);
+                        *weight = (*weight - zero_point) * scale + bias;
                     }
                 }
                 None => {
                     for (block, weights) in weights.chunks_mut(block_columns).enumerate() {
-                        let (zero_point, scale) = of_block(block);
-                        weights.iter_mut().for_each(|weight| *weight = (*weight - zero_point) * scale);
+                        let (zero_point, scale, bias) = of_block(block);
+                        weights.iter_mut().for_each(|weight| *weight = (*weight - zero_point) * scale + bias);
                     }
                 }
             }
