@@ -347,13 +347,16 @@ def test_a_scan_in_a_terminal_shows_a_bar_and_ends_soon_after_ctrl_c(tmp_path: P
     os.close(scan_end)
     shown = b""
     with scanning:
-        while b"GiB" not in shown:  # of so many GiB read, so it is at work
-            shown += os.read(terminal_end, 4096)
-        assert b"reading" in shown
-        scanning.send_signal(signal.SIGINT)
-        sent = time.monotonic()
-        output, _ = scanning.communicate(timeout=30)
-        seconds = time.monotonic() - sent
+        try:
+            while b"GiB" not in shown:  # of so many GiB read, so it is at work
+                shown += os.read(terminal_end, 4096)
+            assert b"reading" in shown
+            scanning.send_signal(signal.SIGINT)
+            sent = time.monotonic()
+            output, _ = scanning.communicate(timeout=30)
+            seconds = time.monotonic() - sent
+        finally:
+            scanning.kill()
     os.close(terminal_end)
     assert (scanning.returncode, output) == (130, b"")
     assert seconds < 0.5
