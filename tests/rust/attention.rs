@@ -396,7 +396,7 @@ fn a_model_type_of_no_layout() {
         &[
             "the model type `jetmoe\\n` is in no known layout",
             "its attention tensors seem to be `model.layers.{layer}.self_attn.k_proj.weight`, `model.layers",
-            "the known layouts are `albert`, `codegen`",
+            "the known layouts are `albert`, `chatglm`",
             "`alps layouts` lists their model types",
             "CONTRIBUTING.md says how to add a layout",
         ],
