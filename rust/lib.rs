@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod checkpoint;
 pub mod error;
+pub mod graft;
 pub mod number_format;
 pub mod progress;
 #[cfg(feature = "python")]

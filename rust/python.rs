@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use numpy::ndarray::Array1;
@@ -11,7 +11,9 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use crate::attention::{self, Attention, Component, MatrixSize, Orientation, TensorShapes};
+use crate::attention::{
+    self, Attention, Component, MatrixSize, Orientation, ProjectionRows, Role, TensorShapes,
+};
 use crate::checkpoint::parse_config;
 use crate::error::{BadWeight, Error, Result};
 use crate::progress::{Progress, run_with_progress};
@@ -29,8 +31,8 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Adapter, adapter, geometry, inspect, layouts, live_attention, ranking, report, scan, select_random,
-        select_ranked, select_within_budget,
+        Adapter, HeadWeights, adapter, geometry, graft, inspect, layouts, live_attention, ranking, report,
+        scan, select_random, select_ranked, select_within_budget,
     };
 
     #[pymodule_init]
@@ -185,6 +187,105 @@ fn scan<'py>(
         base: scores.base.into(),
         tuned: scores.tuned.into(),
     })
+}
+
+/// A model whose heads are put into another: its files, the chosen heads and groups [layers, heads], and the scale.
+type Donor<'py> = (Paths, PyReadonlyArray2<'py, bool>, PyReadonlyArray2<'py, bool>, f64);
+
+/// Writes the weights of a checkpoint with the chosen heads of others into a folder. Returns the bytes of their rows.
+#[pyfunction]
+fn graft(
+    py: Python<'_>,
+    base: Paths,
+    donors: Vec<Donor<'_>>,
+    component: Option<&str>,
+    folder: PathBuf,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<u64> {
+    let component = component_of_name(component)?;
+    let rows = |mask: &PyReadonlyArray2<'_, bool>| -> Vec<Vec<bool>> {
+        mask.as_array().outer_iter().map(|layer| layer.to_vec()).collect()
+    };
+    let donors: Vec<crate::graft::Donor> = donors
+        .into_iter()
+        .map(|(paths, queries, groups, scale)| crate::graft::Donor {
+            model: model_path(paths),
+            queries: rows(&queries),
+            groups: rows(&groups),
+            scale,
+        })
+        .collect();
+    let base = model_path(base);
+    let written =
+        long_call(py, progress, |made| crate::graft::graft(&base, &donors, component, &folder, made))?;
+    Ok(written.bytes)
+}
+
+/// The weights of the heads of one checkpoint.
+#[pyclass(frozen, module = "alps._alps")]
+struct HeadWeights {
+    model: OpenedModel,
+}
+
+#[pymethods]
+impl HeadWeights {
+    #[new]
+    fn new(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<Self> {
+        Ok(Self { model: open(py, paths, component)? })
+    }
+
+    /// The sizes of the heads.
+    fn geometry(&self) -> Geometry {
+        self.model.geometry().into()
+    }
+
+    /// The matrix of a query head, or the key or value matrix of a key/value group: float64 [rows, in features].
+    fn matrix<'py>(
+        &self,
+        py: Python<'py>,
+        role: &str,
+        layer_index: usize,
+        index: usize,
+    ) -> PyResult<Bound<'py, PyArray2<f64>>> {
+        let (role, _) = self.find(role, layer_index, index)?;
+        let matrix = self.model.matrix(role, layer_index, index);
+        let matrix = matrix
+            .ok_or_else(|| Error::Argument(format!("layer {layer_index} has no {} matrices", role.name())))?;
+        let numbers = py.detach(|| matrix.stored())?.decode();
+        numbers.into_pyarray(py).reshape([matrix.rows(), matrix.columns()])
+    }
+
+    /// The entries of the bias beside that matrix, float64; `None` if there is none.
+    fn bias<'py>(
+        &self,
+        py: Python<'py>,
+        role: &str,
+        layer_index: usize,
+        index: usize,
+    ) -> PyResult<Option<Bound<'py, PyArray1<f64>>>> {
+        let (_, slice) = self.find(role, layer_index, index)?;
+        let Some(slice) = slice else { return Ok(None) };
+        let entries = self.model.bias_entries(slice.projection, &slice.rows)?;
+        Ok(entries.map(|entries| entries.decode().into_pyarray(py)))
+    }
+}
+
+impl HeadWeights {
+    fn find(
+        &self,
+        role: &str,
+        layer_index: usize,
+        index: usize,
+    ) -> PyResult<(Role, Option<ProjectionRows<'_>>)> {
+        let layer = self.model.geometry().layers.get(layer_index);
+        let role = Role::ALL.into_iter().find(|it| it.name() == role);
+        match (role, layer) {
+            (Some(role), Some(layer)) if index < layer.count(role) => {
+                Ok((role, self.model.attention().projection_rows(role, layer_index, index)))
+            }
+            _ => Err(Error::Argument(format!("there is no matrix {index} in layer {layer_index}")).into()),
+        }
+    }
 }
 
 /// What the configuration of an adapter says.

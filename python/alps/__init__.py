@@ -3,6 +3,7 @@
 The method is ALPS (https://arxiv.org/abs/2505.18799). Reading and scoring need no torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from alps._alps import __version__
@@ -19,6 +20,7 @@ from alps.errors import (
     WeightsError,
 )
 from alps.geometry import Geometry, LayerSizes
+from alps.graft import Graft, graft
 from alps.heads import HeadSet, Report
 from alps.inspection import Inspection, Layout, inspect, layouts
 from alps.peft_import import register_with_peft
@@ -28,6 +30,7 @@ from alps.scores import HeadScores
 from alps.statistics import STATISTICS
 
 if TYPE_CHECKING:
+    from alps.live import grafted
     from alps.training import AlpsConfig, Restriction, release, restrict
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "CheckpointError",
     "Comparison",
     "Geometry",
+    "Graft",
     "HeadScores",
     "HeadSet",
     "Inspection",
@@ -54,6 +58,8 @@ __all__ = [
     "__version__",
     "compare",
     "geometry",
+    "graft",
+    "grafted",
     "inspect",
     "layouts",
     "release",
@@ -62,23 +68,27 @@ __all__ = [
     "write_report",
 ]
 
-_TRAINING = frozenset({"AlpsConfig", "Restriction", "release", "restrict"})
-"""What is imported when it is first asked for, since it needs torch, transformers and PEFT."""
+_LAZY = {
+    "alps.live": ("grafted",),
+    "alps.training": ("AlpsConfig", "Restriction", "release", "restrict"),
+}
+"""What is imported when it is first asked for, since it needs torch, transformers and PEFT: names by package."""
 
 
 register_with_peft()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _TRAINING:
+    package = next((package for package, names in _LAZY.items() if name in names), None)
+    if package is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from alps import training
+        module = import_module(package)
     except ImportError as error:
         raise ImportError(
             f"alps.{name} needs more packages: pip install 'alps-heads[train]' ({error})"
         ) from error
-    return globals().setdefault(name, getattr(training, name))
+    return globals().setdefault(name, getattr(module, name))
 
 
 def __dir__() -> list[str]:

@@ -12,9 +12,11 @@ __all__ = [
     "DEBUG_BUILD",
     "STATISTICS",
     "Adapter",
+    "HeadWeights",
     "__version__",
     "adapter",
     "geometry",
+    "graft",
     "inspect",
     "layouts",
     "live_attention",
@@ -103,6 +105,30 @@ def adapter(path: str) -> Adapter | None:
 
 def geometry(paths: tuple[str, str | None], component: str | None) -> _Geometry:
     """Reads the geometry of one checkpoint."""
+
+def graft(
+    base: tuple[str, str | None],
+    donors: list[tuple[tuple[str, str | None], NDArray[np.bool_], NDArray[np.bool_], float]],
+    component: str | None,
+    folder: str,
+    progress: Callable[[int, int], object] | None,
+) -> int:
+    """Writes the weights of a checkpoint with the chosen heads of others into a folder.
+
+    A donor is its files, its query heads and its key/value groups [layers, heads], and the scale of its change.
+    Returns the bytes of the rows.
+    """
+
+@final
+class HeadWeights:
+    """The weights of the heads of one checkpoint."""
+
+    def __new__(cls, paths: tuple[str, str | None], component: str | None) -> HeadWeights: ...
+    def geometry(self) -> _Geometry: ...
+    def matrix(self, role: str, layer_index: int, index: int) -> NDArray[np.float64]:
+        """The matrix of a query head, or the key or value matrix of a key/value group: [rows, in features]."""
+    def bias(self, role: str, layer_index: int, index: int) -> NDArray[np.float64] | None:
+        """The entries of the bias beside that matrix."""
 
 class _Module(TypedDict):
     name: str

@@ -19,8 +19,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::ThreadPoolBuilder;
 
-use self::compatibility::{check_pair, check_product};
+pub(crate) use self::compatibility::check_pair;
+use self::compatibility::check_product;
 use self::group::{HeadMeasurer, ThreadMemory};
+pub(crate) use self::opened_model::StoredNumbers;
 pub use self::opened_model::{ModelPath, OpenedModel, Provenance};
 pub use self::options::{Form, Options};
 use self::schedule::Schedule;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::attention::{
     Attention, Component, Geometry, Orientation, Projection, Role, TensorShapes, may_be_attention,
 };
-use crate::checkpoint::{ByteRange, Checkpoint};
+use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
 use crate::error::{BadWeight, Error, HeadName, Result, quote};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
@@ -119,6 +119,16 @@ impl OpenedModel {
         self.adapted.as_ref().map_or(self.checkpoint.path(), |adapted| adapted.adapter().path())
     }
 
+    /// The checkpoint, which an adapter may change.
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The adapter that changes the checkpoint.
+    pub(crate) fn adapted(&self) -> Option<&AdapterOnBase> {
+        self.adapted.as_ref()
+    }
+
     /// What the weights are read from.
     pub fn provenance(&self) -> Provenance {
         let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
@@ -173,6 +183,42 @@ impl OpenedModel {
             }
         }
         bytes
+    }
+
+    /// The tensor of a projection's weight, with its name.
+    pub(crate) fn weight_tensor(&self, projection: &Projection) -> Result<(&str, &Tensor)> {
+        let missing = || format!("tensor {} is missing", quote(&projection.name));
+        float_matrix::find_tensor(&self.checkpoint, &projection.name)
+            .ok_or_else(|| Error::model(self.path(), missing()))
+    }
+
+    /// The tensor of a projection's bias, which has `bias` for `weight` in its name, if there is one.
+    pub(crate) fn bias_tensor(&self, projection: &Projection) -> Option<(&str, &Tensor)> {
+        let (weight, _) = float_matrix::find_tensor(&self.checkpoint, &projection.name)?;
+        let (before, after) = weight.rsplit_once("weight")?;
+        let found = self.checkpoint.named_tensor(&format!("{before}bias{after}"))?;
+        (found.1.shape == [projection.out_features]).then_some(found)
+    }
+
+    /// Reads some entries of a projection's bias, if there is one.
+    pub(crate) fn bias_entries(
+        &self,
+        projection: &Projection,
+        rows: &Range<usize>,
+    ) -> Result<Option<StoredNumbers>> {
+        let Some((name, tensor)) = self.bias_tensor(projection) else { return Ok(None) };
+        if let Some(adapted) = self.adapted().filter(|adapted| adapted.changes_bias(&projection.name)) {
+            let module = quote(&projection.name);
+            let problem = format!("the adapter changes the bias of {module}; merge it into its base first");
+            return Err(Error::model(adapted.adapter().path(), problem));
+        }
+        let dtype = Dtype::from_stored(tensor.dtype).ok_or_else(|| {
+            let problem = format!("tensor {} is stored as {}; expected numbers", quote(name), tensor.dtype);
+            Error::model(self.path(), problem)
+        })?;
+        let mut bytes = vec![0; rows.len() * dtype.size()];
+        self.checkpoint.read_at(tensor, (rows.start * dtype.size()) as u64, &mut bytes)?;
+        Ok(Some(StoredNumbers { dtype, bytes }))
     }
 
     /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.
@@ -279,6 +325,22 @@ pub struct Provenance {
     pub note: Option<String>,
 }
 
+/// Numbers as they are stored.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredNumbers {
+    pub(crate) dtype: Dtype,
+    /// Little-endian.
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl StoredNumbers {
+    pub(crate) fn decode(&self) -> Vec<f64> {
+        let mut numbers = vec![0.0; self.bytes.len() / self.dtype.size()];
+        self.dtype.decode(&self.bytes, &mut numbers);
+        numbers
+    }
+}
+
 /// One matrix of one head: some rows of a weight matrix.
 #[derive(Clone, Debug)]
 pub(crate) struct HeadRows<'a> {
@@ -324,6 +386,13 @@ impl<'a> HeadRows<'a> {
     pub(crate) fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let first = self.rows.start;
         self.weights.read_rows(first + rows.start..first + rows.end, into, scratch)
+    }
+
+    /// Reads all rows, as they are stored.
+    pub(crate) fn stored(&self) -> Result<StoredNumbers> {
+        let mut bytes = vec![0; self.rows() * self.row_bytes()];
+        self.read_rows(0..self.rows(), &mut bytes, &mut Vec::new())?;
+        Ok(StoredNumbers { dtype: self.dtype(), bytes })
     }
 
     /// The error of an entry that no score can be made of.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console, RenderableType
@@ -293,6 +293,34 @@ def _draw(
         image_file.save(figure, plot)
     if report is not None:
         write_report(report, content, heads, statistic=statistic)
+
+
+@app.command()
+def graft(
+    base: Annotated[
+        str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
+    ],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning.")],
+    heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Write the checkpoint here; it must not exist.")
+    ],
+    scale: Annotated[float, typer.Option(callback=_number, help="Of the change of the rows.")] = 1.0,
+    rest: Annotated[
+        Literal["base", "tuned"], typer.Option(help="Of which everything but the chosen heads is.")
+    ] = "base",
+    as_json: _Json = False,
+) -> None:
+    """Write a checkpoint with the tuned Q/K/V rows of the chosen heads, and everything else of the base."""
+    chosen = HeadSet.load(heads)
+    with nullcontext() if as_json else tables.progress_bar(sys.stderr) as progress:
+        written = alps.graft(base, tuned, chosen, output, scale=scale, rest=rest, progress=progress)
+    if as_json:
+        document = {"path": str(output), "bytes": written.bytes, "files": list(written.files)}
+        _print_json({"graft": document, "heads": json_output.document(chosen)})
+        return
+    _print_heads(chosen)
+    _print_written(checkpoint=output)
 
 
 @app.command()

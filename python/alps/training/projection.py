@@ -40,6 +40,7 @@ class RestrictedProjection(nn.Module):
         axis: The axis of the weight that holds the outputs.
     """
 
+    _alps_restricted = True
     axis: int
     rows: nn.Parameter | None
     bias_rows: nn.Parameter | None

@@ -27,6 +27,11 @@ impl FactorStore {
         Self { checkpoint: Arc::new(checkpoint), cache: Mutex::default() }
     }
 
+    /// The names of all tensors of the adapter.
+    pub(super) fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.checkpoint.tensors().map(|(name, _)| name)
+    }
+
     /// Reads a whole tensor, or takes it from the cache.
     fn read_whole(&self, name: &str) -> Result<Arc<[f32]>> {
         // Threads that need the same tensor wait for the lock instead of reading it as well.

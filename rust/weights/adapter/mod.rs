@@ -202,6 +202,17 @@ impl AdapterOnBase {
         !self.places(module).is_empty()
     }
 
+    /// Whether the adapter changes the bias of this module of the base.
+    pub(crate) fn changes_bias(&self, module: &str) -> bool {
+        let names = || self.adapter.factors.tensor_names();
+        let is_bias = |name: &str, module: &str| {
+            let inside = name.split_once(&format!("{module}.")).map(|(_, inside)| inside);
+            inside.is_some_and(|inside| inside.contains("bias"))
+        };
+        let mut modules = self.places(module).iter().map(|place| &*place.adapter_name).chain([module]);
+        modules.any(|module| names().any(|name| is_bias(name, module)))
+    }
+
     fn places(&self, module: &str) -> &[ModulePlace] {
         // For torch's multi-head attention the adapter names the module, the base a tensor within it.
         let whole = || self.places.get(module.strip_suffix(".in_proj_weight")?);

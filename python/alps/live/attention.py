@@ -152,6 +152,15 @@ def find(
     return Attention(Geometry.of_layers(**geometry), tuple(found))
 
 
+RESTRICTED = "_alps_restricted"
+"""The attribute of the classes of modules of which `alps.restrict` trains some rows."""
+
+
+def is_restricted(model: nn.Module) -> bool:
+    """Whether `alps.restrict` was called on a model."""
+    return any(hasattr(type(module), RESTRICTED) for module in model.modules())
+
+
 def is_ordinary(module: nn.Module, axis: int) -> bool:
     """Whether a module computes what a Linear (axis 0) or a Conv1D (axis 1) does, and nothing more."""
     kind: type[Projection] = nn.Linear if axis == 0 else Conv1D

@@ -1,0 +1,187 @@
+"""Puts the rows of chosen heads of one checkpoint into another."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import alps._alps as _alps
+from alps import sources
+from alps.errors import ArgumentError
+from alps.geometry import Geometry
+from alps.heads import HeadSet
+
+Path_: TypeAlias = str | os.PathLike[str]
+Donor: TypeAlias = tuple[Path_, HeadSet] | tuple[Path_, HeadSet, float]
+"""A tuned checkpoint or adapter, its heads, and the scale of their change."""
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
+"""Files of weights, which are written or have no place in the graft."""
+
+
+@dataclass(frozen=True)
+class Graft:
+    """A checkpoint that `graft` has written.
+
+    Attributes:
+        path: Its folder.
+        bytes: Of the rows that differ from the first checkpoint.
+        files: The files that were copied along: configuration, tokenizer and what else was there.
+    """
+
+    path: Path
+    bytes: int
+    files: tuple[str, ...]
+
+
+def graft(
+    base: Path_,
+    tuned: Path_ | Sequence[Donor],
+    heads: HeadSet | None = None,
+    output: Path_ = "",
+    *,
+    scale: float = 1.0,
+    rest: Literal["base", "tuned"] = "base",
+    progress: Callable[[int, int], object] | None = None,
+) -> Graft:
+    """Writes an ordinary checkpoint: the tuned rows of the chosen heads, everything else as in `base`.
+
+    The rows are those of Q, K and V of the chosen heads and of the key/value groups that they read, with their
+    entries of the biases: what `alps.restrict` trains. A row becomes `base + scale * (tuned - base)`; with several
+    tuned models the changes are added (selective task arithmetic, https://arxiv.org/abs/2411.16139). With one model and
+    the scale 1 it is the tuned row, bit for bit.
+
+    Files, shards, names and number formats are those of `base`; configuration and tokenizer are copied along. A file
+    system that can share blocks between files does so for all that is not overwritten. Memory stays small whatever the
+    size of the checkpoints is. The folder gets its name when all is written; a killed process leaves a folder whose name
+    begins with a dot and ends with `.partial`.
+
+        heads = alps.scan("base", "tuned").select(ratio=0.1)
+        alps.graft("base", "tuned", heads, "grafted")
+        alps.graft("base", "tuned", heads, "reverted", rest="tuned")
+        alps.graft("base", [("maths", maths, 0.7), ("german", german, 0.5)], output="both")
+
+    Args:
+        base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of one in the hub's local
+            cache.
+        tuned: The checkpoint after tuning, or an adapter of it; or several, each with its heads and its scale (1 when not
+            given).
+        heads: The chosen heads, if `tuned` is one checkpoint.
+        output: The folder to write, which must not exist.
+        scale: Of the change, if `tuned` is one checkpoint.
+        rest: Which checkpoint everything else is of. With "tuned" the result is the tuned checkpoint, with only the
+            chosen heads reverted: their rows become `tuned + scale * (base - tuned)`.
+        progress: Called on this thread now and then with the bytes copied so far and the bytes to copy.
+
+    Raises:
+        ArgumentError: An argument is out of its domain, or the heads are those of another model.
+        CheckpointError: A file is truncated, malformed or of another format.
+        ModelError: The model is of no known layout, or weights are quantised, or rows would have to be written into those
+            of an adapter.
+        PairError: The checkpoints are not states of one model.
+        FileExistsError: `output` exists.
+        OSError: A file cannot be read or written.
+    """
+    donors = _donors(tuned, heads, scale)
+    if rest not in ("base", "tuned"):
+        raise ArgumentError(f'rest: expected "base" or "tuned", found {rest!r}')
+    if rest == "tuned" and len(donors) != 1:
+        raise ArgumentError(f'rest="tuned" needs one tuned checkpoint, found {len(donors)}')
+    target = _check_target(output)
+    pairs = [sources.find_both(base, path, None) for path, _, _ in donors]
+    host = pairs[0][0]
+    found = [(pair[1], chosen, factor) for pair, (_, chosen, factor) in zip(pairs, donors, strict=True)]
+    if rest == "tuned":
+        (reverted, (_, chosen, factor)), host = (host, found[0]), found[0][0]
+        found = [(reverted, chosen, factor)]
+    component = donors[0][1].geometry.component
+    geometry = Geometry.of_layers(**_alps.geometry((host.path, host.adapter), component))
+    for _, chosen, _ in donors:
+        if difference := chosen.geometry.difference(geometry):
+            raise ArgumentError(f"the heads are not those of {host.name} (heads and model): {difference}")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.partial")
+    temporary.mkdir()
+    try:
+        written = _alps.graft(
+            (host.path, host.adapter),
+            [
+                ((source.path, source.adapter), chosen.mask, chosen.key_value_groups, factor)
+                for source, chosen, factor in found
+            ],
+            component,
+            os.fspath(temporary),
+            progress,
+        )
+        files = _copy_along(Path(host.path), temporary)
+        _sync(temporary)
+        temporary.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Graft(target, written, files)
+
+
+def _donors(
+    tuned: Path_ | Sequence[Donor], heads: HeadSet | None, scale: float
+) -> list[tuple[Path_, HeadSet, float]]:
+    if isinstance(tuned, (str, os.PathLike)):
+        if not isinstance(heads, HeadSet):
+            raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
+        donors = [(tuned, heads, scale)]
+    else:
+        if heads is not None:
+            raise ArgumentError("heads: with several tuned checkpoints, each has its heads beside it")
+        donors = []
+        for donor in tuned:
+            if not isinstance(donor, tuple) or len(donor) not in (2, 3) or not isinstance(donor[1], HeadSet):
+                raise ArgumentError(f"tuned: expected (checkpoint, heads, scale), found {donor!r}")
+            donors.append((donor[0], donor[1], donor[2] if len(donor) == 3 else 1.0))
+        if not donors:
+            raise ArgumentError("tuned: expected at least one checkpoint, found none")
+    first = donors[0][1].geometry
+    for _, chosen, factor in donors:
+        if not chosen:
+            raise ArgumentError("heads: expected at least one head, found none")
+        if not float("-inf") < factor < float("inf"):
+            raise ArgumentError(f"scale: expected a finite number, found {factor!r}")
+        if difference := chosen.geometry.difference(first):
+            raise ArgumentError(f"the head sets are of different models: {difference}")
+    return donors
+
+
+def _check_target(output: Path_) -> Path:
+    if not os.fspath(output):
+        raise ArgumentError("output: expected the folder to write, found none")
+    target = Path.cwd() / output
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "expected a name that is free", os.fspath(output))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
+    return target
+
+
+def _copy_along(checkpoint: Path, folder: Path) -> tuple[str, ...]:
+    """Copies what is beside the weights: files of other kinds, and none of a folder within."""
+    beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    copied = []
+    for file in sorted(beside.iterdir()):
+        is_weights = file.name.endswith(_WEIGHTS) or file.name.startswith(".") or file.name == "README.md"
+        if file.is_file() and not is_weights and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+            copied.append(file.name)
+    return tuple(copied)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder last, where the system has this."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
