@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.scores import small_scores
+
+# A second thread slows tiny models down, by a factor of a hundred where other programs use the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 QUICK = {
     "test_compare.py",

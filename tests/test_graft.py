@@ -200,7 +200,7 @@ def test_shards_names_and_files_are_those_of_the_base(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "base", max_shard_size="20KB")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.01
+            parameter.add_(0.01)
     model.save_pretrained(tmp_path / "tuned")
     (tmp_path / "base/tokenizer_config.json").write_text("{}")
     (tmp_path / "base/chat_template.jinja").write_text("{{ messages }}")

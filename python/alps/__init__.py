@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from alps._alps import __version__
+from alps.audits import Audit, Trial
 from alps.compare import Comparison, compare
 from alps.errors import (
     AlpsError,
@@ -30,7 +31,7 @@ from alps.scores import HeadScores
 from alps.statistics import STATISTICS
 
 if TYPE_CHECKING:
-    from alps.live import grafted
+    from alps.live import audit, grafted
     from alps.training import AlpsConfig, Restriction, release, restrict
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "AlpsError",
     "AlpsWarning",
     "ArgumentError",
+    "Audit",
     "CheckpointError",
     "Comparison",
     "Geometry",
@@ -53,9 +55,11 @@ __all__ = [
     "PairError",
     "Report",
     "Restriction",
+    "Trial",
     "UnchangedError",
     "WeightsError",
     "__version__",
+    "audit",
     "compare",
     "geometry",
     "graft",
@@ -69,7 +73,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "alps.live": ("grafted",),
+    "alps.live": ("audit", "grafted"),
     "alps.training": ("AlpsConfig", "Restriction", "release", "restrict"),
 }
 """What is imported when it is first asked for, since it needs torch, transformers and PEFT: names by package."""

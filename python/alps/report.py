@@ -2,6 +2,7 @@
 
 import os
 
+from alps.audits import Audit
 from alps.compare import Comparison
 from alps.files import check_writable, suffix_of, write_whole
 from alps.heads import HeadSet
@@ -13,7 +14,7 @@ _SUFFIXES = (".html", ".htm")
 
 def write_report(
     path: str | os.PathLike[str],
-    content: HeadScores | HeadSet | Comparison,
+    content: HeadScores | HeadSet | Comparison | Audit,
     heads: HeadSet | None = None,
     *,
     statistic: str | None = None,
@@ -24,7 +25,7 @@ def write_report(
 
     Args:
         path: The file, named .html or .htm.
-        content: Scores, a head set, or what `compare` returned.
+        content: Scores, a head set, or what `compare` or `audit` returned.
         heads: With scores, the heads to mark and to list; without them the report lists the best.
         statistic: With scores, what ranks and colours the heads; "wasserstein" unless it is not there and only one
             other is.

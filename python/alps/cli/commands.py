@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 import alps
 from alps import statistics
+from alps.audits import Audit
 from alps.cli import json_output, tables
 from alps.compare import Comparison
 from alps.errors import AlpsError, ArgumentError, CheckpointError, UnchangedError
@@ -282,7 +283,7 @@ def _check_pictures(plot: Path | None, report: Path | None) -> None:
 def _draw(
     plot: Path | None,
     report: Path | None,
-    content: HeadScores | HeadSet | Comparison,
+    content: HeadScores | HeadSet | Comparison | Audit,
     heads: HeadSet | None = None,
     statistic: str | None = None,
 ) -> None:
@@ -321,6 +322,49 @@ def graft(
         return
     _print_heads(chosen)
     _print_written(checkpoint=output)
+
+
+@app.command()
+def audit(
+    base: Annotated[str, typer.Argument(help="The model before tuning: folder or cached hub name.")],
+    tuned: Annotated[str, typer.Argument(help="The model or the adapter after tuning.")],
+    heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
+    text: Annotated[Path, typer.Option(metavar="FILE", help="A text of the task, in UTF-8.")],
+    draws: Annotated[int, typer.Option(min=1, help="Random sets of each of the two kinds.")] = 100,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a window of the text.")] = 256,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the text, at most.")] = 16,
+    device: Annotated[str | None, typer.Option(help="Such as cuda; a GPU if there is one.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all numbers here (JSON).")
+    ] = None,
+    plot: _PlotFile = None,
+    report: _ReportFile = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure how much of a tuning the chosen heads carry, against random sets, without training.
+
+    The rows of the heads change places between the two models; the loss on the text says what that does.
+    """
+    if output is not None:
+        check_writable(output)
+    _check_pictures(plot, report)
+    chosen = HeadSet.load(heads)
+    with needed("an audit", "'alps-heads[train]'"):
+        from alps.live import texts
+        from alps.live.models import load_pair
+    batches = texts.windows(text, base, length=length, count=windows)
+    first, second = load_pair(base, tuned, device)
+    with nullcontext() if as_json else tables.steps_bar(sys.stderr, "evaluations") as progress:
+        found = alps.audit(first, second, chosen, batches, draws=draws, seed=seed, progress=progress)
+    if output is not None:
+        found.save(output)
+    _draw(plot, report, found)
+    if as_json:
+        _print_json(json.loads(found.to_json()))
+        return
+    typer.echo(str(found))
+    _print_written(audit=output, picture=plot, report=report)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The tables and notes that the command prints."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -7,7 +8,14 @@ from typing import TextIO
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +41,30 @@ def progress_bar(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(file=stream), transient=True) as bar:
         task = bar.add_task("reading", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+
+@contextmanager
+def steps_bar(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for many steps, as a callback of (done, total); one line of how long they take where there is no terminal."""
+    if stream.isatty():
+        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    first = 0.0
+
+    def say(done: int, total: int) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if done == 1:
+            first = now
+        elif done == 2:  # the first also loads and compiles
+            stream.write(
+                f"{total} {what} of about {now - first:.2g} s: about {(now - first) * total:.0f} s\n"
+            )
+
+    yield say
 
 
 def quantisation_notes(scores: HeadScores) -> list[str]:

@@ -18,7 +18,7 @@ from alps.live import attention
 from alps.live.attention import Attention, HeadRows
 
 Model = TypeVar("Model", bound=nn.Module)
-Tuned: TypeAlias = "nn.Module | str | os.PathLike[str]"
+Tuned: TypeAlias = nn.Module | str | os.PathLike[str]
 """Another state of a model: live, or a checkpoint or adapter on this machine."""
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import alps._alps as _alps
+from alps.audits import Audit
 from alps.compare import Comparison
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
@@ -22,6 +23,7 @@ from alps.heads import HeadSet
 from alps.scores import HeadScores, Kind
 from alps.statistics import MEANINGS, UNITS
 from alps.visual import image_file, text
+from alps.visual.audit_figure import audit_figure
 from alps.visual.cells import HeadGrid
 from alps.visual.figures import comparison_figure, scores_figure, set_figure
 from alps.visual.style import INK
@@ -34,7 +36,10 @@ _LIGHT_ON_DARK = "#e4e7eb"
 
 
 def document(
-    content: HeadScores | HeadSet | Comparison, heads: HeadSet | None = None, *, statistic: str | None = None
+    content: HeadScores | HeadSet | Comparison | Audit,
+    heads: HeadSet | None = None,
+    *,
+    statistic: str | None = None,
 ) -> str:
     """A report as an HTML document; see `alps.write_report`."""
     if isinstance(content, HeadScores):
@@ -43,6 +48,8 @@ def document(
         raise ArgumentError("heads and a statistic go with scores only")
     if isinstance(content, HeadSet):
         return render("scores.html", _of_set(content))
+    if isinstance(content, Audit):
+        return render("audit.html", _of_audit(content))
     return render("comparison.html", _of_comparison(content))
 
 
@@ -122,6 +129,39 @@ def _content(geometry: Geometry, provenance: dict[str, str], heads: HeadSet | No
         "selection": "" if heads is None else text.selection(heads.provenance),
         "provenance": provenance,
         "geometry": _fields(geometry),
+    }
+
+
+def _of_audit(audit: Audit) -> dict[str, Any]:
+    heads = audit.heads
+    return {
+        "title": "How much of the tuning the chosen heads carry",
+        "facts": [
+            *_facts(heads.geometry, heads),
+            ("loss of the base", f"{audit.base_loss:.4g}", ""),
+            ("loss of the tuned model", f"{audit.tuned_loss:.4g}", ""),
+            ("carried by all heads", f"{100 * audit.all_heads:.1f} %", "of the difference"),
+        ],
+        "figure": picture(
+            audit_figure(audit, titled=False), "The shares of the chosen heads and of random sets"
+        ),
+        "trials": [
+            [
+                what,
+                f"{100 * trial.chosen:.1f} %",
+                f"{100 * np.median(trial.random):.1f} %",
+                f"{trial.rank} of {1 + len(trial.random)}",
+                f"{trial.p_value:.3g}",
+                f"{trial.p_within_layers:.3g}",
+            ]
+            for what, trial in (
+                ("the tuned rows in the base", audit.sufficiency),
+                ("the base's rows in the tuned model", audit.necessity),
+            )
+        ],
+        "map": picture(set_figure(heads, titled=False), "The chosen heads, layers by heads"),
+        "provenance": heads.provenance,
+        "geometry": _fields(heads.geometry),
     }
 
 

@@ -1,0 +1,132 @@
+"""What an audit found: how much of a tuning the chosen heads carry, beside random sets of the same size."""
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alps.files import write_whole
+from alps.heads import HeadSet
+from alps.optional import visual
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of the loss when the rows of a head set changed places.
+
+    Attributes:
+        name: "sufficiency", the tuned rows of the set in the base, or "necessity", the base's rows in the tuned model.
+        chosen: The share of the tuning that the chosen heads carry: 1 is all of it, 0 none.
+        random: The shares of random sets of the same size.
+        matched: The shares of random sets with as many heads in each layer.
+    """
+
+    name: str
+    chosen: float
+    random: NDArray[np.float64]
+    matched: NDArray[np.float64]
+
+    @property
+    def rank(self) -> int:
+        """The place of the chosen set among itself and the random ones, 1 for the largest share."""
+        return 1 + int((self.random >= self.chosen).sum())
+
+    @property
+    def p_value(self) -> float:
+        """How likely a random set would have carried as much: (1 + those that do) / (1 + all)."""
+        return self.rank / (1 + len(self.random))
+
+    @property
+    def p_within_layers(self) -> float:
+        """The same among the sets with as many heads in each layer: small if heads were found and not only layers."""
+        return (1 + int((self.matched >= self.chosen).sum())) / (1 + len(self.matched))
+
+    def __str__(self) -> str:
+        middle = np.median(self.random)
+        return (
+            f"{self.name}: {100 * self.chosen:.1f} % of the tuning, random sets {100 * middle:.1f} %; rank {self.rank} of "
+            f"{1 + len(self.random)}, p = {self.p_value:.3g}; within the same layers p = {self.p_within_layers:.3g}"
+        )
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How much of a tuning the chosen heads carry, which `alps.audit` returns.
+
+    Attributes:
+        heads: The chosen heads.
+        base_loss: The loss of the base.
+        tuned_loss: The loss of the tuned model.
+        all_heads: The share of the tuning that the rows of all heads carry together.
+        sufficiency: The tuned rows of the chosen heads, put into the base.
+        necessity: The base's rows of the chosen heads, put into the tuned model.
+        seed: What the random sets were drawn with.
+    """
+
+    heads: HeadSet
+    base_loss: float
+    tuned_loss: float
+    all_heads: float
+    sufficiency: Trial
+    necessity: Trial
+    seed: int
+
+    def __str__(self) -> str:
+        return "\n".join(
+            (
+                self.heads.report.summary,
+                f"loss: base {self.base_loss:.4g}, tuned {self.tuned_loss:.4g}; the Q/K/V rows of all heads carry "
+                f"{100 * self.all_heads:.1f} % of the difference",
+                str(self.sufficiency),
+                str(self.necessity),
+            )
+        )
+
+    def to_json(self) -> str:
+        """A JSON document with every number, and the heads."""
+
+        def trial(it: Trial) -> dict[str, Any]:
+            return {
+                "chosen": it.chosen,
+                "random": it.random.tolist(),
+                "matched": it.matched.tolist(),
+                "rank": it.rank,
+                "p_value": it.p_value,
+                "p_within_layers": it.p_within_layers,
+            }
+
+        document = {
+            "format": "alps-audit",
+            "version": 1,
+            "base_loss": self.base_loss,
+            "tuned_loss": self.tuned_loss,
+            "all_heads": self.all_heads,
+            "sufficiency": trial(self.sufficiency),
+            "necessity": trial(self.necessity),
+            "seed": self.seed,
+            "heads": json.loads(self.heads.to_json()),
+        }
+        return json.dumps(document, indent=2)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_json` to a file, whole or not at all.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_whole(path, self.to_json().encode())
+
+    def plot(self) -> "Figure":
+        """The share of the chosen heads among those of the random sets, for both trials.
+
+        Raises:
+            MissingPackageError: matplotlib is not installed.
+        """
+        figure: Figure = visual("audit_figure", "a picture").audit_figure(self)
+        return figure

@@ -1,0 +1,162 @@
+"""Audits a choice of heads: grafts of them against grafts of random sets."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from alps.audits import Audit, Trial
+from alps.draws import random_like
+from alps.errors import ArgumentError, UnchangedError
+from alps.heads import HeadSet
+from alps.live.attention import HeadRows
+from alps.live.grafting import LiveHeads, Rows, other_heads, written
+from alps.live.losses import Loss, measurer
+from alps.live.models import load
+from alps.scores import EQUAL
+
+Model: TypeAlias = nn.Module | str | os.PathLike[str]
+
+
+def audit(
+    base: Model,
+    tuned: Model,
+    heads: HeadSet,
+    loss: Loss,
+    *,
+    draws: int = 100,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> Audit:
+    """Measures how much of a tuning the chosen heads carry, against random sets of the same size.
+
+    Sufficiency: the tuned Q/K/V rows of the chosen heads are put into the base. Their share of the tuning is
+    `(loss(base) - loss(graft)) / (loss(base) - loss(tuned))`. Necessity: the base's rows of the chosen heads are put into
+    the tuned model, and the share is `(loss(graft) - loss(tuned)) / (loss(base) - loss(tuned))`. The same is done with
+    `draws` random sets that have as many heads in as many key/value groups, and with `draws` that have as many in each
+    layer as well. A p-value is the share of the sets, the chosen one included, that carry as much as the chosen one.
+
+    No training: `4 * draws + 5` evaluations of `loss`, with forward passes only. Both models are in memory at once.
+
+        batches = [dict(input_ids=ids, labels=ids) for ids in windows]
+        print(alps.audit("base", "tuned", heads, batches))
+
+    Args:
+        base: The model before tuning: a live transformers model, or a checkpoint on this machine, which is loaded as a
+            causal language model. A live model is put into evaluation mode for the audit; its weights are restored.
+        tuned: The model after tuning, likewise; an adapter is merged into `base` first.
+        heads: The chosen heads.
+        loss: A function that returns the loss of a model, less being better; or batches of what the model takes, with
+            `labels`, whose losses are averaged, weighted by the number of labels that count.
+        draws: How many random sets of each of the two kinds.
+        seed: What they are drawn with.
+        progress: Called now and then with the evaluations done so far and those to do.
+
+    Raises:
+        ArgumentError: The heads are those of another model or none, there are fewer than one draw, the model has no
+            loss, a loss is not finite, or both models have the same loss, so that there is nothing to share.
+        UnchangedError: The attention weights of both models are equal.
+        ModelError: The model has no known layout, or its weights are quantised, sharded or not in memory.
+        OSError: A file cannot be read.
+    """
+    if draws < 1:
+        raise ArgumentError(f"draws: expected at least 1, found {draws}")
+    if not isinstance(heads, HeadSet):
+        raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
+    if not heads:
+        raise ArgumentError("heads: expected at least one head, found none")
+    measure = measurer(loss)
+    total, done = 4 * draws + 5, 0
+
+    def measured(model: nn.Module) -> float:
+        nonlocal done
+        value = measure(model)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return value
+
+    with _evaluating(_live(base, None)) as first, _evaluating(_live(tuned, base)) as second:
+        ends = (_End(first, second, heads), _End(second, first, heads))
+        base_loss, tuned_loss = measured(first), measured(second)
+        if base_loss == tuned_loss:
+            raise ArgumentError(
+                f"loss: both models have the loss {base_loss:.6g}, so there is no tuning to divide; use a loss of the task "
+                "that the model was tuned on"
+            )
+        difference = base_loss - tuned_loss
+        generator = np.random.default_rng(seed)
+        sets = [
+            [random_like(heads, generator, within_layers=within) for _ in range(draws)]
+            for within in (False, True)
+        ]
+        everything = HeadSet(_whole(heads), heads.geometry)
+        all_heads = (base_loss - ends[0].loss(everything, measured)) / difference
+
+        def trial(name: str, share: Callable[[HeadSet], float]) -> Trial:
+            chosen = share(heads)
+            random, matched = (np.array([share(drawn) for drawn in of_kind]) for of_kind in sets)
+            return Trial(name, chosen, random, matched)
+
+        sufficiency = trial(
+            "sufficiency", lambda chosen: (base_loss - ends[0].loss(chosen, measured)) / difference
+        )
+        necessity = trial(
+            "necessity", lambda chosen: (ends[1].loss(chosen, measured) - tuned_loss) / difference
+        )
+    return Audit(heads, base_loss, tuned_loss, all_heads, sufficiency, necessity, seed)
+
+
+def _whole(heads: HeadSet) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    mask = np.zeros(heads.geometry.shape, dtype=bool)
+    for row, sizes in enumerate(heads.geometry.sizes):
+        mask[row, : sizes.query_heads] = True
+    return mask
+
+
+class _End:
+    """One of the two models, into which rows of the other are put."""
+
+    def __init__(self, model: nn.Module, other: nn.Module, heads: HeadSet) -> None:
+        self._model = model
+        self._heads = LiveHeads(model, heads.geometry.component)
+        if difference := heads.geometry.difference(self._heads.geometry):
+            raise ArgumentError(f"the heads are not those of this model (heads and model): {difference}")
+        source = other_heads(other, self._heads.geometry)
+        self._rows: dict[HeadRows, Rows] = {
+            matrix: source.read(matrix) for matrix in self._heads.attention.matrices
+        }
+        if all(
+            torch.equal(rows.weight.to(own.device), own)
+            for matrix, rows in self._rows.items()
+            for own in (self._heads.read(matrix).weight,)
+        ):
+            raise UnchangedError(EQUAL)
+
+    def loss(self, heads: HeadSet, measure: Callable[[nn.Module], float]) -> float:
+        chosen = self._heads.attention.chosen(heads)
+        with written(self._heads, ((matrix, self._rows[matrix]) for matrix in chosen)):
+            return measure(self._model)
+
+
+def _live(model: Model, under: Model | None) -> nn.Module:
+    """A model in memory; an adapter is merged into what it changes."""
+    if isinstance(model, nn.Module):
+        return model
+    return load(model, None if under is None or isinstance(under, nn.Module) else under)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """A model in evaluation mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True

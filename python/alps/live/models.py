@@ -1,0 +1,41 @@
+"""Loads models of transformers from this machine."""
+
+import os
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from alps import sources
+
+Name: TypeAlias = str | os.PathLike[str]
+
+
+def load(model: Name, over: Name | None = None) -> nn.Module:
+    """Loads a checkpoint as a causal language model, in the format of its weights; an adapter is merged.
+
+    Args:
+        model: A checkpoint or adapter on this machine.
+        over: The checkpoint that an adapter changes, if its configuration does not say.
+
+    Raises:
+        FileNotFoundError: It is not on this machine.
+        OSError: A file cannot be read.
+        ValueError: transformers has no causal language model of its type.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = sources.find(model) if over is None else sources.find_both(over, model, None)[1]
+    loaded: nn.Module = AutoModelForCausalLM.from_pretrained(source.path, dtype="auto")
+    if source.adapter is None:
+        return loaded
+    from peft import PeftModel
+
+    merged: nn.Module = PeftModel.from_pretrained(loaded, source.adapter).merge_and_unload()
+    return merged
+
+
+def load_pair(base: Name, tuned: Name, device: str | None = None) -> tuple[nn.Module, nn.Module]:
+    """Loads two states of a model onto a device: a GPU if there is one, when it is not given."""
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load(base).to(where), load(tuned, base).to(where)
