@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import alps
-from alps.live import attention
+from alps.training import attention
 from alps.training.projection import restrict_rows
 
 GPU = torch.cuda.is_available()

@@ -27,7 +27,7 @@ from transformers import (
 
 import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
-from alps.live import attention
+from alps.training import attention
 from alps.training.peft.layer import AlpsLayer
 from support.training import (
     Model,

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 import alps
 from alps import AlpsError, ArgumentError, Geometry, HeadScores, HeadSet, ModelError
-from alps.live import attention
+from alps.training import attention
 from alps.training.projection import restrict_rows
 from support.tiny_models import LANGUAGE_MODELS, tiny
 from support.training import (

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import alps
-from alps.live import attention
+from alps.training import attention
 from evidence import checkpoint, llama, tasks
 from evidence.checkpoint import Sizes, Tensors
 from evidence.llama import Weights

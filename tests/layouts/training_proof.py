@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 
 import alps
-from alps.live import attention
+from alps.training import attention
 from alps.training.projection import RestrictedProjection, restricted_projections, select_rows
 from layouts import model_inputs, run_model
 from layouts.proof import COMPONENTS

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from alps import HeadSet
-from alps.live import attention
+from alps.training import attention
 from alps.training.projection import RestrictedProjection
 from support.tiny_models import VOCABULARY, tiny
 

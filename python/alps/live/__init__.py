@@ -1,6 +1,6 @@
-"""What needs a model in memory, but no training: its heads, grafts that are undone, measures with data, audits."""
+"""What needs a model in memory, but no training: grafts that are undone, and audits."""
 
-from alps.live.audit import audit
+from alps.live.auditing import audit
 from alps.live.grafting import grafted
 
 __all__ = ["audit", "grafted"]

@@ -14,8 +14,8 @@ from alps import sources
 from alps.errors import ArgumentError, ModelError
 from alps.geometry import Geometry
 from alps.heads import HeadSet
-from alps.live import attention
-from alps.live.attention import Attention, HeadRows
+from alps.training import attention
+from alps.training.attention import Attention, HeadRows
 
 Model = TypeVar("Model", bound=nn.Module)
 Tuned: TypeAlias = nn.Module | str | os.PathLike[str]

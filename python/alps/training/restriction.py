@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from alps.errors import ArgumentError, ModelError
 from alps.heads import HeadSet
-from alps.live import attention
+from alps.training import attention
 from alps.training.projection import freeze, restrict_rows, restricted_projections
 from alps.training.summary import Restriction, summarize
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from alps.heads import HeadSet
-from alps.live.attention import Attention
+from alps.training.attention import Attention
 from alps.training.projection import restricted_projections
 
 KINDS = ("query", "key", "value", "bias", "other")

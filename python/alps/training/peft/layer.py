@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from alps.errors import ArgumentError, CheckpointError, ModelError, WeightsError
-from alps.live import attention
+from alps.training import attention
 from alps.training.autograd import RowsIn, project, with_rows
 from alps.training.projection import select_rows
 

@@ -9,7 +9,7 @@ from peft.utils import register_peft_method
 from torch import nn
 
 from alps.errors import ArgumentError
-from alps.live import attention
+from alps.training import attention
 from alps.training.peft import fingerprint
 from alps.training.peft.config import PEFT_TYPE, AlpsConfig
 from alps.training.peft.layer import AlpsLayer

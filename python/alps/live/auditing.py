@@ -13,11 +13,11 @@ from alps.audits import Audit, Trial
 from alps.draws import random_like
 from alps.errors import ArgumentError, UnchangedError
 from alps.heads import HeadSet
-from alps.live.attention import HeadRows
 from alps.live.grafting import LiveHeads, Rows, other_heads, written
 from alps.live.losses import Loss, measurer
 from alps.live.models import load
 from alps.scores import EQUAL
+from alps.training.attention import HeadRows
 
 Model: TypeAlias = nn.Module | str | os.PathLike[str]
 
