@@ -179,7 +179,8 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return ["audit", *pair, *files, "--length", "32", "--windows", "4", "--draws", "9", *more]
 
 
-def test_the_command(files: Path) -> None:
+def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alps.cli.tables._WORTH_SAYING", 0.0)
     wanted = {name: str(files / name) for name in ("audit.json", "audit.png", "audit.html")}
     output = [
         "--output",

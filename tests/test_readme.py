@@ -122,13 +122,14 @@ def run_command(line: str) -> str:
                 ),
                 *("scores.json", "groups.json", "shown.json", "ranks.pdf", "groups.html", "selected.txt"),
                 "compared.png",
+                "grafted",
             },
         ),
         (
             "docs/tutorial.md",
             {
                 *("scores.safetensors", "scan.txt", "shown.txt", "selected.txt", "heads.png", "report.html"),
-                *("heads.json", "checkpoints", "out", "adapter", "merged"),
+                *("heads.json", "checkpoints", "out", "adapter", "merged", "code.txt", "audit.txt"),
             },
         ),
     ],

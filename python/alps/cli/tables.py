@@ -43,9 +43,13 @@ def progress_bar(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
+_WORTH_SAYING = 5.0
+"""Seconds that a caller should know of before they pass."""
+
+
 @contextmanager
 def steps_bar(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for many steps, as a callback of (done, total); one line of how long they take where there is no terminal."""
+    """A bar for many steps, as a callback of (done, total); without a terminal, one line if they take long."""
     if stream.isatty():
         columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=Console(file=stream), transient=True) as bar:
@@ -59,7 +63,7 @@ def steps_bar(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]
         now = time.monotonic()
         if done == 1:
             first = now
-        elif done == 2:  # the first also loads and compiles
+        elif done == 2 and (now - first) * total > _WORTH_SAYING:  # the first also loads and compiles
             stream.write(
                 f"{total} {what} of about {now - first:.2g} s: about {(now - first) * total:.0f} s\n"
             )

@@ -36,6 +36,9 @@ def load(model: Name, over: Name | None = None) -> nn.Module:
 
 
 def load_pair(base: Name, tuned: Name, device: str | None = None) -> tuple[nn.Module, nn.Module]:
-    """Loads two states of a model onto a device: a GPU if there is one, when it is not given."""
+    """Loads two states of a model, quietly, onto a device: a GPU if there is one, when it is not given."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load(base).to(where), load(tuned, base).to(where)
