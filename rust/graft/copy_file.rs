@@ -11,6 +11,7 @@ use crate::progress::Progress;
 #[cfg(target_os = "linux")]
 pub(super) fn copy_file(from: &Path, to: &Path, progress: &Progress) -> Result<()> {
     use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+    use rustix::io::Errno;
 
     /// Bytes between two looks whether the copy was cancelled.
     const PIECE: u64 = 64 << 20;
@@ -24,9 +25,12 @@ pub(super) fn copy_file(from: &Path, to: &Path, progress: &Progress) -> Result<(
     target.set_len(length).map_err(|error| Error::io(to, error))?;
     let mut place = 0;
     while place < length {
-        // A file system without holes has data up to the end.
-        let Ok(first) = seek(&source, SeekFrom::Data(place)) else { break };
-        let end = seek(&source, SeekFrom::Hole(first)).unwrap_or(length).min(length);
+        // A file system that knows no holes has data up to the end.
+        let (first, end) = match seek(&source, SeekFrom::Data(place)) {
+            Ok(first) => (first, seek(&source, SeekFrom::Hole(first)).unwrap_or(length).min(length)),
+            Err(Errno::NXIO) => break,
+            Err(_) => (place, length),
+        };
         progress.done.fetch_add(first - place, Ordering::Relaxed);
         place = first;
         while place < end {

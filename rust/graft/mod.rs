@@ -70,7 +70,7 @@ pub fn graft(
     progress: &Progress,
 ) -> Result<Written> {
     let base = OpenedModel::open(base, component)?;
-    refuse_computed(&base, "its rows cannot be overwritten")?;
+    refuse_computed(&base)?;
     let mut opened = Vec::new();
     for donor in donors {
         let model = OpenedModel::open(&donor.model, component)?;
@@ -108,14 +108,15 @@ pub fn graft(
 }
 
 /// Refuses a model whose weights are not stored as they are used.
-fn refuse_computed(model: &OpenedModel, why: &str) -> Result<()> {
+fn refuse_computed(model: &OpenedModel) -> Result<()> {
     let how = match (model.adapted(), model.quantisation()) {
         (Some(_), _) => "the weights are those of a base changed by an adapter".to_owned(),
         (None, Some(scheme)) => format!("the weights are quantised ({scheme})"),
         (None, None) => return Ok(()),
     };
     let problem = format!(
-        "{how}: {why}; expected a checkpoint of floating-point numbers. Merge the adapter or dequantise it first"
+        "{how}: no rows can be put among them; expected a checkpoint of floating-point numbers. Merge the adapter or \
+         dequantise it first"
     );
     Err(Error::model(model.path(), problem))
 }
