@@ -31,7 +31,7 @@ from alps.scores import HeadScores
 from alps.statistics import STATISTICS
 
 if TYPE_CHECKING:
-    from alps.live import audit, grafted
+    from alps.live import audit, grafted, measure
     from alps.training import AlpsConfig, Restriction, release, restrict
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "grafted",
     "inspect",
     "layouts",
+    "measure",
     "release",
     "restrict",
     "scan",
@@ -73,7 +74,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "alps.live": ("audit", "grafted"),
+    "alps.live": ("audit", "grafted", "measure"),
     "alps.training": ("AlpsConfig", "Restriction", "release", "restrict"),
 }
 """What is imported when it is first asked for, since it needs torch, transformers and PEFT: names by package."""

@@ -352,9 +352,9 @@ def audit(
     chosen = HeadSet.load(heads)
     with needed("an audit", "'alps-heads[train]'"):
         from alps.live import texts
-        from alps.live.models import load_pair
+        from alps.live.models import load_quietly
     batches = texts.windows(text, base, length=length, count=windows)
-    first, second = load_pair(base, tuned, device)
+    first, second = load_quietly(base, device=device), load_quietly(tuned, base, device)
     with nullcontext() if as_json else tables.steps_bar(sys.stderr, "evaluations") as progress:
         found = alps.audit(first, second, chosen, batches, draws=draws, seed=seed, progress=progress)
     if output is not None:
@@ -365,6 +365,49 @@ def audit(
         return
     typer.echo(str(found))
     _print_written(audit=output, picture=plot, report=report)
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Argument(help="The model: folder or cached hub name.")],
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text of the task, in UTF-8.")] = None,
+    statistic: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What to measure; may be repeated.")
+    ] = None,
+    tuned: Annotated[str | None, typer.Option(help="The model after tuning, which `taylor` needs.")] = None,
+    ratio: Annotated[float, _Ratio] = DEFAULT_RATIO,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a window of the text.")] = 256,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the text, at most.")] = 16,
+    device: Annotated[str | None, typer.Option(help="Such as cuda; a GPU if there is one.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
+    ] = None,
+    heads: Annotated[Path | None, _HeadsFile] = None,
+    as_json: _Json = False,
+) -> None:
+    """Score every head of a model by gradients on a text, or by what the loss would lose without the head."""
+    for path in (output, heads):
+        if path is not None:
+            check_writable(path)
+    with needed("a measure", "'alps-heads[train]'"):
+        from alps.live import measuring, texts
+        from alps.live.models import load_quietly
+    names: Any = statistic or ["fisher", "gradient", "saliency", "michel"]
+    if text is None and set(names) - measuring.WITHOUT_DATA:
+        raise ArgumentError("a text is needed: give --text FILE")
+    batches = () if text is None else texts.windows(text, model, length=length, count=windows)
+    scores = alps.measure(load_quietly(model, device=device), batches, tuned=tuned, statistics=names)
+    ranked_by = scores.statistics[0]
+    selection = scores.select(ratio, statistic=ranked_by)
+    if output is not None:
+        scores.save(output)
+    if heads is not None:
+        selection.save(heads)
+    if as_json:
+        _print_json({"scores": json_output.document(scores), "heads": json_output.document(selection)})
+        return
+    _print_scores(scores, ranked_by, selection)
+    _print_written(scores=output, heads=heads)
 
 
 @app.command()

@@ -35,10 +35,9 @@ def load(model: Name, over: Name | None = None) -> nn.Module:
     return merged
 
 
-def load_pair(base: Name, tuned: Name, device: str | None = None) -> tuple[nn.Module, nn.Module]:
-    """Loads two states of a model, quietly, onto a device: a GPU if there is one, when it is not given."""
+def load_quietly(model: Name, over: Name | None = None, device: str | None = None) -> nn.Module:
+    """Loads a model without a bar, onto a device: a GPU if there is one, when it is not given."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load(base).to(where), load(tuned, base).to(where)
+    return load(model, over).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,348 @@
+"""Scores heads by data: by the gradients of a loss, and by what the loss would lose without a head."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import alps._alps as _alps
+from alps.errors import ArgumentError, ModelError, UnchangedError
+from alps.live.grafting import LiveHeads, Tuned, other_heads
+from alps.live.losses import Batch, loss_of_batch
+from alps.scan import Component
+from alps.scores import EQUAL, HeadScores
+from alps.training.attention import HeadRows
+
+Measure: TypeAlias = Literal["fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "lift"]
+
+WITHOUT_DATA = frozenset({"lift"})
+OF_GATES = frozenset({"michel", "michel_layer"})
+_RANK = 128
+"""Of the part of a projection that LIFT keeps."""
+
+_Weight: TypeAlias = tuple[str, str]
+"""The names of a module and of its weight."""
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Batch] = (),
+    *,
+    tuned: Tuned | None = None,
+    statistics: Sequence[Measure] = ("fisher", "gradient", "saliency", "michel"),
+    component: Component | None = None,
+) -> HeadScores:
+    """Scores every head of a live model on data.
+
+    With g the gradient of the loss of a batch, E the mean over batches, w the weights and delta their change to `tuned`,
+    summed over the query rows of the head and the key and value rows of its group:
+
+    - "fisher": E[g^2], the diagonal of the empirical Fisher information per batch (with batches of one sample, per sample);
+    - "gradient": abs(E[g]);
+    - "saliency": abs(E[g] w), as SPEFT (https://arxiv.org/abs/2412.13488);
+    - "taylor": abs(E[g] delta), the first-order effect of the change (https://arxiv.org/abs/2411.16139); needs `tuned`;
+    - "michel": E[abs(dL/dxi)] of a gate xi = 1 on the output of the head (https://arxiv.org/abs/1905.10650), and
+      "michel_layer": that divided by the Euclidean norm of its layer, as there;
+    - "lift": the norm of the rows in the rank-128 part of their projection
+      (https://arxiv.org/abs/2506.00772); needs no data.
+
+    What these are worth for choosing heads to train is measured in docs/evidence.md; over all layers none was better than
+    random heads there.
+
+    The gradients of Q, K and V are held, and their mean for "gradient", "saliency" and "taylor"; nothing else of the
+    model has gradients meanwhile. Works in any floating-point format, under autocast, with gradient checkpointing
+    (reentrant checkpointing needs `model.enable_input_require_grads()`), and over several processes of torch.distributed
+    that each have batches of their own. The model is left as it was.
+
+        batches = [dict(input_ids=ids, labels=ids) for ids in windows]
+        alps.measure(model, batches, statistics=["taylor"], tuned="tuned").select(ratio=0.1)
+
+    Args:
+        model: A transformers model of any layout that `scan` knows, with a loss.
+        batches: What the model takes, by name, with `labels`.
+        tuned: Another state of the model, live or on this machine.
+        statistics: What to compute.
+        component: Whose heads, as for `scan`.
+
+    Returns:
+        float64 [layers, heads] for each statistic.
+
+    Raises:
+        ArgumentError: There is no such statistic, there are no batches, the model returns no loss or one that is not
+            finite, or "taylor" is asked for without `tuned`.
+        UnchangedError: `tuned` has the same attention weights.
+        ModelError: The model has no known layout, its weights are quantised, sharded or not in memory, or the output
+            projection of a layer cannot be told.
+    """
+    names = list(dict.fromkeys(statistics))
+    known = get_args(Measure)
+    if not names or any(name not in known for name in names):
+        unknown = next((name for name in names if name not in known), "none")
+        raise ArgumentError(f"statistics: there is no {unknown!r}; there are {', '.join(known)}")
+    if "taylor" in names and tuned is None:
+        raise ArgumentError('tuned: "taylor" needs the model after tuning')
+    heads = LiveHeads(model, component)
+    changes = None if tuned is None or "taylor" not in names else _changes(heads, tuned)
+    found: dict[str, NDArray[np.float64]] = {}
+    if set(names) - WITHOUT_DATA:
+        found |= _with_data(model, heads, batches, set(names), changes)
+    if "lift" in names:
+        found["lift"] = _table(heads, _low_rank(model, heads), root=True)
+    geometry = heads.geometry
+    provenance = {"measured": str(getattr(model.config, "_name_or_path", "") or type(model).__name__)}
+    if isinstance(tuned, (str, os.PathLike)):
+        provenance["tuned"] = os.fspath(tuned)
+    return HeadScores(
+        {name: found[name] for name in names}, geometry, provenance | {"alps": _alps.__version__}
+    )
+
+
+def _changes(heads: LiveHeads, tuned: Tuned) -> dict[HeadRows, Tensor]:
+    other = other_heads(tuned, heads.geometry)
+    changes = {}
+    for matrix in heads.attention.matrices:
+        own = heads.read(matrix).weight
+        wide = torch.promote_types(own.dtype, torch.float32)
+        changes[matrix] = other.read(matrix).weight.to(own.device, wide) - own.to(wide)
+    if not any(bool(change.any()) for change in changes.values()):
+        raise UnchangedError(EQUAL)
+    return changes
+
+
+def _with_data(
+    model: nn.Module,
+    heads: LiveHeads,
+    batches: Iterable[Batch],
+    names: set[str],
+    changes: Mapping[HeadRows, Tensor] | None,
+) -> dict[str, NDArray[np.float64]]:
+    matrices = heads.attention.matrices
+    weights = {
+        (matrix.module, matrix.parameter): model.get_submodule(matrix.module).get_parameter(matrix.parameter)
+        for matrix in matrices
+    }
+    squares = torch.zeros(len(matrices), dtype=torch.float64)
+    means: dict[_Weight, Tensor] = {}
+    gates = torch.zeros(heads.geometry.shape, dtype=torch.float64)
+    count = 0
+    with _gradients_of(model, list(weights.values())), _gates(model, heads, names, gates) as take_gates:
+        for number, batch in enumerate(batches):
+            with torch.enable_grad():
+                loss_of_batch(model, batch, number).backward()
+            take_gates()
+            count += 1
+            for name, weight in weights.items():
+                if weight.grad is None:
+                    raise ModelError(f"{name[0]}.{name[1]}: expected a gradient, found none")
+                if names & {"gradient", "saliency", "taylor"}:
+                    wide = torch.promote_types(weight.dtype, torch.float32)
+                    mean = means.setdefault(name, torch.zeros_like(weight, dtype=wide))
+                    mean += weight.grad
+            if "fisher" in names:
+                for place, matrix in enumerate(matrices):
+                    rows = _rows(weights[matrix.module, matrix.parameter].grad, matrix)
+                    squares[place] += rows.double().square().sum().cpu()
+            for weight in weights.values():
+                weight.grad = None
+    count = _summed(count, [squares, gates, *means.values()])
+    if not count:
+        raise ArgumentError("batches: expected at least one, found none")
+
+    def of_mean(matrix: HeadRows) -> Tensor:
+        return _rows(means[matrix.module, matrix.parameter], matrix).double() / count
+
+    found: dict[str, NDArray[np.float64]] = {}
+    if "fisher" in names:
+        found["fisher"] = _table(heads, dict(zip(matrices, (squares / count).tolist(), strict=True)))
+    if "gradient" in names:
+        found["gradient"] = _table(heads, {it: float(of_mean(it).abs().sum()) for it in matrices})
+    if "saliency" in names:
+        products = {it: (of_mean(it) * heads.read(it).weight.double()).abs().sum() for it in matrices}
+        found["saliency"] = _table(heads, {it: float(value) for it, value in products.items()})
+    if "taylor" in names and changes is not None:
+        products = {it: (of_mean(it) * changes[it].double()).abs().sum() for it in matrices}
+        found["taylor"] = _table(heads, {it: float(value) for it, value in products.items()})
+    if names & OF_GATES:
+        michel = (gates / count).numpy()
+        for row, sizes in enumerate(heads.geometry.sizes):
+            michel[row, sizes.query_heads :] = np.nan
+        found["michel"] = michel
+        norms = np.sqrt(np.nansum(michel**2, axis=1, keepdims=True))
+        found["michel_layer"] = michel / np.where(norms > 0, norms, 1)
+    return found
+
+
+def _summed(count: int, numbers: list[Tensor]) -> int:
+    """Adds up numbers over the processes of torch.distributed, and returns how many batches they had together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count
+    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(count, device=device)
+    distributed.all_reduce(total)
+    for tensor in numbers:
+        there = tensor.to(device)
+        distributed.all_reduce(there)
+        tensor.copy_(there)
+    return int(total)
+
+
+def _rows(weight: Tensor | None, matrix: HeadRows) -> Tensor:
+    """The rows of a matrix in a weight or its gradient: [rows, in features]."""
+    assert weight is not None
+    rows = weight.reshape(weight.shape[0], -1).narrow(matrix.axis, matrix.first, matrix.count)
+    return rows.T if matrix.axis else rows
+
+
+def _table(heads: LiveHeads, values: Mapping[HeadRows, float], *, root: bool = False) -> NDArray[np.float64]:
+    """Adds the numbers of each head's queries and of its group's keys and values: [layers, heads]."""
+    geometry = heads.geometry
+    table = np.full(geometry.shape, np.nan)
+    by_place = {(it.layer_index, it.role, it.index): value for it, value in values.items()}
+    for row, sizes in enumerate(geometry.sizes):
+        shared = sizes.query_heads // sizes.key_value_heads
+        for head in range(sizes.query_heads):
+            parts = [by_place[row, "query", head]]
+            parts += [by_place.get((row, role, head // shared), 0.0) for role in ("key", "value")]
+            table[row, head] = np.sqrt(sum(parts)) if root else sum(parts)
+    return table
+
+
+@contextmanager
+def _gradients_of(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+    """Lets these weights have gradients, and no other parameter; restores all at the end."""
+    chosen = {id(weight) for weight in weights}
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    # Gradient checkpointing works in training mode only, and dropout must not act.
+    for module in training:
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+    try:
+        for parameter, _, _ in before:
+            parameter.requires_grad_(id(parameter) in chosen)
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _gates(model: nn.Module, heads: LiveHeads, names: set[str], total: Tensor) -> Iterator["_TakeGates"]:
+    """Adds the absolute gradients of gates on the outputs of all heads to `total`, batch by batch."""
+    taken = _TakeGates(total)
+    if not names & OF_GATES:
+        yield taken
+        return
+    hooks = []
+    try:
+        for row, module in enumerate(_output_projections(model, heads)):
+            hooks.append(
+                module.register_forward_pre_hook(taken.hook(row, heads.geometry.sizes[row].query_heads))
+            )
+        yield taken
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _TakeGates:
+    """The gradients of the gates of one batch, which are added up before their absolute value is taken."""
+
+    def __init__(self, total: Tensor) -> None:
+        self._total = total
+        self._batch = torch.zeros_like(total)
+
+    def hook(self, row: int, count: int) -> "_Hook":
+        return _Hook(self._batch[row, :count])
+
+    def __call__(self) -> None:
+        self._total += self._batch.abs()
+        self._batch.zero_()
+
+
+class _Hook:
+    def __init__(self, sums: Tensor) -> None:
+        self._sums = sums
+
+    def __call__(self, _module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        outputs = arguments[0]
+        if not outputs.requires_grad:
+            return
+        values = outputs.detach()
+
+        def add(gradient: Tensor) -> None:
+            products = (values.double() * gradient.double()).reshape(
+                -1, len(self._sums), values.shape[-1] // len(self._sums)
+            )
+            self._sums.add_(products.sum(dim=(0, 2)).to(self._sums.device))
+
+        outputs.register_hook(add)
+
+
+def _output_projections(model: nn.Module, heads: LiveHeads) -> list[nn.Module]:
+    """The module of each layer that takes the outputs of all heads.
+
+    Raises:
+        ModelError: There is none, or more than one, near the queries of a layer.
+    """
+    geometry, inside = heads.geometry, set(heads.attention.modules)
+    found = []
+    for row, sizes in enumerate(geometry.sizes):
+        query = next(
+            it.module for it in heads.attention.matrices if (it.layer_index, it.role) == (row, "query")
+        )
+        width = sizes.query_heads * sizes.value_size
+        candidates: list[nn.Module] = []
+        place = query
+        for _ in range(2):
+            place = place.rpartition(".")[0]
+            candidates = [
+                module
+                for name, module in model.get_submodule(place).named_modules(prefix=place)
+                if name not in inside and _takes(module) == width
+            ]
+            if candidates:
+                break
+        if len(candidates) != 1:
+            raise ModelError(
+                f"{query}: expected one projection of the outputs of {sizes.query_heads} heads beside it, found "
+                f"{len(candidates)}; leave out michel and michel_layer"
+            )
+        found += candidates
+    return found
+
+
+def _takes(module: nn.Module) -> int | None:
+    """The in features of a linear layer."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return module.weight.shape[0] if isinstance(module, Conv1D) else None
+
+
+def _low_rank(model: nn.Module, heads: LiveHeads) -> dict[HeadRows, float]:
+    """The squared norms of the rows of each matrix in the rank-128 part of all queries, keys or values of a layer."""
+    found: dict[HeadRows, float] = {}
+    roles: dict[tuple[int, str], list[HeadRows]] = {}
+    for matrix in heads.attention.matrices:
+        roles.setdefault((matrix.layer_index, matrix.role), []).append(matrix)
+    for matrices in roles.values():
+        whole = torch.cat([heads.read(matrix).weight for matrix in matrices]).double()
+        squared, vectors = torch.linalg.eigh(whole @ whole.T)
+        kept = (vectors[:, -_RANK:].square() * squared[-_RANK:].clamp(min=0)).sum(dim=1)
+        start = 0
+        for matrix in matrices:
+            found[matrix] = float(kept[start : start + matrix.count].sum())
+            start += matrix.count
+    return found
