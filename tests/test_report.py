@@ -195,4 +195,5 @@ def test_reports_refuse_unsuitable_arguments(tmp_path: Path) -> None:
 
 def test_the_templates_are_part_of_the_package() -> None:
     names = {file.name for file in files("alps.visual").joinpath("templates").iterdir()}
-    assert names == {"page.html", "pieces.html", "scores.html", "comparison.html", "demo.html"}
+    pages = {"scores.html", "comparison.html", "audit.html", "demo.html"}
+    assert names == pages | {"page.html", "pieces.html"}

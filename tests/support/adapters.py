@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def assert_same(found: alps.HeadScores, expected: alps.HeadScores) -> None:
             np.testing.assert_allclose(found[name], expected[name], atol=2e-3)
         else:
             tolerance = max(FIRST_ORDER, rounding) * (2 if name in ("kl", "js", "cosine") else 1)
-            np.testing.assert_allclose(found[name], expected[name], rtol=tolerance, err_msg=name)
+            # Rounding moves the running sums of "wasserstein" by a share of what they are without order in the changes,
+            # euclidean * sqrt(pi/32), also where the changes of a head happen to cancel each other.
+            values = np.abs(expected[name])
+            if name == "wasserstein" and "euclidean" in expected:
+                values = np.maximum(values, expected["euclidean"] * math.sqrt(math.pi / 32))
+            np.testing.assert_array_equal(np.isnan(found[name]), np.isnan(expected[name]), err_msg=name)
+            excess = np.abs(found[name] - expected[name]) - tolerance * values
+            assert not (excess > 0).any(), f"{name}: {found[name]} is not {expected[name]}"
         zero = expected["delta_norm"] == 0
         assert ((found["delta_norm"] == 0) == zero).all()
