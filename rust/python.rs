@@ -216,9 +216,7 @@ fn graft(
         })
         .collect();
     let base = model_path(base);
-    let written =
-        long_call(py, progress, |made| crate::graft::graft(&base, &donors, component, &folder, made))?;
-    Ok(written.bytes)
+    long_call(py, progress, |made| crate::graft::graft(&base, &donors, component, &folder, made))
 }
 
 /// The weights of the heads of one checkpoint.

@@ -1,6 +1,7 @@
 """Puts the rows of chosen heads of one checkpoint into another."""
 
 import errno
+import math
 import os
 import secrets
 import shutil
@@ -14,9 +15,9 @@ from alps import sources
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.heads import HeadSet
+from alps.sources import Name
 
-Path_: TypeAlias = str | os.PathLike[str]
-Donor: TypeAlias = tuple[Path_, HeadSet] | tuple[Path_, HeadSet, float]
+Donor: TypeAlias = tuple[Name, HeadSet] | tuple[Name, HeadSet, float]
 """A tuned checkpoint or adapter, its heads, and the scale of their change."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
@@ -39,10 +40,10 @@ class Graft:
 
 
 def graft(
-    base: Path_,
-    tuned: Path_ | Sequence[Donor],
+    base: Name,
+    tuned: Name | Sequence[Donor],
     heads: HeadSet | None = None,
-    output: Path_ = "",
+    output: Name = "",
     *,
     scale: float = 1.0,
     rest: Literal["base", "tuned"] = "base",
@@ -127,8 +128,8 @@ def graft(
 
 
 def _donors(
-    tuned: Path_ | Sequence[Donor], heads: HeadSet | None, scale: float
-) -> list[tuple[Path_, HeadSet, float]]:
+    tuned: Name | Sequence[Donor], heads: HeadSet | None, scale: float
+) -> list[tuple[Name, HeadSet, float]]:
     if isinstance(tuned, (str, os.PathLike)):
         if not isinstance(heads, HeadSet):
             raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
@@ -147,14 +148,14 @@ def _donors(
     for _, chosen, factor in donors:
         if not chosen:
             raise ArgumentError("heads: expected at least one head, found none")
-        if not float("-inf") < factor < float("inf"):
+        if not math.isfinite(factor):
             raise ArgumentError(f"scale: expected a finite number, found {factor!r}")
         if difference := chosen.geometry.difference(first):
             raise ArgumentError(f"the head sets are of different models: {difference}")
     return donors
 
 
-def _check_target(output: Path_) -> Path:
+def _check_target(output: Name) -> Path:
     if not os.fspath(output):
         raise ArgumentError("output: expected the folder to write, found none")
     target = Path.cwd() / output

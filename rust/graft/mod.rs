@@ -46,16 +46,8 @@ impl Donor {
     }
 }
 
-/// What was written.
-#[derive(Clone, Copy, Debug)]
-pub struct Written {
-    /// The number of files of weights.
-    pub files: usize,
-    /// The bytes of the rows that were overwritten.
-    pub bytes: u64,
-}
-
-/// Writes the weights of `base` with the chosen heads of the donors into `folder`, which exists and is empty.
+/// Writes the weights of `base` with the chosen heads of the donors into `folder`, which exists and is empty. Returns the
+/// bytes of the rows that were overwritten.
 ///
 /// # Errors
 ///
@@ -68,7 +60,7 @@ pub fn graft(
     component: Option<Component>,
     folder: &Path,
     progress: &Progress,
-) -> Result<Written> {
+) -> Result<u64> {
     let base = OpenedModel::open(base, component)?;
     refuse_computed(&base)?;
     let mut opened = Vec::new();
@@ -91,7 +83,7 @@ pub fn graft(
     let sizes = sizes.collect::<Result<Vec<u64>>>()?;
     progress.total.store(sizes.iter().sum(), Ordering::Relaxed);
     let beside = base.checkpoint().entry_file().parent().unwrap_or(Path::new(""));
-    let mut written = Written { files: files.len(), bytes: 0 };
+    let mut bytes = 0;
     for (number, file) in files.iter().enumerate() {
         let copy = folder.join(file.strip_prefix(beside).unwrap_or(file));
         let parent = copy.parent().unwrap_or(folder);
@@ -100,11 +92,11 @@ pub fn graft(
         let into = OpenOptions::new().write(true).open(&copy).map_err(|error| Error::io(&copy, error))?;
         for place in places.remove(&number).unwrap_or_default() {
             progress.check_cancelled()?;
-            written.bytes += place.write(&base, &opened, &copy, &into)?;
+            bytes += place.write(&base, &opened, &copy, &into)?;
         }
         into.sync_all().map_err(|error| Error::io(&copy, error))?;
     }
-    Ok(written)
+    Ok(bytes)
 }
 
 /// Refuses a model whose weights are not stored as they are used.

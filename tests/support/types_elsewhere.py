@@ -344,12 +344,20 @@ TYPES = [
         {"llm_config": LLAMA | {"model_type": "internlm2"}, "vision_config": INTERN_VIT, "select_layer": -1},
         others=INTERN_VIT_TENSORS,
     ),
-    TypeElsewhere(
-        "internvl_chat",
-        "OpenGVLab/InternVL3-8B",
-        separate("language_model.model.layers.{}.self_attn"),
-        {"llm_config": LLAMA | {"model_type": "qwen2"}, "vision_config": INTERN_VIT, "select_layer": -1},
-        others=INTERN_VIT_TENSORS,
+    *(
+        TypeElsewhere(
+            model_type,
+            published,
+            separate("language_model.model.layers.{}.self_attn"),
+            {"llm_config": LLAMA | {"model_type": inner}, "vision_config": INTERN_VIT, "select_layer": -1},
+            others=INTERN_VIT_TENSORS,
+        )
+        for model_type, published, inner in (
+            ("internvl_chat", "OpenGVLab/InternVL3-8B", "qwen2"),
+            ("h2ovl_chat", "h2oai/h2ovl-mississippi-2b", "mistral"),
+            ("skywork_chat", "Skywork/Skywork-R1V-38B", "qwen2"),
+            ("NVLM_D", "nvidia/NVLM-D-72B", "qwen2"),
+        )
     ),
     TypeElsewhere(
         "internvl_chat",
@@ -366,27 +374,6 @@ TYPES = [
             for name, rows in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16))
         },
         "vision",
-    ),
-    TypeElsewhere(
-        "h2ovl_chat",
-        "h2oai/h2ovl-mississippi-2b",
-        separate("language_model.model.layers.{}.self_attn"),
-        {"llm_config": LLAMA | {"model_type": "mistral"}, "vision_config": INTERN_VIT},
-        others=INTERN_VIT_TENSORS,
-    ),
-    TypeElsewhere(
-        "skywork_chat",
-        "Skywork/Skywork-R1V-38B",
-        separate("language_model.model.layers.{}.self_attn"),
-        {"llm_config": LLAMA | {"model_type": "qwen2"}, "vision_config": INTERN_VIT},
-        others=INTERN_VIT_TENSORS,
-    ),
-    TypeElsewhere(
-        "NVLM_D",
-        "nvidia/NVLM-D-72B",
-        separate("language_model.model.layers.{}.self_attn"),
-        {"llm_config": LLAMA | {"model_type": "qwen2"}, "vision_config": INTERN_VIT},
-        others=INTERN_VIT_TENSORS,
     ),
     TypeElsewhere(
         "ovis",

@@ -97,6 +97,11 @@ _ReportFile = Annotated[
 ]
 
 
+_Length = Annotated[int, typer.Option(min=1, help="Tokens of a window of the text.")]
+_Windows = Annotated[int, typer.Option(min=1, help="Windows of the text, at most.")]
+_Device = Annotated[str | None, typer.Option(help="Such as cuda; a GPU if there is one.")]
+
+
 @app.callback()
 def _alps(
     version: Annotated[
@@ -331,9 +336,9 @@ def audit(
     heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
     text: Annotated[Path, typer.Option(metavar="FILE", help="A text of the task, in UTF-8.")],
     draws: Annotated[int, typer.Option(min=1, help="Random sets of each of the two kinds.")] = 100,
-    length: Annotated[int, typer.Option(min=1, help="Tokens of a window of the text.")] = 256,
-    windows: Annotated[int, typer.Option(min=1, help="Windows of the text, at most.")] = 16,
-    device: Annotated[str | None, typer.Option(help="Such as cuda; a GPU if there is one.")] = None,
+    length: _Length = 256,
+    windows: _Windows = 16,
+    device: _Device = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all numbers here (JSON).")
@@ -376,9 +381,9 @@ def measure(
     ] = None,
     tuned: Annotated[str | None, typer.Option(help="The model after tuning, which `taylor` needs.")] = None,
     ratio: Annotated[float, _Ratio] = DEFAULT_RATIO,
-    length: Annotated[int, typer.Option(min=1, help="Tokens of a window of the text.")] = 256,
-    windows: Annotated[int, typer.Option(min=1, help="Windows of the text, at most.")] = 16,
-    device: Annotated[str | None, typer.Option(help="Such as cuda; a GPU if there is one.")] = None,
+    length: _Length = 256,
+    windows: _Windows = 16,
+    device: _Device = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
     ] = None,

@@ -1,8 +1,7 @@
 """Audits a choice of heads: grafts of them against grafts of random sets."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +13,7 @@ from alps.draws import random_like
 from alps.errors import ArgumentError, UnchangedError
 from alps.heads import HeadSet
 from alps.live.grafting import LiveHeads, Rows, other_heads, written
-from alps.live.losses import Loss, measurer
+from alps.live.losses import Loss, evaluating, measurer
 from alps.live.models import load
 from alps.scores import EQUAL
 from alps.training.attention import HeadRows
@@ -80,8 +79,10 @@ def audit(
             progress(done, total)
         return value
 
-    with _evaluating(_live(base, None)) as first, _evaluating(_live(tuned, base)) as second:
-        ends = (_End(first, second, heads), _End(second, first, heads))
+    with evaluating(_live(base, None)) as first, evaluating(_live(tuned, base)) as second:
+        in_base, in_tuned = _Side(first, second, heads), _Side(second, first, heads)
+        if in_base.is_unchanged():
+            raise UnchangedError(EQUAL)
         base_loss, tuned_loss = measured(first), measured(second)
         if base_loss == tuned_loss:
             raise ArgumentError(
@@ -95,7 +96,7 @@ def audit(
             for within in (False, True)
         ]
         everything = HeadSet(_whole(heads), heads.geometry)
-        all_heads = (base_loss - ends[0].loss(everything, measured)) / difference
+        all_heads = (base_loss - in_base.loss(everything, measured)) / difference
 
         def trial(name: str, share: Callable[[HeadSet], float]) -> Trial:
             chosen = share(heads)
@@ -103,10 +104,10 @@ def audit(
             return Trial(name, chosen, random, matched)
 
         sufficiency = trial(
-            "sufficiency", lambda chosen: (base_loss - ends[0].loss(chosen, measured)) / difference
+            "sufficiency", lambda chosen: (base_loss - in_base.loss(chosen, measured)) / difference
         )
         necessity = trial(
-            "necessity", lambda chosen: (ends[1].loss(chosen, measured) - tuned_loss) / difference
+            "necessity", lambda chosen: (in_tuned.loss(chosen, measured) - tuned_loss) / difference
         )
     return Audit(heads, base_loss, tuned_loss, all_heads, sufficiency, necessity, seed)
 
@@ -118,7 +119,7 @@ def _whole(heads: HeadSet) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     return mask
 
 
-class _End:
+class _Side:
     """One of the two models, into which rows of the other are put."""
 
     def __init__(self, model: nn.Module, other: nn.Module, heads: HeadSet) -> None:
@@ -130,12 +131,14 @@ class _End:
         self._rows: dict[HeadRows, Rows] = {
             matrix: source.read(matrix) for matrix in self._heads.attention.matrices
         }
-        if all(
+
+    def is_unchanged(self) -> bool:
+        """Whether the other model has the same weights in all heads."""
+        return all(
             torch.equal(rows.weight.to(own.device), own)
             for matrix, rows in self._rows.items()
             for own in (self._heads.read(matrix).weight,)
-        ):
-            raise UnchangedError(EQUAL)
+        )
 
     def loss(self, heads: HeadSet, measure: Callable[[nn.Module], float]) -> float:
         chosen = self._heads.attention.chosen(heads)
@@ -148,15 +151,3 @@ def _live(model: Model, under: Model | None) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     return load(model, None if under is None or isinstance(under, nn.Module) else under)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """A model in evaluation mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module in training:
-            module.training = True

@@ -1,5 +1,6 @@
 """Puts rows of the heads of another model into a live one, and takes them out again."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,22 +21,6 @@ from alps.training.attention import Attention, HeadRows
 Model = TypeVar("Model", bound=nn.Module)
 Tuned: TypeAlias = nn.Module | str | os.PathLike[str]
 """Another state of a model: live, or a checkpoint or adapter on this machine."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A view of some rows of a weight, or of their entries of the bias, whose writing changes the model."""
-
-    view: Tensor
-    is_transposed: bool = False
-
-    def read(self) -> Tensor:
-        """A copy: [rows, in features], or [rows] of a bias."""
-        return (self.view.T if self.is_transposed else self.view).clone()
-
-    def write(self, values: Tensor) -> None:
-        rows = values.to(self.view.device, self.view.dtype)
-        self.view.copy_((rows.T if self.is_transposed else rows).reshape(self.view.shape))
 
 
 @dataclass(frozen=True)
@@ -73,8 +58,8 @@ class LiveHeads:
 
     def read(self, matrix: HeadRows) -> Rows:
         """Copies the rows of a matrix."""
-        weight, bias = self._parts(matrix)
-        return Rows(weight.read(), None if bias is None else bias.read())
+        weight, bias = self._views(matrix)
+        return Rows(weight.clone(), None if bias is None else bias.clone())
 
     def write(self, matrix: HeadRows, rows: Rows) -> None:
         """Overwrites the rows of a matrix.
@@ -82,23 +67,23 @@ class LiveHeads:
         Raises:
             ModelError: One of the two models has a bias there, and the other has none.
         """
-        weight, bias = self._parts(matrix)
+        weight, bias = self._views(matrix)
         if (bias is None) != (rows.bias is None):
             raise ModelError(f"{matrix.module}: expected a bias in both models or in none")
-        weight.write(rows.weight)
+        weight.copy_(rows.weight.reshape(weight.shape))
         if bias is not None and rows.bias is not None:
-            bias.write(rows.bias)
+            bias.copy_(rows.bias)
 
-    def _parts(self, matrix: HeadRows) -> tuple[_Part, _Part | None]:
+    def _views(self, matrix: HeadRows) -> tuple[Tensor, Tensor | None]:
+        """Views of the weight and of the bias, whose writing changes the model."""
         module = self._model.get_submodule(matrix.module)
         weight = _plain(matrix, module, matrix.parameter)
-        flat = weight.view(weight.shape[0], -1)
-        part = _Part(flat.narrow(matrix.axis, matrix.first, matrix.count), matrix.axis == 1)
+        # `view` fails where `reshape` would copy, and the model keep its rows.
+        view = matrix.rows_of(weight.view(weight.shape[0], -1))
         name = matrix.parameter.replace("weight", "bias")
         if name == matrix.parameter or getattr(module, name, None) is None:
-            return part, None
-        bias = _plain(matrix, module, name)
-        return part, _Part(bias.narrow(0, matrix.first, matrix.count))
+            return view, None
+        return view, _plain(matrix, module, name).narrow(0, matrix.first, matrix.count)
 
 
 def _plain(matrix: HeadRows, module: nn.Module, name: str) -> Tensor:
@@ -230,7 +215,7 @@ def grafted(model: Model, tuned: Tuned, heads: HeadSet, *, scale: float = 1.0) -
     """
     if not isinstance(heads, HeadSet):
         raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
-    if not float("-inf") < scale < float("inf"):
+    if not math.isfinite(scale):
         raise ArgumentError(f"scale: expected a finite number, found {scale!r}")
     own = LiveHeads(model, heads.geometry.component)
     chosen = own.attention.chosen(heads)

@@ -1,6 +1,8 @@
 """The loss of a live model on some batches."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -61,7 +63,7 @@ def measurer(loss: Loss) -> Callable[[nn.Module], float]:
 
         def call(model: nn.Module) -> float:
             value = float(function(model))
-            if not float("-inf") < value < float("inf"):
+            if not math.isfinite(value):
                 raise ArgumentError(f"loss: expected a finite number, found {value}")
             return value
 
@@ -85,3 +87,15 @@ def measurer(loss: Loss) -> Callable[[nn.Module], float]:
         return total / weights
 
     return mean
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """A model in evaluation mode, whose modules return to the modes that they were in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True

@@ -1,7 +1,7 @@
 """Scores heads by data: by the gradients of a loss, and by what the loss would lose without a head."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeAlias, get_args
 
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 import alps._alps as _alps
 from alps.errors import ArgumentError, ModelError, UnchangedError
 from alps.live.grafting import LiveHeads, Tuned, other_heads
-from alps.live.losses import Batch, loss_of_batch
+from alps.live.losses import Batch, evaluating, loss_of_batch
 from alps.scan import Component
 from alps.scores import EQUAL, HeadScores
 from alps.training.attention import HeadRows
@@ -24,6 +24,9 @@ Measure: TypeAlias = Literal["fisher", "gradient", "saliency", "taylor", "michel
 
 WITHOUT_DATA = frozenset({"lift"})
 OF_GATES = frozenset({"michel", "michel_layer"})
+_OF_MEAN = frozenset({"gradient", "saliency", "taylor"})
+"""The statistics of the mean gradient, which has to be held."""
+
 _RANK = 128
 """Of the part of a projection that LIFT keeps."""
 
@@ -89,12 +92,12 @@ def measure(
     if "taylor" in names and tuned is None:
         raise ArgumentError('tuned: "taylor" needs the model after tuning')
     heads = LiveHeads(model, component)
-    changes = None if tuned is None or "taylor" not in names else _changes(heads, tuned)
+    changes = {} if tuned is None or "taylor" not in names else _changes(heads, tuned)
     found: dict[str, NDArray[np.float64]] = {}
     if set(names) - WITHOUT_DATA:
         found |= _with_data(model, heads, batches, set(names), changes)
     if "lift" in names:
-        found["lift"] = _table(heads, _low_rank(model, heads), root=True)
+        found["lift"] = _table(heads, _low_rank(heads), root=True)
     geometry = heads.geometry
     provenance = {"measured": str(getattr(model.config, "_name_or_path", "") or type(model).__name__)}
     if isinstance(tuned, (str, os.PathLike)):
@@ -121,7 +124,7 @@ def _with_data(
     heads: LiveHeads,
     batches: Iterable[Batch],
     names: set[str],
-    changes: Mapping[HeadRows, Tensor] | None,
+    changes: Mapping[HeadRows, Tensor],
 ) -> dict[str, NDArray[np.float64]]:
     matrices = heads.attention.matrices
     weights = {
@@ -138,37 +141,37 @@ def _with_data(
                 loss_of_batch(model, batch, number).backward()
             take_gates()
             count += 1
+            gradients: dict[_Weight, Tensor] = {}
             for name, weight in weights.items():
                 if weight.grad is None:
                     raise ModelError(f"{name[0]}.{name[1]}: expected a gradient, found none")
-                if names & {"gradient", "saliency", "taylor"}:
+                gradients[name], weight.grad = weight.grad, None
+                if names & _OF_MEAN:
                     wide = torch.promote_types(weight.dtype, torch.float32)
                     mean = means.setdefault(name, torch.zeros_like(weight, dtype=wide))
-                    mean += weight.grad
+                    mean += gradients[name]
             if "fisher" in names:
                 for place, matrix in enumerate(matrices):
-                    rows = _rows(weights[matrix.module, matrix.parameter].grad, matrix)
+                    rows = matrix.rows_of(gradients[matrix.module, matrix.parameter])
                     squares[place] += rows.double().square().sum().cpu()
-            for weight in weights.values():
-                weight.grad = None
     count = _summed(count, [squares, gates, *means.values()])
     if not count:
         raise ArgumentError("batches: expected at least one, found none")
 
     def of_mean(matrix: HeadRows) -> Tensor:
-        return _rows(means[matrix.module, matrix.parameter], matrix).double() / count
+        return matrix.rows_of(means[matrix.module, matrix.parameter]).double() / count
 
     found: dict[str, NDArray[np.float64]] = {}
     if "fisher" in names:
         found["fisher"] = _table(heads, dict(zip(matrices, (squares / count).tolist(), strict=True)))
-    if "gradient" in names:
-        found["gradient"] = _table(heads, {it: float(of_mean(it).abs().sum()) for it in matrices})
-    if "saliency" in names:
-        products = {it: (of_mean(it) * heads.read(it).weight.double()).abs().sum() for it in matrices}
-        found["saliency"] = _table(heads, {it: float(value) for it, value in products.items()})
-    if "taylor" in names and changes is not None:
-        products = {it: (of_mean(it) * changes[it].double()).abs().sum() for it in matrices}
-        found["taylor"] = _table(heads, {it: float(value) for it, value in products.items()})
+    factors: dict[str, Callable[[HeadRows], Tensor | float]] = {
+        "gradient": lambda _: 1.0,
+        "saliency": lambda matrix: heads.read(matrix).weight.double(),
+        "taylor": lambda matrix: changes[matrix].double(),
+    }
+    for statistic in names & _OF_MEAN:
+        sums = {it: float((of_mean(it) * factors[statistic](it)).abs().sum()) for it in matrices}
+        found[statistic] = _table(heads, sums)
     if names & OF_GATES:
         michel = (gates / count).numpy()
         for row, sizes in enumerate(heads.geometry.sizes):
@@ -193,13 +196,6 @@ def _summed(count: int, numbers: list[Tensor]) -> int:
     return int(total)
 
 
-def _rows(weight: Tensor | None, matrix: HeadRows) -> Tensor:
-    """The rows of a matrix in a weight or its gradient: [rows, in features]."""
-    assert weight is not None
-    rows = weight.reshape(weight.shape[0], -1).narrow(matrix.axis, matrix.first, matrix.count)
-    return rows.T if matrix.axis else rows
-
-
 def _table(heads: LiveHeads, values: Mapping[HeadRows, float], *, root: bool = False) -> NDArray[np.float64]:
     """Adds the numbers of each head's queries and of its group's keys and values: [layers, heads]."""
     geometry = heads.geometry
@@ -219,23 +215,24 @@ def _gradients_of(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[Non
     """Lets these weights have gradients, and no other parameter; restores all at the end."""
     chosen = {id(weight) for weight in weights}
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     # Gradient checkpointing works in training mode only, and dropout must not act.
-    for module in training:
-        if getattr(module, "gradient_checkpointing", False):
+    checkpointed = [
+        module
+        for module in model.modules()
+        if module.training and getattr(module, "gradient_checkpointing", False)
+    ]
+    with evaluating(model):
+        for module in checkpointed:
             module.training = True
-    try:
-        for parameter, _, _ in before:
-            parameter.requires_grad_(id(parameter) in chosen)
-            parameter.grad = None
-        yield
-    finally:
-        for parameter, required, gradient in before:
-            parameter.requires_grad_(required)
-            parameter.grad = gradient
-        for module in training:
-            module.training = True
+        try:
+            for parameter, _, _ in before:
+                parameter.requires_grad_(id(parameter) in chosen)
+                parameter.grad = None
+            yield
+        finally:
+            for parameter, required, gradient in before:
+                parameter.requires_grad_(required)
+                parameter.grad = gradient
 
 
 @contextmanager
@@ -331,7 +328,7 @@ def _takes(module: nn.Module) -> int | None:
     return module.weight.shape[0] if isinstance(module, Conv1D) else None
 
 
-def _low_rank(model: nn.Module, heads: LiveHeads) -> dict[HeadRows, float]:
+def _low_rank(heads: LiveHeads) -> dict[HeadRows, float]:
     """The squared norms of the rows of each matrix in the rank-128 part of all queries, keys or values of a layer."""
     found: dict[HeadRows, float] = {}
     roles: dict[tuple[int, str], list[HeadRows]] = {}

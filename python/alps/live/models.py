@@ -1,14 +1,10 @@
 """Loads models of transformers from this machine."""
 
-import os
-from typing import TypeAlias
-
 import torch
 from torch import nn
 
 from alps import sources
-
-Name: TypeAlias = str | os.PathLike[str]
+from alps.sources import Name
 
 
 def load(model: Name, over: Name | None = None) -> nn.Module:

@@ -47,6 +47,11 @@ class HeadRows:
     first: int
     count: int
 
+    def rows_of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The rows in the weight, or in a tensor of its shape: [rows, in features], a view where that is possible."""
+        flat = weight.reshape(weight.shape[0], -1).narrow(self.axis, self.first, self.count)
+        return flat.T if self.axis else flat
+
 
 @dataclass(frozen=True)
 class Attention:

@@ -244,8 +244,13 @@ impl QuantisationConfig {
     }
 }
 
-/// Files in which quantisers leave their settings: AutoGPTQ; AutoAWQ and its forerunner; NVIDIA's Model Optimizer.
-pub(super) const FILES: [&str; 3] = ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+/// The settings of NVIDIA's Model Optimizer, which has them beside its own name.
+const MODEL_OPTIMIZER: &str = "hf_quant_config.json";
+
+/// Files in which quantisers leave their settings, with their methods: AutoGPTQ; AutoAWQ and its forerunner; Model
+/// Optimizer.
+pub(super) const FILES: [(&str, &str); 3] =
+    [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), (MODEL_OPTIMIZER, "modelopt")];
 
 impl QuantisationConfig {
     /// Reads one of [`FILES`].
@@ -253,22 +258,20 @@ impl QuantisationConfig {
     /// # Errors
     ///
     /// [`Error::Model`] if it is malformed.
-    pub(super) fn of_file(path: &Path, file: &str, content: &Map<String, Value>) -> Result<Self> {
+    pub(super) fn of_file(
+        path: &Path,
+        (file, by_file): (&str, &str),
+        content: &Map<String, Value>,
+    ) -> Result<Self> {
         let refuse = |problem: String| Error::model(path, format!("{file}: {problem}"));
-        // Model Optimizer has its settings beside its own name.
         let inner = content.get("quantization").and_then(Value::as_object);
-        let mut section = inner.filter(|_| file == FILES[2]).unwrap_or(content).clone();
+        let mut section = inner.filter(|_| file == MODEL_OPTIMIZER).unwrap_or(content).clone();
         // AWQ has names of its own there.
         for (own, usual) in [("w_bit", "bits"), ("q_group_size", "group_size")] {
             if let Some(value) = section.remove(own) {
                 section.entry(usual).or_insert(value);
             }
         }
-        let by_file = match file {
-            file if file == FILES[0] => "gptq",
-            file if file == FILES[1] => "awq",
-            _ => "modelopt",
-        };
         section.entry("quant_method").or_insert(by_file.into());
         Ok(Self { method: method(&section).map_err(refuse)?, skipped: skipped(&section) })
     }

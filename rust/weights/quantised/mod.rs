@@ -144,7 +144,7 @@ impl Quantisation {
     pub fn of(checkpoint: &Arc<Checkpoint>, config: &Map<String, Value>) -> Result<Self> {
         let mut read = QuantisationConfig::read(checkpoint.path(), config)?;
         for file in config::FILES {
-            if let (Method::Unstated, Some(section)) = (&read.method, checkpoint.read_beside(file)?) {
+            if let (Method::Unstated, Some(section)) = (&read.method, checkpoint.read_beside(file.0)?) {
                 read = QuantisationConfig::of_file(checkpoint.path(), file, &section)?;
             }
         }
