@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .PHONY: help develop check format lint test test-rust test-python demo docs models bench evidence constraints clean cargo-tools environment-anew
 
 # The caller's Python environment must not affect ours.
-unexport CONDA_PREFIX PYTHONHOME PYTHONPATH
+unexport CONDA_PREFIX PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH
 
 environment := .venv
 python := $(environment)/bin/python
@@ -28,6 +28,7 @@ endif
 endif
 endif
 PYTHON ?= python3
+WORKERS ?= 2
 
 rust := Cargo.toml Cargo.lock $(shell find rust -type f)
 
@@ -87,8 +88,8 @@ test: lint test-rust test-python ## lint, all Rust tests, all Python tests
 test-rust: ## all Rust tests
 	cargo test --quiet --locked
 
-test-python: $(environment)/.extension ## all Python tests
-	@$(python) -m pytest
+test-python: $(environment)/.extension ## all Python tests, in two processes, or as many as WORKERS says
+	@$(python) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 models: $(environment)/.extension ## check every model type of transformers, or those in MODEL_TYPES; writes docs/models.md
 	@PYTHONPATH=tests $(python) -m layouts.survey $(MODEL_TYPES)
