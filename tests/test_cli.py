@@ -107,7 +107,7 @@ def test_json_is_one_document_and_nothing_else(scan: FakeScan, scores_file: Path
     result = invoke("scan", "base", "tuned", "--json", "--heads", heads_file)
     document = json.loads(result.stdout)
     assert result.stderr == ""
-    assert document["scores"]["statistics"]["wasserstein"] == small_scores()["wasserstein"].tolist()
+    assert document["scores"]["statistics"]["relative_delta"] == small_scores()["relative_delta"].tolist()
     assert document["scores"]["statistics"]["wasserstein_z"][0][1] is None
     assert document["heads"]["report"]["heads"] == 2
     assert document["heads"]["report"]["share"] == small_scores().select(0.1).report.share
@@ -136,7 +136,7 @@ def test_show_recognises_scores_and_heads_by_content(scores_file: Path, tmp_path
     small_scores().select(0.25).save(heads)
     shown = invoke("show", scores_file).stdout
     assert "tuned: tuned" in shown
-    assert "Top heads by wasserstein" in shown
+    assert "Top heads by relative_delta" in shown
     assert "selected" not in shown
     shown = invoke("show", heads).stdout
     assert "rule: global" in shown
@@ -296,7 +296,7 @@ def test_a_real_scan(pair: Path) -> None:
     ran = command("scan", "base", "tuned", "--json")
     document = json.loads(ran.stdout)
     assert (ran.returncode, ran.stderr) == (0, b"")
-    assert document["scores"]["statistics"]["wasserstein"] == scores["wasserstein"].tolist()
+    assert document["scores"]["statistics"]["relative_delta"] == scores["relative_delta"].tolist()
     assert document["heads"]["heads"] == {"0": [], "1": [3]}
 
 
@@ -432,7 +432,7 @@ def test_compare_shows_the_numbers_and_the_map(scores_file: Path, tmp_path: Path
     assert re.search(r"^ scores +heads +3 +1\.5 +0\.500 *$", shown.stdout, re.MULTILINE)
     assert "    0 ··████··" in shown.stdout
     document = json.loads(invoke("compare", scores_file, heads, "--ratio", "0.5", "--json").stdout)
-    assert document["statistic"] == "wasserstein"
+    assert document["statistic"] == "relative_delta"
     assert document["pairs"] == [
         {
             "first": "scores",

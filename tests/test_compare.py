@@ -67,7 +67,7 @@ def test_equal_and_opposite_scores() -> None:
     assert (same.shared, same.jaccard, same.rank_correlation) == (3, 1.0, 1.0)
     (opposite,) = alps.compare(
         {
-            "a": HeadScores({"x": scores["wasserstein"]}, scores.geometry),
+            "a": HeadScores({"x": scores["relative_delta"]}, scores.geometry),
             "b": HeadScores({"x": scores["kl"]}, scores.geometry),
         }
     ).pairs
@@ -125,7 +125,7 @@ def other_geometry() -> Geometry:
         (
             {"a": small_scores(), "b": HeadScores({"kl": small_scores()["kl"]}, small_geometry())},
             {},
-            "a by wasserstein, b by kl",
+            "a by relative_delta, b by kl",
         ),
     ],
 )

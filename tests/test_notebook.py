@@ -32,7 +32,7 @@ def test_a_notebook_shows_the_map_and_the_best_heads() -> None:
     assert "llama: 3 layers × 4 heads, 2 key/value groups" in text
     assert "base → tuned; form qkv, temperature 1" in text
     rows = [[cell.text for cell in row] for row in tree.iter("tr")]
-    assert rows[0] == ["layer", "head", "K/V group", "wasserstein", "kl", "wasserstein_z"]
+    assert rows[0] == ["layer", "head", "K/V group", "relative_delta", "kl", "wasserstein_z"]
     assert [row[:2] for row in rows[1:]] == [
         [str(layer), str(head)] for layer, head, _ in small_scores().top(5)
     ]
@@ -40,7 +40,7 @@ def test_a_notebook_shows_the_map_and_the_best_heads() -> None:
     assert len(cells(ground)) == 12
     shown = {cell: float(path.attrib["fill-opacity"]) for path in shades for cell in cells(path)}
     for (row, head), opacity in shown.items():
-        assert opacity == pytest.approx(small_scores()["wasserstein"][row, head] / 0.9, abs=1 / 20)
+        assert opacity == pytest.approx(small_scores()["relative_delta"][row, head] / 0.9, abs=1 / 20)
     assert groups.attrib["d"] == "M2 0v3"
 
 
@@ -85,7 +85,7 @@ def test_pandas_gets_a_row_for_every_head() -> None:
     frame = scores.to_pandas()
     assert frame.index.names == ["layer", "head"]
     assert list(frame.columns) == list(scores)
-    assert frame.loc[(2, 3), "wasserstein"] == scores["wasserstein"][1, 3]
+    assert frame.loc[(2, 3), "relative_delta"] == scores["relative_delta"][1, 3]
     heads = scores.select(0.25)
     both = frame.join(heads.to_pandas())
     assert list(both.index[both["selected"]]) == heads.pairs()

@@ -31,7 +31,7 @@ def make(layers: int, heads: int, groups: int, **provenance: str) -> HeadScores:
     geometry = small_geometry(layers=tuple(range(layers)), query_heads=heads, key_value_heads=groups)
     numbers = np.random.default_rng(0).gamma(3, 1e-5, size=geometry.shape)
     known = {"base": "base", "tuned": "tuned", "form": "qkv", "temperature": "1.0"}
-    return HeadScores({"wasserstein": numbers, "kl": -numbers}, geometry, known | provenance)
+    return HeadScores({"relative_delta": numbers, "kl": -numbers}, geometry, known | provenance)
 
 
 def artists(figure: Figure, gid: str) -> list[Any]:
@@ -183,7 +183,7 @@ def test_the_cut_is_after_the_last_selected_head() -> None:
     assert list(artist(figure, "cut").get_xdata()) == [17.5, 17.5]
     assert "the 17 best of 100 heads" in said(figure)
     every = artist(figure, "heads").get_offsets()
-    assert np.array_equal(every[:, 1], np.sort(scores["wasserstein"].ravel())[::-1])
+    assert np.array_equal(every[:, 1], np.sort(scores["relative_delta"].ravel())[::-1])
     assert np.array_equal(artist(figure, "selected").get_offsets(), every[:17])
 
 
@@ -201,7 +201,7 @@ def test_the_profile_shows_every_head_and_the_means() -> None:
     scores = small_scores()
     figure = scores.plot(scores.select(0.25), kind="layers")
     assert len(artist(figure, "heads").get_offsets()) == 12
-    assert np.allclose(artist(figure, "mean").get_ydata(), scores["wasserstein"].mean(axis=1))
+    assert np.allclose(artist(figure, "mean").get_ydata(), scores["relative_delta"].mean(axis=1))
     assert sorted(artist(figure, "selected").get_offsets()[:, 1]) == [0.7, 0.8, 0.9]
 
 
@@ -209,11 +209,11 @@ def test_the_titles_say_what_is_shown() -> None:
     scores = make(4, 4, 2)
     text = said(scores.plot(scores.select(0.1), statistic=None))
     for part in (
-        "by wasserstein",
+        "by relative_delta",
         "base → tuned",
         "form qkv, temperature 1",
         "2 of 16 heads",
-        "rule global, statistic wasserstein, ratio 0.1",
+        "rule global, statistic relative_delta, ratio 0.1",
         "of the vector's length",
         "10⁻⁵",
     ):
@@ -232,7 +232,7 @@ def test_a_comparison_has_a_map_for_each_task_and_one_of_all() -> None:
     comparison = alps.compare({"one": scores, "two": heads, "three": scores.select(0.4)})
     figure = comparison.plot()
     assert np.array_equal(artist(figure, "counts").get_array(), comparison.counts)
-    assert np.array_equal(artist(figure, "scores").get_array(), scores["wasserstein"])
+    assert np.array_equal(artist(figure, "scores").get_array(), scores["relative_delta"])
     outlines, *masks = artists(figure, "selected")
     assert len(outlines.get_paths()) == len(scores.select(0.1))
     assert [int(mask.get_array().sum()) for mask in masks] == [len(heads), len(scores.select(0.4))]

@@ -55,7 +55,7 @@ def hostile_scores() -> HeadScores:
     scores = small_scores()
     provenance = dict.fromkeys(("base", "tuned", "form", "temperature", HOSTILE), HOSTILE)
     geometry = small_geometry(model_type=HOSTILE, layout=HOSTILE)
-    return HeadScores({HOSTILE: scores["wasserstein"], "kl": scores["kl"]}, geometry, provenance)
+    return HeadScores({HOSTILE: scores["relative_delta"], "kl": scores["kl"]}, geometry, provenance)
 
 
 def all_documents(scores: HeadScores, statistic: str) -> list[str]:
@@ -99,8 +99,8 @@ def test_a_report_without_a_selection_lists_the_best() -> None:
 
 def test_a_report_summarises_the_statistics() -> None:
     page = Page(document(small_scores()))
-    numbers = small_scores()["wasserstein"]
-    (row,) = (row for row in page.rows if row[0] == "wasserstein")
+    numbers = small_scores()["relative_delta"]
+    (row,) = (row for row in page.rows if row[0] == "relative_delta")
     assert [float(cell) for cell in row[1:4]] == pytest.approx(
         [numbers.min(), np.median(numbers), numbers.max()], rel=1e-3
     )
@@ -125,7 +125,7 @@ def test_a_report_of_a_comparison_has_every_pair_and_every_shared_head() -> None
 
 
 def test_names_are_escaped_everywhere() -> None:
-    harmless = {tag for text in all_documents(small_scores(), "wasserstein") for tag, _ in Page(text).tags}
+    harmless = {tag for text in all_documents(small_scores(), "relative_delta") for tag, _ in Page(text).tags}
     for text in all_documents(hostile_scores(), HOSTILE):
         page = Page(text)
         assert {tag for tag, _ in page.tags} <= harmless
@@ -136,7 +136,7 @@ def test_names_are_escaped_everywhere() -> None:
 
 
 def test_a_report_refers_to_nothing_outside_itself() -> None:
-    for text in all_documents(small_scores(), "wasserstein"):
+    for text in all_documents(small_scores(), "relative_delta"):
         page = Page(text)
         named = [
             value
@@ -152,7 +152,7 @@ def test_a_report_refers_to_nothing_outside_itself() -> None:
 
 
 def test_pictures_take_the_colour_of_the_page() -> None:
-    for text in all_documents(small_scores(), "wasserstein"):
+    for text in all_documents(small_scores(), "relative_delta"):
         assert "prefers-color-scheme: dark" in text
         for picture in Page(text).pictures():
             assert "prefers-color-scheme:dark" in picture
@@ -173,7 +173,7 @@ def test_a_report_is_written_whole_and_the_same_each_time(tmp_path: Path) -> Non
     scores = small_scores()
     one, two = tmp_path / "one.html", tmp_path / "two.HTM"
     for path in (one, two):
-        alps.write_report(path, scores, scores.select(), statistic="wasserstein")
+        alps.write_report(path, scores, scores.select(), statistic="relative_delta")
     assert one.read_bytes() == two.read_bytes()
     assert one.read_text(encoding="utf-8") == document(scores, scores.select())
 

@@ -18,18 +18,18 @@ from support.scores import scores, small_geometry, small_scores
 
 def test_scores_are_a_mapping_of_read_only_arrays() -> None:
     scores = small_scores()
-    assert scores.statistics == tuple(scores) == ("wasserstein", "kl", "wasserstein_z")
+    assert scores.statistics == tuple(scores) == ("relative_delta", "kl", "wasserstein_z")
     assert scores.layers == (0, 2, 3)
     assert "kl" in scores
     assert "js" not in scores
     assert scores["kl"].dtype == np.float64
-    with pytest.raises(KeyError, match="there are wasserstein, kl"):
+    with pytest.raises(KeyError, match="there are relative_delta, kl"):
         scores["js"]
     for same in (scores, copy.deepcopy(scores)):
         with pytest.raises(ValueError, match="read-only"):
             same["kl"][0, 0] = 1
     assert repr(scores) == (
-        "HeadScores(llama, 3 layers x 4 heads, 2 key/value groups: wasserstein, kl, wasserstein_z)"
+        "HeadScores(llama, 3 layers x 4 heads, 2 key/value groups: relative_delta, kl, wasserstein_z)"
     )
 
 
@@ -65,7 +65,7 @@ def test_the_only_statistic_is_the_default() -> None:
     geometry = small_geometry()
     numbers = np.arange(12.0).reshape(3, 4)
     assert HeadScores({"kl": numbers}, geometry).select(0.01).pairs() == [(3, 3)]
-    with pytest.raises(ArgumentError, match="'wasserstein'; they hold kl, js"):
+    with pytest.raises(ArgumentError, match="'relative_delta'; they hold kl, js; name the one"):
         HeadScores({"kl": numbers, "js": numbers}, geometry).select()
 
 

@@ -43,7 +43,7 @@ def test_a_smaller_ratio_selects_a_subset(scores: HeadScores, rule: Rule, one: f
 
 @given(scores(), ratios)
 def test_global_selects_the_best_and_ties_go_to_the_lower(scores: HeadScores, ratio: float) -> None:
-    numbers = scores["wasserstein"].reshape(-1).tolist()
+    numbers = scores["relative_delta"].reshape(-1).tolist()
     flat = [(math.isnan(score), 0.0 if math.isnan(score) else -score, i) for i, score in enumerate(numbers)]
     heads = scores.select(ratio)
     best = sorted(flat)[: len(heads)]
@@ -55,8 +55,8 @@ def test_permuting_heads_permutes_the_selection(
     scores: HeadScores, ratio: float, data: st.DataObject
 ) -> None:
     order = np.array(data.draw(st.permutations(range(scores.geometry.heads))))
-    permuted = scores["wasserstein"].reshape(-1)[order].reshape(scores.geometry.shape)
-    selected = HeadScores({"wasserstein": permuted}, scores.geometry).select(ratio)
+    permuted = scores["relative_delta"].reshape(-1)[order].reshape(scores.geometry.shape)
+    selected = HeadScores({"relative_delta": permuted}, scores.geometry).select(ratio)
     assert np.array_equal(selected.mask.reshape(-1), scores.select(ratio).mask.reshape(-1)[order])
 
 
@@ -86,7 +86,7 @@ def test_a_seed_means_the_same_heads(scores: HeadScores, rule: Rule, ratio: floa
 
 def test_random_heads_never_change() -> None:
     geometry = small_geometry(layers=(0, 1, 2, 3), query_heads=8)
-    scores = HeadScores({"wasserstein": np.zeros(geometry.shape)}, geometry)
+    scores = HeadScores({"relative_delta": np.zeros(geometry.shape)}, geometry)
 
     def drawn(rule: Rule, seed: int | None) -> list[int]:
         mask = scores.select(0.2, rule=rule, seed=seed).mask
@@ -100,14 +100,14 @@ def test_random_heads_never_change() -> None:
 
 def test_ten_percent_is_the_default_and_rounds_correctly() -> None:
     geometry = small_geometry(query_heads=10)
-    assert len(HeadScores({"wasserstein": np.zeros(geometry.shape)}, geometry).select()) == 3
+    assert len(HeadScores({"relative_delta": np.zeros(geometry.shape)}, geometry).select()) == 3
 
 
 def test_the_provenance_of_a_head_set_gives_the_rule() -> None:
     scores = small_scores()
     assert scores.select().provenance == {
         "rule": "global",
-        "statistic": "wasserstein",
+        "statistic": "relative_delta",
         "ratio": "0.1",
         **scores.provenance,
     }
@@ -155,7 +155,7 @@ def test_the_binding_refuses_arrays_of_the_wrong_shape() -> None:
         _alps.select_ranked(np.zeros((3, 4)), geometry, "median", 0.1)
     with pytest.raises(ArgumentError, match="median"):
         _alps.select_random(geometry, "median", 0.1, 0)
-    transposed = np.asfortranarray(small_scores()["wasserstein"])
+    transposed = np.asfortranarray(small_scores()["relative_delta"])
     assert np.array_equal(
         _alps.select_ranked(transposed, geometry, "global", 0.3), small_scores().select(0.3).mask
     )

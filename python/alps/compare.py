@@ -99,7 +99,7 @@ def compare(
     Args:
         tasks: Scores or head sets of one model, two or more, by the name of each task.
         ratio: The share of the heads to select from scores; 0.10 when not given.
-        statistic: What ranks the heads of scores; "wasserstein" unless they have only one other.
+        statistic: What ranks the heads of scores; "relative_delta" unless they have only one other.
 
     Raises:
         ArgumentError: There are fewer than two tasks, they are not of one geometry, an argument is out of its

@@ -27,7 +27,7 @@ def write_report(
         path: The file, named .html or .htm.
         content: Scores, a head set, or what `compare` or `audit` returned.
         heads: With scores, the heads to mark and to list; without them the report lists the best.
-        statistic: With scores, what ranks and colours the heads; "wasserstein" unless it is not there and only one
+        statistic: With scores, what ranks and colours the heads; "relative_delta" unless it is not there and only one
             other is.
 
     Raises:

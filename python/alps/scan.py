@@ -39,15 +39,16 @@ def scan(
     - "wasserstein" (the paper's score): 1/(N-1) * sum over i < N-1 of abs(C_T(i) - C_B(i));
     - "kl": sum P_T log(P_T / P_B); "js": the Jensen-Shannon divergence; both in nats;
     - "cosine": 1 - cos(P_B, P_T); "euclidean": the norm of P_T - P_B;
-    - "delta_norm": the norm of theta_T - theta_B; "relative_delta": that over the norm of theta_B;
-      "max_delta": its largest absolute entry;
+    - "delta_norm": the norm of theta_T - theta_B; "relative_delta", which ranks heads by default: that over the
+      norm of theta_B; "max_delta": its largest absolute entry;
     - "changed" (form "qkv" only): the share of entries whose stored value differs;
     - "wasserstein_z": (wasserstein / euclidean - sqrt(pi/32)) / sqrt(7/60 - pi/32), near 0 when the changes
       lie in no order; not-a-number for identical weights;
     - "sorted_wasserstein" (needs a sort, so only when named): the mean absolute difference of the sorted
       entries of the two thetas.
 
-    Identical weights score exactly 0; if those of all heads are, an AlpsWarning says so. Results do not depend on the number of threads.
+    Identical weights score exactly 0; if those of all heads are, an AlpsWarning says so. Results do not depend on the
+    number of threads.
 
     Quantised weights are compared as the numbers that they stand for, so what quantisation rounded is part of
     the scores; `provenance` then names the quantisation, as "base_quantisation" or "tuned_quantisation".

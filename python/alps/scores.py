@@ -177,7 +177,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         Args:
             heads: Heads to mark.
             kind: One of the kinds above.
-            statistic: What to draw; "wasserstein" unless it is not there and only one other is.
+            statistic: What to draw; "relative_delta" unless it is not there and only one other is.
 
         Returns:
             A figure of matplotlib, which pyplot does not know of: `figure.savefig(path)`, or show it in a notebook.
@@ -192,16 +192,18 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         return figure
 
     def ranking_statistic(self, statistic: str | None = None) -> str:
-        """The statistic that ranks heads: `statistic`, else "wasserstein", else the only one there is.
+        """The statistic that ranks heads: `statistic`, else "relative_delta", else the only one there is.
 
         Raises:
             ArgumentError: There is no such statistic, or several and none of them is the default.
         """
+        what_to_do = ""
         if statistic is None:
             statistic = next(iter(self._arrays)) if len(self._arrays) == 1 else DEFAULT
+            what_to_do = "; name the one that ranks the heads"
         if statistic not in self._arrays:
             raise ArgumentError(
-                f"the scores hold no statistic {statistic!r}; they hold {', '.join(self._arrays)}"
+                f"the scores hold no statistic {statistic!r}; they hold {', '.join(self._arrays)}{what_to_do}"
             )
         return statistic
 
@@ -212,7 +214,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
 
         Args:
             n: How many; all heads when the model has fewer.
-            statistic: What ranks them; "wasserstein" unless it is not there and only one other is.
+            statistic: What ranks them; "relative_delta" unless it is not there and only one other is.
 
         Raises:
             ArgumentError: `n` is negative, or there is no such statistic.
@@ -252,7 +254,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
             budget: Instead of a ratio, with rule "global": take heads in order of rank as long as the Q/K/V
                 parameters that they train (see `Report`) are at most this many.
             rule: One of the rules above.
-            statistic: What ranks the heads; "wasserstein" unless it is not there and only one other is.
+            statistic: What ranks the heads; "relative_delta" unless it is not there and only one other is.
                 Not with the random rules.
             seed: Of the random rules only, 0 when not given. The same seed gives the same heads everywhere.
 

@@ -33,11 +33,11 @@ def small_geometry(**changes: Any) -> Geometry:
 
 def small_scores() -> HeadScores:
     """Makes distinct scores, one of which is not a number."""
-    wasserstein = np.array([[0.1, 0.9, 0.8, 0.2], [0.7, 0.3, 0.0, 0.6], [0.25, 0.35, 0.15, 0.05]])
-    z = wasserstein.copy()
+    values = np.array([[0.1, 0.9, 0.8, 0.2], [0.7, 0.3, 0.0, 0.6], [0.25, 0.35, 0.15, 0.05]])
+    z = values.copy()
     z[0, 1] = np.nan
     return HeadScores(
-        {"wasserstein": wasserstein, "kl": -wasserstein, "wasserstein_z": z},
+        {"relative_delta": values, "kl": -values, "wasserstein_z": z},
         small_geometry(),
         {
             "base": "base",
@@ -69,7 +69,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
 
 @st.composite
 def scores(draw: st.DrawFn, ties: bool = True) -> HeadScores:
-    """Draws scores by "wasserstein". Without ties, they are all different numbers."""
+    """Draws scores by "relative_delta". Without ties, they are all different numbers."""
     geometry = draw(geometries())
     if ties:
         number = st.one_of(st.integers(-2, 2).map(float), st.floats())
@@ -77,7 +77,7 @@ def scores(draw: st.DrawFn, ties: bool = True) -> HeadScores:
     else:
         order = draw(st.permutations(range(geometry.heads)))
         matrix = np.array(order, dtype=np.float64).reshape(geometry.shape)
-    return HeadScores({"wasserstein": matrix}, geometry)
+    return HeadScores({"relative_delta": matrix}, geometry)
 
 
 @st.composite

@@ -27,8 +27,8 @@ from alps.scores import HeadScores
 from alps.visual.terminal_map import mark, mark_style
 from alps.visual.text import pair_cells, ranked_cells
 
-_COMPANIONS = ("relative_delta", "wasserstein_z")
-"""Statistics that say how large a change is and how much structure it has, whatever ranks the heads."""
+_COMPANIONS = ("relative_delta", "wasserstein", "wasserstein_z")
+"""Statistics that are shown whatever ranks the heads: the default, the paper's, and how much order the changes have."""
 
 
 @contextmanager

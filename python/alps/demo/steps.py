@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from alps import statistics
 from alps.demo import report
 from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, Settings, training_environment
 from alps.demo.results import Losses, Results, Trial
@@ -116,7 +117,7 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
     selected = HeadSet(selected.mask, selected.geometry, final_names(selected))
     _print(console, "Nothing is run for this: alps scan compares the weights of the two, head by head.")
     console.print()
-    console.print(head_map(console, scores.geometry, scores["wasserstein"], selected))
+    console.print(head_map(console, scores.geometry, scores[statistics.DEFAULT], selected))
     console.print()
     _print(console, selected.report.summary)
 
