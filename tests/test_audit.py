@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import alps
 from alps.cli import app
 from alps.draws import random_like
+from alps.live import texts
 from support.tiny_models import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -216,6 +217,17 @@ def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         graft = float(np.mean([float(model(**batch).loss) for batch in batches]))
     share = (live.base_loss - graft) / (live.base_loss - live.tuned_loss)
     assert live.sufficiency.chosen == pytest.approx(share, rel=1e-4)
+
+
+def test_windows_are_what_the_model_takes(files: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(files / "base")
+    assert [it["input_ids"].shape for it in texts.windows(files / "text.txt", files / "base")] == [(1, 256)]
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(files / "base")
+    shapes = [it["input_ids"].shape for it in texts.windows(files / "text.txt", files / "base")]
+    assert shapes == 7 * [(1, 64)]
+    with pytest.raises(alps.ArgumentError, match=r"base: expected windows of at most 64 .* found 65"):
+        texts.windows(files / "text.txt", files / "base", length=65)
 
 
 def test_the_models_are_as_they_were(files: Path) -> None:

@@ -26,7 +26,7 @@ import alps
 from alps import demo
 from alps.cli import app
 from alps.demo import report
-from alps.demo.data import Text, standard_library, train_tokenizer
+from alps.demo.data import Text, docstrings, repeated_numbers, train_tokenizer
 from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, Learner, loss
 from alps.demo.results import Losses, Outcome, Results, Sample, Trial
 from alps.demo.steps import Workers
@@ -167,8 +167,8 @@ def test_what_is_counted_is_what_there_is(finished: Run) -> None:
 
 
 def test_the_losses_are_those_of_the_checkpoints(finished: Run) -> None:
-    docstrings, code = standard_library(TINY.characters)
-    tokenizer = train_tokenizer(docstrings, TINY.vocabulary, TINY.window)
+    general, task = docstrings(TINY.characters), repeated_numbers(TINY.characters)
+    tokenizer = train_tokenizer(general, TINY.vocabulary, TINY.window)
     trial = finished.results.trials[0]
     for name, losses in (
         ("base", finished.results.base),
@@ -176,7 +176,7 @@ def test_the_losses_are_those_of_the_checkpoints(finished: Run) -> None:
         ("trained", trial.outcomes[SELECTED.name].losses),
     ):
         model = AutoModelForCausalLM.from_pretrained(finished.folder / name)
-        for text, measured in ((code, losses.task), (docstrings, losses.general)):
+        for text, measured in ((task, losses.task), (general, losses.general)):
             windows = Text(text, tokenizer).held_out(TINY.measured, TINY.window)
             assert loss(model, windows) == pytest.approx(measured, rel=1e-5)
 
@@ -253,8 +253,25 @@ def test_the_folder_must_not_exist(tmp_path: Path) -> None:
 def test_a_library_without_source_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text('"""Some docstring."""\nx = 1\n')
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(alps.ArgumentError, match=r"expected 20,000 characters .* found 15 and 5"):
-        standard_library(20_000)
+    with pytest.raises(alps.ArgumentError, match=r"expected 20,000 characters .* found 15$"):
+        docstrings(20_000)
+
+
+def test_each_line_has_a_number_twice() -> None:
+    text = repeated_numbers(1_000)
+    assert len(text) == 1_000
+    assert text == repeated_numbers(2_000)[:1_000]
+    *lines, _ = text.splitlines()
+    first, second = zip(*(line.split("=") for line in lines), strict=True)
+    assert first == second
+    assert {len(number) for number in first} == {8}
+    assert len(set(first)) == len(first)
+    assert set("".join(first)) == set("0123456789")
+
+
+def test_random_heads_have_as_many_parameters(finished: Run) -> None:
+    ways = [finished.results.sample(name, "trainable").values for name in ("selected heads", "random heads")]
+    assert ways[0] == ways[1]
 
 
 @pytest.fixture

@@ -97,7 +97,10 @@ _ReportFile = Annotated[
 ]
 
 
-_Length = Annotated[int, typer.Option(min=1, help="Tokens of a window of the text.")]
+_Length = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens of a window of the text; 256 when not given, or what the model takes."),
+]
 _Windows = Annotated[int, typer.Option(min=1, help="Windows of the text, at most.")]
 _Device = Annotated[str | None, typer.Option(help="Such as cuda; a GPU if there is one.")]
 
@@ -336,7 +339,7 @@ def audit(
     heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
     text: Annotated[Path, typer.Option(metavar="FILE", help="A text of the task, in UTF-8.")],
     draws: Annotated[int, typer.Option(min=1, help="Random sets of each of the two kinds.")] = 100,
-    length: _Length = 256,
+    length: _Length = None,
     windows: _Windows = 16,
     device: _Device = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
@@ -381,7 +384,7 @@ def measure(
     ] = None,
     tuned: Annotated[str | None, typer.Option(help="The model after tuning, which `taylor` needs.")] = None,
     ratio: Annotated[float, _Ratio] = DEFAULT_RATIO,
-    length: _Length = 256,
+    length: _Length = None,
     windows: _Windows = 16,
     device: _Device = None,
     output: Annotated[

@@ -1,6 +1,7 @@
-"""The text that the demo trains on: docstrings of the Python standard library, and the code around them."""
+"""The texts that the demo trains on: docstrings of the Python standard library, and lines of random numbers."""
 
 import ast
+import random
 import sysconfig
 import warnings
 from pathlib import Path
@@ -15,36 +16,44 @@ _HELD_OUT = 10
 """The last 1/10 of the characters of a text is held out from training."""
 
 
-def standard_library(characters: int) -> tuple[str, str]:
-    """Reads the docstrings of the standard library, and its code without them.
+def docstrings(characters: int) -> str:
+    """Reads docstrings of the standard library: the general text.
 
     Args:
-        characters: The length of each of the two texts.
+        characters: The length of the text.
 
     Raises:
         ArgumentError: This Python comes without the source of its library.
     """
     folder = Path(sysconfig.get_path("stdlib"))
-    docstrings: list[str] = []
-    code: list[str] = []
+    found: list[str] = []
     for path in sorted(folder.glob("[a-z]*.py")):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about the style of the library's code
             tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                docstring = ast.get_docstring(node)
-                if docstring is not None:
-                    docstrings.append(docstring)
-                    node.body = node.body[1:] or [ast.Pass()]
-        if sum(map(len, code)) < characters:
-            code.append(ast.unparse(tree))
-        if min(sum(map(len, docstrings)), sum(map(len, code))) >= characters:
-            return "\n\n".join(docstrings)[:characters], "\n\n".join(code)[:characters]
+                found += filter(None, [ast.get_docstring(node)])
+        if sum(map(len, found)) >= characters:
+            return "\n\n".join(found)[:characters]
     raise ArgumentError(
-        f"{folder}: expected {characters:,} characters of docstrings and as many of code in Python's own library, "
-        f"found {sum(map(len, docstrings)):,} and {sum(map(len, code)):,}"
+        f"{folder}: expected {characters:,} characters of docstrings in Python's own library, "
+        f"found {sum(map(len, found)):,}"
     )
+
+
+def repeated_numbers(characters: int) -> str:
+    """Makes lines in which a random number of eight digits stands twice, as in 04839165=04839165: the task.
+
+    The first eight digits cannot be foreseen. What is learnt first is that eight digits end with "=" or with the line;
+    to count them needs attention to what came before. To copy them takes more steps than the demo has.
+
+    Args:
+        characters: The length of the text.
+    """
+    digits = random.Random(0)
+    numbers = (f"{digits.randrange(10**8):08}" for _ in range(-(-characters // 18)))
+    return "".join(f"{number}={number}\n" for number in numbers)[:characters]
 
 
 def train_tokenizer(text: str, vocabulary: int, window: int) -> PreTrainedTokenizerFast:
@@ -68,12 +77,17 @@ def train_tokenizer(text: str, vocabulary: int, window: int) -> PreTrainedTokeni
 
 
 class Text:
-    """The tokens of a text, divided into a training part and a held-out part."""
+    """The tokens of a text, divided into a training part and a held-out part.
+
+    Attributes:
+        unseen: The held-out part as it is written.
+    """
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerFast) -> None:
         cut = len(text) - len(text) // _HELD_OUT
+        self.unseen = text[cut:]
         self._training, self._held_out = (
-            torch.tensor(tokenizer.backend_tokenizer.encode(part).ids) for part in (text[:cut], text[cut:])
+            torch.tensor(tokenizer.backend_tokenizer.encode(part).ids) for part in (text[:cut], self.unseen)
         )
 
     def batch(self, size: int, window: int, generator: torch.Generator) -> torch.Tensor:

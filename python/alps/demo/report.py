@@ -18,6 +18,7 @@ FILES = {
     "base/": "the base, a checkpoint with its tokenizer",
     "tuned/": "the tuned copy of the first seed",
     "trained/": "the base, its selected heads and all but Q/K/V trained",
+    "task.txt": "unseen text of the task, as alps audit takes it",
     "scores.safetensors": "what alps scan found; alps show prints it",
     "heads.json": "the selected heads",
     "heads.png": "a picture of both",
@@ -166,8 +167,9 @@ def trade_off(results: Results) -> Figure:
     return figure
 
 
-def write(folder: Path, scores: HeadScores, heads: HeadSet, results: Results) -> None:
+def write(folder: Path, scores: HeadScores, heads: HeadSet, results: Results, task: str) -> None:
     """Writes all `FILES` but the checkpoints."""
+    (folder / "task.txt").write_text(task, encoding="utf-8")
     scores.save(folder / "scores.safetensors")
     heads.save(folder / "heads.json")
     image_file.save(scores.plot(heads), folder / "heads.png")

@@ -103,8 +103,9 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
     first = copies[0]
     _print(
         console,
-        f"All of the copy is trained on the task, Python code, in {settings.steps} steps. It has learnt something, and "
-        f"forgotten something. {_describe(first.losses)}",
+        f"All of the copy is trained on the task in {settings.steps} steps: lines such as 04839165=04839165. "
+        "Nobody can foresee the digits, but after eight of them comes = or the end of the line, and to count takes attention. "
+        f"{_describe(first.losses)}",
     )
 
     _print_heading(console, "3  Which heads did that move?")
@@ -156,7 +157,7 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
         "A tiny model and a minute show how the method is used. Whether it holds for your model, only your model shows.",
     )
     console.print()
-    report.write(unfinished, scores, selected, results)
+    report.write(unfinished, scores, selected, results, experiment.task.unseen)
     return results
 
 
