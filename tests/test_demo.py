@@ -238,7 +238,9 @@ def test_a_single_seed_has_no_spread() -> None:
 
 def test_a_wide_table_fits_eighty_columns() -> None:
     console = Console(file=io.StringIO(), width=80)
-    console.print(report.terminal_table(results({}, {"everything": 4.0})))
+    trials = results({}, {"everything": 4.0})
+    trials.trials[0].outcomes["everything"] = outcome(2.0, 11.5)
+    console.print(report.terminal_table(trials))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown

@@ -129,7 +129,7 @@ def run_command(line: str) -> str:
             "docs/tutorial.md",
             {
                 *("scores.safetensors", "scan.txt", "shown.txt", "selected.txt", "heads.png", "report.html"),
-                *("heads.json", "checkpoints", "out", "adapter", "merged", "code.txt", "audit.txt"),
+                *("heads.json", "checkpoints", "out", "adapter", "merged", "audit.txt"),
             },
         ),
     ],

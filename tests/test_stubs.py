@@ -13,6 +13,6 @@ def test_the_stub_describes_the_extension(tmp_path: Path) -> None:
     configuration.write_text(
         f"[mypy]\n[mypy-{','.join(f'{name}.*' for name in UNREAD)}]\nfollow_imports = skip\n"
     )
-    command = [sys.executable, "-m", "mypy.stubtest", "alps._alps", "--mypy-config-file", configuration]
+    command = [sys.executable, "-m", "mypy.stubtest", "alps._alps", "--mypy-config-file", str(configuration)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -424,7 +424,7 @@ def demo(
     seeds: Annotated[int, typer.Option(min=1, help="How often all but the base is done anew.")] = 3,
     as_json: _Json = False,
 ) -> None:
-    """Show the whole method in a minute: train, tune, scan and compare ways to train a tiny model."""
+    """Show the whole method in a minute or two: train, tune, scan and compare ways to train a tiny model."""
     with needed("the demo", "'alps-heads[train,plot]'"):
         from alps.demo import Settings, cores, run
     console = Console(quiet=True) if as_json else _console()

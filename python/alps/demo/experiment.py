@@ -41,7 +41,7 @@ _TUNING_SEED, _METHOD_SEED = 1000, 2000
 
 @dataclass(frozen=True)
 class Settings:
-    """The sizes of the demo; with the default ones it takes about a minute on two cores.
+    """The sizes of the demo; with the default ones it takes one to two minutes on two cores.
 
     Attributes:
         seeds: The number of repetitions of everything but the base.

@@ -29,7 +29,7 @@ FILES = {
 }
 """The files and folders that the demo leaves."""
 
-HEADINGS = ("", "task loss", "general loss", "trainable\nparameters", "CPU ms\nper step", "memory\nMB")
+HEADINGS = ("", "task loss", "general loss", "trainable\nparameters", "ms per\nstep", "memory\nMB")
 
 _BASE = "base, untouched"
 _BLUE = "#2171b5"
