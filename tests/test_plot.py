@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import warnings
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -214,11 +215,21 @@ def test_the_titles_say_what_is_shown() -> None:
         "form qkv, temperature 1",
         "2 of 16 heads",
         "rule global, statistic relative_delta, ratio 0.1",
-        "of the vector's length",
         "10⁻⁵",
     ):
         assert part in text
     assert "nats" in said(scores.plot(kind="map", statistic="kl"))
+    published = HeadScores({"wasserstein": scores["relative_delta"]}, scores.geometry)
+    assert "of the vector's length" in said(published.plot(kind="map"))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_heads_without_a_finite_score_can_be_drawn(number: float) -> None:
+    scores = make(2, 4, 2)
+    without = HeadScores({"kl": np.full(scores.geometry.shape, number)}, scores.geometry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn(without.plot())
 
 
 def test_every_statistic_has_a_description() -> None:

@@ -91,7 +91,8 @@ def draw_ranks(axes: Axes, grid: HeadGrid, statistic: str) -> None:
                 va="top",
                 fontsize=7,
             )
-    axes.set_xlim(0.5 - 0.01 * len(order), len(order) + 0.5 + 0.01 * len(order))
+    margin = 0.5 + 0.01 * len(order)
+    axes.set_xlim(1 - margin, max(1, len(order)) + margin)
     between = MaxNLocator(8, integer=True, steps=TICK_STEPS).tick_values(1, max(2, len(order)))
     ticks = [1, *(int(rank) for rank in between if between[1] / 2 <= rank <= len(order) and rank > 1)]
     axes.set_xticks(ticks, [f"{rank:,}" for rank in ticks])
