@@ -39,6 +39,29 @@ def rows_of(layer: Any, head: int) -> list[torch.nn.Parameter | torch.Tensor]:
     return [module.weight[index * SIZE : (index + 1) * SIZE] for module, index in places]
 
 
+def map_gradient(model: Any, layer: Any, batch: Any, attention: torch.Tensor) -> torch.Tensor:
+    """The gradient of the loss by an attention map, which takes the place of the layer's own."""
+    leaf = attention.detach().clone().requires_grad_()
+    taken: list[torch.Tensor] = []
+
+    def take(_module: Any, _inputs: Any, named: dict[str, torch.Tensor]) -> None:
+        taken.append(named["hidden_states"])
+
+    def replace(_module: Any, _inputs: Any, _output: Any) -> Any:
+        values = layer.v_proj(taken[0]).unflatten(-1, (GROUPS, SIZE)).transpose(1, 2)
+        mixed = leaf @ values.repeat_interleave(HEADS // GROUPS, dim=1)
+        return layer.o_proj(mixed.transpose(1, 2).flatten(-2)), leaf
+
+    hooks = [
+        layer.register_forward_pre_hook(take, with_kwargs=True),
+        layer.register_forward_hook(replace),
+    ]
+    (gradient,) = torch.autograd.grad(model(**batch).loss, leaf)
+    for hook in hooks:
+        hook.remove()
+    return gradient
+
+
 def plain(model: Any, tuned: Any, statistic: str) -> np.ndarray[Any, Any]:
     """The definition, with a pass for each batch and a gate for each head."""
     layers = [layer.self_attn for layer in model.model.layers]
@@ -54,6 +77,18 @@ def plain(model: Any, tuned: Any, statistic: str) -> np.ndarray[Any, Any]:
                 rows = [parts[0][head * SIZE : (head + 1) * SIZE]]
                 rows += [part[group * SIZE : (group + 1) * SIZE] for part in parts[1:]]
                 expected[row, head] = torch.cat(rows).norm()
+        return expected
+    if statistic == "seekr":
+        for it in (model, tuned):
+            it.set_attn_implementation("eager")
+        sensitivity, change = np.zeros_like(expected), np.zeros_like(expected)
+        for batch in batches():
+            for row, layer in enumerate(layers):
+                own, other = (it(**batch, output_attentions=True).attentions[row] for it in (model, tuned))
+                gradient = map_gradient(model, layer, batch, own)
+                sensitivity[row] += gradient.square().sum(dim=(0, 2, 3)).numpy() / 3
+                change[row] += (other - own).detach().square().sum(dim=(0, 2, 3)).numpy() / 3
+        expected += sensitivity / sensitivity.sum(axis=1, keepdims=True) * change
         return expected
     if statistic.startswith("michel"):
         for row, layer in enumerate(layers):
@@ -93,7 +128,7 @@ def plain(model: Any, tuned: Any, statistic: str) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    "statistic", ["fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "lift"]
+    "statistic", ["fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "seekr", "lift"]
 )
 def test_the_formulas(statistic: Any) -> None:
     model = llama(layers=2).double()
@@ -117,6 +152,20 @@ def test_the_model_is_as_it_was() -> None:
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert scores.select(ratio=0.25, statistic="fisher")
+
+
+def test_seekr_of_a_checkpoint_and_beside_others(tmp_path: Path) -> None:
+    model = llama(layers=2)
+    tuned = moved(model, None, 1)
+    tuned.save_pretrained(tmp_path)
+    implementation = model.config._attn_implementation
+    model.gradient_checkpointing_enable()
+    model.train()
+    found = alps.measure(model, iter(batches()), tuned=tmp_path, statistics=["seekr", "fisher"])
+    np.testing.assert_allclose(found["seekr"], plain(llama(layers=2), tuned, "seekr"), rtol=1e-3)
+    np.testing.assert_allclose(found["fisher"], plain(llama(layers=2), tuned, "fisher"), rtol=1e-3)
+    assert model.config._attn_implementation == implementation != "eager"
+    assert model.training
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -174,6 +223,13 @@ def test_bad_input_is_one_clear_error() -> None:
         ),
         (alps.ArgumentError, "at least one, found none", (model, []), {}),
         (alps.ArgumentError, "needs the model after tuning", (model, batches()), {"statistics": ["taylor"]}),
+        (alps.ArgumentError, "needs the model after tuning", (model, batches()), {"statistics": ["seekr"]}),
+        (
+            alps.UnchangedError,
+            "no head",
+            (model, batches()),
+            {"statistics": ["seekr"], "tuned": copy.deepcopy(model)},
+        ),
         (alps.ArgumentError, "loss that is finite, found nan", (nan, batches()), {}),
         (alps.ArgumentError, "returned no loss", (bare, [{"input_ids": batches()[0]["input_ids"]}]), {}),
         (

@@ -27,6 +27,7 @@ JOBS = [
     f"fsdp:{EXACT}",
     f"fsdp-resumed:{EXACT}",
 ]
+MEASURED = "measure:llama:float64"
 
 
 def launch(launcher: tuple[str, ...], folder: Path, jobs: list[str]) -> None:
@@ -44,7 +45,7 @@ def launch(launcher: tuple[str, ...], folder: Path, jobs: list[str]) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what two processes have trained."""
     folder = tmp_path_factory.mktemp("distributed")
-    launch(TORCHRUN, folder, JOBS)
+    launch(TORCHRUN, folder, [*JOBS, MEASURED])
     return folder
 
 
@@ -62,6 +63,14 @@ def assert_same_as_one_process(job: str, folder: Path) -> None:
 @pytest.mark.parametrize("job", [job for job in JOBS if job.endswith("float64")])
 def test_two_processes_train_the_same_as_one(job: str, results: Path) -> None:
     assert_same_as_one_process(job, results)
+
+
+def test_two_processes_measure_the_same_as_one(results: Path) -> None:
+    expected = distributed_worker.measured(*MEASURED.split(":")[1:])
+    found = load_file(results / f"{MEASURED}.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=0)
 
 
 def test_accelerate_launch(tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ def optimizer_of(model: Model) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trainable(model), lr=1e-3, weight_decay=0.1)
 
 
+def measured(model_type: str, dtype: str) -> dict[str, torch.Tensor]:
+    """Measures a model on four batches, which the processes share."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    model = tiny_model(model_type, getattr(torch, dtype))
+    batches = [{"input_ids": tokens(step), "labels": tokens(step)} for step in range(rank, 4, world)]
+    scores = alps.measure(model, batches, statistics=["fisher", "gradient", "michel"])
+    return {name: torch.from_numpy(values.copy()) for name, values in scores.items()}
+
+
 def work(method: str, model_type: str, others: str, dtype: str) -> dict[str, torch.Tensor]:
     """Trains a model with one method. Returns its state, complete on the first process."""
     whole = model = restricted(model_type, getattr(torch, dtype), others)
@@ -96,7 +105,8 @@ def main(folder: Path, jobs: list[str]) -> None:
     for job in jobs:
         if not dist.is_initialized() and not job.startswith("accelerate"):
             dist.init_process_group("gloo")
-        state = work(*job.split(":"))
+        method, *what = job.split(":")
+        state = measured(*what) if method == "measure" else work(method, *what)
         if dist.get_rank() == 0:
             tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
             save_file(tensors, folder / f"{job}.safetensors")

@@ -1,5 +1,5 @@
 """Runs the command `alps` as `python -m alps.cli`."""
 
-from alps.cli.commands import main
+from alps.cli import main
 
 main()

@@ -26,7 +26,12 @@ def to_device(batch: Batch, model: nn.Module) -> dict[str, Any]:
 
 
 def loss_of_batch(model: nn.Module, batch: Batch, number: int) -> torch.Tensor:
-    """The loss that the model returns for a batch, a scalar.
+    """The loss that the model returns for a batch, a scalar; errors as of `loss_and_outputs`."""
+    return loss_and_outputs(model, batch, number)[0]
+
+
+def loss_and_outputs(model: nn.Module, batch: Batch, number: int) -> tuple[torch.Tensor, Any]:
+    """The loss that the model returns for a batch, a scalar, and all that it returns.
 
     Raises:
         ArgumentError: The batch is no mapping, the model returns no loss, or the loss is not finite.
@@ -35,7 +40,8 @@ def loss_of_batch(model: nn.Module, batch: Batch, number: int) -> torch.Tensor:
         raise ArgumentError(
             f"batch {number}: expected what the model takes, by name; found {type(batch).__name__}"
         )
-    loss = getattr(model(**to_device(batch, model)), "loss", None)
+    outputs = model(**to_device(batch, model))
+    loss = getattr(outputs, "loss", None)
     if not isinstance(loss, torch.Tensor):
         raise ArgumentError(
             f"batch {number}: the model {type(model).__name__} returned no loss; expected a model with a head for a task, "
@@ -43,7 +49,7 @@ def loss_of_batch(model: nn.Module, batch: Batch, number: int) -> torch.Tensor:
         )
     if not bool(torch.isfinite(loss)):
         raise ArgumentError(f"batch {number}: expected a loss that is finite, found {float(loss)}")
-    return loss
+    return loss, outputs
 
 
 def weight_of_batch(batch: Batch) -> float:

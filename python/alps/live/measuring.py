@@ -14,18 +14,25 @@ from transformers.pytorch_utils import Conv1D
 
 import alps._alps as _alps
 from alps.errors import ArgumentError, ModelError, UnchangedError
+from alps.live.attention_maps import MapSums, returning_maps
 from alps.live.grafting import LiveHeads, Tuned, other_heads
 from alps.live.losses import Batch, evaluating, loss_of_batch
+from alps.live.models import load
 from alps.scan import Component
 from alps.scores import EQUAL, HeadScores
 from alps.training.attention import HeadRows
 
-Measure: TypeAlias = Literal["fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "lift"]
+Measure: TypeAlias = Literal[
+    "fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "seekr", "lift"
+]
 
 WITHOUT_DATA = frozenset({"lift"})
+_OF_TUNED = frozenset({"taylor", "seekr"})
 OF_GATES = frozenset({"michel", "michel_layer"})
 _OF_MEAN = frozenset({"gradient", "saliency", "taylor"})
 """The statistics of the mean gradient, which has to be held."""
+
+_NO_BATCHES = "batches: expected at least one, found none"
 
 _RANK = 128
 """Of the part of a projection that LIFT keeps."""
@@ -53,6 +60,9 @@ def measure(
     - "taylor": abs(E[g] delta), the first-order effect of the change (https://arxiv.org/abs/2411.16139); needs `tuned`;
     - "michel": E[abs(dL/dxi)] of a gate xi = 1 on the output of the head (https://arxiv.org/abs/1905.10650), and
       "michel_layer": that divided by the Euclidean norm of its layer, as there;
+    - "seekr": S F, where S is E[(dL/dA)^2] of the attention map A of the head, divided by the sum over its layer, and F is
+      E[(A' - A)^2] with the map A' of `tuned`, both summed over the entries of the map (https://arxiv.org/abs/2411.06171);
+      needs `tuned` in memory, and attention that returns its maps ("eager", which is switched to meanwhile);
     - "lift": the norm of the rows in the rank-128 part of their projection
       (https://arxiv.org/abs/2506.00772); needs no data.
 
@@ -79,22 +89,26 @@ def measure(
 
     Raises:
         ArgumentError: There is no such statistic, there are no batches, the model returns no loss or one that is not
-            finite, or "taylor" is asked for without `tuned`.
-        UnchangedError: `tuned` has the same attention weights.
+            finite, or "taylor" or "seekr" is asked for without `tuned`.
+        UnchangedError: `tuned` has the same attention weights, or the same attention maps on the batches.
         ModelError: The model has no known layout, its weights are quantised, sharded or not in memory, or the output
-            projection of a layer cannot be told.
+            projection of a layer cannot be told, or the model returns no attention maps.
     """
     names = list(dict.fromkeys(statistics))
     known = get_args(Measure)
     if not names or any(name not in known for name in names):
         unknown = next((name for name in names if name not in known), "none")
         raise ArgumentError(f"statistics: there is no {unknown!r}; there are {', '.join(known)}")
-    if "taylor" in names and tuned is None:
-        raise ArgumentError('tuned: "taylor" needs the model after tuning')
+    for name in names:
+        if name in _OF_TUNED and tuned is None:
+            raise ArgumentError(f'tuned: "{name}" needs the model after tuning')
     heads = LiveHeads(model, component)
     changes = {} if tuned is None or "taylor" not in names else _changes(heads, tuned)
     found: dict[str, NDArray[np.float64]] = {}
-    if set(names) - WITHOUT_DATA:
+    if "seekr" in names:
+        batches = list(batches)  # passes once more over them
+        found["seekr"] = _by_maps(model, tuned, heads, batches)
+    if set(names) - WITHOUT_DATA - {"seekr"}:
         found |= _with_data(model, heads, batches, set(names), changes)
     if "lift" in names:
         found["lift"] = _table(heads, _low_rank(heads), root=True)
@@ -127,10 +141,7 @@ def _with_data(
     changes: Mapping[HeadRows, Tensor],
 ) -> dict[str, NDArray[np.float64]]:
     matrices = heads.attention.matrices
-    weights = {
-        (matrix.module, matrix.parameter): model.get_submodule(matrix.module).get_parameter(matrix.parameter)
-        for matrix in matrices
-    }
+    weights = _weights(model, heads)
     squares = torch.zeros(len(matrices), dtype=torch.float64)
     means: dict[_Weight, Tensor] = {}
     gates = torch.zeros(heads.geometry.shape, dtype=torch.float64)
@@ -156,7 +167,7 @@ def _with_data(
                     squares[place] += rows.double().square().sum().cpu()
     count = _summed(count, [squares, gates, *means.values()])
     if not count:
-        raise ArgumentError("batches: expected at least one, found none")
+        raise ArgumentError(_NO_BATCHES)
 
     def of_mean(matrix: HeadRows) -> Tensor:
         return matrix.rows_of(means[matrix.module, matrix.parameter]).double() / count
@@ -174,12 +185,44 @@ def _with_data(
         found[statistic] = _table(heads, sums)
     if names & OF_GATES:
         michel = (gates / count).numpy()
-        for row, sizes in enumerate(heads.geometry.sizes):
-            michel[row, sizes.query_heads :] = np.nan
+        _leave_out_missing(heads, michel)
         found["michel"] = michel
         norms = np.sqrt(np.nansum(michel**2, axis=1, keepdims=True))
         found["michel_layer"] = michel / np.where(norms > 0, norms, 1)
     return found
+
+
+def _weights(model: nn.Module, heads: LiveHeads) -> dict[_Weight, nn.Parameter]:
+    """The weights that hold the rows of heads."""
+    names = {(matrix.module, matrix.parameter) for matrix in heads.attention.matrices}
+    return {name: model.get_submodule(name[0]).get_parameter(name[1]) for name in sorted(names)}
+
+
+def _by_maps(
+    model: nn.Module, tuned: Tuned | None, heads: LiveHeads, batches: Iterable[Batch]
+) -> NDArray[np.float64]:
+    assert tuned is not None
+    other = tuned if isinstance(tuned, nn.Module) else load(tuned).to(next(model.parameters()).device)
+    sums = MapSums(heads.geometry)
+    count = 0
+    with _gradients_of(model, list(_weights(model, heads).values())), returning_maps(model, other):
+        for number, batch in enumerate(batches):
+            sums.add(model, other, batch, number)
+            count += 1
+    count = _summed(count, [sums.sensitivity, sums.change])
+    if not count:
+        raise ArgumentError(_NO_BATCHES)
+    if not sums.change.any():
+        raise UnchangedError(EQUAL)
+    scores = sums.scores(count).numpy()
+    _leave_out_missing(heads, scores)
+    return scores
+
+
+def _leave_out_missing(heads: LiveHeads, scores: NDArray[np.float64]) -> None:
+    """Makes the places of a narrower layer that are no heads not-a-number."""
+    for row, sizes in enumerate(heads.geometry.sizes):
+        scores[row, sizes.query_heads :] = np.nan
 
 
 def _summed(count: int, numbers: list[Tensor]) -> int:

@@ -1,0 +1,152 @@
+"""The commands that write, run or train models."""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+import alps
+from alps.cli import json_output, options, printing, tables
+from alps.cli.app import app
+from alps.errors import ArgumentError
+from alps.files import check_writable
+from alps.heads import HeadSet
+from alps.optional import needed
+from alps.scores import DEFAULT_RATIO
+
+
+@app.command()
+def graft(
+    base: Annotated[
+        str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
+    ],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning.")],
+    heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="Write the checkpoint here; it must not exist.")
+    ],
+    scale: Annotated[float, typer.Option(callback=options.number, help="Of the change of the rows.")] = 1.0,
+    rest: Annotated[
+        Literal["base", "tuned"], typer.Option(help="Of which everything but the chosen heads is.")
+    ] = "base",
+    as_json: options.Json = False,
+) -> None:
+    """Write a checkpoint with the tuned Q/K/V rows of the chosen heads, and everything else of the base."""
+    chosen = HeadSet.load(heads)
+    with nullcontext() if as_json else tables.progress_bar(sys.stderr) as progress:
+        written = alps.graft(base, tuned, chosen, output, scale=scale, rest=rest, progress=progress)
+    if as_json:
+        document = {"path": str(output), "bytes": written.bytes, "files": list(written.files)}
+        printing.print_json({"graft": document, "heads": json_output.document(chosen)})
+        return
+    printing.print_heads(chosen)
+    printing.print_written(checkpoint=output)
+
+
+@app.command()
+def audit(
+    base: Annotated[str, typer.Argument(help="The model before tuning: folder or cached hub name.")],
+    tuned: Annotated[str, typer.Argument(help="The model or the adapter after tuning.")],
+    heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
+    text: Annotated[Path, typer.Option(metavar="FILE", help="A text of the task, in UTF-8.")],
+    draws: Annotated[int, typer.Option(min=1, help="Random sets of each of the two kinds.")] = 100,
+    length: options.Length = None,
+    windows: options.Windows = 16,
+    device: options.Device = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all numbers here (JSON).")
+    ] = None,
+    plot: options.PlotFile = None,
+    report: options.ReportFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure how much of a tuning the chosen heads carry, against random sets, without training.
+
+    The rows of the heads change places between the two models; the loss on the text says what that does.
+    """
+    if output is not None:
+        check_writable(output)
+    printing.check_pictures(plot, report)
+    chosen = HeadSet.load(heads)
+    with needed("an audit", "'alps-heads[train]'"):
+        from alps.live import texts
+        from alps.live.models import load_quietly
+    batches = texts.windows(text, base, length=length, count=windows)
+    first, second = load_quietly(base, device=device), load_quietly(tuned, base, device)
+    with nullcontext() if as_json else tables.steps_bar(sys.stderr, "evaluations") as progress:
+        found = alps.audit(first, second, chosen, batches, draws=draws, seed=seed, progress=progress)
+    if output is not None:
+        found.save(output)
+    printing.draw(plot, report, found)
+    if as_json:
+        printing.print_json(json.loads(found.to_json()))
+        return
+    typer.echo(str(found))
+    printing.print_written(audit=output, picture=plot, report=report)
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Argument(help="The model: folder or cached hub name.")],
+    text: Annotated[Path | None, typer.Option(metavar="FILE", help="A text of the task, in UTF-8.")] = None,
+    statistic: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="What to measure; may be repeated.")
+    ] = None,
+    tuned: Annotated[
+        str | None, typer.Option(help="The model after tuning, which `taylor` and `seekr` need.")
+    ] = None,
+    ratio: Annotated[float, options.Ratio] = DEFAULT_RATIO,
+    length: options.Length = None,
+    windows: options.Windows = 16,
+    device: options.Device = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
+    ] = None,
+    heads: Annotated[Path | None, options.HeadsFile] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score every head of a model by gradients on a text, or by what the loss would lose without the head."""
+    for path in (output, heads):
+        if path is not None:
+            check_writable(path)
+    with needed("a measure", "'alps-heads[train]'"):
+        from alps.live import measuring, texts
+        from alps.live.models import load_quietly
+    names: Any = statistic or ["fisher", "gradient", "saliency", "michel"]
+    if text is None and set(names) - measuring.WITHOUT_DATA:
+        raise ArgumentError("a text is needed: give --text FILE")
+    batches = () if text is None else texts.windows(text, model, length=length, count=windows)
+    scores = alps.measure(load_quietly(model, device=device), batches, tuned=tuned, statistics=names)
+    ranked_by = scores.statistics[0]
+    selection = scores.select(ratio, statistic=ranked_by)
+    if output is not None:
+        scores.save(output)
+    if heads is not None:
+        selection.save(heads)
+    if as_json:
+        printing.print_json(
+            {"scores": json_output.document(scores), "heads": json_output.document(selection)}
+        )
+        return
+    printing.print_scores(scores, ranked_by, selection)
+    printing.print_written(scores=output, heads=heads)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="What to make; it must not exist yet.")] = Path("alps-demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How often all but the base is done anew.")] = 3,
+    as_json: options.Json = False,
+) -> None:
+    """Show the whole method in a minute or two: train, tune, scan and compare ways to train a tiny model."""
+    with needed("the demo", "'alps-heads[train,plot]'"):
+        from alps.demo import Settings, cores, run
+    console = Console(quiet=True) if as_json else printing.standard_output()
+    results = run(folder, Settings(seeds=seeds), console, processes=min(cores(), seeds))
+    if as_json:
+        typer.echo(results.to_json(), nl=False)

@@ -1,0 +1,202 @@
+"""The commands that make and show scores and head sets."""
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+import alps
+from alps import statistics
+from alps.cli import json_output, options, printing, tables
+from alps.cli.app import app
+from alps.errors import ArgumentError, CheckpointError
+from alps.files import check_writable
+from alps.heads import HeadSet
+from alps.scan import Form
+from alps.scores import DEFAULT_RATIO, HeadScores, Rule
+from alps.visual.terminal_map import count_map
+
+
+@app.command()
+def scan(
+    base: Annotated[
+        str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
+    ],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning.")],
+    ratio: Annotated[float, options.Ratio] = DEFAULT_RATIO,
+    component: options.ComponentOption = None,
+    form: Annotated[Form, typer.Option(help="What a head's weight vector is.")] = "qkv",
+    statistic: Annotated[str, options.Statistic] = statistics.DEFAULT,
+    temperature: Annotated[float, typer.Option(help="Of the softmax over a head's weights.")] = 1.0,
+    adapter_base: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What adapters change, if not what they say.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
+    ] = None,
+    heads: Annotated[Path | None, options.HeadsFile] = None,
+    plot: options.PlotFile = None,
+    report: options.ReportFile = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="As many as cores when not given.")] = None,
+    mmap: Annotated[
+        bool | None,
+        typer.Option(help="Map files or copy them; when not given, ALPS_MMAP (1 or 0) decides, else map."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score every head of a model by how far tuning has moved it.
+
+    The exit code is 3 if heads are to be written and the attention weights of both checkpoints are equal.
+    """
+    statistics.resolve([statistic], form)
+    for path in (output, heads):
+        if path is not None:
+            check_writable(path)
+    printing.check_pictures(plot, report)
+    wanted = dict.fromkeys((*statistics.resolve(None, form), statistic))
+    with nullcontext() if as_json else tables.progress_bar(sys.stderr) as progress:
+        scores = alps.scan(
+            base,
+            tuned,
+            adapter_base=adapter_base,
+            component=component,
+            form=form,
+            temperature=temperature,
+            statistics=tuple(wanted),
+            threads=threads,
+            mmap=mmap,
+            progress=progress,
+        )
+    if output is not None:
+        scores.save(output)
+    # Without a file for the heads, a warning of equal weights is enough.
+    selection = None
+    if heads is not None or not scores.all_equal():
+        selection = scores.select(ratio, statistic=statistic)
+    if selection is not None and heads is not None:
+        selection.save(heads)
+    printing.draw(plot, report, scores, selection, statistic)
+    if as_json:
+        chosen = None if selection is None else json_output.document(selection)
+        printing.print_json({"scores": json_output.document(scores), "heads": chosen})
+        return
+    printing.print_scores(scores, statistic, selection)
+    printing.print_sources(scores.provenance)
+    printing.print_written(scores=output, heads=heads, picture=plot, report=report)
+
+
+@app.command()
+def select(
+    scores_file: Annotated[Path, typer.Argument(metavar="SCORES", help="What `alps scan --output` wrote.")],
+    ratio: Annotated[float | None, options.Ratio] = None,
+    budget: Annotated[
+        int | None, typer.Option(min=0, help="Q/K/V parameters that may train, instead of a ratio.")
+    ] = None,
+    rule: Annotated[Rule, typer.Option(help="How heads are chosen.")] = "global",
+    statistic: Annotated[str | None, options.Statistic] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the random rules.")] = None,
+    output: Annotated[Path | None, options.HeadsFile] = None,
+    plot: options.PlotFile = None,
+    report: options.ReportFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Choose heads from scores."""
+    printing.check_pictures(plot, report)
+    scores = HeadScores.load(scores_file)
+    selection = scores.select(ratio, budget=budget, rule=rule, statistic=statistic, seed=seed)
+    if output is not None:
+        selection.save(output)
+    ranked_by = selection.provenance.get("statistic")
+    printing.draw(plot, report, scores, selection, ranked_by)
+    if as_json:
+        printing.print_json(json_output.document(selection))
+        return
+    if ranked_by is None:
+        printing.print_heads(selection)
+    else:
+        printing.print_scores(scores, ranked_by, selection)
+    printing.print_written(heads=output, picture=plot, report=report)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="A file of scores or of heads.")],
+    plot: options.PlotFile = None,
+    report: options.ReportFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what is in a file of scores or of heads."""
+    printing.check_pictures(plot, report)
+    content = _load(file)
+    printing.draw(plot, report, content)
+    if as_json:
+        printing.print_json(json_output.document(content))
+        return
+    for name, value in content.provenance.items():
+        typer.echo(f"{name}: {value}")
+    if isinstance(content, HeadScores):
+        printing.print_scores(content, content.ranking_statistic(), None)
+    else:
+        printing.print_heads(content)
+    printing.print_written(picture=plot, report=report)
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE FILE ...", help="Two or more files of scores or of heads.")
+    ],
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, callback=options.number, help="Share of the heads to take of scores (0.1)."
+        ),
+    ] = None,
+    statistic: Annotated[str | None, options.Statistic] = None,
+    plot: options.PlotFile = None,
+    report: options.ReportFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare the heads of several tasks: overlap, rank correlation, maps."""
+    printing.check_pictures(plot, report)
+    names = _names(files)
+    comparison = alps.compare(
+        {name: _load(file) for name, file in zip(names, files, strict=True)}, ratio=ratio, statistic=statistic
+    )
+    printing.draw(plot, report, comparison)
+    if as_json:
+        printing.print_json(json_output.document(comparison))
+        return
+    console = printing.standard_output()
+    console.print(Text(str(comparison.geometry)))
+    console.print(tables.comparison_table(comparison))
+    console.print(count_map(console, comparison.geometry, comparison.counts, len(comparison.names)))
+    printing.print_written(picture=plot, report=report)
+
+
+def _names(files: list[Path]) -> list[str]:
+    """What tells the files apart: their names without folder and suffix, else their paths.
+
+    Raises:
+        ArgumentError: A file is given twice.
+    """
+    for twice in (file for number, file in enumerate(files) if file in files[:number]):
+        raise ArgumentError(f"{twice}: given twice")
+    stems = [file.stem for file in files]
+    return stems if len(set(stems)) == len(stems) else list(map(str, files))
+
+
+def _load(path: Path) -> HeadScores | HeadSet:
+    """Reads a file of either kind, told apart by how it begins."""
+    with path.open("rb") as file:
+        start = file.read(9)
+        size = file.seek(0, os.SEEK_END)
+    if start.lstrip().startswith(b"{") and b"\0" not in start:
+        return HeadSet.load(path)
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:
+        return HeadScores.load(path)
+    raise CheckpointError(f"{path}: expected scores or heads that alps wrote, found something else")
