@@ -80,3 +80,20 @@ def test_the_benchmark_runs_and_little_memory_is_needed() -> None:
     peaks = {way: peak for way, (_, peak, _) in measured.items()}
     assert peaks["restrict(freeze)"] <= 0.5 * peaks["full"]
     assert peaks["restrict(train)"] < peaks["full"]
+
+
+def test_the_example_of_continual_learning(base: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("w1 w2 w3 w4 " * 80)
+    second.write_text("w9 w8 w7 w6 " * 80)
+    command = [
+        sys.executable, str(ROOT / "examples/continual.py"), str(base), str(first), str(second),
+        "--steps", "30", "--batch", "4", "--length", "16", "--learning-rate", "1e-2",
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    lines = [line.rsplit(maxsplit=2) for line in run.stdout.splitlines()[2:]]
+    losses = {name: (float(first), float(second)) for name, first, second in lines}
+    assert losses["first"][0] < losses["before"][0]
+    assert losses["second"][1] < losses["first"][1]
+    assert losses["first"][0] < losses["second, held"][0] < losses["second"][0]  # less is forgotten

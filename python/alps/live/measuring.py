@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 import alps._alps as _alps
 from alps.errors import ArgumentError, ModelError, UnchangedError
-from alps.live.attention_maps import MapSums, returning_maps
 from alps.live.grafting import LiveHeads, Tuned, other_heads
 from alps.live.losses import Batch, evaluating, loss_of_batch
+from alps.live.map_sums import MapSums, returning_maps
 from alps.live.models import load
 from alps.scan import Component
 from alps.scores import EQUAL, HeadScores

@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from alps.errors import ModelError
 from alps.geometry import Geometry
 from alps.live.losses import Batch, evaluating, loss_and_outputs, to_device
-
-_FIELDS = {
-    "decoder": ("attentions", "decoder_attentions"),
-    "encoder": ("attentions", "encoder_attentions"),
-    "cross": ("cross_attentions",),
-}
-"""Where a model returns the maps of a component, the first that there is."""
+from alps.training.attention_maps import attention_maps
 
 
 class MapSums:
@@ -29,7 +23,6 @@ class MapSums:
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
-        self._fields = _FIELDS.get(geometry.component, ())
         self.sensitivity = torch.zeros(geometry.shape, dtype=torch.float64)
         self.change = torch.zeros(geometry.shape, dtype=torch.float64)
 
@@ -43,10 +36,10 @@ class MapSums:
         batch = {**batch, "output_attentions": True}
         with torch.enable_grad():
             loss, outputs = loss_and_outputs(model, batch, number)
-            maps = self._maps(outputs)
+            maps = attention_maps(outputs, self._geometry)
             gradients = torch.autograd.grad(loss, maps, allow_unused=True)
         with torch.no_grad():
-            others = self._maps(tuned(**to_device(batch, tuned)))
+            others = attention_maps(tuned(**to_device(batch, tuned)), self._geometry)
         for row, (own, gradient, other) in enumerate(zip(maps, gradients, others, strict=True)):
             if gradient is None:
                 raise ModelError(
@@ -62,24 +55,6 @@ class MapSums:
         layers = self.sensitivity.sum(dim=1, keepdim=True)
         shares = self.sensitivity / torch.where(layers > 0, layers, 1)
         return shares * self.change / count
-
-    def _maps(self, outputs: Any) -> tuple[Tensor, ...]:
-        """The map of each layer: [batch, heads, queries, keys].
-
-        Raises:
-            ModelError: They are not there.
-        """
-        found = next(
-            (maps for field in self._fields if (maps := getattr(outputs, field, None)) is not None), ()
-        )
-        maps = tuple(it for it in found if isinstance(it, Tensor))
-        heads = [sizes.query_heads for sizes in self._geometry.sizes]
-        if [it.shape[1] for it in maps if it.dim() == 4] != heads:
-            raise ModelError(
-                f"the {self._geometry.component} of {self._geometry.model_type}: expected an attention map of each of "
-                f"{len(heads)} layers, found {len(maps)}; leave out seekr"
-            )
-        return maps
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""Continual learning: a loss that holds the outputs and the attention of a model to those that it had before."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from alps.errors import ArgumentError
+from alps.heads import HeadSet
+from alps.training.attention_maps import attention_maps
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The parts of a loss, scalars that can be differentiated.
+
+    Attributes:
+        loss: The weighted sum of the others.
+        task: The loss that the model itself returns.
+        logits: The divergence of the distributions of tokens.
+        attention: The divergence of the attention maps of the chosen heads.
+    """
+
+    loss: Tensor
+    task: Tensor
+    logits: Tensor
+    attention: Tensor
+
+
+def distill(
+    model: nn.Module,
+    teacher: nn.Module,
+    heads: HeadSet,
+    batch: dict[str, Any],
+    *,
+    task_weight: float = 0.5,
+    logits_weight: float = 0.5,
+    attention_weight: float = 1000.0,
+    temperature: float = 1.0,
+) -> Distillation:
+    """Measures a batch of an earlier task while the model learns another one (SEEKR).
+
+    With p the distributions of the next token and A the attention maps, each a distribution over the keys, the loss is
+
+        task_weight * L + logits_weight * temperature^2 * KL(p' || p) + attention_weight * mean over heads of KL(A' || A)
+
+    where L is the model's own loss, and p' and A' are those of `teacher`. KL(p' || p) is the mean over the tokens that
+    are labelled (all if there are no labels), KL(A' || A) that over the queries that `attention_mask` keeps.
+    Add it to the loss of the new task, on as many replayed batches as you can afford; the publication replays one
+    per cent of the earlier data, takes the 128 heads that `alps.measure(statistics=["seekr"])` finds most important, and has the
+    weights that are the defaults here.
+
+        teacher = copy.deepcopy(model).eval()
+        heads = alps.measure(before, batches, tuned=teacher, statistics=["seekr"]).select(ratio=0.1)
+        loss = model(**new_batch).loss + alps.training.distill(model, teacher, heads, old_batch).loss
+
+    Args:
+        model: The model that trains, restricted or not.
+        teacher: The model before it trains on; its weights are left alone.
+        heads: Whose attention is held.
+        batch: What the model takes, by name, with `labels`.
+        task_weight: Of the model's own loss on the batch.
+        logits_weight: Of the divergence of the next tokens.
+        attention_weight: Of the mean divergence of the attention maps.
+        temperature: Of the distributions of the next token.
+
+    Returns:
+        The loss and its parts.
+
+    Raises:
+        ArgumentError: There are no heads, the model returns no loss, or the temperature is not above 0.
+        ModelError: A model returns no attention maps, or not those of the heads' geometry; both have to have
+            `attn_implementation="eager"`.
+
+    The method is that of https://arxiv.org/abs/2411.06171.
+    """
+    if not temperature > 0:
+        raise ArgumentError(f"temperature: expected a number above 0, found {temperature}")
+    if not heads:
+        raise ArgumentError("heads: expected at least one head, found none")
+    geometry = heads.geometry
+    named = {**batch, "output_attentions": True}
+    outputs: Any = model(**named)
+    task = getattr(outputs, "loss", None)
+    if task is None:
+        raise ArgumentError("batch: the model returned no loss; expected a batch with `labels`")
+    with torch.no_grad():
+        before: Any = teacher(**named)
+    causal = geometry.component == "decoder" and not getattr(model.config, "is_encoder_decoder", False)
+    logits = temperature**2 * _divergence_of_tokens(
+        before.logits / temperature, outputs.logits / temperature, batch.get("labels"), causal
+    )
+    of_heads = []
+    keep = batch.get("attention_mask")
+    maps = zip(attention_maps(before, geometry), attention_maps(outputs, geometry), strict=True)
+    for row, (old, new) in enumerate(maps):
+        chosen = torch.from_numpy(heads.mask[row, : new.shape[1]].copy())
+        if chosen.any():
+            of_heads += _divergences_of_maps(old[:, chosen], new[:, chosen], keep).to(task.device).unbind()
+    divergence = torch.stack(of_heads).mean()
+    loss = task_weight * task + logits_weight * logits + attention_weight * divergence
+    return Distillation(loss, task, logits, divergence)
+
+
+def _divergence_of_tokens(old: Tensor, new: Tensor, labels: Tensor | None, causal: bool) -> Tensor:
+    """The mean of KL(old || new) over the predictions that are labelled.
+
+    A causal model predicts the label of the next position, any other one that of the same position.
+    """
+    old, new = (_wide(it).log_softmax(-1) for it in (old, new))
+    divergences = functional.kl_div(new, old, reduction="none", log_target=True).sum(-1)
+    if labels is None:
+        return divergences.mean()
+    counted = labels.ne(-100)
+    return divergences[:, :-1][counted[:, 1:]].mean() if causal else divergences[counted].mean()
+
+
+def _divergences_of_maps(old: Tensor, new: Tensor, keep: Tensor | None) -> Tensor:
+    """KL(old || new) of each head of [batch, heads, queries, keys], its mean over the queries that are kept: [heads]."""
+    old, new = _wide(old), _wide(new)
+    smallest = torch.finfo(new.dtype).tiny
+    terms = torch.where(old > 0, old * (old.clamp(min=smallest).log() - new.clamp(min=smallest).log()), 0)
+    divergences = terms.sum(-1)
+    if keep is None:
+        return divergences.mean(dim=(0, 2))
+    kept = keep[:, -divergences.shape[-1] :].to(divergences)[:, None]
+    return (divergences * kept).sum(dim=(0, 2)) / kept.sum().clamp(min=1)
+
+
+def _wide(numbers: Tensor) -> Tensor:
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
