@@ -20,7 +20,8 @@ from alps.training import distill
 
 def windows(path: Path, tokenizer: Any, length: int) -> torch.Tensor:
     """Cuts a text into windows of tokens: int64 [windows, length]."""
-    ids = tokenizer(path.read_text(encoding="utf-8"), return_tensors="pt", verbose=False)["input_ids"][0]
+    text = path.read_text(encoding="utf-8")
+    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
     count = len(ids) // length
     if count < 2:
         raise SystemExit(f"{path}: expected 2 windows of {length} tokens or more, found {len(ids)} tokens")

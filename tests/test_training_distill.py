@@ -32,7 +32,7 @@ def pair(model_type: str = "llama") -> tuple[Model, Model]:
 def divergence(old: torch.Tensor, new: torch.Tensor) -> float:
     """KL(old || new) of two distributions."""
     pairs = zip(old.tolist(), new.tolist(), strict=True)
-    return sum(p * (math.log(p) - math.log(q)) for p, q in pairs if p > 0)
+    return math.fsum(p * (math.log(p) - math.log(q)) for p, q in pairs if p > 0)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])

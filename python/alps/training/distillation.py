@@ -92,7 +92,7 @@ def distill(
     logits = temperature**2 * _divergence_of_tokens(
         before.logits / temperature, outputs.logits / temperature, batch.get("labels"), causal
     )
-    of_heads = []
+    of_heads: list[Tensor] = []
     keep = batch.get("attention_mask")
     maps = zip(attention_maps(before, geometry), attention_maps(outputs, geometry), strict=True)
     for row, (old, new) in enumerate(maps):
