@@ -12,7 +12,17 @@ from alps.training.peft.config import AlpsConfig
 from alps.training.peft.model import register
 from alps.training.restriction import release, restrict
 from alps.training.summary import Restriction
+from alps.training.trainer_callback import HeadsCallback, log_heads
 
-__all__ = ["AlpsConfig", "Distillation", "Restriction", "distill", "release", "restrict"]
+__all__ = [
+    "AlpsConfig",
+    "Distillation",
+    "HeadsCallback",
+    "Restriction",
+    "distill",
+    "log_heads",
+    "release",
+    "restrict",
+]
 
 register()

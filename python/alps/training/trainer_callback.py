@@ -1,0 +1,123 @@
+"""Logs how far the chosen heads have moved, wherever the Trainer of transformers logs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+import alps._alps as _alps
+from alps.errors import ArgumentError, MissingPackageError, ModelError
+from alps.heads import HeadSet
+from alps.optional import visual
+from alps.scores import HeadScores
+from alps.training import attention
+from alps.training.projection import restricted_projections
+from alps.training.summary import summarize
+
+SCORES, PICTURE = "alps_change.safetensors", "alps_change.png"
+"""What is left in the output folder at the end."""
+
+
+class HeadsCallback(TrainerCallback):
+    """Logs the share of the parameters that train, and the norm of the change of each chosen head.
+
+    `log_heads` makes one. The names are `alps/trainable` and `alps/change/LAYER.HEAD`.
+    """
+
+    def __init__(self, model: nn.Module | None, heads: HeadSet) -> None:
+        """Keeps the rows of the heads as they are now; errors as of `log_heads`."""
+        if not isinstance(model, nn.Module) or not restricted_projections(model):
+            raise ArgumentError("the model is not restricted; call alps.restrict(model, heads) first")
+        found = attention.find(model, heads.geometry.component)
+        if difference := heads.geometry.difference(found.geometry):
+            raise ArgumentError(f"the heads are not those of this model (heads and model): {difference}")
+        self._model, self._heads, self._attention, self._geometry = model, heads, found, found.geometry
+        self._places = {(it.layer_index, it.role, it.index): it for it in found.chosen(heads)}
+        self._before = {place: self._rows(place) for place in self._places}
+
+    def changes(self) -> HeadScores:
+        """The norm of the change of the rows of each chosen head since the callback was made; 0 for all others."""
+        squares = {
+            place: float((self._rows(place).double() - before.double()).square().sum())
+            for place, before in self._before.items()
+        }
+        norms = np.zeros(self._geometry.shape)
+        for row, sizes in enumerate(self._geometry.sizes):
+            norms[row, sizes.query_heads :] = np.nan
+            shared = sizes.query_heads // sizes.key_value_heads
+            for head in self._heads.mask[row].nonzero()[0]:
+                parts = [("query", head), ("key", head // shared), ("value", head // shared)]
+                norms[row, head] = sum(squares.get((row, *part), 0.0) for part in parts) ** 0.5
+        provenance = {"measured": "change of the rows in training", "alps": _alps.__version__}
+        return HeadScores({"delta_norm": norms}, self._geometry, provenance)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Adds its numbers to what is logged of a training step."""
+        if logs is None or "loss" not in logs:
+            return
+        norms = self.changes()["delta_norm"]
+        rows = {layer: row for row, layer in enumerate(self._geometry.layers)}
+        own = {"alps/trainable": summarize(self._model, self._attention, self._heads).share}
+        own |= {
+            f"alps/change/{layer}.{head}": float(norms[rows[layer], head])
+            for layer, head in self._heads.pairs()
+        }
+        logs |= own
+        if state.log_history:
+            state.log_history[-1] |= own
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leaves the changes in the output folder, and a map of them where matplotlib is installed."""
+        if not state.is_world_process_zero:
+            return
+        changes = self.changes()
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        changes.save(folder / SCORES)
+        try:
+            figure = changes.plot(self._heads, kind="map")
+        except MissingPackageError:
+            return
+        visual("image_file", "a picture").save(figure, folder / PICTURE)
+
+    def _rows(self, place: tuple[int, str, int]) -> Tensor:
+        matrix = self._places[place]
+        weight = self._model.get_submodule(matrix.module).get_parameter(matrix.parameter).detach()
+        if type(weight) is not Tensor and not isinstance(weight, nn.Parameter):
+            raise ModelError(
+                f"{matrix.module}.{matrix.parameter}: expected a tensor that is whole, found a {type(weight).__name__}"
+            )
+        return matrix.rows_of(weight.reshape(len(weight), -1)).clone()
+
+
+def log_heads(trainer: Trainer, heads: HeadSet) -> HeadsCallback:
+    """Lets a Trainer log the trainable share and how far the chosen heads have moved, and leave a map of it.
+
+    The numbers go where the Trainer's own go (TensorBoard, Weights & Biases, ...), as `alps/trainable` and
+    `alps/change/LAYER.HEAD`, the norm of the change of the head's query rows and its group's key and value rows. At the end
+    the output folder has `alps_change.safetensors`, which `alps show` prints, and `alps_change.png`. What counts is the
+    change since this call: in a training that resumes too, if the model is the base when this is called, as it is before
+    `trainer.train(resume_from_checkpoint=...)`.
+
+        alps.restrict(model, heads)
+        trainer = Trainer(model, arguments, train_dataset=data)
+        alps.training.log_heads(trainer, heads)
+        trainer.train()
+
+    Args:
+        trainer: A Trainer of transformers or TRL, whose model is whole on each device.
+        heads: The heads to log, of the model's geometry.
+
+    Returns:
+        The callback, which has been added; `changes()` gives the numbers as scores.
+
+    Raises:
+        ArgumentError: The model is not restricted, or the heads are those of another model.
+        ModelError: The model has no known layout, or its weights are sharded.
+    """
+    callback = HeadsCallback(trainer.model, heads)
+    # Callbacks are called in order, and those that report what is logged stand first.
+    trainer.callback_handler.callbacks.insert(0, callback)
+    return callback
