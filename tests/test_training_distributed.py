@@ -70,7 +70,8 @@ def test_two_processes_measure_the_same_as_one(results: Path) -> None:
     found = load_file(results / f"{MEASURED}.safetensors")
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=0)
+        # transformers computes the loss in float32.
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=0)
 
 
 def test_accelerate_launch(tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ impl SubmodelTable {
     }
 }
 
+/// The tower, such as one for images, that a part of a tensor's or module's name marks in every model.
+pub fn tower_of(part: &str) -> Option<Component> {
+    submodel_table().ok()?.tower(part)
+}
+
 /// Whether models of this type have a decoder of their own.
 fn is_decoder(layouts: &[Layout], model_type: &str) -> bool {
     layouts.iter().any(|layout| layout.has(Component::Decoder, model_type))

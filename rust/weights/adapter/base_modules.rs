@@ -8,24 +8,28 @@
 //!
 //! Since version 5, transformers also renames and splits tensors when it loads a model: ViT's
 //! `encoder.layer.0.attention.attention.query` becomes `layers.0.attention.q_proj`, and queries, keys and values in one
-//! tensor become three modules. [`find_by_role`] matches such names by the number of the layer and the role.
+//! tensor become three modules. [`BaseModules::find_by_role`] matches such names by the number of the layer and the role.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::attention::{Attention, Orientation, Projection, Role};
+use crate::attention::{Attention, Component, Orientation, Projection, Role, tower_of};
 
 /// The modules of a base checkpoint.
 #[derive(Debug)]
 pub(super) struct BaseModules {
     /// Sorted by their parts, the last part first, so that names with the same ending are neighbours.
     names: Vec<String>,
+    /// The towers that are marked in the names.
+    towers: BTreeSet<Component>,
+    /// What is scanned, if that is known.
+    scanned: Option<Component>,
 }
 
 impl BaseModules {
-    /// The modules that hold tensors of these names.
-    pub(super) fn new<'n>(tensors: impl Iterator<Item = &'n str>) -> Self {
+    /// The modules that hold tensors of these names. `scanned` is the component that is scanned, if that is known.
+    pub(super) fn new<'n>(tensors: impl Iterator<Item = &'n str>, scanned: Option<Component>) -> Self {
         let mut modules = BTreeSet::new();
         for name in tensors {
             match name.rsplit_once('.') {
@@ -37,7 +41,25 @@ impl BaseModules {
         }
         let mut names: Vec<String> = modules.into_iter().map(str::to_owned).collect();
         names.sort_unstable_by(|a, b| compare(a, b));
-        Self { names }
+        let towers = names.iter().flat_map(|name| towers(name.split('.'))).collect();
+        Self { names, towers, scanned }
+    }
+
+    /// Whether a module of the running model that these parts of its name mark as one of a tower can be one of the base
+    /// that is not marked so.
+    ///
+    /// A module of a tower is none of the decoder, whatever else their names share. But a tower that was saved by itself has no
+    /// mark.
+    fn may_match<P: AsRef<str>>(
+        &self,
+        running: impl Iterator<Item = P>,
+        on_disk: impl Iterator<Item = P>,
+    ) -> bool {
+        let on_disk = towers(on_disk);
+        towers(running).iter().all(|tower| {
+            on_disk.contains(tower)
+                || !self.towers.contains(tower) && self.scanned.is_none_or(|scanned| scanned == *tower)
+        })
     }
 
     /// The module that `module` corresponds to, `None` if there is none, or an error with all that it may be.
@@ -64,7 +86,7 @@ impl BaseModules {
         let candidates = before.iter().rev().take_while(alike).chain(after.iter().take_while(alike));
         let mut best: (usize, Vec<&str>) = (0, Vec::new());
         for name in candidates {
-            let Some(shared) = shared_prefix_parts(name, module, longest) else { continue };
+            let Some(shared) = self.shared_prefix_parts(name, module, longest) else { continue };
             match shared.cmp(&best.0) {
                 Ordering::Less => continue,
                 Ordering::Greater => best = (shared, Vec::new()),
@@ -81,6 +103,55 @@ impl BaseModules {
             }
         }
     }
+
+    /// The number of parts that two names have in common before their last `common` ones, if they may be one module.
+    fn shared_prefix_parts(&self, on_disk: &str, running: &str, common: usize) -> Option<usize> {
+        let prefix = |name: &'_ str| -> Option<BTreeSet<String>> {
+            let parts: BTreeSet<String> = name.rsplit('.').skip(common).map(str::to_owned).collect();
+            // Another number is another layer.
+            parts.iter().all(|part| !is_number(part)).then_some(parts)
+        };
+        let (mut on_disk, mut running) = (prefix(on_disk)?, prefix(running)?);
+        if !self.may_match(running.iter(), on_disk.iter()) {
+            return None;
+        }
+        let shared = on_disk.intersection(&running).count();
+        let same_towers = towers(running.iter()) == towers(on_disk.iter());
+        for parts in [&mut on_disk, &mut running] {
+            // A tower may have one name on disk and another one in the model.
+            parts.retain(|part| part != "model" && !(same_towers && tower_of(part).is_some()));
+        }
+        (on_disk.is_subset(&running) || running.is_subset(&on_disk)).then_some(shared)
+    }
+
+    /// The projection of the base, and its rows, that a module of the running model corresponds to, if that is certain.
+    pub(super) fn find_by_role<'a>(
+        &self,
+        attention: &'a Attention,
+        name: &str,
+    ) -> Option<(&'a Projection, Range<usize>)> {
+        let (prefix, number, within) = around_layer(name)?;
+        let [middle @ .., last] = &within[..] else { return None };
+        let role = match *last {
+            "q_proj" | "query" | "query_proj" | "q" => Role::Query,
+            "k_proj" | "key" | "key_proj" | "k" => Role::Key,
+            "v_proj" | "value" | "value_proj" | "v" => Role::Value,
+            _ => return None,
+        };
+        let index = attention.geometry().layers.iter().position(|layer| layer.number == number)?;
+        let count = attention.geometry().layers[index].count(role);
+        let slices: Vec<_> =
+            (0..count).map_while(|matrix| attention.projection_rows(role, index, matrix)).collect();
+        let (first, last) = (slices.first()?, slices.last()?);
+        let (on_disk, same_number, _) = around_layer(&first.projection.name)?;
+        let certain = same_number == number
+            && self.may_match(prefix.iter(), on_disk.iter())
+            && (prefix.is_subset(&on_disk) || on_disk.is_subset(&prefix))
+            && middle.iter().all(|part| SELF_ATTENTION.contains(part))
+            && slices.windows(2).all(|pair| pair[0].rows.end == pair[1].rows.start)
+            && first.projection.orientation == Orientation::OutIn;
+        certain.then_some((first.projection, first.rows.start..last.rows.end))
+    }
 }
 
 fn compare(a: &str, b: &str) -> Ordering {
@@ -91,19 +162,9 @@ fn common_parts(a: &str, b: &str) -> usize {
     a.rsplit('.').zip(b.rsplit('.')).take_while(|(a, b)| a == b).count()
 }
 
-/// The number of parts that two names have in common before their last `common` ones, if they may be one module.
-fn shared_prefix_parts(a: &str, b: &str, common: usize) -> Option<usize> {
-    let prefix = |name: &'_ str| -> Option<BTreeSet<String>> {
-        let parts: BTreeSet<String> = name.rsplit('.').skip(common).map(str::to_owned).collect();
-        // Another number is another layer.
-        parts.iter().all(|part| !is_number(part)).then_some(parts)
-    };
-    let (mut a, mut b) = (prefix(a)?, prefix(b)?);
-    let shared = a.intersection(&b).count();
-    for parts in [&mut a, &mut b] {
-        parts.remove("model");
-    }
-    (a.is_subset(&b) || b.is_subset(&a)).then_some(shared)
+/// The towers that parts of a name mark.
+fn towers(parts: impl Iterator<Item = impl AsRef<str>>) -> BTreeSet<Component> {
+    parts.filter_map(|part| tower_of(part.as_ref())).collect()
 }
 
 fn is_number(part: &str) -> bool {
@@ -126,33 +187,6 @@ const SELF_ATTENTION: [&str; 6] = ["attention", "attn", "mixer", "self", "self_a
 
 /// The parts of a name before the number of a layer that mark no model within.
 const LAYER_CONTAINERS: [&str; 7] = ["block", "blocks", "encoder", "h", "layer", "layers", "model"];
-
-/// The projection of the base, and its rows, that a module of the running model corresponds to, if that is certain.
-pub(super) fn find_by_role<'a>(
-    attention: &'a Attention,
-    name: &str,
-) -> Option<(&'a Projection, Range<usize>)> {
-    let (prefix, number, within) = around_layer(name)?;
-    let [middle @ .., last] = &within[..] else { return None };
-    let role = match *last {
-        "q_proj" | "query" | "query_proj" | "q" => Role::Query,
-        "k_proj" | "key" | "key_proj" | "k" => Role::Key,
-        "v_proj" | "value" | "value_proj" | "v" => Role::Value,
-        _ => return None,
-    };
-    let index = attention.geometry().layers.iter().position(|layer| layer.number == number)?;
-    let count = attention.geometry().layers[index].count(role);
-    let slices: Vec<_> =
-        (0..count).map_while(|matrix| attention.projection_rows(role, index, matrix)).collect();
-    let (first, last) = (slices.first()?, slices.last()?);
-    let (on_disk, same_number, _) = around_layer(&first.projection.name)?;
-    let certain = same_number == number
-        && (prefix.is_subset(&on_disk) || on_disk.is_subset(&prefix))
-        && middle.iter().all(|part| SELF_ATTENTION.contains(part))
-        && slices.windows(2).all(|pair| pair[0].rows.end == pair[1].rows.start)
-        && first.projection.orientation == Orientation::OutIn;
-    certain.then_some((first.projection, first.rows.start..last.rows.end))
-}
 
 /// The number of the layer with the parts before and after it, if the name has only one number.
 fn around_layer(name: &str) -> Option<(BTreeSet<&str>, usize, Vec<&str>)> {
@@ -177,7 +211,7 @@ mod tests {
 
     fn modules(names: &[&str]) -> BaseModules {
         let tensors: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
-        BaseModules::new(tensors.iter().map(|name| &**name))
+        BaseModules::new(tensors.iter().map(|name| &**name), None)
     }
 
     #[test]
@@ -208,6 +242,24 @@ mod tests {
                 found(&base, "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"),
                 Some(others[0])
             );
+        }
+    }
+
+    #[test]
+    fn a_tower_is_not_taken_for_the_decoder() {
+        let base = modules(&["model.layers.0.self_attn.q_proj", "vit.layers.0.self_attn.q_proj"]);
+        for (running, on_disk) in [
+            ("model.language_model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+            ("model.vision_tower.layers.0.self_attn.q_proj", "vit.layers.0.self_attn.q_proj"),
+        ] {
+            assert_eq!(found(&base, running), Some(on_disk), "{running}");
+        }
+        let tensors = ["layers.0.self_attn.q_proj.weight"];
+        for (scanned, expected) in
+            [(Component::Decoder, None), (Component::Vision, Some("layers.0.self_attn.q_proj"))]
+        {
+            let alone = BaseModules::new(tensors.into_iter(), Some(scanned));
+            assert_eq!(found(&alone, "model.vision_tower.layers.0.self_attn.q_proj"), expected);
         }
     }
 

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::adapted_matrix::{AdaptedMatrix, RowChange};
-use self::base_modules::{BaseModules, find_by_role, may_hold_attention};
+use self::base_modules::{BaseModules, may_hold_attention};
 use self::config::AdapterConfig;
 use self::factors::FactorStore;
 use self::fit::ChangedModule;
@@ -115,7 +115,8 @@ impl Adapter {
         tensors: impl Iterator<Item = &'n str>,
         attention: Option<&Attention>,
     ) -> Result<AdapterOnBase> {
-        let modules = BaseModules::new(tensors);
+        let scanned = attention.map(|attention| attention.geometry().component);
+        let modules = BaseModules::new(tensors, scanned);
         let mut places: BTreeMap<String, Vec<ModulePlace>> = BTreeMap::new();
         for (module, own_tensors) in &self.changes {
             let found = modules.find(module).map_err(|candidates| {
@@ -130,7 +131,7 @@ impl Adapter {
                 Some(name) => Some((name, None)),
                 None if own_tensors.replacement.is_some() => None,
                 None => attention.and_then(|attention| {
-                    let (found, rows) = find_by_role(attention, module)?;
+                    let (found, rows) = modules.find_by_role(attention, module)?;
                     Some((&*found.name, (rows.len() < found.out_features).then_some(rows)))
                 }),
             };
