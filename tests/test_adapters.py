@@ -164,6 +164,7 @@ def test_modules_that_are_other_tensors_on_disk(model_type: str, tmp_path: Path)
         assert not any("q_proj" in name for name in file.keys())  # noqa: SIM118 (not a dictionary)
     pair.check(peft.LoraConfig(r=4, target_modules=pair.targets))
     pair.check(peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+    pair.check(peft.LoraConfig(r=4, target_modules=[*pair.targets, "o_proj"]))
 
 
 def test_a_base_in_float64_is_not_rounded(tmp_path: Path) -> None:
@@ -282,6 +283,9 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         ("self_attn", "encoder_attn", "has no such module"),
         ("q_proj", "q_projection", "has no such module"),
         ("layers.2", "layers.3", "layers.3.self_attn"),
+        ("model.layers", "model.vision_tower.layers", "has no such module"),
+        ("model.model.layers", "model.audio_tower.layers", "has no such module"),
+        ("model.model.layers", "model.mtp.layers", "has no such module"),
     ):
         save_file({name.replace(old, new): it for name, it in tensors.items()}, path)
         with pytest.raises(alps.CheckpointError, match=said):
@@ -468,6 +472,15 @@ def test_a_pattern_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     adapter, _ = pair.adapt(peft.LoraConfig(r=2, target_modules=["q_proj"]))
     edit(adapter / "adapter_config.json", {"alpha_pattern": {r"((?=.)(\w|\.)+)+!(?<=!)": 3}})
     with pytest.raises(alps.CheckpointError, match=r"the pattern .* cannot be matched with"):
+        alps.scan(pair.base, adapter)
+
+
+@pytest.mark.parametrize("pattern", ["[q&&k]_proj", "[a--q]_proj", "[q~~k]_proj"])
+def test_a_pattern_that_two_readers_read_differently_is_refused(pattern: str, tmp_path: Path) -> None:
+    pair = Pair("llama", tmp_path)
+    adapter, _ = pair.adapt(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    edit(adapter / "adapter_config.json", {"alpha_pattern": {pattern: 3}})
+    with pytest.raises(alps.CheckpointError, match=r"operation on sets"):
         alps.scan(pair.base, adapter)
 
 

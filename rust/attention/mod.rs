@@ -28,7 +28,7 @@ mod types;
 pub use self::find::Attention;
 pub use self::layer_stacks::{TensorShapes, may_be_attention};
 pub use self::layout_file::{Layout, layouts};
-pub use self::submodels::tower_of;
+pub use self::submodels::{is_of_no_component, tower_of};
 pub use self::types::{
     Component, Geometry, LayerSizes, MatrixSize, Omission, Orientation, Projection, ProjectionRows, Role,
 };

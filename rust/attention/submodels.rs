@@ -87,6 +87,12 @@ pub fn tower_of(part: &str) -> Option<Component> {
     submodel_table().ok()?.tower(part)
 }
 
+/// Whether a part of a tensor's or module's name marks what belongs to no component, such as the heads that predict further
+/// tokens.
+pub fn is_of_no_component(part: &str) -> bool {
+    submodel_table().is_ok_and(|table| matches_any(&table.elsewhere, part))
+}
+
 /// Whether models of this type have a decoder of their own.
 fn is_decoder(layouts: &[Layout], model_type: &str) -> bool {
     layouts.iter().any(|layout| layout.has(Component::Decoder, model_type))

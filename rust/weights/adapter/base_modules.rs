@@ -14,7 +14,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use crate::attention::{Attention, Component, Orientation, Projection, Role, tower_of};
+use crate::attention::{Attention, Component, Orientation, Projection, Role, is_of_no_component, tower_of};
 
 /// The modules of a base checkpoint.
 #[derive(Debug)]
@@ -55,11 +55,14 @@ impl BaseModules {
         running: impl Iterator<Item = P>,
         on_disk: impl Iterator<Item = P>,
     ) -> bool {
-        let on_disk = towers(on_disk);
-        towers(running).iter().all(|tower| {
-            on_disk.contains(tower)
-                || !self.towers.contains(tower) && self.scanned.is_none_or(|scanned| scanned == *tower)
-        })
+        let [running, on_disk] = [running.collect::<Vec<_>>(), on_disk.collect()];
+        let of_none = |parts: &[P]| parts.iter().any(|part| is_of_no_component(part.as_ref()));
+        let on_disk_towers = towers(on_disk.iter());
+        of_none(&running) == of_none(&on_disk)
+            && towers(running.iter()).iter().all(|tower| {
+                on_disk_towers.contains(tower)
+                    || !self.towers.contains(tower) && self.scanned.is_none_or(|scanned| scanned == *tower)
+            })
     }
 
     /// The module that `module` corresponds to, `None` if there is none, or an error with all that it may be.
@@ -146,6 +149,7 @@ impl BaseModules {
         let (on_disk, same_number, _) = around_layer(&first.projection.name)?;
         let certain = same_number == number
             && self.may_match(prefix.iter(), on_disk.iter())
+            && !are_encoder_and_decoder(name, &first.projection.name)
             && (prefix.is_subset(&on_disk) || on_disk.is_subset(&prefix))
             && middle.iter().all(|part| SELF_ATTENTION.contains(part))
             && slices.windows(2).all(|pair| pair[0].rows.end == pair[1].rows.start)
@@ -172,10 +176,15 @@ fn is_number(part: &str) -> bool {
 }
 
 /// Whether a module that the base lacks may hold attention: it is in a layer, and not in its feed-forward part, whose
-/// experts may be stored otherwise on disk than in the running model.
+/// experts may be stored otherwise on disk than in the running model, and does not take the outputs of the heads.
 pub(super) fn may_hold_attention(module: &str) -> bool {
-    module.split('.').any(is_number) && !is_outside_attention(module)
+    let takes_outputs = module.rsplit('.').next().is_some_and(|last| OUTPUT_PROJECTIONS.contains(&last));
+    module.split('.').any(is_number) && !is_outside_attention(module) && !takes_outputs
 }
+
+/// The names that modules have which take the outputs of the heads.
+const OUTPUT_PROJECTIONS: [&str; 8] =
+    ["c_proj", "dense", "o_proj", "out_lin", "out_proj", "output_proj", "proj", "wo"];
 
 /// Whether a name belongs to a layer's feed-forward part.
 pub(super) fn is_outside_attention(name: &str) -> bool {
@@ -187,6 +196,12 @@ const SELF_ATTENTION: [&str; 6] = ["attention", "attn", "mixer", "self", "self_a
 
 /// The parts of a name before the number of a layer that mark no model within.
 const LAYER_CONTAINERS: [&str; 7] = ["block", "blocks", "encoder", "h", "layer", "layers", "model"];
+
+/// Whether one name is of the encoder and the other one of the decoder of a model that is made of two.
+fn are_encoder_and_decoder(a: &str, b: &str) -> bool {
+    let [a, b] = [a, b].map(|name| name.split('.').next().unwrap_or_default());
+    a != b && [a, b].iter().all(|part| ["encoder", "decoder"].contains(part))
+}
 
 /// The number of the layer with the parts before and after it, if the name has only one number.
 fn around_layer(name: &str) -> Option<(BTreeSet<&str>, usize, Vec<&str>)> {
@@ -254,6 +269,8 @@ mod tests {
         ] {
             assert_eq!(found(&base, running), Some(on_disk), "{running}");
         }
+        let decoder = modules(&["model.layers.0.self_attn.q_proj"]);
+        assert_eq!(found(&decoder, "mtp.layers.0.self_attn.q_proj"), None);
         let tensors = ["layers.0.self_attn.q_proj.weight"];
         for (scanned, expected) in
             [(Component::Decoder, None), (Component::Vision, Some("layers.0.self_attn.q_proj"))]
@@ -261,6 +278,17 @@ mod tests {
             let alone = BaseModules::new(tensors.into_iter(), Some(scanned));
             assert_eq!(found(&alone, "model.vision_tower.layers.0.self_attn.q_proj"), expected);
         }
+    }
+
+    #[test]
+    fn an_encoder_is_not_taken_for_the_decoder() {
+        let on_disk = "decoder.bert.encoder.layer.0.attention.self.key";
+        assert!(are_encoder_and_decoder("encoder.layers.0.attention.k_proj", on_disk));
+        assert!(!are_encoder_and_decoder("decoder.bert.layers.0.attention.k_proj", on_disk));
+        assert!(!are_encoder_and_decoder(
+            "bert.layers.0.attention.k_proj",
+            "encoder.layer.0.attention.self.key"
+        ));
     }
 
     #[test]

@@ -144,6 +144,13 @@ impl<'de> Visitor<'de> for NumberByModuleVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
         let mut patterns = Vec::new();
         while let Some((pattern, number)) = map.next_entry::<String, f64>()? {
+            if let Some(operator) = ["&&", "--", "~~", "[["].iter().find(|it| pattern.contains(**it)) {
+                return Err(serde::de::Error::custom(format_args!(
+                    "the pattern {} has {operator}, which may be an operation on sets in one reader and text in another; \
+                     write it with a backslash",
+                    quote(&pattern)
+                )));
+            }
             // `get_pattern_key` of PEFT makes the same expression.
             let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|_| {
                 serde::de::Error::custom(format_args!("the pattern {} cannot be read", quote(&pattern)))
