@@ -25,7 +25,7 @@ pub enum Component {
 }
 
 impl Component {
-    /// Every component. A scan without a component takes the first of these that a model has.
+    /// Every component. Where none is asked for, a scan takes the first of these that the configuration gives.
     pub const ALL: [Component; 5] =
         [Component::Decoder, Component::Encoder, Component::Vision, Component::Audio, Component::Cross];
 

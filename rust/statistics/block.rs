@@ -4,8 +4,8 @@ use crate::simd::lanes::F32Lanes;
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{LANES, Vectors};
 
-/// Entries that a kernel loads at a time: one vector of even entries and one of odd entries, which is how a
-/// word of two 16-bit weights comes apart.
+/// Entries that a kernel loads at a time: one vector of even entries and one of odd entries, since a
+/// 32-bit word of two 16-bit weights yields one of each.
 pub(crate) const STEP: usize = 2 * LANES;
 
 /// Steps of a segment.

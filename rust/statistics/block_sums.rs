@@ -31,8 +31,8 @@ pub(crate) struct BlockSums {
 /// The memory of [`SumBlock`], kept from block to block, since clearing it costs as much as filling it.
 #[derive(Debug, Default)]
 pub(crate) struct SumBuffers<R> {
-    /// w and y of the even entries of a segment and of the odd ones. The way from a weight to its sums is longer
-    /// than a core looks ahead; split in two loops, later entries begin while earlier ones are under way.
+    /// w and y of the even entries of a segment and of the odd ones. The chain of dependent operations from a weight to
+    /// its sums is longer than a core's out-of-order window; in two loops, later entries start while earlier ones end.
     exponentials: [[Exponential<R>; 2]; STEPS],
     /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
     /// sums of their running sums, and u^2 followed by the sums of the whole block.

@@ -75,8 +75,8 @@ impl HeadMeasurements {
         Self::new(&sums, difference.area())
     }
 
-    /// Whether the running sums stay so near to one another, much nearer than by chance, that the head should be
-    /// [measured again in `f64`](super::GroupMeasurement::remeasure_in_f64).
+    /// Whether the mean of |C_T - C_B| is so far below that of changes in random order that rounding in `f32` shows, so
+    /// that the head should be [measured again in `f64`](super::GroupMeasurement::remeasure_in_f64).
     pub fn needs_f64(&self) -> bool {
         self.has_f32 && self.area < SMALLEST_F32_MEAN * self.distance * self.entries as f64
     }

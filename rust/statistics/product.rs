@@ -10,7 +10,7 @@
 //! The matrices are decoded a few hundred columns at a time, so that each is held in memory only as stored bytes.
 //!
 //! Large heads are multiplied in `f32`, whose rounding errors average out over the many entries unless changes cancel
-//! over and over. That halves the time of the multiplications, which take nearly all of it. Small heads, and weights so
+//! to far below their own size. That halves the time of the multiplications, which take nearly all of it. Small heads, and weights so
 //! large or small that a product could leave the range of `f32`, are multiplied in `f64`.
 
 use std::ops::Range;

@@ -16,7 +16,7 @@
 //!     >= min(a, b)^2 / q + 12 (m - max(a, b) / 2)^2 / (1 - 3 q)
 //!     >= 3 (min(a, b) + 2 m - max(a, b))^2,
 //!
-//! for the best division of the area and the best q: a path with a large mean has no time left to reach 0.
+//! for the best division of the area and the best q: D cannot reach 0 within the segment if its mean is large.
 
 use super::block::SEGMENT;
 

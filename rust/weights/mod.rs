@@ -14,7 +14,7 @@ use crate::number_format::Dtype;
 /// A weight matrix of [out features, in features], read by rows.
 ///
 /// A scan reads every form of weights through this trait: floating-point, transposed, quantised and adapted ones. No
-/// implementation holds more than the rows that were asked for.
+/// implementation holds a whole weight; an adapter keeps its small factors.
 pub trait WeightMatrix: Debug + Send + Sync {
     /// The number of rows and the length of a row.
     fn features(&self) -> [usize; 2];
@@ -29,8 +29,8 @@ pub trait WeightMatrix: Debug + Send + Sync {
         self.features()[1]
     }
 
-    /// The format of the weights that [`WeightMatrix::read_rows`] gives: the stored one where it is a floating-point
-    /// format, `F32` where weights are computed.
+    /// The format of the weights that [`WeightMatrix::read_rows`] gives: the stored format of floating-point weights,
+    /// `F32` of quantised ones, and of what an adapter changes `F64` if the base is in it, else `F32`.
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }

@@ -10,7 +10,7 @@ import alps
 from alps.errors import AlpsError, UnchangedError
 
 _EXIT_UNCHANGED = 3
-"""The exit code of a selection from scores of equal weights."""
+"""The exit code where both models have equal attention weights."""
 
 
 class _Commands(TyperGroup):

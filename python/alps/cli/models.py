@@ -29,9 +29,12 @@ def graft(
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Write the checkpoint here; it must not exist.")
     ],
-    scale: Annotated[float, typer.Option(callback=options.number, help="Of the change of the rows.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(callback=options.number, help="Factor of the change of the rows.")
+    ] = 1.0,
     rest: Annotated[
-        Literal["base", "tuned"], typer.Option(help="Of which everything but the chosen heads is.")
+        Literal["base", "tuned"],
+        typer.Option(help="The checkpoint that everything but the chosen heads is taken from."),
     ] = "base",
     as_json: options.Json = False,
 ) -> None:
@@ -57,7 +60,7 @@ def audit(
     length: options.Length = None,
     windows: options.Windows = 16,
     device: options.Device = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random sets.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random sets.")] = 0,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all numbers here (JSON).")
     ] = None,

@@ -20,7 +20,10 @@ Ratio = typer.Option(min=0, max=1, callback=number, help="Share of the heads to 
 Statistic = typer.Option(metavar="NAME", help="What ranks the heads.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 ComponentOption = Annotated[
-    Component | None, typer.Option(help="Whose heads: the decoder's, else the encoder's, when not given.")
+    Component | None,
+    typer.Option(
+        help="Whose heads; when not given, the first that the model has of decoder, encoder, vision, audio, cross."
+    ),
 ]
 HeadsFile = typer.Option(metavar="FILE", help="Write the selected heads here (JSON).")
 PlotFile = Annotated[

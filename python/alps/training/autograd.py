@@ -163,7 +163,7 @@ def _as_matrix(whole: Tensor, axis: int) -> Tensor:
 
 
 def _input_gradient(gradient: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
-    """DX = dY W in the memory format of the inputs, as torch's own product gives it.
+    """The gradient of the inputs, dY W, in their memory format, as torch's own product gives it.
 
     Code further back may depend on it: torch 2.15's gradient of batch normalisation on a CPU is wrong for some formats.
     """

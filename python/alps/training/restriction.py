@@ -42,10 +42,11 @@ def restrict(
     under the same names and in the same dtypes. A checkpoint of a 16-bit model rounds the float32 rows; the state
     of the optimizer keeps them, so that training resumes exactly. Under FSDP2 a 16-bit model with others="train"
     needs `fully_shard` of each `RestrictedProjection` before that of its layer, since the trainable parameters of a
-    group must have one dtype. A state without frozen parameters (torch's `ignore_frozen_params`) has neither the weights
-    nor the rows: save it whole. Averages are to be written to parameters, not to their `.data`, whose changes nobody
-    sees. FSDP1 keeps the rows in its state dict besides, under names that end in `rows`. The empty
+    group must have one dtype. FSDP1 keeps the rows in its state dict besides, under names that end in `rows`. The empty
     set freezes Q, K and V whole; the full set trains them.
+
+    torch's `ignore_frozen_params` leaves the weights and the rows out of a state: save the whole state. Write averages of
+    weights to the parameters, not to their `.data`: autograd counts no change of `.data`, so it is overwritten.
 
     Args:
         model: A transformers model of any layout that `scan` knows.

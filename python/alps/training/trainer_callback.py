@@ -85,7 +85,7 @@ class HeadsCallback(TrainerCallback):
     def _rows(self, place: tuple[int, str, int]) -> Tensor:
         matrix = self._places[place]
         weight = self._model.get_submodule(matrix.module).get_parameter(matrix.parameter).detach()
-        if type(weight) is not Tensor and not isinstance(weight, nn.Parameter):
+        if type(weight) is not Tensor:
             raise ModelError(
                 f"{matrix.module}.{matrix.parameter}: expected a tensor that is whole, found a {type(weight).__name__}"
             )
@@ -97,9 +97,9 @@ def log_heads(trainer: Trainer, heads: HeadSet) -> HeadsCallback:
 
     The numbers go where the Trainer's own go (TensorBoard, Weights & Biases, ...), as `alps/trainable` and
     `alps/change/LAYER.HEAD`, the norm of the change of the head's query rows and its group's key and value rows. At the end
-    the output folder has `alps_change.safetensors`, which `alps show` prints, and `alps_change.png`. What counts is the
-    change since this call: in a training that resumes too, if the model is the base when this is called, as it is before
-    `trainer.train(resume_from_checkpoint=...)`.
+    the output folder has `alps_change.safetensors`, which `alps show` prints, and `alps_change.png`. The norms are of the
+    change since this call. For a training that resumes, call this while the model still holds the weights of the base,
+    before `trainer.train(resume_from_checkpoint=...)`.
 
         alps.restrict(model, heads)
         trainer = Trainer(model, arguments, train_dataset=data)

@@ -45,11 +45,9 @@ impl BaseModules {
         Self { names, towers, scanned }
     }
 
-    /// Whether a module of the running model that these parts of its name mark as one of a tower can be one of the base
-    /// that is not marked so.
+    /// Whether the parts of two names mark the same tower, and both or neither mark what belongs to no component.
     ///
-    /// A module of a tower is none of the decoder, whatever else their names share. But a tower that was saved by itself has no
-    /// mark.
+    /// The name on disk may lack the mark of a tower that was saved by itself.
     fn may_match<P: AsRef<str>>(
         &self,
         running: impl Iterator<Item = P>,

@@ -106,8 +106,8 @@ impl RankConfig {
 
 /// Numbers for modules by patterns of their names, in the order of the file. The first pattern that matches counts.
 ///
-/// The patterns are regular expressions of Python, with all that these can do, such as to look ahead. The number of steps
-/// that a match may take is limited.
+/// The patterns are regular expressions of Python, lookaround included; `fancy_regex` matches them. Operations on sets are
+/// refused, and the number of steps that a match may take is limited.
 #[derive(Debug, Default)]
 struct NumberByModule(Vec<(Regex, f64)>);
 

@@ -157,7 +157,7 @@ impl<'a> ChangedModule<'a> {
         Ok(RowChange::Replace { rows, sources })
     }
 
-    /// The name of the tensor whose name ends so.
+    /// The name of the module's tensor with this ending.
     fn tensor(&self, ending: &str) -> Result<&'a str> {
         self.tensors.own.get(ending).map(|name| &**name).ok_or_else(|| {
             self.refuse(format!("there is {}, but no tensor `{ending}`", quote(self.tensors.any_name())))

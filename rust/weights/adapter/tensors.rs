@@ -55,7 +55,7 @@ pub(super) fn tensors_by_module(
                 "has the name that it has in a running model; expected an adapter saved by `save_pretrained`",
             ));
         } else if let Some((module, parameter)) = bare.rsplit_once('.') {
-            // The module was trained as a whole, or its bias was. No bias belongs to a head.
+            // The module was saved whole, or only its bias was. Scores ignore biases.
             let module = match parameter {
                 "bias" => continue,
                 "weight" => module.strip_suffix(".base_layer").unwrap_or(module),
