@@ -83,7 +83,7 @@ def test_the_formula(model_type: str, padded: bool, temperature: float) -> None:
     assert float(found.loss) == pytest.approx(total, rel=1e-6)  # the model returns its loss in float32
 
 
-def test_without_labels_mask_or_difference() -> None:
+def test_a_model_like_its_teacher_has_no_divergence() -> None:
     _, teacher = pair()
     ids = tokens(batch=2, length=6)
     found = distill(teacher, copy.deepcopy(teacher), chosen(teacher), {"input_ids": ids, "labels": ids})

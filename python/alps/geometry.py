@@ -5,6 +5,9 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from alps.errors import ArgumentError
 
 _LARGEST_SIZE = 2**32 - 1
@@ -155,6 +158,13 @@ class Geometry:
     def shape(self) -> tuple[int, int]:
         """The shape [layers, heads] of a score matrix; where a layer has fewer heads, its row is padded."""
         return len(self.layers), self.query_heads
+
+    @property
+    def is_head(self) -> NDArray[np.bool_]:
+        """Where a table has a head: booleans [layers, heads], false beyond the heads of a layer that has fewer."""
+        counts = np.array([sizes.query_heads for sizes in self.sizes])
+        found: NDArray[np.bool_] = np.arange(self.shape[1]) < counts[:, None]
+        return found
 
     @property
     def heads(self) -> int:

@@ -302,18 +302,12 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
     def _moved(self, statistic: str) -> NDArray[np.bool_]:
         """The heads that have moved, if the scan says that some have not; else all heads."""
         if HEADS_MOVED not in self._provenance:
-            return self._there()
+            return self._geometry.is_head
         witness = next((name for name in WITNESSES if name in self._arrays), statistic)
         # Equal weights score 0 by every statistic but wasserstein_z, by which they score not-a-number.
         values = self[witness]
         moved: NDArray[np.bool_] = ~np.isnan(values) & ((values != 0) | (witness == "wasserstein_z"))
         return moved
-
-    def _there(self) -> NDArray[np.bool_]:
-        """The entries of a score array that belong to a head."""
-        heads = np.array([sizes.query_heads for sizes in self._geometry.sizes])
-        there: NDArray[np.bool_] = np.arange(self._geometry.query_heads) < heads[:, None]
-        return there
 
     def _with_whole_groups(self, heads: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """The heads of all key/value groups of which one head is among these."""

@@ -87,8 +87,8 @@ pub fn tower_of(part: &str) -> Option<Component> {
     submodel_table().ok()?.tower(part)
 }
 
-/// Whether a part of a tensor's or module's name marks what belongs to no component, such as the heads that predict further
-/// tokens.
+/// Whether a part of a tensor's or module's name marks what belongs to no component, such as the layers that predict
+/// further tokens.
 pub fn is_of_no_component(part: &str) -> bool {
     submodel_table().is_ok_and(|table| matches_any(&table.elsewhere, part))
 }

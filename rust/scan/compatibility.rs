@@ -52,7 +52,7 @@ fn find_differences(base: &OpenedModel, tuned: &OpenedModel) -> Vec<Difference> 
         ("the hidden size", |layer| layer.query.columns),
         ("the number of inputs of a key", |layer| layer.key.map_or(0, |key| key.columns)),
         ("the number of inputs of a value", |layer| layer.value.map_or(0, |value| value.columns)),
-        ("the keys that also serve as values (0 or 1)", |layer| usize::from(layer.keys_are_values)),
+        ("whether the keys serve as values (1 if so)", |layer| usize::from(layer.keys_are_values)),
     ];
     if let Some((base, tuned)) = layers.find(|(base, tuned)| base != tuned) {
         differences.extend(sizes.iter().filter_map(|(quantity, size)| {

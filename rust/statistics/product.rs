@@ -10,8 +10,8 @@
 //! The matrices are decoded a few hundred columns at a time, so that each is held in memory only as stored bytes.
 //!
 //! Large heads are multiplied in `f32`, whose rounding errors average out over the many entries unless changes cancel
-//! to far below their own size. That halves the time of the multiplications, which take nearly all of it. Small heads, and weights so
-//! large or small that a product could leave the range of `f32`, are multiplied in `f64`.
+//! to far below their own size. That halves the time of the multiplications, which take nearly all of it. Small heads,
+//! and weights so large or small that a product could leave the range of `f32`, are multiplied in `f64`.
 
 use std::ops::Range;
 

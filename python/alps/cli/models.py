@@ -30,7 +30,7 @@ def graft(
         Path, typer.Option(metavar="DIR", help="Write the checkpoint here; it must not exist.")
     ],
     scale: Annotated[
-        float, typer.Option(callback=options.number, help="Factor of the change of the rows.")
+        float, typer.Option(callback=options.refuse_nan, help="Factor of the change of the rows.")
     ] = 1.0,
     rest: Annotated[
         Literal["base", "tuned"],

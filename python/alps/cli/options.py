@@ -9,14 +9,14 @@ import typer
 from alps.scan import Component
 
 
-def number(value: float | None) -> float | None:
+def refuse_nan(value: float | None) -> float | None:
     """Refuses not-a-number."""
     if value is not None and math.isnan(value):  # passes every comparison with a bound
         raise typer.BadParameter("nan is not a number.")
     return value
 
 
-Ratio = typer.Option(min=0, max=1, callback=number, help="Share of the heads to select.")
+Ratio = typer.Option(min=0, max=1, callback=refuse_nan, help="Share of the heads to select.")
 Statistic = typer.Option(metavar="NAME", help="What ranks the heads.")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 ComponentOption = Annotated[
@@ -32,8 +32,6 @@ PlotFile = Annotated[
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write a report with pictures here (.html).")
 ]
-
-
 Length = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens of a window of the text; 256 when not given, or what the model takes."),

@@ -153,7 +153,7 @@ def compare(
     ratio: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, callback=options.number, help="Share of the heads to take of scores (0.1)."
+            min=0, max=1, callback=options.refuse_nan, help="Share of the heads to take of scores (0.1)."
         ),
     ] = None,
     statistic: Annotated[str | None, options.Statistic] = None,

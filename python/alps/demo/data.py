@@ -33,7 +33,9 @@ def docstrings(characters: int) -> str:
             tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                found += filter(None, [ast.get_docstring(node)])
+                docstring = ast.get_docstring(node)
+                if docstring is not None:
+                    found.append(docstring)
         if sum(map(len, found)) >= characters:
             return "\n\n".join(found)[:characters]
     raise ArgumentError(

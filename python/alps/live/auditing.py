@@ -95,7 +95,7 @@ def audit(
             [random_like(heads, generator, within_layers=within) for _ in range(draws)]
             for within in (False, True)
         ]
-        everything = HeadSet(_whole(heads), heads.geometry)
+        everything = HeadSet(heads.geometry.is_head, heads.geometry)
         all_heads = (base_loss - in_base.loss(everything, measured)) / difference
 
         def trial(name: str, share: Callable[[HeadSet], float]) -> Trial:
@@ -110,13 +110,6 @@ def audit(
             "necessity", lambda chosen: (in_tuned.loss(chosen, measured) - tuned_loss) / difference
         )
     return Audit(heads, base_loss, tuned_loss, all_heads, sufficiency, necessity, seed)
-
-
-def _whole(heads: HeadSet) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    mask = np.zeros(heads.geometry.shape, dtype=bool)
-    for row, sizes in enumerate(heads.geometry.sizes):
-        mask[row, : sizes.query_heads] = True
-    return mask
 
 
 class _Side:

@@ -111,7 +111,7 @@ def measure(
     if set(names) - WITHOUT_DATA - {"seekr"}:
         found |= _with_data(model, heads, batches, set(names), changes)
     if "lift" in names:
-        found["lift"] = _table(heads, _low_rank(heads), root=True)
+        found["lift"] = np.sqrt(heads.attention.by_head(_low_rank(heads)))
     geometry = heads.geometry
     provenance = {"measured": str(getattr(model.config, "_name_or_path", "") or type(model).__name__)}
     if isinstance(tuned, (str, os.PathLike)):
@@ -174,7 +174,9 @@ def _with_data(
 
     found: dict[str, NDArray[np.float64]] = {}
     if "fisher" in names:
-        found["fisher"] = _table(heads, dict(zip(matrices, (squares / count).tolist(), strict=True)))
+        found["fisher"] = heads.attention.by_head(
+            dict(zip(matrices, (squares / count).tolist(), strict=True))
+        )
     factors: dict[str, Callable[[HeadRows], Tensor | float]] = {
         "gradient": lambda _: 1.0,
         "saliency": lambda matrix: heads.read(matrix).weight.double(),
@@ -182,10 +184,9 @@ def _with_data(
     }
     for statistic in names & _OF_MEAN:
         sums = {it: float((of_mean(it) * factors[statistic](it)).abs().sum()) for it in matrices}
-        found[statistic] = _table(heads, sums)
+        found[statistic] = heads.attention.by_head(sums)
     if names & OF_GATES:
-        michel = (gates / count).numpy()
-        _leave_out_missing(heads, michel)
+        michel = np.where(heads.geometry.is_head, (gates / count).numpy(), np.nan)
         found["michel"] = michel
         norms = np.sqrt(np.nansum(michel**2, axis=1, keepdims=True))
         found["michel_layer"] = michel / np.where(norms > 0, norms, 1)
@@ -214,15 +215,7 @@ def _by_maps(
         raise ArgumentError(_NO_BATCHES)
     if not sums.change.any():
         raise UnchangedError(EQUAL)
-    scores = sums.scores(count).numpy()
-    _leave_out_missing(heads, scores)
-    return scores
-
-
-def _leave_out_missing(heads: LiveHeads, scores: NDArray[np.float64]) -> None:
-    """Makes the places of a narrower layer that are no heads not-a-number."""
-    for row, sizes in enumerate(heads.geometry.sizes):
-        scores[row, sizes.query_heads :] = np.nan
+    return np.where(heads.geometry.is_head, sums.scores(count).numpy(), np.nan)
 
 
 def _summed(count: int, numbers: list[Tensor]) -> int:
@@ -237,20 +230,6 @@ def _summed(count: int, numbers: list[Tensor]) -> int:
         distributed.all_reduce(there)
         tensor.copy_(there)
     return int(total)
-
-
-def _table(heads: LiveHeads, values: Mapping[HeadRows, float], *, root: bool = False) -> NDArray[np.float64]:
-    """Adds the numbers of each head's queries and of its group's keys and values: [layers, heads]."""
-    geometry = heads.geometry
-    table = np.full(geometry.shape, np.nan)
-    by_place = {(it.layer_index, it.role, it.index): value for it, value in values.items()}
-    for row, sizes in enumerate(geometry.sizes):
-        shared = sizes.query_heads // sizes.key_value_heads
-        for head in range(sizes.query_heads):
-            parts = [by_place[row, "query", head]]
-            parts += [by_place.get((row, role, head // shared), 0.0) for role in ("key", "value")]
-            table[row, head] = np.sqrt(sum(parts)) if root else sum(parts)
-    return table
 
 
 @contextmanager

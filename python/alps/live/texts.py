@@ -8,8 +8,11 @@ import torch
 from alps.errors import ArgumentError
 from alps.live.losses import Batch
 
-SHORTEST, USUAL = 16, 256
-"""Tokens of a window: a loss of fewer says little, and as many when not given."""
+SHORTEST = 16
+"""The fewest tokens of a window; a loss of fewer says little."""
+
+USUAL = 256
+"""The tokens of a window when no length is given."""
 
 
 def windows(

@@ -1,10 +1,13 @@
 """Finds the attention heads of a live model: which rows of which modules hold each head."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -80,6 +83,18 @@ class Attention:
             raise ArgumentError(f"the heads are not those of this model (heads and model): {difference}")
         masks = {"query": heads.mask, "key": heads.key_value_groups, "value": heads.key_value_groups}
         return [matrix for matrix in self.matrices if masks[matrix.role][matrix.layer_index, matrix.index]]
+
+    def by_head(self, values: Mapping[HeadRows, float]) -> NDArray[np.float64]:
+        """The sum of the values of each head's queries and of its group's keys and values: [layers, heads].
+
+        A matrix without a value counts 0. The places of a layer with fewer heads are not-a-number.
+        """
+        table = np.where(self.geometry.is_head, 0.0, np.nan)
+        for matrix, value in values.items():
+            sizes = self.geometry.sizes[matrix.layer_index]
+            shared = 1 if matrix.role == "query" else sizes.query_heads // sizes.key_value_heads
+            table[matrix.layer_index, matrix.index * shared : (matrix.index + 1) * shared] += value
+        return table
 
     @property
     def parameters(self) -> dict[str, tuple[str, ...]]:

@@ -30,6 +30,6 @@ def attention_maps(outputs: Any, geometry: Geometry) -> tuple[Tensor, ...]:
     if [it.shape[1] for it in maps if it.dim() == 4] != heads:
         raise ModelError(
             f"the {geometry.component} of {geometry.model_type}: expected an attention map of each of {len(heads)} layers, "
-            f'found {len(maps)}; load the model with attn_implementation="eager", if it has that'
+            f'found {len(maps)}; load the model with attn_implementation="eager", which not every model type has'
         )
     return maps

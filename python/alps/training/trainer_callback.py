@@ -13,6 +13,7 @@ from alps.heads import HeadSet
 from alps.optional import visual
 from alps.scores import HeadScores
 from alps.training import attention
+from alps.training.attention import HeadRows
 from alps.training.projection import restricted_projections
 from alps.training.summary import summarize
 
@@ -30,38 +31,30 @@ class HeadsCallback(TrainerCallback):
         """Keeps the rows of the heads as they are now; errors as of `log_heads`."""
         if not isinstance(model, nn.Module) or not restricted_projections(model):
             raise ArgumentError("the model is not restricted; call alps.restrict(model, heads) first")
-        found = attention.find(model, heads.geometry.component)
-        if difference := heads.geometry.difference(found.geometry):
-            raise ArgumentError(f"the heads are not those of this model (heads and model): {difference}")
-        self._model, self._heads, self._attention, self._geometry = model, heads, found, found.geometry
-        self._places = {(it.layer_index, it.role, it.index): it for it in found.chosen(heads)}
-        self._before = {place: self._rows(place) for place in self._places}
+        self._model, self._heads = model, heads
+        self._attention = attention.find(model, heads.geometry.component)
+        self._before = {matrix: self._rows(matrix) for matrix in self._attention.chosen(heads)}
 
     def changes(self) -> HeadScores:
         """The norm of the change of the rows of each chosen head since the callback was made; 0 for all others."""
         squares = {
-            place: float((self._rows(place).double() - before.double()).square().sum())
-            for place, before in self._before.items()
+            matrix: float((self._rows(matrix).double() - before.double()).square().sum())
+            for matrix, before in self._before.items()
         }
-        norms = np.zeros(self._geometry.shape)
-        for row, sizes in enumerate(self._geometry.sizes):
-            norms[row, sizes.query_heads :] = np.nan
-            shared = sizes.query_heads // sizes.key_value_heads
-            for head in self._heads.mask[row].nonzero()[0]:
-                parts = [("query", head), ("key", head // shared), ("value", head // shared)]
-                norms[row, head] = sum(squares.get((row, *part), 0.0) for part in parts) ** 0.5
+        norms = np.sqrt(self._attention.by_head(squares))
+        # The other heads of a group with a chosen one read its keys and values, but are not chosen.
+        norms[self._attention.geometry.is_head & ~self._heads.mask] = 0
         provenance = {"measured": "change of the rows in training", "alps": _alps.__version__}
-        return HeadScores({"delta_norm": norms}, self._geometry, provenance)
+        return HeadScores({"delta_norm": norms}, self._attention.geometry, provenance)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Adds its numbers to what is logged of a training step."""
         if logs is None or "loss" not in logs:
             return
         norms = self.changes()["delta_norm"]
-        rows = {layer: row for row, layer in enumerate(self._geometry.layers)}
         own = {"alps/trainable": summarize(self._model, self._attention, self._heads).share}
         own |= {
-            f"alps/change/{layer}.{head}": float(norms[rows[layer], head])
+            f"alps/change/{layer}.{head}": float(norms[self._heads.geometry.row_of(layer), head])
             for layer, head in self._heads.pairs()
         }
         logs |= own
@@ -82,14 +75,13 @@ class HeadsCallback(TrainerCallback):
             return
         visual("image_file", "a picture").save(figure, folder / PICTURE)
 
-    def _rows(self, place: tuple[int, str, int]) -> Tensor:
-        matrix = self._places[place]
+    def _rows(self, matrix: HeadRows) -> Tensor:
         weight = self._model.get_submodule(matrix.module).get_parameter(matrix.parameter).detach()
         if type(weight) is not Tensor:
             raise ModelError(
                 f"{matrix.module}.{matrix.parameter}: expected a tensor that is whole, found a {type(weight).__name__}"
             )
-        return matrix.rows_of(weight.reshape(len(weight), -1)).clone()
+        return matrix.rows_of(weight).clone()
 
 
 def log_heads(trainer: Trainer, heads: HeadSet) -> HeadsCallback:

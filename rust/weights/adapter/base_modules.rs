@@ -48,15 +48,10 @@ impl BaseModules {
     /// Whether the parts of two names mark the same tower, and both or neither mark what belongs to no component.
     ///
     /// The name on disk may lack the mark of a tower that was saved by itself.
-    fn may_match<P: AsRef<str>>(
-        &self,
-        running: impl Iterator<Item = P>,
-        on_disk: impl Iterator<Item = P>,
-    ) -> bool {
-        let [running, on_disk] = [running.collect::<Vec<_>>(), on_disk.collect()];
-        let of_none = |parts: &[P]| parts.iter().any(|part| is_of_no_component(part.as_ref()));
+    fn may_match<P: AsRef<str>>(&self, running: &BTreeSet<P>, on_disk: &BTreeSet<P>) -> bool {
+        let of_none = |parts: &BTreeSet<P>| parts.iter().any(|part| is_of_no_component(part.as_ref()));
         let on_disk_towers = towers(on_disk.iter());
-        of_none(&running) == of_none(&on_disk)
+        of_none(running) == of_none(on_disk)
             && towers(running.iter()).iter().all(|tower| {
                 on_disk_towers.contains(tower)
                     || !self.towers.contains(tower) && self.scanned.is_none_or(|scanned| scanned == *tower)
@@ -113,7 +108,7 @@ impl BaseModules {
             parts.iter().all(|part| !is_number(part)).then_some(parts)
         };
         let (mut on_disk, mut running) = (prefix(on_disk)?, prefix(running)?);
-        if !self.may_match(running.iter(), on_disk.iter()) {
+        if !self.may_match(&running, &on_disk) {
             return None;
         }
         let shared = on_disk.intersection(&running).count();
@@ -146,7 +141,7 @@ impl BaseModules {
         let (first, last) = (slices.first()?, slices.last()?);
         let (on_disk, same_number, _) = around_layer(&first.projection.name)?;
         let certain = same_number == number
-            && self.may_match(prefix.iter(), on_disk.iter())
+            && self.may_match(&prefix, &on_disk)
             && !are_encoder_and_decoder(name, &first.projection.name)
             && (prefix.is_subset(&on_disk) || on_disk.is_subset(&prefix))
             && middle.iter().all(|part| SELF_ATTENTION.contains(part))
