@@ -29,6 +29,7 @@ def main() -> None:
     run.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
     run.add_argument("--stages", nargs="*", help="only these stages")
     run.add_argument("--tasks", nargs="*", help="only these tasks")
+    run.add_argument("--ratios", nargs="*", type=float, help="of the sweep, only these")
     run.add_argument("--compile", action="store_true", help="compile the layer")
     run.add_argument("--small", action="store_true", help="a few steps of a few arms, to try it")
     page = commands.add_parser("page", help="write the page from the results")

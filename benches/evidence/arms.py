@@ -63,9 +63,9 @@ TRAINED_WITH_OTHERS = (
 )
 """Arms of the setting in which everything outside Q, K and V trains too."""
 SWEPT = (
+    "relative_delta",
     "wasserstein",
     "delta_norm",
-    "relative_delta",
     "product.relative_delta",
     "gradient",
     "trapezoid",

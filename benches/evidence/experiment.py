@@ -64,7 +64,7 @@ class Settings:
     measured: int = 128
     tried: int = 32
     draws: int = 128
-    ratios: tuple[float, ...] = (0.03, 0.2, 0.3, 0.5, 1.0)
+    ratios: tuple[float, ...] = (0.3, 0.03, 1.0, 0.5, 0.2)
     sweep_seeds: tuple[int, ...] = (1, 2, 3)
     tokens: int = 49152
     train_arms: int = 16
@@ -457,8 +457,7 @@ class Experiment:
             self.named[task, seed, line["arm"]] = line["sets"]
 
     def sweep(self, task: str, seeds: Sequence[int]) -> None:
-        """Other ratios, each arm at its rate of the usual ratio and at another."""
-        jobs: list[Job] = []
+        """Other ratios, each arm at its rate of the usual ratio and at another, the lower rate of more groups first."""
         for seed in seeds:
             own = self.scores[task, seed]
             for ratio in self.settings.ratios:
@@ -471,9 +470,8 @@ class Experiment:
                 }
                 if ratio < 1:
                     sets |= {f"top:{name}": [arms.top(own[name], number)] for name in arms.SWEPT}
-                for name, of_arm in sets.items():
-                    rate = self.arm_rate(task, name)
-                    other = rate / 2 if ratio > self.settings.ratio else rate * 2
-                    jobs += [(seed, groups, it) for groups in of_arm for it in (rate, other)]
                 self._name(task, seed, {f"{name}@{ratio}": it for name, it in sets.items()})
-        self.train_sets("freeze", task, jobs)
+                for factor in (0.5, 1.0) if ratio > self.settings.ratio else (1.0, 2.0):
+                    rates = {name: factor * self.arm_rate(task, name) for name in sets}
+                    jobs = [(seed, it, rates[name]) for name, of_arm in sets.items() for it in of_arm]
+                    self.train_sets("freeze", task, jobs)

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,12 +55,17 @@ def run_experiment(options: argparse.Namespace) -> None:
     run: Callable[..., torch.Tensor] = llama.layer
     if options.compile:
         run = torch.compile(llama.layer, dynamic=False, fullgraph=True)
+    settings = SMALL if options.small else Settings()
+    if device.type == "cpu":
+        settings = replace(settings, tokens=1, train_arms=1)  # a result each: more at a time are no faster
+    if options.ratios:
+        settings = replace(settings, ratios=tuple(options.ratios))
     experiment = Experiment(
         base,
         sizes,
         {name: it for name, it in found.items() if not options.tasks or name in {*options.tasks, "general"}},
         options.results,
-        SMALL if options.small else Settings(),
+        settings,
         seconds=options.seconds - (time.monotonic() - start),
         run=run,
         pad=options.compile,
