@@ -94,6 +94,18 @@ def test_a_seed_that_lacks_a_set_is_left_out() -> None:
     assert results.found("freeze", "made up", "random", "test", rate=0.1) == {}
 
 
+def test_a_sweep_takes_the_better_rate_of_the_sets_that_were_trained() -> None:
+    runs = [
+        run(1, [0], 0.1, validation=2.0, test=1.0),
+        run(1, [0], 0.2, validation=1.0, test=3.0),
+        run(1, [1], 0.1, validation=2.0, test=2.0),
+        run(1, [1], 0.2, validation=4.0, test=4.0),
+    ]
+    results = Results(runs, [arm("random@0.3", 1, [0], [1], [2]), arm("random@0.5", 1, [3])])
+    assert results.at_best_rate("freeze", "made up", "random@0.3") == {1: [1.0, 2.0]}
+    assert results.at_best_rate("freeze", "made up", "random@0.5") == {}
+
+
 def test_values_of_groups_are_found_again() -> None:
     draw = np.random.default_rng(0)
     worth = draw.normal(size=30)

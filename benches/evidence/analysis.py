@@ -88,6 +88,27 @@ class Results:
                 result[seed] = values
         return result
 
+    def at_best_rate(self, setting: str, task: str, arm: str) -> dict[int, list[float]]:
+        """The test losses of the sets of an arm that were trained, at the rate of the lowest mean validation loss.
+
+        The mean is over these sets, for each seed by itself.
+
+        Args:
+            setting: "freeze" or "train".
+            task: Its name.
+            arm: Its name.
+        """
+        result = {}
+        for seed, sets in self.sets[task, arm].items():
+            trained = [self.runs.get((setting, task, seed, it)) for it in sets]
+            lines = [it for it in trained if it]
+            common = set.intersection(*map(set, lines)) if lines else set()
+            means = {rate: float(np.mean([it[rate]["validation"] for it in lines])) for rate in common}
+            if means:
+                best = min(means, key=lambda rate: (means[rate], rate))
+                result[seed] = [it[best]["test"] for it in lines]
+        return result
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,9 +26,12 @@ from evidence.analysis import (
     spearman,
     with_others_rate,
 )
+from evidence.arms import SWEPT
 from evidence.values import group_values
 
 DRAWS_SEED = 100
+RATIO = 0.10
+"""Of all tables but that of ratios."""
 SIGNIFICANT = 0.05
 
 
@@ -370,6 +373,36 @@ def rates_table(material: Material) -> str:
     )
 
 
+def ratios_table(material: Material) -> str:
+    """Losses of random sets and of choices, with other shares of the groups, on the seeds that have them.
+
+    The rate of an arm is the better one of those that were tried on the validation windows.
+    """
+    results, rows = material.results, []
+    swept = [(task, *arm.split("@")) for task, arm in results.sets if "@" in arm]
+    names = [
+        it for it in ("random", *(f"top:{name}" for name in SWEPT)) if any(it == arm for _, arm, _ in swept)
+    ]
+    for task in material.tasks:
+        of_task: dict[float, dict[str, dict[int, list[float]]]] = defaultdict(dict)
+        for _, arm, ratio in (it for it in swept if it[0] == task):
+            if losses := results.at_best_rate("freeze", task, f"{arm}@{ratio}"):
+                of_task[float(ratio)][arm] = losses
+        if not of_task:
+            continue
+        seeds = {seed for by_arm in of_task.values() for losses in by_arm.values() for seed in losses}
+        for arm in names:
+            found = results.found("freeze", task, arm, "test")
+            of_task[RATIO][arm] = {seed: it for seed, it in found.items() if seed in seeds}
+        for ratio, by_arm in sorted(of_task.items()):
+            cells = []
+            for arm in names:
+                losses = [it for of_seed in by_arm.get(arm, {}).values() for it in of_seed]
+                cells.append(f"{np.mean(losses):.3f} ({len(losses)})" if losses else "")
+            rows.append([f"{task}, {100 * ratio:g} %", *cells])
+    return table(["", *(f"`{it}`" for it in names)], rows)
+
+
 def gpu_table(material: Material) -> str:
     """What training a model of 1.2 billion parameters costs on a GPU."""
     found = json.loads((material.folder / "gpu-training.json").read_text())
@@ -401,6 +434,7 @@ TABLES: dict[str, Callable[[Material], str]] = {
     "correlations": correlations,
     "overlaps": overlaps,
     "rates": rates_table,
+    "ratios": ratios_table,
     "gpu": gpu_table,
 }  # fmt: skip
 """By the names of their marks."""
