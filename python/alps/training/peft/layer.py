@@ -57,12 +57,18 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
             if adapter in rows and dtype.is_floating_point:
                 rows[adapter].data = rows[adapter].data.to(dtype)
 
-    def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Projects [..., in] to [..., out]."""
-        if args or kwargs:
-            raise ArgumentError(f"expected no arguments but the inputs, found {[*args, *kwargs]}")
+    def forward(self, inputs: Tensor, adapter_names: list[str] | None = None) -> Tensor:
+        """Projects [..., in] to [..., out].
+
+        Args:
+            inputs: [..., in].
+            adapter_names: The adapter of each sequence of a batch [batch, ..., in], "__base__" for none; only for
+                inference. The active adapters by default.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if adapter_names is not None and not self.disable_adapters:
+            return self._project_mixed(inputs, adapter_names)
         base, active = self.base_layer, self._active_rows()
         if active is None:
             output: Tensor = base(inputs)
@@ -70,9 +76,58 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         rows, bias_rows, indices = active
         if attention.is_ordinary(base, self.axis):
             return project(inputs, base.weight, base.bias, rows, bias_rows, indices, self.axis)
-        output = base(inputs)
+        return self._replace_outputs(base(inputs), inputs, rows, bias_rows, indices)
+
+    def _replace_outputs(
+        self, outputs: Tensor, inputs: Tensor, rows: Tensor, bias_rows: Tensor | None, indices: Tensor
+    ) -> Tensor:
+        """The outputs of the base with those of the rows at `indices` computed anew."""
         own = nn.functional.linear(inputs.to(rows.dtype), rows if self.axis == 0 else rows.t(), bias_rows)
-        return output.index_copy(-1, indices.to(output.device), own.to(output.device, output.dtype))
+        return outputs.index_copy(-1, indices.to(outputs.device), own.to(outputs.device, outputs.dtype))
+
+    def _project_mixed(self, inputs: Tensor, adapter_names: list[str]) -> Tensor:
+        """Projects a batch whose sequences have an adapter each."""
+        if len(adapter_names) != len(inputs):
+            raise ArgumentError(
+                f"adapter_names: expected one for each of {len(inputs)} inputs, found {len(adapter_names)}"
+            )
+        if self.merged:
+            raise ArgumentError(
+                f"adapter_names: expected no merged adapters, found {', '.join(self.merged_adapters)}; call "
+                "`unmerge_adapter` first"
+            )
+        outputs: Tensor = self.base_layer(inputs)
+        for name in set(adapter_names) & self.alps_rows.keys():
+            places = [place for place, it in enumerate(adapter_names) if it == name]
+            sequences = torch.tensor(places, device=outputs.device)
+            rows, bias_rows = self.alps_rows[name], self.alps_bias_rows.get(name, None)
+            indices = self.alps_indices[name]
+            part = self._replace_outputs(outputs[sequences], inputs[sequences], rows, bias_rows, indices)
+            outputs = outputs.index_copy(0, sequences, part)
+        return outputs
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Makes adapters the active ones.
+
+        Raises:
+            ArgumentError: Two of them hold the same row.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        self.check_disjoint(names)
+        super().set_adapter(names, inference_mode)
+
+    @torch.no_grad()
+    def set_weighted_sum(self, adapter: str, weights: dict[str, float]) -> None:
+        """Adds the weighted changes of other adapters to the rows of an adapter, which are those of the base."""
+        indices = self.alps_indices[adapter]
+        for container, axis in ((self.alps_rows, self.axis), (self.alps_bias_rows, 0)):
+            if adapter not in container:
+                continue
+            base = container[adapter].clone()
+            for name in weights.keys() & container.keys():
+                places = torch.searchsorted(indices, self.alps_indices[name])
+                change = container[name].to(base.dtype) - base.index_select(axis, places)
+                container[adapter].index_add_(axis, places, change, alpha=weights[name])
 
     @property
     def weight(self) -> Tensor:
@@ -100,7 +155,6 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         active = [name for name in self.active_adapters if name in self.alps_rows]
         if self.disable_adapters or self.merged or not active:
             return None
-        self._check_disjoint(active)
         bias_rows = None
         if self.base_layer.bias is not None:
             bias_rows = _concatenate([self.alps_bias_rows[name] for name in active], 0)
@@ -119,7 +173,7 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
             WeightsError: With `safe_merge`, a row holds a number that is not finite.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.alps_rows]
-        self._check_disjoint(names)
+        self.check_disjoint(names)
         if names and not self.base_layer.weight.is_floating_point():
             raise ModelError(
                 f"adapter {names[0]}: expected weights that are floating-point numbers, found quantised ones, into "
@@ -127,7 +181,10 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
             )
         for name in names:
             if safe_merge and not all(bool(rows[name].isfinite().all()) for rows, *_ in self._row_storage()):
-                raise WeightsError(f"adapter {name}: expected finite rows, found some that are not")
+                raise WeightsError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken: expected finite rows, "
+                    "found some that are not"
+                )
         for name in names:
             for rows, overwritten, whole, axis in self._row_storage():
                 overwritten[name] = whole.index_select(axis, self.alps_indices[name])
@@ -157,7 +214,9 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         if base.bias is not None:
             yield self.alps_bias_rows, self.alps_overwritten_bias_rows, base.bias.detach(), 0
 
-    def _check_disjoint(self, adapters: list[str]) -> None:
+    def check_disjoint(self, adapters: list[str]) -> None:
+        """Refuses adapters that hold the same row."""
+        adapters = [name for name in adapters if name in self.alps_indices]
         if len(adapters) < 2:
             return
         indices = torch.cat([self.alps_indices[name] for name in adapters])
