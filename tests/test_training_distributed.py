@@ -10,8 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from support import distributed_worker
-from support.training import tiny_model
+from support.training import chosen, masks, tiny_model
 
+pytestmark = [
+    # PEFT still asks what transformers deprecates.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    # torch says that it loads for one process.
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning"),
+]
 TORCHRUN = (
     "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
 )  # fmt: skip
@@ -26,7 +32,18 @@ JOBS = [
     "fsdp-resumed:gpt2:freeze:float64",
     f"fsdp:{EXACT}",
     f"fsdp-resumed:{EXACT}",
+    "ddp:llama:adapter:float64",
+    "fsdp:llama:adapter:float64",
+    "fsdp-dcp:llama:train:float64",
+    "fsdp-dcp:llama:adapter:float64",
 ]
+PAIRS_OF_FORMATS = [
+    f"fsdp-{computed_in}:llama:{others}:{dtype}"
+    for dtype in ("float32", "bfloat16")
+    for computed_in in ("float32", "bfloat16")
+    for others in ("train", "freeze", "adapter")
+]
+MASKED = [f"fsdp-{computed_in}:llama:masked:float32" for computed_in in ("float32", "bfloat16")]
 MEASURED = "measure:llama:float64"
 
 
@@ -45,14 +62,14 @@ def launch(launcher: tuple[str, ...], folder: Path, jobs: list[str]) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what two processes have trained."""
     folder = tmp_path_factory.mktemp("distributed")
-    launch(TORCHRUN, folder, [*JOBS, MEASURED])
+    launch(TORCHRUN, folder, [*JOBS, *PAIRS_OF_FORMATS, *MASKED, MEASURED])
     return folder
 
 
 def assert_same_as_one_process(job: str, folder: Path) -> None:
     _, *what = job.split(":")
-    expected = distributed_worker.work("single", *what)
-    start = tiny_model(what[0]).state_dict()
+    expected = distributed_worker.work(folder, "single", *what)
+    start = distributed_worker.restricted(what[0], getattr(torch, what[2]), what[1]).state_dict()
     assert any(not torch.equal(it, start[name]) for name, it in expected.items())
     found = load_file(folder / f"{job}.safetensors")
     assert found.keys() == expected.keys()
@@ -85,3 +102,48 @@ def test_training_resumes_exactly_from_a_gathered_state(results: Path) -> None:
     assert found.keys() == expected.keys()
     assert all(it.dtype == torch.bfloat16 for it in found.values())
     assert all(torch.equal(it, expected[name]) for name, it in found.items())
+
+
+def of_base(name: str) -> str:
+    """The name in the base of a parameter of a model with adapters."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+@pytest.mark.parametrize("job", PAIRS_OF_FORMATS)
+def test_formats_of_the_model_and_of_the_computation(job: str, results: Path) -> None:
+    _, model_type, others, dtype = job.split(":")
+    found = load_file(results / f"{job}.safetensors")
+    plain = tiny_model(model_type, getattr(torch, dtype))
+    start, mask = plain.state_dict(), masks(plain, chosen(plain))
+    moved = 0
+    for name, tensor in found.items():
+        if of_base(name) in mask:
+            before, chosen_entries = start[of_base(name)], mask[of_base(name)]
+            assert torch.equal(tensor[~chosen_entries], before[~chosen_entries]), name
+            moved += int((tensor != before).sum())
+        elif "alps_rows" in name:
+            assert tensor.dtype == torch.float32
+            moved += tensor.numel()
+        elif others != "train" and of_base(name) in start:
+            assert torch.equal(tensor, start[of_base(name)]), name
+    assert moved > 0.8 * sum(int(it.sum()) for it in mask.values())
+
+
+@pytest.mark.parametrize("masked", MASKED)
+def test_rows_train_as_with_masked_steps_of_the_whole_model(masked: str, results: Path) -> None:
+    expected = load_file(results / f"{masked}.safetensors")
+    found = load_file(results / f"{masked.replace('masked', 'train')}.safetensors")
+    start = tiny_model("llama", torch.float32).state_dict()
+    for name, tensor in found.items():
+        change = (expected[name] - start[name]).abs().max()
+        assert (tensor - expected[name]).abs().max() <= (1e-3 if "float32:" in masked else 0.1) * change, name
+
+
+def test_a_distributed_checkpoint_is_resumed_by_another_number_of_processes(results: Path) -> None:
+    model = distributed_worker.restricted("llama", torch.float64, "train")
+    optimizer = distributed_worker.optimizer_of(model)
+    distributed_worker.resume(model, optimizer, results / "dcp-llama-train-float64")
+    distributed_worker.steps(model, optimizer, distributed_worker.STEPS // 2, distributed_worker.STEPS)
+    expected = load_file(results / "fsdp:llama:train:float64.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert (tensor - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max(), name

@@ -599,6 +599,20 @@ fn a_missing_tensor() {
 }
 
 #[test]
+fn a_missing_tensor_where_the_tensors_give_the_number_of_layers() {
+    let config = json!({"model_type": "mobilevit", "num_attention_heads": 2, "hidden_sizes": [4]});
+    let mut tensors = Tensors::new();
+    for (layer, name) in [(0, "query"), (0, "key"), (0, "value"), (1, "query"), (1, "key")] {
+        let name = format!("encoder.layer.2.transformer.layer.{layer}.attention.attention.{name}.weight");
+        tensors.insert(name, vec![4, 4]);
+    }
+    let said = [
+        "value.weight` is missing, although all layers up to the last one have attention in a model of type",
+    ];
+    assert_says(&refusal(&config, &tensors), &said);
+}
+
+#[test]
 fn a_layer_is_numbered_in_one_way_only() {
     let (config, mut tensors) = llama();
     let shape = tensors.remove("model.layers.1.self_attn.q_proj.weight").unwrap();
@@ -772,9 +786,10 @@ proptest! {
 
     #[test]
     fn nothing_panics_when_the_type_is_known(
-        model_type in prop::sample::select(
-            vec!["llama", "bert", "gpt2", "llava", "falcon", "codegen", "deepseek_v3", "gemma4_text", "bart", "swin", "xlnet"]
-        ),
+        model_type in prop::sample::select(vec![
+            "llama", "bert", "gpt2", "llava", "falcon", "codegen", "deepseek_v3", "gemma4_text", "bart", "swin",
+            "xlnet",
+        ]),
         mut config in any_object(any_json()),
         tensors in any_tensors(),
     ) {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use alps::Error;
-use alps::error::{BadWeight, HeadName};
+use alps::error::{BadWeight, Difference, HeadName};
 use alps::progress::Progress;
 use alps::scan::{Form, Options, Scores, scan};
 use alps::simd::Instructions;
@@ -455,6 +455,49 @@ fn a_file_that_is_truncated_while_it_is_scanned_is_named() {
     }
 }
 
+/// A layer that stores no values, whose keys serve as values, is no state of one that stores both: the numbers of heads
+/// and all sizes are the same, but the weight vectors are not.
+#[test]
+fn keys_that_serve_as_values_are_not_compared_with_values() {
+    let shape = ModelShape { layers: 2, groups: 2, heads_per_group: 2, head_size: 3, hidden_size: 8 };
+    let weights = Weights::random(shape, 13);
+    let folder = Folder::new();
+    let [base, tuned] = ["without values", "with values"].map(|name| {
+        let mut config = shape.config(ModelType::Llama);
+        config["model_type"] = json!("gemma4_text");
+        config["attention_k_eq_v"] = json!(true);
+        folder.write(&format!("{name}/config.json"), config.to_string());
+        let mut tensors = weights.tensors(ModelType::Llama, Dtype::F32);
+        for layer in 0..shape.layers {
+            let attention = format!("model.layers.{layer}.self_attn");
+            let norm = StoredTensor::new(Dtype::F32, &[shape.head_size], &vec![1.0; shape.head_size]);
+            tensors.insert(format!("{attention}.q_norm.weight"), norm);
+            if (name, layer) == ("without values", 1) {
+                tensors.remove(&format!("{attention}.v_proj.weight")).unwrap();
+            }
+        }
+        folder.write(&format!("{name}/model.safetensors"), safetensors_file(&tensors));
+        folder.path().join(name)
+    });
+    for [base, tuned] in [[&base, &base], [&tuned, &tuned]] {
+        assert!(
+            values(&score(base, tuned, &options(Form::Qkv)), "max_delta").iter().all(|delta| *delta == 0.0)
+        );
+    }
+    for ([base, tuned], [in_base, in_tuned]) in [([&base, &tuned], ["1", "0"]), ([&tuned, &base], ["0", "1"])]
+    {
+        let error = scan(base, tuned, &options(Form::Qkv), &Progress::default()).unwrap_err();
+        let Error::Pair { differences, .. } = error else { panic!("{error}") };
+        let expected = Difference::Quantity {
+            quantity: "whether the keys serve as values (1 if so)",
+            layer: Some(1),
+            base: in_base.to_owned(),
+            tuned: in_tuned.to_owned(),
+        };
+        assert_eq!(differences, [expected]);
+    }
+}
+
 /// Scans many times, with several numbers of threads, and checks that the same weight is named each time.
 fn assert_always_names_query_head_2(base: &Weights, tuned: &Weights) {
     let folder = Folder::new();
@@ -527,7 +570,9 @@ proptest! {
                 .iter()
                 .map(|layer| {
                     let [queries, keys, values] = &weights.layers[*layer];
-                    let pick = |from: &Vec<Vec<f64>>, order: &[usize]| order.iter().map(|place| from[*place].clone()).collect();
+                    let pick = |from: &Vec<Vec<f64>>, order: &[usize]| {
+                        order.iter().map(|place| from[*place].clone()).collect()
+                    };
                     [pick(queries, &heads), pick(keys, groups), pick(values, groups)]
                 })
                 .collect(),
