@@ -1,10 +1,11 @@
 """Step time and peak memory of full fine-tuning, of LoRA, and of training the selected heads only.
 
     python benches/training.py            a model of the shape of Llama-3.2-1B on a GPU, a small one without
-    python benches/training.py --layer    one projection of 4096 x 4096, forward and backward
+    python benches/training.py --layer    one projection of 4096 x 4096: forward and backward, and one token without
+    python benches/training.py --count    the operations of one projection and the bytes that they move, on any machine
 
 The weights are random. Every method trains with AdamW on the same tokens. Peak memory is the memory that is
-allocated beyond the weights of the untouched model.
+allocated beyond the weights of the untouched model. `--compile` and `--checkpointing` are for the first form.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import alps
@@ -43,10 +46,14 @@ def build(sizes: dict[str, Any], dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_config(LlamaConfig(**sizes), dtype=dtype).train()
 
 
-def lora(model: Any) -> Any:
-    """Applies LoRA to Q, K and V: the paper's strongest baseline."""
-    names = ["q_proj", "k_proj", "v_proj"]
-    return get_peft_model(model, LoraConfig(r=128, lora_alpha=256, target_modules=names))
+def lora(rank: int) -> Callable[[Any], Any]:
+    """Returns a function that adds LoRA to Q, K and V: the paper's strongest baseline."""
+
+    def prepare(model: Any) -> Any:
+        names = ["q_proj", "k_proj", "v_proj"]
+        return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+
+    return prepare
 
 
 def restricted(others: Any) -> Callable[[Any], Any]:
@@ -64,7 +71,8 @@ def restricted(others: Any) -> Callable[[Any], Any]:
 
 METHODS: dict[str, Callable[[Any], Any]] = {
     "full": lambda model: model,
-    "LoRA r=128 on Q/K/V": lora,
+    "LoRA r=16 on Q/K/V": lora(16),
+    "LoRA r=128 on Q/K/V": lora(128),
     "restrict(train)": restricted("train"),
     "restrict(freeze)": restricted("freeze"),
 }
@@ -90,7 +98,12 @@ def peak_on_cpu(step: Callable[[], None]) -> int:
 
 
 def measure(
-    method: str, sizes: dict[str, Any], dtype: torch.dtype, batch: int, length: int, steps: int
+    method: str,
+    sizes: dict[str, Any],
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    options: argparse.Namespace,
 ) -> tuple[float, int, int]:
     """Returns the seconds of a step, the peak bytes beyond the weights, and the number of trainable parameters."""
     model = build(sizes, dtype)
@@ -101,9 +114,12 @@ def measure(
     parameters = [it for it in model.parameters() if it.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.1)
     tokens = torch.randint(0, sizes["vocab_size"], (batch, length), device=DEVICE)
+    if options.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    run = torch.compile(model) if options.compile else model
 
     def step() -> None:
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        run(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -115,7 +131,7 @@ def measure(
     else:
         peak = rows + peak_on_cpu(step)  # with the state of the optimizer, which the first step allocates
     times = []
-    for _ in range(steps):
+    for _ in range(options.steps):
         wait()
         start = time.perf_counter()
         step()
@@ -133,7 +149,7 @@ def compare_models(options: argparse.Namespace) -> None:
     print(f"{'':<22}{'parameters':>15}{'step':>12}{'':>8}{'peak over weights':>20}")
     first: tuple[float, int] | None = None
     for method in METHODS:
-        seconds, peak, count = measure(method, sizes, dtype, batch, length, options.steps)
+        seconds, peak, count = measure(method, sizes, dtype, batch, length, options)
         gc.collect()
         first = first or (seconds, peak)
         print(
@@ -142,31 +158,106 @@ def compare_models(options: argparse.Namespace) -> None:
         )
 
 
+def projections(size: int, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Square projections without a bias: of a whole model, frozen, with LoRA, and with an eighth of the rows trained."""
+
+    def linear() -> nn.Linear:
+        return nn.Linear(size, size, bias=False, dtype=dtype, device=DEVICE)
+
+    restricted_linear = restrict_rows(linear(), torch.arange(0, size // 8), 0)
+    restricted_linear.freeze()
+    with_lora: Any = get_peft_model(
+        nn.Sequential(linear()),
+        LoraConfig(r=16, lora_alpha=32, target_modules=["0"]),
+    )
+    return {
+        "trained": linear(),
+        "frozen": linear().requires_grad_(False),
+        "LoRA r=16": with_lora.base_model.model[0],
+        "an eighth of the rows": restricted_linear,
+    }
+
+
 def compare_layers(options: argparse.Namespace) -> None:
-    """Prints the times of a projection with an eighth of its rows trainable, and of a Linear."""
-    size, count = 4096, 2048
+    """Prints the times of projections."""
+    size = 4096
     for dtype in (torch.float32, torch.bfloat16):
-        linear = nn.Linear(size, size, bias=False, dtype=dtype, device=DEVICE)
-        twin = nn.Linear(size, size, bias=False, dtype=dtype, device=DEVICE)
-        projection = restrict_rows(twin, torch.arange(0, size // 8), 0)
-        projection.freeze()
-        inputs = torch.randn(count, size, dtype=dtype, device=DEVICE, requires_grad=True)
-        upstream = torch.randn(count, size, dtype=dtype, device=DEVICE)
-        times: dict[nn.Module, list[float]] = {linear: [], projection: []}
-        for round_number in range(options.steps + 1):
-            for module, seconds in times.items():
-                module.zero_grad()
-                inputs.grad = None
-                wait()
-                start = time.perf_counter()
+        modules = projections(size, dtype)
+        for count in (2048, 512, 1):
+            inputs = torch.randn(count, size, dtype=dtype, device=DEVICE, requires_grad=count > 1)
+            upstream = torch.randn(count, size, dtype=dtype, device=DEVICE)
+
+            def step(module: nn.Module, inputs: Tensor = inputs, upstream: Tensor = upstream) -> None:
+                if not inputs.requires_grad:
+                    with torch.no_grad():
+                        module(inputs)
+                    return
                 module(inputs).backward(upstream)
-                wait()
-                if round_number:
-                    seconds.append(time.perf_counter() - start)
-        whole, part = (statistics.median(seconds) for seconds in times.values())
-        print(
-            f"{DEVICE}, {dtype}: Linear {1e3 * whole:.1f} ms, restricted {1e3 * part:.1f} ms, {part / whole:.2f}"
-        )
+
+            times: dict[str, list[float]] = {name: [] for name in modules}
+            repeats = options.steps if count > 1 else 50 * options.steps
+            for round_number in range(repeats + 1):
+                for name, module in modules.items():
+                    module.zero_grad()
+                    inputs.grad = None
+                    wait()
+                    start = time.perf_counter()
+                    step(module)
+                    wait()
+                    if round_number:
+                        times[name].append(time.perf_counter() - start)
+            medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+            shares = ", ".join(f"{name} {it / medians['trained']:.2f}" for name, it in medians.items())
+            what = "forward and backward" if count > 1 else "forward"
+            print(
+                f"{DEVICE}, {dtype}, {count} tokens, {what}: trained {1e3 * medians['trained']:.2f} ms; {shares}"
+            )
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute something, each a launch on a GPU, and the bytes that they read and write.
+
+    Attributes:
+        launches: Operations that return no view.
+        bytes: Of their inputs and outputs; of operations on rows, only those of the rows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launches = self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        returns = func._schema.returns
+        is_view = bool(returns) and returns[0].alias_info is not None and not returns[0].alias_info.is_write
+        if not is_view and not func.__name__.startswith(("empty", "new_empty")):
+            self.launches += 1
+            tensors = [it for it in tree_leaves((args, kwargs, result)) if isinstance(it, Tensor)]
+            if func.__name__.startswith("index_copy"):
+                tensors = [args[3], args[3].to(args[0].dtype)]
+            elif func.__name__.startswith("index_select"):
+                tensors = [result, result]
+            self.bytes += sum(it.numel() * it.element_size() for it in tensors)
+        return result
+
+
+def count_operations(options: argparse.Namespace) -> None:
+    """Prints the operations of projections in bfloat16, forward and backward, and the bytes that they move."""
+    print("| | launches | MB, 1 token | MB, 512 | MB, 2,048 | MB, 8,192 |\n|---|---:|---:|---:|---:|---:|")
+    for size in (2048, 4096, 8192):
+        for name, module in projections(size, torch.bfloat16).items():
+            found = []
+            for count in (16, 16, 32):  # the first pass is not like the later ones
+                inputs = torch.randn(count, size, dtype=torch.bfloat16, requires_grad=True)
+                upstream = torch.randn(count, size, dtype=torch.bfloat16)
+                with Operations() as counted:
+                    module(inputs).backward(upstream)
+                module.zero_grad()
+                found.append((counted.launches, counted.bytes))
+            (launches, at_16), (_, at_32) = found[1:]
+            of_token = (at_32 - at_16) / 16
+            cells = [f"{(at_16 + (count - 16) * of_token) / 1e6:,.0f}" for count in (1, 512, 2048, 8192)]
+            print(f"| {size} x {size}, {name} | {launches} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
@@ -174,7 +265,10 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--layer", action="store_true", help="one projection instead of a model")
+    parser.add_argument("--count", action="store_true", help="operations and bytes of one projection")
+    parser.add_argument("--compile", action="store_true", help="compile the model")
+    parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing")
     parser.add_argument("--large", action="store_true", help="the shape of Llama-3.2-1B without a GPU too")
     parser.add_argument("--steps", type=int, default=7)
     chosen = parser.parse_args()
-    (compare_layers if chosen.layer else compare_models)(chosen)
+    (count_operations if chosen.count else compare_layers if chosen.layer else compare_models)(chosen)

@@ -62,15 +62,7 @@ TRAINED_WITH_OTHERS = (
     "lowest:relative_delta",
 )
 """Arms of the setting in which everything outside Q, K and V trains too."""
-SWEPT = (
-    "relative_delta",
-    "wasserstein",
-    "delta_norm",
-    "product.relative_delta",
-    "gradient",
-    "trapezoid",
-    "graft",
-)
+SWEPT = ("relative_delta", "wasserstein", "gradient")
 """Scores that are tried at other ratios."""
 MATCHED_DRAWS = 2
 RANDOM_DRAWS = 12

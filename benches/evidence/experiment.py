@@ -462,14 +462,12 @@ class Experiment:
             own = self.scores[task, seed]
             for ratio in self.settings.ratios:
                 number = arms.count(ratio, self.groups)
-                sets: Sets = {
-                    "random": [
-                        arms.drawn(number, self.groups, "sweep", task, seed, ratio, it)
-                        for it in range(3 if ratio < 1 else 1)
-                    ]
-                }
-                if ratio < 1:
-                    sets |= {f"top:{name}": [arms.top(own[name], number)] for name in arms.SWEPT}
+                chosen = arms.SWEPT if ratio < 1 else ()
+                sets: Sets = {f"top:{name}": [arms.top(own[name], number)] for name in chosen}
+                sets["random"] = [
+                    arms.drawn(number, self.groups, "sweep", task, seed, ratio, it)
+                    for it in range(3 if ratio < 1 else 1)
+                ]
                 self._name(task, seed, {f"{name}@{ratio}": it for name, it in sets.items()})
                 for factor in (0.5, 1.0) if ratio > self.settings.ratio else (1.0, 2.0):
                     rates = {name: factor * self.arm_rate(task, name) for name in sets}
