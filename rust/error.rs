@@ -45,8 +45,8 @@ pub enum Error {
     },
     /// A file lost bytes after it was opened, and has them again.
     #[error(
-        "{}: the file, of {opened_length} bytes when it was opened and {current_length} now, was shorter while tensor {} \
-         was read: it changed meanwhile",
+        "{}: the file, of {opened_length} bytes when it was opened and {current_length} now, was shorter while tensor \
+         {} was read: it changed meanwhile",
         path.display(),
         quote(tensor)
     )]

@@ -1,6 +1,8 @@
-//! The number formats that weights are stored in, and their decoder.
+//! The number formats that weights are stored in, with their decoder and their encoder.
 //!
 //! Whole blocks of `BF16` weights have a second decoder, in the kernels that load them (`statistics/block.rs`).
+
+use half::{bf16, f16};
 
 use crate::simd::real::Real;
 
@@ -56,8 +58,21 @@ impl Dtype {
         self.decode_with::<N, _, 0>(bytes, numbers.iter_mut(), |number, weight| *number = weight);
     }
 
-    /// Decodes little-endian weights and passes each to `keep`, together with its place. Slices of the length `USUAL` have
-    /// a loop of their own, whose length the compiler knows.
+    /// Encodes numbers as little-endian weights. Each is rounded to the nearest of the format, as torch does: to the
+    /// formats of 16 bits by way of `f32`.
+    #[inline(always)]
+    pub(crate) fn encode<N: Real>(self, numbers: &[N], bytes: &mut [u8]) {
+        let numbers = numbers.iter().map(|number| number.to_f64());
+        match self {
+            Dtype::F16 => encode_as(numbers, bytes, |number| f16::from_f32(number as f32).to_le_bytes()),
+            Dtype::BF16 => encode_as(numbers, bytes, |number| bf16::from_f32(number as f32).to_le_bytes()),
+            Dtype::F32 => encode_as(numbers, bytes, |number| (number as f32).to_le_bytes()),
+            Dtype::F64 => encode_as(numbers, bytes, f64::to_le_bytes),
+        }
+    }
+
+    /// Decodes little-endian weights and passes each to `keep`, together with its place. Slices of the length `USUAL`
+    /// have a loop of their own, whose length the compiler knows.
     #[inline(always)]
     pub(crate) fn decode_with<N: Real, P, const USUAL: usize>(
         self,
@@ -66,30 +81,12 @@ impl Dtype {
         keep: impl Fn(P, N),
     ) {
         match self {
-            Dtype::F16 => decode_as::<N, P, _, USUAL>(
-                bytes,
-                places,
-                |bytes| N::from_f64(f64::from(f16_to_f32(bytes))),
-                keep,
-            ),
-            Dtype::BF16 => decode_as::<N, P, _, USUAL>(
-                bytes,
-                places,
-                |bytes| N::from_f64(f64::from(bf16_to_f32(bytes))),
-                keep,
-            ),
-            Dtype::F32 => decode_as::<N, P, _, USUAL>(
-                bytes,
-                places,
-                |bytes| N::from_f64(f64::from(f32::from_le_bytes(bytes))),
-                keep,
-            ),
-            Dtype::F64 => decode_as::<N, P, _, USUAL>(
-                bytes,
-                places,
-                |bytes| N::from_f64(f64::from_le_bytes(bytes)),
-                keep,
-            ),
+            Dtype::F16 => decode_as::<N, P, _, USUAL>(bytes, places, |it| f16_to_f32(it).into(), keep),
+            Dtype::BF16 => decode_as::<N, P, _, USUAL>(bytes, places, |it| bf16_to_f32(it).into(), keep),
+            Dtype::F32 => {
+                decode_as::<N, P, _, USUAL>(bytes, places, |it| f32::from_le_bytes(it).into(), keep)
+            }
+            Dtype::F64 => decode_as::<N, P, _, USUAL>(bytes, places, f64::from_le_bytes, keep),
         }
     }
 }
@@ -190,21 +187,32 @@ fn e8m0(code: u8) -> f32 {
 }
 
 #[inline(always)]
-fn decode_as<N, P, const SIZE: usize, const USUAL: usize>(
+fn decode_as<N: Real, P, const SIZE: usize, const USUAL: usize>(
     bytes: &[u8],
     places: impl Iterator<Item = P>,
-    decode: impl Fn([u8; SIZE]) -> N,
+    decode: impl Fn([u8; SIZE]) -> f64,
     keep: impl Fn(P, N),
 ) {
     let (weights, _) = bytes.as_chunks::<SIZE>();
     if let Ok(weights) = <&[[u8; SIZE]; USUAL]>::try_from(weights) {
         for (place, bytes) in places.zip(weights) {
-            keep(place, decode(*bytes));
+            keep(place, N::from_f64(decode(*bytes)));
         }
     } else {
         for (place, bytes) in places.zip(weights) {
-            keep(place, decode(*bytes));
+            keep(place, N::from_f64(decode(*bytes)));
         }
+    }
+}
+
+#[inline(always)]
+fn encode_as<const SIZE: usize>(
+    numbers: impl Iterator<Item = f64>,
+    bytes: &mut [u8],
+    encode: impl Fn(f64) -> [u8; SIZE],
+) {
+    for (into, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+        *into = encode(number);
     }
 }
 
@@ -264,6 +272,22 @@ mod tests {
         };
         check(Dtype::F16, |bits| half::f16::from_bits(bits).to_f64());
         check(Dtype::BF16, |bits| half::bf16::from_bits(bits).to_f64());
+    }
+
+    #[test]
+    fn encoding_is_the_inverse_of_decoding() {
+        for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64] {
+            let numbers = [0.0, -0.0, 1.5, -2.0, 0.000_030_517_578_125];
+            let (mut bytes, mut decoded) = (vec![0; numbers.len() * dtype.size()], [f64::NAN; 5]);
+            dtype.encode(&numbers, &mut bytes);
+            dtype.decode(&bytes, &mut decoded);
+            assert_eq!(decoded.map(f64::to_bits), numbers.map(f64::to_bits), "{dtype:?}");
+        }
+        // `f32` rounds it to the middle of two numbers of `BF16`, of which the even one is taken.
+        let above_middle = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+        let mut bytes = [0; 2];
+        Dtype::BF16.encode(&[above_middle], &mut bytes);
+        assert_eq!(bytes, bf16::from_f32(1.0).to_le_bytes()[..]);
     }
 
     #[test]

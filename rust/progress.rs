@@ -1,7 +1,8 @@
 //! Progress and cancellation of a long call.
 //!
-//! Ctrl-C stops a call from Python so: `long_call` in `python.rs` looks for signals while [`run_with_progress`] runs the
-//! call on another thread, and the threads of a scan check for the cancellation between pieces of work (`scan/group.rs`).
+//! Ctrl-C stops a call from Python as follows. [`run_with_progress`] runs the call on another thread, while `long_call`
+//! in `python.rs` looks for signals and cancels the call when one has come. The threads of a scan check for the
+//! cancellation between pieces of work (`scan/group.rs`).
 
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -383,9 +383,9 @@ fn layouts(py: Python<'_>) -> PyResult<Vec<Layout<'_>>> {
     attention::layouts()?.iter().map(record).collect()
 }
 
-/// One matrix of one head in a live model: a range of one axis of a tensor.
+/// The place of one matrix of one head in a live model: a range of one axis of a tensor.
 #[derive(IntoPyObject)]
-struct HeadMatrix {
+struct MatrixPlace {
     /// The position of the layer among those with attention.
     layer_index: usize,
     role: &'static str,
@@ -406,7 +406,7 @@ fn live_attention(
     config: &str,
     tensors: BTreeMap<String, Vec<usize>>,
     component: Option<&str>,
-) -> PyResult<(Geometry, Vec<HeadMatrix>)> {
+) -> PyResult<(Geometry, Vec<MatrixPlace>)> {
     let path = Path::new(name);
     let shapes = TensorShapes {
         stored: tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect(),
@@ -422,7 +422,7 @@ fn live_attention(
                 let Some(slice) = attention.projection_rows(role, layer_index, index) else { continue };
                 let projection = slice.projection;
                 let name = shapes.tensor(&projection.name).map_or(&*projection.name, |(name, _)| name);
-                matrices.push(HeadMatrix {
+                matrices.push(MatrixPlace {
                     layer_index,
                     role: role.name(),
                     index,

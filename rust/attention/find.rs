@@ -12,8 +12,7 @@ use super::layout_file::{Layout, layouts};
 use super::names::{describe_attention, list};
 use super::submodels::{ModelConfig, submodel_table};
 use super::types::{Component, Geometry, Omission, OrProblem, Projection, ProjectionRows, Role};
-use crate::error::quote;
-use crate::{Error, Result};
+use crate::error::{Error, Result, quote};
 
 /// The number of levels of models within models that are read.
 const DEPTH: usize = 4;
@@ -70,16 +69,21 @@ impl Attention {
     }
 
     /// The rows of query head `index`, or of the keys or values of key/value group `index`, in the layer
-    /// `geometry().layers[layer]`; `None` if the layer has no weights of that role.
+    /// `geometry().layers[layer_index]`; `None` if the layer has no weights of that role.
     ///
     /// # Panics
     ///
     /// If there is no such layer, head or group.
-    pub fn projection_rows(&self, role: Role, layer: usize, index: usize) -> Option<ProjectionRows<'_>> {
-        let sizes = &self.geometry.layers[layer];
+    pub fn projection_rows(
+        &self,
+        role: Role,
+        layer_index: usize,
+        index: usize,
+    ) -> Option<ProjectionRows<'_>> {
+        let sizes = &self.geometry.layers[layer_index];
         assert!(index < sizes.count(role), "there is no {} matrix {index}", role.name());
         let RoleRows { projection, block_rows, offset, per_block, matrix_rows } =
-            self.rows[layer][role as usize]?;
+            self.rows[layer_index][role as usize]?;
         let first = index / per_block * block_rows + offset + index % per_block * matrix_rows;
         let rows = first..first + matrix_rows;
         Some(ProjectionRows { index: projection, projection: &self.projections[projection], rows })
@@ -143,7 +147,7 @@ fn read_model<'a>(
     };
     let model = ModelConfig::read(layouts, section, model_type, DEPTH)?;
     let table = submodel_table()?;
-    if !model.components.is_empty() || table.is_wrapper(model_type) {
+    if !model.components.is_empty() || table.is_composite(model_type) {
         return Ok(model);
     }
     let model_type = quote(model_type);

@@ -22,7 +22,7 @@ use super::submodels::ModelConfig;
 use super::types::{Component, LayerSizes, MatrixSize, Omission, OrProblem, Orientation, Projection, Role};
 use crate::error::quote;
 
-/// The tensors beside projections that mark linear attention, in order of name.
+/// The names of tensors that only layers with linear attention have beside their projections, in order of name.
 const LINEAR_ATTENTION: [&str; 9] =
     ["A_log", "conv1d", "dt_bias", "k_conv1d", "output_gate", "q_conv", "q_conv1d", "slope_rate", "v_conv1d"];
 
@@ -69,8 +69,8 @@ impl<'c> StackReader<'_, 'c> {
         let is_hybrid = self.layout.is_hybrid(owner.model_type);
         let (mut layers, mut rows) = (Vec::new(), Vec::new());
         let mut found = 0;
-        // The loop is bounded by the layers that exist, whatever count a hostile configuration gives: the first
-        // missing layer ends it, except in a hybrid.
+        // A hostile configuration may give any count, so the loop ends after the layers that exist: one more is
+        // enough to notice that a layer is missing.
         let last = stack.keys().next_back().map_or(0, |numbers| numbers[numbers.len() - 1] + 1);
         let limit = if is_staged { stack.len() + 1 } else { last + 1 };
         for number in 0..count.min(limit) {
@@ -122,7 +122,7 @@ impl<'c> StackReader<'_, 'c> {
         format!("it has no attention; its parts are {parts}")
     }
 
-    /// The name of a tensor beside the projections that marks linear attention; of several the last.
+    /// The last of [`LINEAR_ATTENTION`] that a layer has beside its projections.
     fn linear_attention_mark(&self, path: &str) -> Option<&'static str> {
         LINEAR_ATTENTION.into_iter().rev().find(|mark| {
             let name = format!("{path}.{mark}");
@@ -134,12 +134,16 @@ impl<'c> StackReader<'_, 'c> {
     /// The problem that a layer lacks the tensor of this name.
     fn missing(&self, number: usize, own: &str, expected: &Option<LayerCount>) -> String {
         let path = self.name.path_after(&self.name.prefix_of(number), self.layout);
-        let LayerCount { count, key, .. } = expected.clone().unwrap_or_default();
+        let layers = match expected {
+            Some(LayerCount { count, key, .. }) => {
+                let section = &self.owner.section.name;
+                format!("{section} says that there are {count} layers (`{key}`), all of which")
+            }
+            None => "all layers up to the last one".to_owned(),
+        };
         format!(
-            "tensor {} is missing, although {} says that there are {count} layers (`{key}`), all of which have \
-             attention in a model of type {}; {}",
+            "tensor {} is missing, although {layers} have attention in a model of type {}; {}",
             quote(&format!("{path}.{own}.weight")),
-            self.owner.section.name,
             quote(self.owner.model_type),
             names::describe_attention(self.tensor_names())
         )

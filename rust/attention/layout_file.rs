@@ -8,8 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::types::{Component, OrProblem, Orientation, Role};
-use crate::error::quote;
-use crate::{Error, Result};
+use crate::error::{Error, Result, quote};
 
 /// How some models store their attention: the content of a data file in `layouts/`.
 #[derive(Debug, Deserialize)]
@@ -148,12 +147,19 @@ pub(super) enum SizeSource {
 
 impl SizeSources {
     fn check(&self) -> OrProblem<()> {
+        let Self { layers, query_heads, key_value_heads, head_size, key_size, value_size, hidden_size } =
+            self;
         let is_from_shapes = |source: &Option<SizeSource>| *source == Some(SizeSource::FromShapes);
-        if is_from_shapes(&self.query_heads) && is_from_shapes(&self.head_size) {
+        if is_from_shapes(query_heads) && is_from_shapes(head_size) {
             return Err("shapes cannot say both the number of heads and their size".to_owned());
         }
-        if [&self.key_size, &self.value_size, &self.hidden_size].into_iter().any(is_from_shapes) {
+        if [key_size, value_size, hidden_size].into_iter().any(is_from_shapes) {
             return Err("only heads, the size of a head and the number of layers can be as stored".to_owned());
+        }
+        let is_length = |source: &&Option<SizeSource>| matches!(source, Some(SizeSource::LengthOf(_)));
+        let others = [layers, query_heads, key_value_heads, key_size, value_size, hidden_size];
+        if others.iter().any(is_length) {
+            return Err("only the size of a head can be the length of a tensor".to_owned());
         }
         Ok(())
     }
@@ -214,10 +220,10 @@ impl Layout {
             return Err("there is no model type".to_owned());
         }
         for types in self.model_types.values() {
-            refuse_repetition("model type", types)?;
+            check_unique("model type", types)?;
         }
-        refuse_repetition("attention", &self.attention)?;
-        refuse_repetition("hybrid", &self.hybrids)?;
+        check_unique("attention", &self.attention)?;
+        check_unique("hybrid", &self.hybrids)?;
         let known =
             |model_type: &String| self.model_types.values().flatten().any(|known| known == model_type);
         if let Some(unknown) = self.hybrids.iter().find(|hybrid| !known(hybrid)) {
@@ -260,7 +266,7 @@ impl Layout {
             return Err("there are no `names`".to_owned());
         }
         for names in &self.names {
-            refuse_repetition("tensor", names)?;
+            check_unique("tensor", names)?;
             if names.len() != self.tensors.len() {
                 return Err(format!("{} names are given for {} tensors", names.len(), self.tensors.len()));
             }
@@ -269,7 +275,7 @@ impl Layout {
     }
 }
 
-fn refuse_repetition(what: &str, list: &[String]) -> OrProblem<()> {
+fn check_unique(what: &str, list: &[String]) -> OrProblem<()> {
     let mut seen = BTreeSet::new();
     match list.iter().find(|item| !seen.insert(*item)) {
         Some(repeated) => Err(format!("the {what} {} appears twice", quote(repeated))),
@@ -412,5 +418,9 @@ mod tests {
         );
         let problem = refusal("/sizes/query_heads", json!("stored"));
         assert_eq!(problem, "shapes cannot say both the number of heads and their size");
+        for size in ["layers", "query_heads", "key_value_heads", "key_size", "value_size", "hidden_size"] {
+            let problem = refusal(&format!("/sizes/{size}"), json!({"length_of": "q_norm.weight"}));
+            assert_eq!(problem, "only the size of a head can be the length of a tensor", "{size}");
+        }
     }
 }

@@ -50,7 +50,7 @@ pub(super) struct LayerPosition {
 }
 
 /// The number of layers that the configuration gives.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 pub(super) struct LayerCount {
     pub(super) count: usize,
     /// The key that gives it.

@@ -23,8 +23,9 @@ pub(super) struct SubmodelTable {
     parts: Vec<Submodel>,
     /// Other words for the models within, by the type of the outer model and by key.
     names: BTreeMap<String, BTreeMap<String, Vec<String>>>,
-    /// The types of the models that have no attention of their own.
-    model_types: Vec<String>,
+    /// The types of the models that have only the attention of the models within.
+    #[serde(rename = "model_types")]
+    composite_types: Vec<String>,
     /// The types of the models without heads that could be scanned, by the reason.
     without_heads: BTreeMap<String, Vec<String>>,
 }
@@ -71,8 +72,8 @@ impl SubmodelTable {
     }
 
     /// Whether models of this type have only the attention of the models within.
-    pub(super) fn is_wrapper(&self, model_type: &str) -> bool {
-        self.model_types.iter().any(|known| known == model_type)
+    pub(super) fn is_composite(&self, model_type: &str) -> bool {
+        self.composite_types.iter().any(|known| known == model_type)
     }
 
     /// The component that a part of a name marks.
@@ -143,7 +144,7 @@ impl<'a> ModelConfig<'a> {
             // Some releases of transformers wrote the type of a whole model, this one or another, for its parts.
             let is_part = |name: &&str| {
                 by_default.is_none()
-                    || !table.is_wrapper(name)
+                    || !table.is_composite(name)
                     || table.parts.iter().any(|inner| part.value(&inner.key).is_some())
             };
             let is_flat = part.is_same(&section);

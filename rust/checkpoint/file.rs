@@ -56,13 +56,13 @@ impl Identity {
 impl OpenFile {
     /// Opens a file, which has this number among those of `recent`.
     pub(super) fn open(path: &Path, number: usize, recent: &Arc<RecentFiles>) -> Result<Self> {
-        let refuse = |error| Error::io(path, error);
+        let refusal = |error| Error::io(path, error);
         // Opening a named pipe would wait for a writer, so the type is checked first.
-        if !fs::metadata(path).map_err(refuse)?.is_file() {
+        if !fs::metadata(path).map_err(refusal)?.is_file() {
             return Err(Error::checkpoint(path, "expected a regular file, found something else"));
         }
-        let file = File::open(path).map_err(refuse)?;
-        let identity = Identity::of(&file).map_err(refuse)?;
+        let file = File::open(path).map_err(refusal)?;
+        let identity = Identity::of(&file).map_err(refusal)?;
         let (length, recent) = (identity.length, Arc::clone(recent));
         let opened = Self {
             path: path.to_path_buf(),

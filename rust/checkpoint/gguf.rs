@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::json::quote;
-use crate::Error;
+use crate::error::{Error, quote};
 
 /// Whether the name of a file is that of a GGUF file.
 pub(super) fn is_name(name: &str) -> bool {

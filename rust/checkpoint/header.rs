@@ -1,8 +1,8 @@
 //! Reads the header of one safetensors file.
 //!
-//! The `safetensors` crate defines the dtypes. It is not used for reading, since it needs the whole file in memory, keeps
-//! the last of several tensors of one name silently, and does not name the tensor in its errors. The tests compare this
-//! reader with it.
+//! The `safetensors` crate defines the dtypes. It does not read the header, since it needs the whole file in memory,
+//! silently keeps the last of several tensors of one name, and does not name the tensor in its errors. The tests
+//! compare this reader with it.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +11,9 @@ use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::de::{IntoDeserializer, MapAccess};
 
 use super::file::OpenFile;
-use super::json::{self, Member, Object, Record, quote};
+use super::json::{self, Member, Object, Record};
 use super::{Tensor, pickle};
-use crate::{Error, Result};
+use crate::error::{Error, Result, quote};
 
 /// The longest header that the format allows.
 const MAX_HEADER: u64 = 100_000_000;
@@ -24,9 +24,10 @@ const PREFIX: u64 = 8;
 /// The beginning of the text file that Git LFS puts in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Reads the tensors of `file`, the one number `number` of a checkpoint.
+/// Reads the tensors of `file`, which has this number among the files of its checkpoint.
 ///
-/// Checks that the tensors fill the file from the header to its end, without a gap, each as long as its shape demands.
+/// Checks that the tensors fill the file from the header to its end without a gap, and that each is as long as its
+/// shape requires.
 pub(super) fn read(file: &OpenFile, number: usize) -> Result<BTreeMap<String, Tensor>> {
     let path = &*file.path;
     let text = read_text(file)?;
@@ -53,14 +54,14 @@ pub(super) fn read(file: &OpenFile, number: usize) -> Result<BTreeMap<String, Te
 /// Reads the text of the header.
 fn read_text(file: &OpenFile) -> Result<String> {
     let (path, file_length) = (&*file.path, file.length);
-    let refuse = |problem: String| Error::checkpoint(path, problem);
+    let refusal = |problem: String| Error::checkpoint(path, problem);
     let fetch = |offset: u64, length: u64| {
         let mut bytes = vec![0; length as usize];
         file.read(offset, &mut bytes, || None).map(|()| bytes)
     };
 
     if file_length == 0 {
-        return Err(refuse("the file is empty (0 bytes)".to_owned()));
+        return Err(refusal("the file is empty (0 bytes)".to_owned()));
     }
     let start = fetch(0, file_length.min(LFS_POINTER.len() as u64))?;
     if pickle::is_content(&start) {
@@ -68,41 +69,41 @@ fn read_text(file: &OpenFile) -> Result<String> {
         return Err(pickle::refusal(path, &name.to_string_lossy()));
     }
     if start == LFS_POINTER {
-        return Err(refuse(format!(
+        return Err(refusal(format!(
             "the file is a Git LFS pointer of {file_length} bytes, not the weights it points to; fetch \
              them with `git lfs pull`"
         )));
     }
     let Some(prefix) = start.first_chunk::<{ PREFIX as usize }>() else {
-        return Err(refuse(format!(
+        return Err(refusal(format!(
             "the file has {file_length} bytes, fewer than the {PREFIX} that hold the length of a safetensors \
              header: it is truncated, or not a safetensors file"
         )));
     };
     let length = u64::from_le_bytes(*prefix);
     if length > MAX_HEADER {
-        return Err(refuse(format!(
+        return Err(refusal(format!(
             "the header claims to have {length} bytes, more than the {MAX_HEADER} that the format \
              allows: this is not a safetensors file, or its beginning is damaged"
         )));
     }
     if length > file_length - PREFIX {
-        return Err(refuse(format!(
+        return Err(refusal(format!(
             "the header claims to have {length} bytes, which with the {PREFIX} before it is more than the \
              {file_length} of the file: it is truncated, or not a safetensors file"
         )));
     }
     let text = String::from_utf8(fetch(PREFIX, length)?).map_err(|error| {
         let position = error.utf8_error().valid_up_to();
-        refuse(format!("the header is not UTF-8 text: its byte {position} is out of place"))
+        refusal(format!("the header is not UTF-8 text: its byte {position} is out of place"))
     })?;
     match text.chars().next() {
         Some('{') => Ok(text),
         Some(other) => {
             let found = quote(other.encode_utf8(&mut [0; 4]));
-            Err(refuse(format!("the header should begin with `{{`, but begins with {found}")))
+            Err(refusal(format!("the header should begin with `{{`, but begins with {found}")))
         }
-        None => Err(refuse("the header should begin with `{`, but is empty (0 bytes)".to_owned())),
+        None => Err(refusal("the header should begin with `{`, but is empty (0 bytes)".to_owned())),
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
-use super::json::{self, Object, Record, quote};
-use crate::{Error, Result};
+use super::json::{self, Object, Record};
+use crate::error::{Error, Result, quote};
 
 /// The fields of an index file that are used.
 #[derive(Deserialize)]
@@ -46,8 +46,8 @@ pub(super) fn is_plain_name(name: &str) -> bool {
     normal && !name.contains(['/', '\\', '\0'])
 }
 
-/// The path `a/b` that `./a/b` and the like stand for, if it can only lead to a file in the folder that it is joined to,
-/// or in one within.
+/// The path without parts such as `.`: `a/b` for `./a/b`. Nothing unless it can only lead to a file in the folder that
+/// it is joined to, or in one within.
 fn within_folder(path: &str) -> Option<String> {
     let mut names = Vec::new();
     for component in Path::new(path).components() {

@@ -10,9 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::file::OpenFile;
-pub(super) use crate::error::quote;
-use crate::error::shorten;
-use crate::{Error, Result};
+use crate::error::{Error, Result, quote, shorten};
 
 /// The largest JSON file that is read into memory. The largest known index files have about 10 MB.
 const MAX_FILE: u64 = 256 << 20;

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::index::is_plain_name;
-use super::json::quote;
 use super::{config, gguf, pickle};
-use crate::{Error, Result};
+use crate::error::{Error, Result, quote};
 
 /// The names that transformers looks for, in this order.
 const USUAL: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
@@ -43,7 +42,7 @@ pub(super) fn locate(path: &Path) -> Result<EntryFile> {
 fn classify(path: &Path) -> Result<EntryFile> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if is_adapter(&name) {
-        Err(refuse_adapter(path, &name))
+        Err(adapter_refusal(path, &name))
     } else if pickle::is_name(&name) {
         Err(pickle::refusal(path, &name))
     } else if gguf::is_name(&name) {
@@ -67,7 +66,7 @@ fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
         }
     }
     if let Some(adapter) = names.iter().find(|name| is_adapter(name)) {
-        return Err(refuse_adapter(folder, adapter));
+        return Err(adapter_refusal(folder, adapter));
     }
     if let Some(pickled) = names.iter().find(|name| pickle::is_weights_name(name)) {
         return Err(pickle::refusal(folder, pickled));
@@ -180,10 +179,10 @@ fn configured_name(folder: &Path) -> Result<Option<String>> {
 
 /// Lists the names in a folder, sorted.
 fn list(folder: &Path) -> Result<Vec<String>> {
-    let refuse = |error| Error::io(folder, error);
+    let refusal = |error| Error::io(folder, error);
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(refuse)? {
-        names.push(entry.map_err(refuse)?.file_name().to_string_lossy().into_owned());
+    for entry in fs::read_dir(folder).map_err(refusal)? {
+        names.push(entry.map_err(refusal)?.file_name().to_string_lossy().into_owned());
     }
     names.sort_unstable();
     Ok(names)
@@ -202,7 +201,7 @@ fn is_adapter(name: &str) -> bool {
     matches!(name, "adapter_model.safetensors" | "adapter_model.bin")
 }
 
-fn refuse_adapter(path: &Path, name: &str) -> Error {
+fn adapter_refusal(path: &Path, name: &str) -> Error {
     if pickle::is_name(name) {
         return pickle::refusal(path, name);
     }

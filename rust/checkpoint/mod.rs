@@ -23,13 +23,12 @@ use serde_json::{Map, Value};
 
 pub use self::config::parse as parse_config;
 use self::file::OpenFile;
-use self::json::quote;
 pub(crate) use self::json::{read_text, refusal as json_refusal};
 use self::locate::EntryFile;
 pub(crate) use self::locate::has_weights;
 pub use self::range::ByteRange;
-pub(crate) use self::range::{RangeBuffer, RangeReader};
-use crate::{Error, Result};
+pub(crate) use self::range::{RangeBuffer, RangeMapper};
+use crate::error::{Error, Result, quote};
 
 /// The place of one tensor: `length` bytes of a file, in row-major order, little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +72,8 @@ impl Checkpoint {
     /// (`*.safetensors.index.json`).
     ///
     /// In a folder, these files are read, as by transformers: the one that `transformers_weights` in `config.json`
-    /// names, else `model.safetensors`, else those of `model.safetensors.index.json`, else the only candidate: a variant
-    /// (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`), the consolidated form
+    /// names, else `model.safetensors`, else those of `model.safetensors.index.json`, else the only candidate: a
+    /// variant (`model.fp16.safetensors`, `model.safetensors.index.fp16.json`), the consolidated form
     /// (`consolidated.safetensors`) or a file of another name. Tensors of a shard that the index does not list are
     /// ignored, and so are those that the index lists and no shard has, unless the heads need them.
     ///
@@ -124,7 +123,7 @@ impl Checkpoint {
     ///
     /// [`Error::Checkpoint`] if there is none, or if it is not a JSON object.
     pub fn config(&self) -> Result<Map<String, Value>> {
-        let file = if self.is_consolidated() { "params.json" } else { "config.json" };
+        let file = self.config_file();
         let path = self.entry_file.with_file_name(file);
         let mut config = config::read(&path)?.ok_or_else(|| {
             let problem = format!(
@@ -138,6 +137,11 @@ impl Checkpoint {
             config.insert("model_type".to_owned(), CONSOLIDATED.into());
         }
         Ok(config)
+    }
+
+    /// The name of the file of the model's configuration.
+    pub(crate) fn config_file(&self) -> &'static str {
+        if self.is_consolidated() { "params.json" } else { "config.json" }
     }
 
     /// Reads another JSON object beside the weights, if there is one of that name.
@@ -178,7 +182,7 @@ impl Checkpoint {
     }
 
     /// The error of a tensor that is [missing](Self::missing).
-    pub(crate) fn refuse_missing(&self, tensor: &str) -> Error {
+    pub(crate) fn missing_tensor_refusal(&self, tensor: &str) -> Error {
         let shard = self.missing.get(tensor).map_or("", |shard| shard);
         let (tensor, shard) = (quote(tensor), quote(shard));
         let problem =

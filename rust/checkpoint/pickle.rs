@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use super::json::quote;
-use crate::Error;
+use crate::error::{Error, quote};
 
 const SUFFIXES: [&str; 6] = [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"];
 

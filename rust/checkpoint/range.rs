@@ -3,13 +3,13 @@
 //! # How a range is read
 //!
 //! A [`RangeBuffer`] holds the bytes of one matrix after another. [`RangeBuffer::start`] maps the range if it can, and
-//! otherwise makes room for a copy, which [`RangeBuffer::fill`] reads piece by piece, so that each piece is summed while
-//! it is in the core's cache. [`RangeBuffer::finish`] ends the use of the bytes. A file that became shorter while a
-//! range of it was mapped shows zeros, so `finish` then fails, and no result made of such bytes may be kept.
+//! otherwise makes room for a copy, which [`RangeBuffer::fill`] reads piece by piece, so that each piece is summed
+//! while it is in the core's cache. [`RangeBuffer::finish`] ends the use of the bytes. A file that became shorter while
+//! a range of it was mapped shows zeros, so `finish` then fails, and no result made of such bytes may be kept.
 //!
 //! Mapped pages count as memory of the process. A thread maps at most [`MAPPED_PER_THREAD`] bytes: the matrices that it
-//! is using and some that it no longer uses, which are returned to the kernel together, in as few stretches as possible,
-//! since each return interrupts every core that runs a thread of the process.
+//! is using and some that it no longer uses, which are returned to the kernel together, in as few stretches as
+//! possible, since each return interrupts every core that runs a thread of the process.
 
 use std::mem::take;
 use std::ops::Range;
@@ -61,22 +61,22 @@ impl<'a> ByteRange<'a> {
     }
 }
 
-/// Decides whether a range is mapped, and keeps the mapped ranges that no thread of the scan uses any longer.
+/// Maps the ranges that may be mapped, and keeps those that no thread of the scan uses any longer.
 #[derive(Debug)]
-pub(crate) struct RangeReader<'a> {
+pub(crate) struct RangeMapper<'a> {
     threads: usize,
     may_map: bool,
     unused: Mutex<Vec<MappedRange<'a>>>,
 }
 
-impl<'a> RangeReader<'a> {
-    /// A reader for `threads` threads. Without `may_map` every range is copied.
+impl<'a> RangeMapper<'a> {
+    /// A mapper for `threads` threads. Without `may_map` every range is copied.
     pub(crate) fn new(threads: usize, may_map: bool) -> Self {
         Self { threads, may_map, unused: Mutex::default() }
     }
 
-    /// Maps a range unless it is so long that a thread could not map all that it uses. The large pages that a range
-    /// begins and ends in count as well.
+    /// Maps a range, unless the matrices that a thread uses would exceed what it may map if each were as long. The two
+    /// large pages at the ends of a range count as two more matrices.
     fn map(&self, range: &ByteRange<'a>) -> Option<MappedRange<'a>> {
         let is_short = range.length <= MAPPED_PER_THREAD / (MATRICES_IN_USE + 2);
         if self.may_map && is_short { range.map() } else { None }
@@ -114,8 +114,8 @@ const LINE: usize = 64;
 
 impl<'a> RangeBuffer<'a> {
     /// Makes the buffer ready for a matrix of `length` bytes, those of `range` where they lie in one.
-    pub(crate) fn start(&mut self, reader: &RangeReader<'a>, range: Option<ByteRange<'a>>, length: usize) {
-        self.mapped = range.and_then(|range| Some((range, reader.map(&range)?)));
+    pub(crate) fn start(&mut self, mapper: &RangeMapper<'a>, range: Option<ByteRange<'a>>, length: usize) {
+        self.mapped = range.and_then(|range| Some((range, mapper.map(&range)?)));
         if self.mapped.is_none() {
             self.memory.resize(length + LINE - 1, 0);
             let start = self.memory.as_ptr().align_offset(LINE).min(LINE - 1);
@@ -153,10 +153,10 @@ impl<'a> RangeBuffer<'a> {
     }
 
     /// Ends the use of the bytes and [checks](Self::check) them.
-    pub(crate) fn finish(&mut self, reader: &RangeReader<'a>) -> Result<()> {
+    pub(crate) fn finish(&mut self, mapper: &RangeMapper<'a>) -> Result<()> {
         self.check()?;
         if let Some((_, mapped)) = self.mapped.take() {
-            reader.take_back(mapped);
+            mapper.take_back(mapped);
         }
         Ok(())
     }
@@ -171,10 +171,10 @@ mod tests {
 
     #[test]
     fn copies_begin_with_a_cache_line_whatever_their_length() {
-        let (reader, mut buffer) = (RangeReader::new(1, true), RangeBuffer::default());
+        let (mapper, mut buffer) = (RangeMapper::new(1, true), RangeBuffer::default());
         assert!(buffer.bytes().is_empty());
         for length in [1, 1000, 3, 70_000] {
-            buffer.start(&reader, None, length);
+            buffer.start(&mapper, None, length);
             buffer
                 .fill(0..length, |into| {
                     into.fill(7);
@@ -199,8 +199,8 @@ mod tests {
             fs::write(&path, &bytes).unwrap();
             let checkpoint = Checkpoint::open(&path).unwrap();
             let range = ByteRange::new(&checkpoint, checkpoint.tensor("a").unwrap(), 10, 50_000).unwrap();
-            let (reader, mut buffer) = (RangeReader::new(1, true), RangeBuffer::default());
-            buffer.start(&reader, Some(range), 50_000);
+            let (mapper, mut buffer) = (RangeMapper::new(1, true), RangeBuffer::default());
+            buffer.start(&mapper, Some(range), 50_000);
             assert!(buffer.bytes() == [7; 50_000]);
             let file = File::options().write(true).open(&path).unwrap();
             file.set_len(1000).unwrap();
@@ -208,7 +208,7 @@ mod tests {
             if grows_again {
                 file.set_len(whole).unwrap();
             }
-            match buffer.finish(&reader).unwrap_err() {
+            match buffer.finish(&mapper).unwrap_err() {
                 Error::Truncated { path: at, tensor, opened_length, end } if !grows_again => {
                     let expected = (&path, Some("a"), whole, 8 + header.len() as u64 + 50_010);
                     assert_eq!((&at, tensor.as_deref(), opened_length, end), expected);
@@ -219,7 +219,7 @@ mod tests {
                 error => panic!("{error}"),
             }
             // The file is not mapped again.
-            buffer.start(&reader, Some(range), 3);
+            buffer.start(&mapper, Some(range), 3);
             buffer
                 .fill(0..3, |into| {
                     into.fill(9);

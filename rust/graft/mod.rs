@@ -2,10 +2,11 @@
 //!
 //! # How a graft is written
 //!
-//! The files of the first model are copied, on file systems that can do so by sharing their blocks (`copy_file`). Then the
-//! rows of Q, K and V of the chosen heads, and their entries of the biases, are overwritten in the copies, one matrix of one
-//! head at a time: `W = W_base + sum of scale (W_tuned - W_base)` over the tuned models that have the head in their set
-//! (`rows`). Nothing else of the copies is touched, so names, shards, headers and number formats stay those of the first.
+//! The files of the first model are copied; where the file system can, the copies share their blocks (`copy_file`).
+//! Then the rows of Q, K and V of the chosen heads, and their entries of the biases, are overwritten in the copies, one
+//! matrix of one head at a time: `W = W_base + sum of scale (W_tuned - W_base)` over the tuned models that have the
+//! head in their set (`rows`). Nothing else in the copies changes, so names, shards, headers and number formats are
+//! those of the first.
 
 mod copy_file;
 mod rows;
@@ -40,20 +41,20 @@ pub struct Donor {
 }
 
 impl Donor {
-    fn has(&self, Matrix { role, layer, index }: Matrix) -> bool {
+    fn has(&self, Matrix { role, layer_index, index }: Matrix) -> bool {
         let chosen = if role == Role::Query { &self.queries } else { &self.groups };
-        chosen.get(layer).and_then(|layer| layer.get(index)).copied().unwrap_or(false)
+        chosen.get(layer_index).and_then(|layer| layer.get(index)).copied().unwrap_or(false)
     }
 }
 
-/// Writes the weights of `base` with the chosen heads of the donors into `folder`, which exists and is empty. Returns the
-/// bytes of the rows that were overwritten.
+/// Writes the weights of `base` with the chosen heads of the donors into `folder`, which exists and is empty. Returns
+/// the bytes of the rows that were overwritten.
 ///
 /// # Errors
 ///
 /// As of [`OpenedModel::open`]; [`Error::Pair`] if a donor is of another model or other sizes, or lacks a bias that
-/// the base has; [`Error::Model`] if rows of the base cannot be overwritten, since they are quantised or those of an adapter,
-/// or if a donor is quantised; [`Error::Interrupted`] if the caller cancels it.
+/// the base has; [`Error::Model`] if rows of the base cannot be overwritten, since they are quantised or those of an
+/// adapter, or if a donor is quantised; [`Error::Interrupted`] if the caller cancels it.
 pub fn graft(
     base: &ModelPath,
     donors: &[Donor],
@@ -62,15 +63,15 @@ pub fn graft(
     progress: &Progress,
 ) -> Result<u64> {
     let base = OpenedModel::open(base, component)?;
-    refuse_computed(&base)?;
+    check_stored_floats(&base)?;
     let mut opened = Vec::new();
     for donor in donors {
         let model = OpenedModel::open(&donor.model, component)?;
         check_pair(&base, &model)?;
         if let Some(scheme) = model.quantisation() {
             let problem = format!(
-                "the weights are quantised ({scheme}); expected floating-point numbers, since what quantisation rounded \
-                 would be part of the graft. Dequantise them first"
+                "the weights are quantised ({scheme}); expected floating-point numbers, since what quantisation \
+                 rounded would be part of the graft. Dequantise them first"
             );
             return Err(Error::model(model.path(), problem));
         }
@@ -100,7 +101,7 @@ pub fn graft(
 }
 
 /// Refuses a model whose weights are not stored as they are used.
-fn refuse_computed(model: &OpenedModel) -> Result<()> {
+fn check_stored_floats(model: &OpenedModel) -> Result<()> {
     let how = match (model.adapted(), model.quantisation()) {
         (Some(_), _) => "the weights are those of a base changed by an adapter".to_owned(),
         (None, Some(scheme)) => format!("the weights are quantised ({scheme})"),
@@ -132,13 +133,13 @@ struct Place<'m> {
 #[derive(Clone, Copy)]
 struct Matrix {
     role: Role,
-    layer: usize,
+    layer_index: usize,
     index: usize,
 }
 
 impl Matrix {
     fn rows_in(self, model: &OpenedModel) -> Option<ProjectionRows<'_>> {
-        model.attention().projection_rows(self.role, self.layer, self.index)
+        model.attention().projection_rows(self.role, self.layer_index, self.index)
     }
 
     fn has_bias(self, model: &OpenedModel) -> bool {
@@ -164,10 +165,10 @@ fn places<'m>(
             places.entry(tensor.file).or_default().push(place);
             Ok(())
         };
-    for (layer, sizes) in base.geometry().layers.iter().enumerate() {
+    for (layer_index, sizes) in base.geometry().layers.iter().enumerate() {
         for role in sizes.own_roles().iter().copied() {
             for index in 0..sizes.count(role) {
-                let matrix = Matrix { role, layer, index };
+                let matrix = Matrix { role, layer_index, index };
                 let chosen: Vec<usize> =
                     (0..donors.len()).filter(|donor| donors[*donor].0.has(matrix)).collect();
                 let Some(slice) = matrix.rows_in(base).filter(|_| !chosen.is_empty()) else { continue };
@@ -205,10 +206,10 @@ fn check_bias(base: &OpenedModel, donor: &OpenedModel, matrix: Matrix) -> Result
 impl Place<'_> {
     /// The numbers that a model has here.
     fn read(&self, model: &OpenedModel) -> Result<StoredNumbers> {
-        let Matrix { role, layer, index } = self.matrix;
+        let Matrix { role, layer_index, index } = self.matrix;
         let found = match self.matrix.rows_in(model) {
             Some(slice) if self.is_bias => model.bias_entries(slice.projection, &slice.rows)?,
-            _ => model.matrix(role, layer, index).map(|matrix| matrix.stored()).transpose()?,
+            _ => model.matrix(role, layer_index, index).map(|matrix| matrix.stored()).transpose()?,
         };
         found.ok_or_else(|| Error::model(model.path(), format!("there is nothing for {}", quote(self.name))))
     }

@@ -1,7 +1,5 @@
 //! Adds the scaled changes of rows to those of the base.
 
-use half::{bf16, f16};
-
 use crate::number_format::Dtype;
 use crate::scan::StoredNumbers;
 
@@ -29,12 +27,8 @@ pub(super) fn combine(base: &StoredNumbers, changes: &[(StoredNumbers, f64)], dt
     encode(&sums, dtype)
 }
 
-/// Rounds to the nearest number of the format, as torch does: by way of float32 to the narrower ones.
 fn encode(numbers: &[f64], dtype: Dtype) -> Vec<u8> {
-    match dtype {
-        Dtype::F16 => numbers.iter().flat_map(|it| f16::from_f32(*it as f32).to_le_bytes()).collect(),
-        Dtype::BF16 => numbers.iter().flat_map(|it| bf16::from_f32(*it as f32).to_le_bytes()).collect(),
-        Dtype::F32 => numbers.iter().flat_map(|it| (*it as f32).to_le_bytes()).collect(),
-        Dtype::F64 => numbers.iter().flat_map(|it| it.to_le_bytes()).collect(),
-    }
+    let mut bytes = vec![0; numbers.len() * dtype.size()];
+    dtype.encode(numbers, &mut bytes);
+    bytes
 }

@@ -1,9 +1,9 @@
 //! Measures the query heads of one key/value group.
 //!
-//! The key and value matrices of a group are read and summed once, by the thread that claims the group. Any thread may
-//! then measure some of its heads: it reads the query matrix of each, adds it to the sums of the group and ends the use
-//! of the query's bytes. The last thread ends the use of the key and value bytes. In the form `product` the product of
-//! keys and values takes the place of the matrices.
+//! The thread that claims a group reads and sums its key and value matrices, once. Any thread may then measure some of
+//! its heads: it reads the query matrix of each, combines its sums with those of the group and ends the use of the
+//! query's bytes. The last thread that leaves the group ends the use of the key and value bytes. In the form `product`
+//! the product of keys and values takes the place of the matrices.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use super::matrix_pair::{LoadedMatrix, MatrixMemory, PairedMatrix};
 use super::opened_model::OpenedModel;
 use super::options::{Form, Options};
 use crate::attention::Role;
-use crate::checkpoint::RangeReader;
+use crate::checkpoint::RangeMapper;
 use crate::error::{Error, HeadName, Result};
 use crate::progress::Progress;
 use crate::statistics::{
@@ -26,13 +26,13 @@ pub(crate) struct HeadMeasurer<'a> {
     tuned: &'a OpenedModel,
     options: &'a Options,
     progress: &'a Progress,
-    reader: RangeReader<'a>,
+    mapper: RangeMapper<'a>,
 }
 
 /// One key/value group, with what its query heads share.
 pub(crate) struct KeyValueGroup<'a> {
-    /// The row of the layer in the table of scores.
-    pub(crate) layer: usize,
+    /// The position of the layer among those with attention.
+    pub(crate) layer_index: usize,
     /// The query heads that read the group.
     pub(crate) heads: Range<usize>,
     key: Option<LoadedMatrix<'a>>,
@@ -79,15 +79,15 @@ impl<'a> HeadMeasurer<'a> {
         threads: usize,
         progress: &'a Progress,
     ) -> Self {
-        // Copying takes next to no time beside the multiplications of the product form, and copies are freed at once.
-        let reader = RangeReader::new(threads, options.mmap && options.form == Form::Qkv);
-        Self { base, tuned, options, progress, reader }
+        // The product form copies: its multiplications take far longer, and copies can be freed at once.
+        let mapper = RangeMapper::new(threads, options.mmap && options.form == Form::Qkv);
+        Self { base, tuned, options, progress, mapper }
     }
 
     /// Reads what the heads of a group share.
     pub(crate) fn prepare(
         &self,
-        layer: usize,
+        layer_index: usize,
         index: usize,
         memory: &mut ThreadMemory<'a>,
     ) -> Result<KeyValueGroup<'a>> {
@@ -96,12 +96,12 @@ impl<'a> HeadMeasurer<'a> {
             memory.unused.clear();
             memory.product.free();
         }
-        let sizes = &self.base.geometry().layers[layer];
+        let sizes = &self.base.geometry().layers[layer_index];
         let mut load =
-            |role| self.matrix(role, layer, index).map(|matrix| self.load(matrix, memory)).transpose();
+            |role| self.matrix(role, layer_index, index).map(|matrix| self.load(matrix, memory)).transpose();
         let key = load(Role::Key)?;
         let value = if sizes.keys_are_values { None } else { load(Role::Value)? };
-        let group = KeyValueGroup { layer, heads: sizes.heads_of(index), key, value, product: None };
+        let group = KeyValueGroup { layer_index, heads: sizes.heads_of(index), key, value, product: None };
         if is_product {
             let product = self.key_value_product(&group)?;
             return Ok(KeyValueGroup { key: None, value: None, product, ..group });
@@ -115,8 +115,8 @@ impl<'a> HeadMeasurer<'a> {
         let Some((key, value)) = shared.next().zip(shared.next()) else { return Ok(None) };
         let product = KeyValueProduct::new(&key.weights(), &value.weights(), self.options.instructions);
         product.map(Some).map_err(|refused| match refused {
-            NonFiniteMatrix::Key(entry) => key.refuse(entry),
-            NonFiniteMatrix::Value(entry) => value.refuse(entry),
+            NonFiniteMatrix::Key(entry) => key.refusal(entry),
+            NonFiniteMatrix::Value(entry) => value.refusal(entry),
         })
     }
 
@@ -127,7 +127,7 @@ impl<'a> HeadMeasurer<'a> {
         heads: impl Iterator<Item = usize>,
         memory: &mut ThreadMemory<'a>,
     ) -> MeasuredHeads {
-        let queries = heads.filter_map(|head| self.matrix(Role::Query, group.layer, head));
+        let queries = heads.filter_map(|head| self.matrix(Role::Query, group.layer_index, head));
         match &group.product {
             None => self.measure_qkv(group, queries, memory),
             Some(product) => queries
@@ -149,11 +149,11 @@ impl<'a> HeadMeasurer<'a> {
         let shared: Vec<_> = group.shared().collect();
         let mut group_measurement = self
             .group_measurement(shared.iter().map(|shared| (shared.weight_vector(), shared.sums())).collect());
-        // Every entry was finite when it was summed, so another process writes to the weights.
-        let refuse =
+        // Every entry was finite when it was summed: an entry that is not was written by another process since then.
+        let refusal =
             |query: &LoadedMatrix, NonFiniteIn { vector, entry }: NonFiniteIn| match vector.checked_sub(1) {
-                None => query.refuse(entry),
-                Some(vector) => shared[vector].refuse(entry),
+                None => query.refusal(entry),
+                Some(vector) => shared[vector].refusal(entry),
             };
         let mut added = Vec::new();
         for query in queries {
@@ -162,7 +162,7 @@ impl<'a> HeadMeasurer<'a> {
                 let query = self.load(query.clone(), memory)?;
                 group_measurement
                     .add(query.weight_vector(), query.sums())
-                    .map_err(|entry| refuse(&query, entry))?;
+                    .map_err(|entry| refusal(&query, entry))?;
                 self.recycle(query, memory)
             };
             add().map_err(|error| (head, error))?;
@@ -173,10 +173,10 @@ impl<'a> HeadMeasurer<'a> {
         for (query, measured) in in_f64 {
             let mut remeasure = || {
                 self.progress.check_cancelled()?;
-                let mut query = LoadedMatrix::new(query.clone(), self.take_memory(memory), &self.reader);
+                let mut query = LoadedMatrix::new(query.clone(), self.take_memory(memory), &self.mapper);
                 query.read(0..query.matrix.rows(), &mut memory.scratch)?;
                 let again = group_measurement.remeasure_in_f64(query.weight_vector(), measured);
-                *measured = again.map_err(|entry| refuse(&query, entry))?;
+                *measured = again.map_err(|entry| refusal(&query, entry))?;
                 self.recycle(query, memory)
             };
             remeasure().map_err(|error| (query.name.index, error))?;
@@ -192,7 +192,7 @@ impl<'a> HeadMeasurer<'a> {
     ) -> Result<HeadMeasurements> {
         let query = self.load(query, memory)?;
         let computed = memory.product.compute(&query.weights(), key_value_product);
-        computed.map_err(|entry| query.refuse(entry))?;
+        computed.map_err(|entry| query.refusal(entry))?;
         let name = query.matrix.name;
         self.recycle(query, memory)?;
         let overflows = || {
@@ -220,11 +220,15 @@ impl<'a> HeadMeasurer<'a> {
     }
 
     /// The matrix of a query head, or of a key/value group; nothing if the layer has none of its own.
-    fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<PairedMatrix<'a>> {
+    fn matrix(&self, role: Role, layer_index: usize, index: usize) -> Option<PairedMatrix<'a>> {
         Some(PairedMatrix {
-            base: self.base.matrix(role, layer, index)?,
-            tuned: self.tuned.matrix(role, layer, index)?,
-            name: HeadName { role: role.name(), index, layer: self.base.geometry().layers[layer].number },
+            base: self.base.matrix(role, layer_index, index)?,
+            tuned: self.tuned.matrix(role, layer_index, index)?,
+            name: HeadName {
+                role: role.name(),
+                index,
+                layer: self.base.geometry().layers[layer_index].number,
+            },
         })
     }
 
@@ -232,7 +236,7 @@ impl<'a> HeadMeasurer<'a> {
     fn load(&self, matrix: PairedMatrix<'a>, memory: &mut ThreadMemory<'a>) -> Result<LoadedMatrix<'a>> {
         let (rows, stored) = (matrix.rows(), matrix.stored_bytes());
         let step = matrix.rows_within(self.options.piece);
-        let mut loaded = LoadedMatrix::new(matrix, self.take_memory(memory), &self.reader);
+        let mut loaded = LoadedMatrix::new(matrix, self.take_memory(memory), &self.mapper);
         let mut reported = 0;
         for start in (0..rows).step_by(step) {
             self.progress.check_cancelled()?;
@@ -254,7 +258,7 @@ impl<'a> HeadMeasurer<'a> {
 
     /// Ends the use of a matrix and keeps its memory for the next one.
     fn recycle(&self, matrix: LoadedMatrix<'a>, memory: &mut ThreadMemory<'a>) -> Result<()> {
-        memory.unused.push(matrix.finish(&self.reader)?);
+        memory.unused.push(matrix.finish(&self.mapper)?);
         Ok(())
     }
 }

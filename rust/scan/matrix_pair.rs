@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::opened_model::HeadRows;
+use super::head_rows::HeadRows;
 use super::options::Options;
-use crate::checkpoint::{RangeBuffer, RangeReader};
+use crate::checkpoint::{RangeBuffer, RangeMapper};
 use crate::error::{Error, HeadName, Result};
 use crate::statistics::{HeadMatrix, NonFiniteEntry, StoredWeights, VectorSums, WeightVector};
 
@@ -69,10 +69,10 @@ impl<'a> LoadedMatrix<'a> {
     pub(crate) fn new(
         matrix: PairedMatrix<'a>,
         mut memory: MatrixMemory<'a>,
-        reader: &RangeReader<'a>,
+        mapper: &RangeMapper<'a>,
     ) -> Self {
         for (buffer, matrix) in [(&mut memory.base, &matrix.base), (&mut memory.tuned, &matrix.tuned)] {
-            buffer.start(reader, matrix.stored_range(), matrix.rows() * matrix.row_bytes());
+            buffer.start(mapper, matrix.stored_range(), matrix.rows() * matrix.row_bytes());
         }
         memory.sums.clear();
         Self { matrix, memory }
@@ -93,7 +93,7 @@ impl<'a> LoadedMatrix<'a> {
         let Self { matrix, memory: MatrixMemory { base, tuned, sums } } = self;
         let vector = matrix.weights(base, tuned).weight_vector();
         let summed = sums.add_up_to(end * matrix.base.columns(), &vector);
-        summed.map_err(|entry| self.refuse(entry))
+        summed.map_err(|entry| self.refusal(entry))
     }
 
     pub(crate) fn sums(&self) -> &VectorSums {
@@ -111,21 +111,21 @@ impl<'a> LoadedMatrix<'a> {
     }
 
     /// The error of an entry that no score can be made of, or of a file that lost the entry while it was read.
-    pub(crate) fn refuse(&self, NonFiniteEntry { entry, is_tuned }: NonFiniteEntry) -> Error {
+    pub(crate) fn refusal(&self, NonFiniteEntry { entry, is_tuned }: NonFiniteEntry) -> Error {
         if let Err(error) = self.memory.base.check().and_then(|()| self.memory.tuned.check()) {
             return error;
         }
         let weights = self.weights();
         let (matrix, stored) =
             if is_tuned { (&self.matrix.tuned, weights.tuned) } else { (&self.matrix.base, weights.base) };
-        matrix.refuse(entry, stored.entry(entry), self.matrix.name)
+        matrix.refusal(entry, stored.entry(entry), self.matrix.name)
     }
 
     /// Ends the use of the bytes. No result made of them may be kept if this fails.
-    pub(crate) fn finish(self, reader: &RangeReader<'a>) -> Result<MatrixMemory<'a>> {
+    pub(crate) fn finish(self, mapper: &RangeMapper<'a>) -> Result<MatrixMemory<'a>> {
         let Self { mut memory, .. } = self;
-        memory.base.finish(reader)?;
-        memory.tuned.finish(reader)?;
+        memory.base.finish(mapper)?;
+        memory.tuned.finish(mapper)?;
         Ok(memory)
     }
 }

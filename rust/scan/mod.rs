@@ -2,18 +2,24 @@
 //!
 //! # How a scan works
 //!
-//! Both models are opened and compared: the same layers, heads and sizes. The unit of work is then one key/value group
-//! of one layer, whose key and value matrices are read and summed once for all query heads that share them. Threads take
-//! the groups in the order of the layers and share the heads of the last ones. Each thread holds the bytes of a few
-//! matrices, whatever the size of the model: it uses the memory of one group again for the next (`group`), and maps at most
-//! `MAPPED_PER_THREAD` bytes (`checkpoint/range.rs`). What was measured of each head becomes one number per statistic.
+//! 1. Both models are opened (`opened_model`), their tensors checked (`tensor_checks`) and their layers, heads and
+//!    sizes compared (`compatibility`).
+//! 2. The threads take one key/value group after the other, in the order of the layers, and share the heads of the last
+//!    ones (`schedule`). The key and value matrices of a group are read and summed once for all query heads that share
+//!    them (`group`, with `matrix_pair` and `head_rows`).
+//! 3. The measurements of each head become one number for each statistic.
+//!
+//! Each thread holds the bytes of a few matrices, whatever the size of the model: it uses the memory of one group again
+//! for the next, and maps at most `MAPPED_PER_THREAD` bytes (`checkpoint/range.rs`).
 
 mod compatibility;
 mod group;
+mod head_rows;
 mod matrix_pair;
 mod opened_model;
 mod options;
 mod schedule;
+mod tensor_checks;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +28,7 @@ use rayon::ThreadPoolBuilder;
 pub(crate) use self::compatibility::check_pair;
 use self::compatibility::check_product;
 use self::group::{HeadMeasurer, ThreadMemory};
-pub(crate) use self::opened_model::StoredNumbers;
+pub(crate) use self::head_rows::StoredNumbers;
 pub use self::opened_model::{ModelPath, OpenedModel, Provenance};
 pub use self::options::{Form, Options};
 use self::schedule::Schedule;
@@ -53,8 +59,8 @@ pub struct Scores {
 ///
 /// As of [`OpenedModel::open`]; [`Error::Pair`] if the two are of different models or sizes; [`Error::Model`] if the
 /// form makes no sense for the model; [`Error::Weight`] if a weight is NaN or infinite, [`Error::Weights`] if weights
-/// are too large; [`Error::Truncated`] or [`Error::Changed`] if a file becomes shorter; [`Error::Argument`] if an option
-/// is out of its domain; [`Error::Interrupted`] if the caller cancels the scan.
+/// are too large; [`Error::Truncated`] or [`Error::Changed`] if a file becomes shorter; [`Error::Argument`] if an
+/// option is out of its domain; [`Error::Interrupted`] if the caller cancels the scan.
 pub fn scan(
     base: impl Into<ModelPath>,
     tuned: impl Into<ModelPath>,
@@ -92,7 +98,7 @@ fn measure_heads(
 ) -> Result<Vec<Option<HeadMeasurements>>> {
     let Geometry { layers, .. } = base.geometry();
     let groups: Vec<(usize, usize)> = (layers.iter().enumerate())
-        .flat_map(|(layer, sizes)| (0..sizes.key_value_heads).map(move |group| (layer, group)))
+        .flat_map(|(layer_index, sizes)| (0..sizes.key_value_heads).map(move |group| (layer_index, group)))
         .collect();
     let measurer = HeadMeasurer::new(base, tuned, options, threads, progress);
     let schedule = Schedule::new(groups.len());
@@ -115,8 +121,8 @@ fn measure_heads(
                 if first_failed.load(Ordering::Relaxed) < claim.position {
                     break;
                 }
-                let (layer, index) = groups[claim.position];
-                match measurer.prepare(layer, index, &mut memory) {
+                let (layer_index, index) = groups[claim.position];
+                match measurer.prepare(layer_index, index, &mut memory) {
                     Ok(group) => {
                         let heads = group.heads.clone();
                         claim.open(group, heads)
@@ -131,9 +137,11 @@ fn measure_heads(
             } else {
                 break;
             };
-            let (position, layer) = (group.position, group.prepared.layer);
+            let (position, layer_index) = (group.position, group.prepared.layer_index);
             match measurer.measure(&group.prepared, group.tasks(), &mut memory) {
-                Ok(measured) => results.extend(measured.into_iter().map(|(head, it)| (layer, head, it))),
+                Ok(measured) => {
+                    results.extend(measured.into_iter().map(|(head, it)| (layer_index, head, it)))
+                }
                 Err((head, error)) => fail(position, head, error),
             }
             if let Some(group) = schedule.leave(group)
@@ -148,8 +156,8 @@ fn measure_heads(
     let mut table = vec![None; layers.len() * width];
     let mut failures = Vec::new();
     for (of_thread, failures_of_thread) in results {
-        for (layer, head, measured) in of_thread {
-            table[layer * width + head] = Some(measured);
+        for (layer_index, head, measured) in of_thread {
+            table[layer_index * width + head] = Some(measured);
         }
         failures.extend(failures_of_thread);
     }
@@ -176,12 +184,12 @@ fn tabulate(
         for (head, measured) in measured.iter().enumerate() {
             let value = measured.as_ref().map(statistic.value);
             if value.is_some_and(|value| !statistic.allows(value)) {
-                let (layer, head) = (head / geometry.width(), head % geometry.width());
+                let (layer_index, head) = (head / geometry.width(), head % geometry.width());
                 return Err(Error::weights(
                     tuned.path(),
                     format!(
                         "the {} of head {head} of layer {} overflows: its weights are too large",
-                        statistic.name, geometry.layers[layer].number
+                        statistic.name, geometry.layers[layer_index].number
                     ),
                 ));
             }

@@ -5,16 +5,16 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::attention::{
-    Attention, Component, Geometry, Orientation, Projection, Role, TensorShapes, may_be_attention,
-};
-use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
-use crate::error::{BadWeight, Error, HeadName, Result, quote};
+use super::head_rows::{HeadRows, StoredNumbers};
+use super::tensor_checks::{check_merged, check_tensors, find_missing};
+use crate::attention::{Attention, Component, Geometry, Projection, Role, TensorShapes, may_be_attention};
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::error::{Error, Result, quote};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapter, AdapterOnBase};
 use crate::weights::float_matrix;
-use crate::weights::quantised::{Quantisation, Scheme, is_part};
+use crate::weights::quantised::{Quantisation, Scheme};
 
 /// The files of a model: a checkpoint, and an adapter that changes it.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ impl OpenedModel {
     pub fn open(path: &ModelPath, component: Option<Component>) -> Result<Self> {
         let ModelPath { checkpoint: path, adapter } = path;
         let checkpoint = Arc::new(Checkpoint::open(path)?);
-        refuse_unmerged(&checkpoint)?;
+        check_merged(&checkpoint)?;
         let config = checkpoint.config()?;
         let quantisation = Quantisation::of(&checkpoint, &config)?;
         // Weights that cannot be read are no error unless attention needs them.
@@ -81,7 +81,6 @@ impl OpenedModel {
                 return Err(unread.or_else(|| find_missing(&checkpoint, None)).unwrap_or(error));
             }
         };
-        drop(shapes);
         check_tensors(&checkpoint, &attention)?;
         let names = || checkpoint.tensors().map(|(name, _)| name);
         let adapted = adapter
@@ -96,7 +95,7 @@ impl OpenedModel {
                     Ok(quantised.matrix)
                 }
                 None => {
-                    quantisation.refuse_parts(&projection.name)?;
+                    quantisation.check_unquantised(&projection.name)?;
                     float_matrix::open(&checkpoint, projection)
                 }
             };
@@ -110,7 +109,6 @@ impl OpenedModel {
                 adapted.adapt(&projection.name, projection.orientation, base)
             })
             .collect::<Result<_>>()?;
-        drop(quantised);
         Ok(Self { checkpoint, adapted, attention, weights, schemes })
     }
 
@@ -138,7 +136,8 @@ impl OpenedModel {
             return Provenance { files: weights, adapter: None, quantisation, note: None };
         };
         let adapter = adapted.adapter();
-        let moved = self.attention.projections().iter().any(|projection| adapted.changes(&projection.name));
+        let moved =
+            self.attention.projections().iter().any(|projection| adapted.is_changed(&projection.name));
         let note = format!(
             "the adapter changes no query, key or value weights of the {}, but other parts of the model",
             self.geometry().component
@@ -175,10 +174,11 @@ impl OpenedModel {
     /// The bytes of weights that a scan reads of this model.
     pub fn bytes(&self) -> u64 {
         let mut bytes = 0;
-        for (row, layer) in self.geometry().layers.iter().enumerate() {
+        for (layer_index, layer) in self.geometry().layers.iter().enumerate() {
             for role in layer.own_roles() {
                 // Summed by head, since heads that begin within a block of scales read more of them.
-                let matrices = (0..layer.count(*role)).filter_map(|index| self.matrix(*role, row, index));
+                let matrices =
+                    (0..layer.count(*role)).filter_map(|index| self.matrix(*role, layer_index, index));
                 bytes += matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>();
             }
         }
@@ -207,7 +207,7 @@ impl OpenedModel {
         rows: &Range<usize>,
     ) -> Result<Option<StoredNumbers>> {
         let Some((name, tensor)) = self.bias_tensor(projection) else { return Ok(None) };
-        if let Some(adapted) = self.adapted().filter(|adapted| adapted.changes_bias(&projection.name)) {
+        if let Some(adapted) = self.adapted().filter(|adapted| adapted.is_bias_changed(&projection.name)) {
             let module = quote(&projection.name);
             let problem = format!("the adapter changes the bias of {module}; merge it into its base first");
             return Err(Error::model(adapted.adapter().path(), problem));
@@ -222,93 +222,11 @@ impl OpenedModel {
     }
 
     /// The matrix of a query head, or the key or value matrix of a key/value group, if the layer has one.
-    pub(crate) fn matrix(&self, role: Role, layer: usize, index: usize) -> Option<HeadRows<'_>> {
-        let slice = self.attention.projection_rows(role, layer, index)?;
+    pub(crate) fn matrix(&self, role: Role, layer_index: usize, index: usize) -> Option<HeadRows<'_>> {
+        let slice = self.attention.projection_rows(role, layer_index, index)?;
         let weights = &*self.weights[slice.index];
         Some(HeadRows { model: self, projection: slice.projection, rows: slice.rows, weights })
     }
-}
-
-/// Parts of the names of tensors that PEFT has beside or around weights until an adapter is merged.
-const UNMERGED: [&str; 3] = ["base_layer", "modules_to_save", "original_module"];
-
-/// The beginnings of such parts, by the kinds of adapter.
-#[rustfmt::skip]
-const UNMERGED_PREFIXES: [&str; 14] = [
-    "lora_", "hada_", "lokr_", "ia3_", "alps_", "oft_", "boft_", "vera_", "hra_", "vblora_", "randlora_", "fourierft_",
-    "shira_", "road_",
-];
-
-/// Refuses a checkpoint with an adapter beside or around the weights of attention, which was never merged into them.
-fn refuse_unmerged(checkpoint: &Checkpoint) -> Result<()> {
-    for (name, _) in checkpoint.tensors() {
-        let is_unmerged = |part: &str| {
-            UNMERGED.contains(&part) || UNMERGED_PREFIXES.iter().any(|prefix| part.starts_with(prefix))
-        };
-        let Some(place) = name.split('.').position(is_unmerged) else { continue };
-        let module = name.split('.').take(place).collect::<Vec<_>>().join(".");
-        if may_be_attention(&module)? {
-            let problem = format!(
-                "tensor {} belongs to an adapter that was never merged into the weights of {}; merge it with peft's \
-                 `model.merge_and_unload()` and save the result, or save base and adapter apart with \
-                 `save_pretrained` and scan the adapter",
-                quote(name),
-                quote(&module)
-            );
-            return Err(Error::checkpoint(checkpoint.path(), problem));
-        }
-    }
-    Ok(())
-}
-
-/// The ends of the names of tensors that a projection may have beside its weights. They change no weight.
-#[rustfmt::skip]
-const KNOWN_TENSORS: [&str; 18] = [
-    "bias",
-    // Activations.
-    "input_scale", "input_global_scale", "input_zero_point", "input_scale_ub", "output_scale", "output_zero_point",
-    "activation_scale", "qscale_act", "k_scale", "v_scale", "q_scale", "input_max", "input_min", "output_max",
-    // What I-BERT computes of its weights.
-    "weight_integer", "bias_integer", "fc_scaling_factor",
-];
-
-/// Refuses tensors of the projections that are not understood, and layers that the index has and no shard.
-fn check_tensors(checkpoint: &Checkpoint, attention: &Attention) -> Result<()> {
-    for Projection { name: module, .. } in attention.projections() {
-        let inside = format!("{module}.");
-        let stored = checkpoint.tensors_from(&inside).map_while(|(name, _)| name.strip_prefix(&*inside));
-        for ending in stored {
-            if !KNOWN_TENSORS.contains(&ending) && !is_part(ending) {
-                let problem = format!(
-                    "tensor {} belongs to a projection of attention, and what it does to the weights is not known; \
-                     expected {} alone or with what quantised weights have. If it is not needed, remove it from the file",
-                    quote(&format!("{inside}{ending}")),
-                    quote(&format!("{inside}weight"))
-                );
-                return Err(Error::checkpoint(checkpoint.path(), problem));
-            }
-        }
-    }
-    find_missing(checkpoint, Some(attention)).map_or(Ok(()), Err)
-}
-
-/// The error of a tensor that the index names, that no shard has and that may be one of those of this attention, or of
-/// any if it was not found.
-fn find_missing(checkpoint: &Checkpoint, attention: Option<&Attention>) -> Option<Error> {
-    let pattern = |name: &str| -> String {
-        let part = |part: &str| if part.parse::<usize>().is_ok() { "#" } else { part }.to_owned();
-        name.split('.').map(part).collect::<Vec<_>>().join(".")
-    };
-    let read: Option<BTreeSet<String>> =
-        attention.map(|attention| attention.projections().iter().map(|it| pattern(&it.name)).collect());
-    let is_needed = |name: &&str| {
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        match &read {
-            Some(read) => read.contains(&pattern(module)),
-            None => may_be_attention(module).unwrap_or(true),
-        }
-    };
-    checkpoint.missing().find(is_needed).map(|name| checkpoint.refuse_missing(name))
 }
 
 /// What the weights of a model are read from.
@@ -323,100 +241,4 @@ pub struct Provenance {
     pub quantisation: Option<String>,
     /// What a reader of the scores has to know.
     pub note: Option<String>,
-}
-
-/// Numbers as they are stored.
-#[derive(Clone, Debug)]
-pub(crate) struct StoredNumbers {
-    pub(crate) dtype: Dtype,
-    /// Little-endian.
-    pub(crate) bytes: Vec<u8>,
-}
-
-impl StoredNumbers {
-    pub(crate) fn decode(&self) -> Vec<f64> {
-        let mut numbers = vec![0.0; self.bytes.len() / self.dtype.size()];
-        self.dtype.decode(&self.bytes, &mut numbers);
-        numbers
-    }
-}
-
-/// One matrix of one head: some rows of a weight matrix.
-#[derive(Clone, Debug)]
-pub(crate) struct HeadRows<'a> {
-    model: &'a OpenedModel,
-    projection: &'a Projection,
-    rows: Range<usize>,
-    weights: &'a dyn WeightMatrix,
-}
-
-impl<'a> HeadRows<'a> {
-    pub(crate) fn dtype(&self) -> Dtype {
-        self.weights.dtype()
-    }
-
-    pub(crate) fn rows(&self) -> usize {
-        self.rows.len()
-    }
-
-    pub(crate) fn columns(&self) -> usize {
-        self.weights.in_features()
-    }
-
-    /// The bytes of a row once it is read.
-    pub(crate) fn row_bytes(&self) -> usize {
-        self.columns() * self.dtype().size()
-    }
-
-    pub(crate) fn is_scattered(&self) -> bool {
-        self.weights.is_scattered()
-    }
-
-    /// The bytes that have to be read for the weights.
-    pub(crate) fn stored_bytes(&self) -> u64 {
-        self.weights.stored_bytes(self.rows.clone())
-    }
-
-    /// The range of a file that holds just the bytes of the rows, if there is one.
-    pub(crate) fn stored_range(&self) -> Option<ByteRange<'a>> {
-        self.weights.stored_range(self.rows.clone())
-    }
-
-    /// Reads these rows of the head into `into`.
-    pub(crate) fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
-        let first = self.rows.start;
-        self.weights.read_rows(first + rows.start..first + rows.end, into, scratch)
-    }
-
-    /// Reads all rows, as they are stored.
-    pub(crate) fn stored(&self) -> Result<StoredNumbers> {
-        let mut bytes = vec![0; self.rows() * self.row_bytes()];
-        self.read_rows(0..self.rows(), &mut bytes, &mut Vec::new())?;
-        Ok(StoredNumbers { dtype: self.dtype(), bytes })
-    }
-
-    /// The error of an entry that no score can be made of.
-    pub(crate) fn refuse(&self, entry: usize, value: f64, head: HeadName) -> Error {
-        let OpenedModel { checkpoint, adapted, .. } = self.model;
-        let name = &*self.projection.name;
-        let tensor = float_matrix::find_tensor(checkpoint, name);
-        let adapted = adapted.as_ref().filter(|adapted| adapted.changes(name));
-        let file = match (adapted, tensor) {
-            (Some(adapted), _) => adapted.adapter().path(),
-            (None, Some((_, tensor))) => checkpoint.file_of(tensor),
-            (None, None) => checkpoint.path(),
-        };
-        let (out, input) = (self.rows.start + entry / self.columns(), entry % self.columns());
-        let weight = BadWeight {
-            tensor: tensor.map_or(name, |(name, _)| name).to_owned(),
-            is_adapted: adapted.is_some(),
-            position: match self.projection.orientation {
-                Orientation::OutIn => [out, input],
-                Orientation::InOut => [input, out],
-            },
-            head,
-            value,
-        };
-        Error::Weight { path: file.to_path_buf(), weight }
-    }
 }

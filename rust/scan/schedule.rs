@@ -1,9 +1,9 @@
 //! Distributes groups of tasks among threads.
 //!
-//! Each thread claims groups in the order that its caller gives them, for a scan that of the layers, prepares what their
-//! tasks share and does the tasks. It prepares one group at a time, which bounds the memory. A thread that finds no
-//! group left to claim joins one in progress, so that no thread is idle while there are tasks, and the last groups have
-//! as many threads as there are.
+//! Groups are numbered by the caller; those of a scan are in the order of the layers. Each thread claims the next
+//! group, prepares what its tasks share and does its tasks. It prepares one group at a time, which bounds the memory.
+//! When no group is left to claim, a thread joins one in progress, so that no thread is idle while there are tasks, and
+//! all threads share the last groups.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,8 +48,8 @@ impl<G> Schedule<G> {
         Some(Claim { schedule: self, position })
     }
 
-    /// Joins the open group with most tasks left, and waits for one while groups are in preparation. Returns nothing once
-    /// all tasks are taken.
+    /// Joins the open group with most tasks left. Waits if no open group has any and some are in preparation. Returns
+    /// nothing once all tasks are taken.
     pub(crate) fn join(&self) -> Option<Arc<OpenGroup<G>>> {
         let mut state = self.state();
         loop {
@@ -64,16 +64,16 @@ impl<G> Schedule<G> {
         }
     }
 
-    /// Ends a thread's work on a group whose tasks are all taken. Gives the last thread that leaves what was prepared;
-    /// gives the others nothing.
+    /// Ends a thread's work on a group whose tasks are all taken. Returns what was prepared to the last thread that
+    /// leaves, and nothing to the others.
     pub(crate) fn leave(&self, group: Arc<OpenGroup<G>>) -> Option<G> {
         self.state().open.retain(|open| !Arc::ptr_eq(open, &group));
         Arc::into_inner(group).map(|open| open.prepared)
     }
 }
 
-/// The claim of one thread to prepare a group. Dropping it, after `open` or without, ends the preparation and wakes
-/// the waiting threads; without `open` the group is given up.
+/// The claim of one thread to prepare a group. When it is dropped, the preparation ends and the waiting threads wake.
+/// The tasks of a group whose claim is dropped without a call of `open` are never done.
 #[derive(Debug)]
 pub(crate) struct Claim<'a, G> {
     schedule: &'a Schedule<G>,

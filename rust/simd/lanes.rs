@@ -16,7 +16,8 @@ pub(crate) struct F32Lanes<S>(S, f32x16);
 pub(crate) struct F64Lanes<S>(S, [f64x8; 2]);
 
 macro_rules! real {
-    ($float:ident, $lanes:ident, mantissa: $mantissa:literal, ln_2: $high:literal + $low:literal, terms: $terms:literal) => {
+    ($float:ident, $lanes:ident, mantissa: $mantissa:literal, ln_2: $high:literal + $low:literal,
+        degree: $degree:literal) => {
         impl Real for $float {
             type Lanes<S: Vectors> = $lanes<S>;
 
@@ -24,7 +25,7 @@ macro_rules! real {
             const LN_2_HIGH: f64 = $high;
             const LN_2_LOW: f64 = $low;
             const ROUNDER: f64 = 1.5 * (1u64 << $mantissa) as f64;
-            const EXPONENTIAL_TERMS: usize = $terms;
+            const EXPONENTIAL_DEGREE: usize = $degree;
 
             #[inline(always)]
             fn from_f64(value: f64) -> Self {
@@ -46,8 +47,8 @@ macro_rules! real {
     };
 }
 
-real!(f32, F32Lanes, mantissa: 23, ln_2: 0.693145751953125 + 1.428_606_765_330_187e-6, terms: 7);
-real!(f64, F64Lanes, mantissa: 52, ln_2: 6.931_471_803_691_238e-1 + 1.908_214_929_270_587_7e-10, terms: 13);
+real!(f32, F32Lanes, mantissa: 23, ln_2: 0.693145751953125 + 1.428_606_765_330_187e-6, degree: 7);
+real!(f64, F64Lanes, mantissa: 52, ln_2: 6.931_471_803_691_238e-1 + 1.908_214_929_270_587_7e-10, degree: 13);
 
 macro_rules! operators {
     ($lanes:ident: $($operator:ident::$method:ident = $compute:expr),*) => {
@@ -241,7 +242,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sums_have_the_same_bits_on_every_instruction_set(numbers in prop::array::uniform16(prop::array::uniform16(-1f64..1.0))) {
+        fn sums_have_the_same_bits_on_every_instruction_set(
+            numbers in prop::array::uniform16(prop::array::uniform16(-1f64..1.0)),
+        ) {
             check::<f64>(&numbers, 1e-14);
             check::<f32>(&numbers.map(|numbers| numbers.map(|number| number as f32)), 1e-5);
         }

@@ -86,8 +86,8 @@ impl Instructions {
         }
     }
 
-    /// Runs ordinary loops, which the compiler vectorises for this set. The bound makes the closure `FnOnce`: any other would
-    /// be called through a function that is not inlined, and so compiled without the set.
+    /// Runs ordinary loops, which the compiler vectorises for this set. The bound makes the closure `FnOnce`: another
+    /// one would be called through a function that is not inlined, and so is compiled without the set.
     #[inline]
     pub(crate) fn run_loops<Output>(self, loops: impl FnOnce() -> Output) -> Output {
         self.run(Loops(loops))

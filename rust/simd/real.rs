@@ -26,8 +26,8 @@ pub(crate) trait Real:
     const LN_2_LOW: f64;
     /// Adding this rounds a small number to an integer, held in the low bits of the sum.
     const ROUNDER: f64;
-    /// Terms of the exponential series that reach full precision on [-ln 2 / 2, ln 2 / 2].
-    const EXPONENTIAL_TERMS: usize;
+    /// The degree of the Taylor polynomial of the exponential that has full precision on [-ln 2 / 2, ln 2 / 2].
+    const EXPONENTIAL_DEGREE: usize;
 
     /// Rounds to the nearest number of this type.
     fn from_f64(value: f64) -> Self;

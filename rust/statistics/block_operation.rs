@@ -8,13 +8,13 @@ use super::weight_change::Magnitudes;
 use super::weight_vector::WeightVector;
 use crate::simd::real::Real;
 
-/// An operation on the exponents of a block, x = theta_B and y = theta_T - theta_B over the temperature.
+/// An operation on the exponents x and y of a block.
 ///
 /// The first `valid` entries of a block exist; the others add nothing. In `f32` all exist.
 pub(crate) trait BlockOperation {
-    /// Takes exponentials by `TERMS` terms of the series in m and `POWERS` powers of y. Returns the magnitudes of the
-    /// block, and does nothing if the series do not cover them.
-    fn f32_series<E: BlockEntries<Number = f32>, const TERMS: usize, const POWERS: usize>(
+    /// Takes exponentials by a polynomial of degree `DEGREE` in m and `POWERS` powers of y. Returns the magnitudes of
+    /// the block, and does nothing if the series do not cover them.
+    fn f32_series<E: BlockEntries<Number = f32>, const DEGREE: usize, const POWERS: usize>(
         &mut self,
         entries: E,
     ) -> Magnitudes;
@@ -110,7 +110,7 @@ fn run_series<E: BlockEntries<Number = f32>>(
     lengths: SeriesLengths,
     operation: &mut impl BlockOperation,
 ) -> Magnitudes {
-    match (lengths.terms, lengths.powers) {
+    match (lengths.degree, lengths.powers) {
         (4, _) => operation.f32_series::<E, 4, 3>(entries),
         (_, 3) => operation.f32_series::<E, 6, 3>(entries),
         (_, 4) => operation.f32_series::<E, 6, 4>(entries),

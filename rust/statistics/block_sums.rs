@@ -2,13 +2,12 @@
 //!
 //! # How it works
 //!
-//! For every entry, with m the mean of the two exponents, y their difference and w = e^m, the block sums
-//! c = w cosh(y / 2), u = 2 w sinh(y / 2), c^2, u c, u^2 and w y^k ([`super::softmax_sums`] says what for). For
-//! each segment it also integrates the running sums of u and c: entry j of a segment of T entries is part of
-//! T - j running sums, so that the sum of the running sums of u is the sum of (T - j) u.
+//! [`SumBlock`] sums c, u, c^2, u c, u^2 and w y^k over the entries ([`super::softmax_sums`] says what for, and
+//! [`super`] what the symbols mean). For each segment it also sums the running sums of u and c: entry j of a segment of
+//! T entries is part of T - j running sums, so the sum of the running sums of u is the sum of (T - j) u.
 
 use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS};
-use super::divergence::DIVERGENCE_TERMS;
+use super::divergence::DIVERGENCE_DEGREE;
 use super::segments::BlockSegments;
 use super::series::{Terms, exponential, terms_from, weight_of_power};
 use super::weight_change::{BlockChange, Magnitudes, PartialSquares, WeightChange};
@@ -25,7 +24,7 @@ pub(crate) struct BlockSums {
     pub(crate) segments: BlockSegments,
     pub(crate) uc: f64,
     /// The sums of w y^k.
-    pub(crate) moments: [f64; DIVERGENCE_TERMS + 1],
+    pub(crate) moments: [f64; DIVERGENCE_DEGREE + 1],
 }
 
 /// The memory of [`SumBlock`], kept from block to block, since clearing it costs as much as filling it.
@@ -47,14 +46,14 @@ struct Exponential<R> {
     y: [R; LANES],
 }
 
-/// Sums one block, by `TERMS` terms of the series in m and `POWERS` powers of y.
-pub(crate) struct SumBlock<'a, E: BlockEntries, const TERMS: usize, const POWERS: usize> {
+/// Sums one block, by a polynomial of degree `DEGREE` in m and `POWERS` powers of y.
+pub(crate) struct SumBlock<'a, E: BlockEntries, const DEGREE: usize, const POWERS: usize> {
     pub(crate) entries: E,
     pub(crate) sums: &'a mut BlockSums,
     pub(crate) buffers: &'a mut SumBuffers<E::Number>,
 }
 
-impl<E: BlockEntries, const TERMS: usize, const POWERS: usize> Kernel for SumBlock<'_, E, TERMS, POWERS> {
+impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel for SumBlock<'_, E, DEGREE, POWERS> {
     type Output = ();
 
     #[inline(always)]
@@ -69,7 +68,7 @@ impl<E: BlockEntries, const TERMS: usize, const POWERS: usize> Kernel for SumBlo
                     if E::Number::IS_F32 {
                         block.change.add(base, y, &mut squares);
                     }
-                    *stored = Exponential { w: exponential::<_, TERMS>(sum).to_array(), y: y.to_array() };
+                    *stored = Exponential { w: exponential::<_, DEGREE>(sum).to_array(), y: y.to_array() };
                 }
             }
             let mut segment = SegmentLanes::zero(simd);
@@ -205,8 +204,9 @@ impl<N: Lanes> SegmentLanes<N> {
     }
 }
 
-/// The sum of the running sums over a segment, lane by lane, given the sum of all entries, of the running sums over
-/// the steps and of the odd entries. The even entry of a lane in step i is entry j = STEP i + 2 lane; the odd one follows.
+/// The sum of the running sums over a segment, lane by lane, given the sums of all entries, of the running sums over
+/// the steps and of the odd entries. The even entry of a lane in step i is entry j = STEP i + 2 lane; the odd one is
+/// the next.
 #[inline(always)]
 fn area<N: Lanes>(sums: N, running: N, odd: N) -> N {
     let mut place = [N::Number::default(); LANES];

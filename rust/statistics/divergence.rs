@@ -2,25 +2,25 @@
 //!
 //! # How it works
 //!
-//! With z = log(P_T / P_B) and g = sqrt(P_B P_T), both divergences are sums over the entries of g f(z), where
+//! With z = log(P_T / P_B) and g = sqrt(P_B P_T), each divergence is the sum of g f(z) over the entries, where
 //!
 //! Kullback-Leibler (T from B): f(z) = z e^(z/2) - 2 sinh(z/2),
 //! Jensen-Shannon: f(z) = (z sinh(z/2) - 2 cosh(z/2) log cosh(z/2)) / 2.
 //!
-//! f and its first derivative vanish at 0, so the terms are as small as the result, and never negative. The second f is
-//! even, and z^2 / 8 up to terms of z^6. z is y - log(Z_T / Z_B), which is known only when all entries are summed; with f
-//! as a series in z, the moments suffice: the sums of w y^k over the entries, with w = sqrt(Z_B Z_T) g.
+//! Both f and their first derivatives vanish at 0, so the terms are as small as the result, and never negative. The
+//! second f is even, and z^2 / 8 up to terms of z^6. z = y - log(Z_T / Z_B) is known only when all entries are summed.
+//! With f as a series in z, the moments suffice: the sums of w y^k over the entries, with w = sqrt(Z_B Z_T) g.
 
 use super::exponential::INVERSE_FACTORIALS;
 
-/// Terms of the longest series.
-pub(crate) const DIVERGENCE_TERMS: usize = 24;
+/// The highest power in any series.
+pub(crate) const DIVERGENCE_DEGREE: usize = 24;
 
 /// The Taylor series of Kullback-Leibler's f: k / (2^(k-1) k!), and k - 1 instead of k where k is odd.
-const KULLBACK_LEIBLER: [f64; DIVERGENCE_TERMS + 1] = {
-    let mut series = [0.0; DIVERGENCE_TERMS + 1];
+const KULLBACK_LEIBLER: [f64; DIVERGENCE_DEGREE + 1] = {
+    let mut series = [0.0; DIVERGENCE_DEGREE + 1];
     let (mut k, mut power) = (2, 2.0);
-    while k <= DIVERGENCE_TERMS {
+    while k <= DIVERGENCE_DEGREE {
         series[k] = (k - k % 2) as f64 * INVERSE_FACTORIALS[k] / power;
         k += 1;
         power *= 2.0;
@@ -29,8 +29,8 @@ const KULLBACK_LEIBLER: [f64; DIVERGENCE_TERMS + 1] = {
 };
 
 /// The Taylor series of Jensen-Shannon's f.
-const JENSEN_SHANNON: [f64; DIVERGENCE_TERMS + 1] = {
-    let mut series = [0.0; DIVERGENCE_TERMS + 1];
+const JENSEN_SHANNON: [f64; DIVERGENCE_DEGREE + 1] = {
+    let mut series = [0.0; DIVERGENCE_DEGREE + 1];
     series[2] = 1.0 / 8.0;
     series[6] = 1.0 / 9_216.0;
     series[8] = -1.0 / 184_320.0;
@@ -53,20 +53,20 @@ pub(crate) struct Divergences {
 }
 
 /// The divergences, times sqrt(Z_B Z_T), of entries whose sums of w y^k are `moments`; `shift` is log(Z_T / Z_B).
-pub(crate) fn of_moments(moments: &[f64; DIVERGENCE_TERMS + 1], shift: f64) -> Divergences {
+pub(crate) fn of_moments(moments: &[f64; DIVERGENCE_DEGREE + 1], shift: f64) -> Divergences {
     let centered = centered(moments, shift);
-    let sum = |series: &[f64; DIVERGENCE_TERMS + 1]| {
+    let sum = |series: &[f64; DIVERGENCE_DEGREE + 1]| {
         series.iter().zip(&centered).rev().map(|(coefficient, moment)| coefficient * moment).sum()
     };
     Divergences { kl: sum(&KULLBACK_LEIBLER), js: sum(&JENSEN_SHANNON) }
 }
 
 /// The sums of w (y - shift)^k, by the binomial theorem.
-fn centered(moments: &[f64; DIVERGENCE_TERMS + 1], shift: f64) -> [f64; DIVERGENCE_TERMS + 1] {
+fn centered(moments: &[f64; DIVERGENCE_DEGREE + 1], shift: f64) -> [f64; DIVERGENCE_DEGREE + 1] {
     let mut centered = *moments;
     // Each round replaces one more factor y of the moments by y - shift.
-    for round in 1..=DIVERGENCE_TERMS {
-        for k in (round..=DIVERGENCE_TERMS).rev() {
+    for round in 1..=DIVERGENCE_DEGREE {
+        for k in (round..=DIVERGENCE_DEGREE).rev() {
             centered[k] -= shift * centered[k - 1];
         }
     }
@@ -77,7 +77,7 @@ fn centered(moments: &[f64; DIVERGENCE_TERMS + 1], shift: f64) -> [f64; DIVERGEN
 pub(crate) fn of_entry(base: f64, tuned: f64, z: f64) -> Divergences {
     if z.abs() <= 1.0 {
         let geometric_mean = base * (0.5 * z).exp();
-        let sum = |series: &[f64; DIVERGENCE_TERMS + 1]| {
+        let sum = |series: &[f64; DIVERGENCE_DEGREE + 1]| {
             geometric_mean * series.iter().rev().fold(0.0, |sum, coefficient| sum * z + coefficient)
         };
         return Divergences { kl: sum(&KULLBACK_LEIBLER), js: sum(&JENSEN_SHANNON) };
@@ -103,7 +103,7 @@ mod tests {
         (found.kl / expected.kl - 1.0).abs() <= tolerance && (found.js / expected.js - 1.0).abs() <= tolerance
     }
 
-    fn moments(entries: &[(f64, f64)]) -> [f64; DIVERGENCE_TERMS + 1] {
+    fn moments(entries: &[(f64, f64)]) -> [f64; DIVERGENCE_DEGREE + 1] {
         std::array::from_fn(|k| entries.iter().map(|(v, y)| v * (0.5 * y).exp() * y.powi(k as i32)).sum())
     }
 

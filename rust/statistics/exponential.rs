@@ -23,8 +23,8 @@ pub(crate) fn exp<R: Real>(x: R) -> R {
     let rounded = x.mul_add(R::from_f64(std::f64::consts::LOG2_E), R::from_f64(R::ROUNDER));
     let n = rounded - R::from_f64(R::ROUNDER);
     let f = n.mul_add(R::from_f64(-R::LN_2_LOW), n.mul_add(R::from_f64(-R::LN_2_HIGH), x));
-    let mut power = R::from_f64(INVERSE_FACTORIALS[R::EXPONENTIAL_TERMS]);
-    for k in (0..R::EXPONENTIAL_TERMS).rev() {
+    let mut power = R::from_f64(INVERSE_FACTORIALS[R::EXPONENTIAL_DEGREE]);
+    for k in (0..R::EXPONENTIAL_DEGREE).rev() {
         power = power.mul_add(f, R::from_f64(INVERSE_FACTORIALS[k]));
     }
     power.times_power_of_two(rounded)

@@ -23,8 +23,9 @@ pub struct GroupMeasurement<'a> {
     settings: SoftmaxSettings,
     with_sorted: bool,
     measured: Vec<HeadMeasurements>,
-    /// The heads that still have to pass through the shared vectors, with the index and the scale of each.
+    /// D of each head that still has to pass through the shared vectors.
     differences: Vec<RunningDifference>,
+    /// The index in `measured` of each of these heads, and the factor that normalises its area.
     scales: Vec<(usize, f64)>,
     /// The sums of the shared vectors in `f64`, once a head needs them.
     shared_in_f64: Vec<VectorSums>,

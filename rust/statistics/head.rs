@@ -16,7 +16,7 @@ use super::weight_vector::WeightVector;
 pub struct HeadMeasurements {
     pub(super) entries: usize,
     pub(super) change: WeightChange,
-    /// The sum of |C_T - C_B| over the entries.
+    /// The sum of |running sum of P_T - P_B| over the entries: that of |D|, normalised.
     pub(super) area: f64,
     /// The norm of P_T - P_B.
     pub(super) distance: f64,
@@ -38,12 +38,12 @@ pub struct NonFiniteIn {
     pub entry: NonFiniteEntry,
 }
 
-/// The mean difference between the running sums, in units of the norm of P_T - P_B, below which the rounding errors of
-/// `f32` show in it. Changes in random order have five times that mean difference, sqrt(pi / 32).
+/// The mean of the normalised |D|, in units of the norm of P_T - P_B, below which the rounding errors of `f32` show in
+/// it. Changes in random order have five times that mean, sqrt(pi / 32).
 const SMALLEST_F32_MEAN: f64 = 1.0 / 16.0;
 
 impl HeadMeasurements {
-    /// The measurements that follow from the sums over all entries of the head and the sum of |U - rho C|.
+    /// The measurements that follow from the sums over all entries of the head and the sum of |D|.
     pub(super) fn new(sums: &SoftmaxSums, area: f64) -> Self {
         let (shift, normaliser) = sums.normalisers();
         let by_series = divergence::of_moments(&sums.moments, shift);
@@ -75,8 +75,8 @@ impl HeadMeasurements {
         Self::new(&sums, difference.area())
     }
 
-    /// Whether the mean of |C_T - C_B| is so far below that of changes in random order that rounding in `f32` shows, so
-    /// that the head should be [measured again in `f64`](super::GroupMeasurement::remeasure_in_f64).
+    /// Whether the mean of |D| is so far below that of changes in random order that rounding in `f32` shows, so that
+    /// the head should be [measured again in `f64`](super::GroupMeasurement::remeasure_in_f64).
     pub fn needs_f64(&self) -> bool {
         self.has_f32 && self.area < SMALLEST_F32_MEAN * self.distance * self.entries as f64
     }

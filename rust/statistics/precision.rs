@@ -2,26 +2,27 @@
 //!
 //! # How it works
 //!
-//! Let m be the mean and y the difference of the two exponents of an entry, theta_B and theta_T over the temperature.
-//! The exponentials are e^(m - y / 2) and e^(m + y / 2); the more terms a power series in m and in y has, the
-//! larger the m and y that it is right for:
+//! The exponentials of an entry are e^(m - y / 2) and e^(m + y / 2), in the [symbols](super#symbols) of this folder.
+//! e^m is evaluated by a polynomial in m, or to full precision, and the rest by the powers of y from y^0 to y^(p - 1).
+//! The higher the powers, the larger the |m| and |y| that the series are right for:
 //!
-//! | largest m | largest y | method |
-//! |---|---|---|
-//! | 3/16 | 2^-9 | series of 4 terms in m and 3 in y, in `f32` |
-//! | 1/2 | 2^-9 | series of 6 terms in m and 3 in y, in `f32` |
-//! | 1/2 | 2^-7 | series of 6 terms in m and 4 in y, in `f32` |
-//! | 1/2 | 1/4 | series of 6 terms in m and 6 in y, in `f32` |
-//! | 4 | 1/4 | series of all terms in m and 6 in y, in `f32` |
-//! | 150 | 1/4 | series of all terms in m and 11 in y, in `f64` |
-//! | 150 | 1 | series of all terms in m and 23 in y, in `f64` |
-//! | anything finite | anything finite | closed forms in `f64`, an entry at a time, with an offset |
+//! | largest m | largest y | e^m | p | precision |
+//! |---|---|---|---|---|
+//! | 3/16 | 2^-9 | degree 4 | 3 | `f32` |
+//! | 1/2 | 2^-9 | degree 6 | 3 | `f32` |
+//! | 1/2 | 2^-7 | degree 6 | 4 | `f32` |
+//! | 1/2 | 1/4 | degree 6 | 6 | `f32` |
+//! | 4 | 1/4 | full | 6 | `f32` |
+//! | 150 | 1/4 | full | 11 | `f64` |
+//! | 150 | 1 | full | 23 | `f64` |
+//! | any | any | closed forms of each entry, with an offset | | `f64` |
 //!
-//! The weights of large models take one of the first three rows, at any usual temperature. `f32` serves vectors of
-//! [`MIN_F32_ENTRIES`] entries and more, whose rounding errors average out far below the precision of a score, unless
-//! the head [needs `f64`](super::HeadMeasurements::needs_f64), and is then measured again; smaller vectors cost next to
-//! nothing in `f64`. [`super::VectorSums`] asks [`may_be_f32`], [`SeriesLengths::choose`] and [`F64Method::choose`] for each
-//! block. The choice depends on the weights and the temperature, neither on threads nor on how a file is read.
+//! The weights of large models take one of the first three rows, at any usual temperature. Vectors of
+//! [`MIN_F32_ENTRIES`] entries and more are summed in `f32`: their rounding errors average out far below the precision
+//! of a score. A head that [needs `f64`](super::HeadMeasurements::needs_f64) nevertheless is measured again. Smaller
+//! vectors cost next to nothing in `f64`. [`super::VectorSums`] calls [`may_be_f32`], [`SeriesLengths::choose`] and
+//! [`F64Method::choose`] for each block. The choice depends on the weights and the temperature only, not on the threads
+//! or on how a file is read.
 
 use super::block::BLOCK;
 use super::series::{FULL, exponent_reach};
@@ -52,14 +53,14 @@ pub(crate) enum F64Method {
 /// The lengths of the series of a block in `f32`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct SeriesLengths {
-    /// Terms in m.
-    pub(crate) terms: u8,
-    /// Powers of y.
+    /// The degree of the polynomial in m, or [`FULL`].
+    pub(crate) degree: u8,
+    /// The number of powers of y, from y^0 on.
     pub(crate) powers: u8,
 }
 
-/// The largest |log(Z_T / Z_B)| of a head with blocks in `f32`. Where c and u ([`super::series`]) are cut off after their first
-/// terms, the difference of the softmaxes comes out too small by an eighth of its square.
+/// The largest |log(Z_T / Z_B)| of a head with blocks in `f32`. Where the series of c and u ([`super::series`]) are cut
+/// off after their first terms, P_T - P_B comes out too small by an eighth of the square of that logarithm.
 pub(crate) const LARGEST_F32_LOG_RATIO: f64 = 1.0 / 1024.0;
 
 /// The largest |log(Z_T / Z_B)| of a head with moments in `f64`.
@@ -80,8 +81,8 @@ impl SeriesLengths {
         [Self::new(4, 3), Self::new(6, 3), Self::new(6, 4), Self::new(6, 6), Self::new(FULL, 6)];
 
     #[inline(always)]
-    pub(crate) const fn new(terms: usize, powers: usize) -> Self {
-        Self { terms: terms as u8, powers: powers as u8 }
+    pub(crate) const fn new(degree: usize, powers: usize) -> Self {
+        Self { degree: degree as u8, powers: powers as u8 }
     }
 
     /// Decides whether a block is computed in `f32`, and by which series. `compute` sums the block by series of given
@@ -103,8 +104,8 @@ impl SeriesLengths {
         }
     }
 
-    /// A guess for the block after one that was computed in `previous`: to measure the entries first would take a
-    /// third of the time that it takes to sum them.
+    /// A guess for the block after one that was computed in `previous`. Measuring the entries first would take a third
+    /// of the time of their sums.
     #[inline(always)]
     fn guess(previous: Option<Precision>) -> Self {
         match previous {
@@ -127,7 +128,7 @@ impl SeriesLengths {
             _ => 0.25,
         };
         let has_squares = |largest: f64| largest == 0.0 || largest >= TINY;
-        magnitudes.base + 0.5 * magnitudes.delta <= exponent_reach(self.terms as usize)
+        magnitudes.base + 0.5 * magnitudes.delta <= exponent_reach(self.degree as usize)
             && magnitudes.delta <= largest_y
             && has_squares(magnitudes.base)
             && has_squares(magnitudes.delta)

@@ -2,14 +2,13 @@
 //!
 //! # How it works
 //!
-//! The Wasserstein score of a head is the sum over its entries of |D|, D = U - rho C, where U and C are the running sums
-//! of u and c over its weight vector and rho the ratio of their totals. rho is known only when all entries are summed, so
-//! D takes a second pass over the weights. Where D keeps its sign throughout a segment of T entries, that pass needs no
-//! entry of it: the sum of |D| is then
+//! The Wasserstein score of a head follows from the sum of |D| over its entries, where D = U - rho C
+//! ([symbols](super#symbols)). rho is known only when all entries are summed, so D takes a second pass. Where D keeps
+//! its sign throughout a segment of T entries, that pass needs no entry of it: the sum of |D| is then
 //!
 //! |T D(before the segment) + sum of the running sums of u - rho (sum of the running sums of c)|.
 //!
-//! [`super::sign_bounds`] proves it for most segments from their sums alone.
+//! [`super::sign_bounds`] proves from the sums of most segments that D keeps its sign in them.
 
 use super::block::{BLOCK, SEGMENT, SEGMENTS};
 use super::sign_bounds::SegmentPath;
@@ -34,8 +33,8 @@ pub(crate) struct BlockSegments {
 }
 
 impl BlockSegments {
-    /// Corrects the sums of a block of which only `valid` entries exist: the running sums went on over the others, which
-    /// are 0.
+    /// Corrects the sums of a block of which only `valid` entries exist. The running sums were also summed at the other
+    /// entries, whose u and c are 0.
     pub(crate) fn ending_at(mut self, valid: usize) -> Self {
         let last = (valid - 1) / SEGMENT;
         let absent = ((last + 1) * SEGMENT - valid) as f64;
@@ -52,7 +51,7 @@ pub(crate) struct SegmentSums {
     blocks: Vec<BlockSegments>,
 }
 
-/// D = U - ratio C of one head, block after block of its weight vectors.
+/// D of one head, block after block of its weight vectors.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunningDifference {
     pub(crate) ratio: f64,
@@ -90,8 +89,8 @@ impl RunningDifference {
         self.undecided >> segment & 1 == 1
     }
 
-    /// Passes through a block, in which U and C are running sums. `c_before` is C before each of its segments, `c_norm` the
-    /// norm of c, and `inside` the number of entries that each segment has.
+    /// Passes through a block, whose u and c are running sums. `c_before` is the running sum of c before each of its
+    /// segments, `c_norm` the norm of c, and `inside` the number of entries of each segment.
     #[inline(always)]
     fn pass(
         &mut self,
@@ -159,8 +158,8 @@ impl SegmentSums {
         self.blocks.last().map_or([0.0; 2], |block| [block.u[SEGMENTS - 1], block.c[SEGMENTS - 1]])
     }
 
-    /// Takes heads through a block of `valid` entries: adds the sum of |D| over every segment in which D keeps its sign,
-    /// and marks the others undecided.
+    /// Passes heads through a block of `valid` entries. Adds to each head the sum of |D| over the segments in which its
+    /// D keeps its sign, and marks the other segments undecided.
     pub(crate) fn pass_block(
         &self,
         index: usize,
@@ -178,7 +177,7 @@ impl SegmentSums {
                         *inside = valid.saturating_sub(place * SEGMENT).min(SEGMENT) as f64;
                     }
                 }
-                // The copy cannot alias the heads.
+                // A copy, which the compiler knows not to alias the heads.
                 let block = self.blocks[index];
                 let c_before = shift_in(block.c, c_before);
                 let c_norm = block.cc.sqrt();
@@ -189,7 +188,7 @@ impl SegmentSums {
         );
     }
 
-    /// Takes heads on to the next weight vector.
+    /// Ends the pass through this weight vector: adds its totals to U and C of every head.
     pub(crate) fn leave(&self, heads: &mut [RunningDifference]) {
         let [u, c] = self.totals();
         for head in heads {
@@ -199,7 +198,7 @@ impl SegmentSums {
     }
 }
 
-/// The number before each number, which is `first` for the first.
+/// The numbers moved one place on: `first`, then all but the last.
 #[inline(always)]
 fn shift_in(numbers: [f64; SEGMENTS], first: f64) -> [f64; SEGMENTS] {
     let mut shifted = [first; SEGMENTS];

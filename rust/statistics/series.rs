@@ -2,19 +2,19 @@
 //!
 //! # How it works
 //!
-//! With m the mean of the two exponents, y their difference and w = e^m, the two exponentials have the mean and the
-//! difference
+//! w = e^m is evaluated as a polynomial in m, and with it, in the [symbols](super#symbols) of this folder,
 //!
 //! c = w cosh(y / 2) = w (1 + y^2 / 8 + ...),  u = 2 w sinh(y / 2) = w (y + y^3 / 24 + ...).
 //!
-//! Few terms are enough for the weights of a model, which lie near 0, and for their changes, which lie nearer; and
-//! only every other power of y occurs in each. [`super::precision`] says how many terms are right for which weights.
+//! Low powers are enough for the weights of a model, which lie near 0, and for their changes, which lie nearer; and
+//! only every other power of y occurs in each series. [`super::precision`] says which powers are right for which
+//! weights.
 
 use super::block::Entries;
 use super::exponential::{INVERSE_FACTORIALS, exp};
 use crate::simd::real::Lanes;
 
-/// In place of a number of terms: the exponential of any number.
+/// In place of a degree: the exponential of any number, to the precision of its type.
 pub(crate) const FULL: usize = 0;
 
 /// The coefficient of w y^k: in c where k is even, in u where it is odd.
@@ -25,20 +25,21 @@ pub(crate) const fn weight_of_power(k: usize) -> f64 {
 
 /// c and u of one vector of entries.
 pub(crate) struct Terms<N, const POWERS: usize> {
-    /// (e^theta_B + e^theta_T) / 2, of the powers below POWERS - 1.
+    /// Of the powers of y below POWERS - 1.
     pub(crate) c: N,
-    /// e^theta_T - e^theta_B, of the powers below POWERS.
+    /// Of the powers of y below POWERS.
     pub(crate) u: N,
     /// w, w y and so on to w y^(POWERS - 1).
     pub(crate) powers: [N; POWERS],
 }
 
-/// Evaluates `TERMS` terms of the series of e^m, or [`FULL`], and `POWERS` powers of y.
+/// Evaluates e^m by a polynomial of degree `DEGREE`, or [`FULL`], and the series in the first `POWERS` powers of y,
+/// from y^0 on.
 #[inline(always)]
-pub(crate) fn terms<N: Lanes, const TERMS: usize, const POWERS: usize>(
+pub(crate) fn terms<N: Lanes, const DEGREE: usize, const POWERS: usize>(
     entries: Entries<N>,
 ) -> Terms<N, POWERS> {
-    terms_from(exponential::<N, TERMS>(entries.sum), entries.delta)
+    terms_from(exponential::<N, DEGREE>(entries.sum), entries.delta)
 }
 
 /// Evaluates the series in y, given w.
@@ -64,25 +65,25 @@ fn every_other_power<N: Lanes>(powers: &[N], first: usize) -> N {
     sum
 }
 
-/// The largest |m| for a series of `TERMS` terms in `f32`.
-pub(crate) const fn exponent_reach(terms: usize) -> f64 {
-    match terms {
+/// The largest |m| for a polynomial of this degree in `f32`.
+pub(crate) const fn exponent_reach(degree: usize) -> f64 {
+    match degree {
         4 => 0.1875,
         6 => 0.5,
         _ => 4.0,
     }
 }
 
-/// w = e^m, given 2 m, by TERMS terms after the first. The last odd coefficient absorbs most of the next odd term,
+/// w = e^m, given 2 m, by a polynomial of degree `DEGREE`. Its last odd coefficient absorbs most of the next odd power,
 /// which leaves an error of at most 4e-7 within [`exponent_reach`], and of 1e-8 in its inner half.
 #[inline(always)]
-pub(crate) fn exponential<N: Lanes, const TERMS: usize>(doubled: N) -> N {
-    if TERMS == FULL {
+pub(crate) fn exponential<N: Lanes, const DEGREE: usize>(doubled: N) -> N {
+    if DEGREE == FULL {
         return (doubled * doubled.constant(0.5)).map(exp);
     }
-    let mut power = doubled.constant(coefficient::<TERMS>(TERMS));
-    for k in (0..TERMS).rev() {
-        power = power.mul_add(doubled, doubled.constant(coefficient::<TERMS>(k)));
+    let mut power = doubled.constant(coefficient::<DEGREE>(DEGREE));
+    for k in (0..DEGREE).rev() {
+        power = power.mul_add(doubled, doubled.constant(coefficient::<DEGREE>(k)));
     }
     power
 }
@@ -91,17 +92,17 @@ pub(crate) fn exponential<N: Lanes, const TERMS: usize>(doubled: N) -> N {
 const ABSORBED: f64 = 0.865;
 
 #[inline(always)]
-fn coefficient<const TERMS: usize>(k: usize) -> f64 {
-    let reach = exponent_reach(TERMS);
-    let next = if k == TERMS - 1 { ABSORBED * reach * reach * INVERSE_FACTORIALS[TERMS + 1] } else { 0.0 };
+fn coefficient<const DEGREE: usize>(k: usize) -> f64 {
+    let reach = exponent_reach(DEGREE);
+    let next = if k == DEGREE - 1 { ABSORBED * reach * reach * INVERSE_FACTORIALS[DEGREE + 1] } else { 0.0 };
     (INVERSE_FACTORIALS[k] + next) / (1u64 << k) as f64
 }
 
-/// The exponentials of one entry of any size, given x = theta_B and y = theta_T - theta_B.
+/// The exponentials of one entry of any size.
 pub(crate) struct ClosedForm {
-    /// e^theta_B.
+    /// e^x.
     pub(crate) base: f64,
-    /// e^theta_T.
+    /// e^(x + y).
     pub(crate) tuned: f64,
     pub(crate) u: f64,
     pub(crate) c: f64,
@@ -122,38 +123,38 @@ mod tests {
     use crate::simd::{Instructions, Kernel, LANES, Vectors};
     use proptest::prelude::*;
 
-    struct CAndU<R, const TERMS: usize, const POWERS: usize>([R; LANES], [R; LANES]);
+    struct CAndU<R, const DEGREE: usize, const POWERS: usize>([R; LANES], [R; LANES]);
 
-    impl<R: Real, const TERMS: usize, const POWERS: usize> Kernel for CAndU<R, TERMS, POWERS> {
+    impl<R: Real, const DEGREE: usize, const POWERS: usize> Kernel for CAndU<R, DEGREE, POWERS> {
         type Output = ([R; LANES], [R; LANES]);
 
         #[inline(always)]
         fn run<S: Vectors>(self, simd: S) -> Self::Output {
             let (x, y) = (R::Lanes::<S>::load(simd, &self.0), R::Lanes::<S>::load(simd, &self.1));
             let sum = x.mul_add(x.constant(2.0), y);
-            let Terms { c, u, .. } = terms::<_, TERMS, POWERS>(Entries { base: x, delta: y, sum });
+            let Terms { c, u, .. } = terms::<_, DEGREE, POWERS>(Entries { base: x, delta: y, sum });
             (c.to_array(), u.to_array())
         }
     }
 
     /// Checks c and u at exponents whose mean is `m` and whose difference is `y`.
-    fn check<R: Real, const TERMS: usize, const POWERS: usize>(m: f64, y: f64, tolerance: f64) {
+    fn check<R: Real, const DEGREE: usize, const POWERS: usize>(m: f64, y: f64, tolerance: f64) {
         let (x, y) = (R::from_f64(m - 0.5 * y), R::from_f64(y));
         let (base, tuned) = (x.to_f64().exp(), (x.to_f64() + y.to_f64()).exp());
         let expected = (0.5 * (base + tuned), base * y.to_f64().exp_m1());
         let mut all = Vec::new();
         for instructions in Instructions::available() {
-            let (c, u) = instructions.run(CAndU::<R, TERMS, POWERS>([x; LANES], [y; LANES]));
+            let (c, u) = instructions.run(CAndU::<R, DEGREE, POWERS>([x; LANES], [y; LANES]));
             assert!(
                 (c[0].to_f64() / expected.0 - 1.0).abs() <= tolerance,
-                "{TERMS} {POWERS} {} {}",
+                "{DEGREE} {POWERS} {} {}",
                 x.to_f64(),
                 y.to_f64()
             );
             let error = (u[0].to_f64() - expected.1).abs();
             assert!(
                 error <= tolerance * expected.1.abs() + 1e-44,
-                "{TERMS} {POWERS} {} {}",
+                "{DEGREE} {POWERS} {} {}",
                 x.to_f64(),
                 y.to_f64()
             );
@@ -166,7 +167,7 @@ mod tests {
         /// The bits are the same on every instruction set.
         #[test]
         fn the_series_are_right_within_their_reach(unit_x in -1f64..1.0, unit_y in -1f64..1.0) {
-            let near = |terms| unit_x * exponent_reach(terms);
+            let near = |degree| unit_x * exponent_reach(degree);
             check::<f32, 4, 3>(near(4), unit_y / 512.0, 1e-6);
             check::<f32, 6, 3>(near(6), unit_y / 512.0, 1e-6);
             check::<f32, 4, 4>(near(4), unit_y / 128.0, 6e-7);

@@ -2,10 +2,10 @@
 //!
 //! # How it works
 //!
-//! D changes by steps of u - ratio c, over T entries.
+//! D changes by steps of u - rho c, over T entries ([symbols](super#symbols)).
 //!
-//! First bound: by Cauchy and Schwarz the path of D over T entries is no longer than sqrt(T uu) + |ratio| C, and a path
-//! from a to 0 and on to b is at least |a| + |b| long.
+//! First bound: by the Cauchy-Schwarz inequality the path of D over T entries is no longer than
+//! sqrt(T uu) + |rho| (sum of c), and a path from a to 0 and on to b is at least |a| + |b| long.
 //!
 //! Second bound: let D(t) be linear between the entries. Its energy E = integral of D'^2 is the sum of the squares of
 //! its steps, whose root is at most sqrt(uu) + `drift_norm`. A path from a to 0 in time t with area A has at least the
@@ -30,9 +30,9 @@ pub(crate) struct SegmentPath {
     pub(crate) mean: f64,
     /// The sum of u^2.
     pub(crate) uu: f64,
-    /// The sum of |ratio| c.
+    /// The sum of |rho| c.
     pub(crate) drift: f64,
-    /// At least the root of the sum of (ratio c)^2: that over the whole block.
+    /// At least the root of the sum of (rho c)^2: that over the whole block.
     pub(crate) drift_norm: f64,
 }
 
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The path of D from `before` by these steps, of which `drifts` come from ratio c, and whether its sign changes.
+    /// The path of D from `before` by these steps, of which `drifts` come from rho c, and whether its sign changes.
     fn path(before: f64, steps: &[f64], drifts: &[f64]) -> (SegmentPath, bool) {
         let (mut d, mut sum, mut changes) = (before, 0.0, false);
         for step in steps {
@@ -116,7 +116,7 @@ mod tests {
             }
         }
 
-        /// Where no entry has changed, only ratio c moves D, straight through 0.
+        /// Where no entry has changed, only rho c moves D, straight through 0.
         #[test]
         fn a_drift_through_0_changes_the_sign(scale in -30f64..0.0, share in 0f64..1.0) {
             let drift = scale.exp();

@@ -2,26 +2,23 @@
 //!
 //! # How it works
 //!
-//! Let theta be scaled by the temperature, and for every entry
-//!
-//! u = e^theta_T - e^theta_B,  c = (e^theta_T + e^theta_B) / 2,
-//!
-//! with the totals U and C and rho = U / C. The normalisers are Z_T = C (1 + rho / 2) and Z_B = C (1 - rho / 2), and
+//! The [symbols](super#symbols) are those of the folder. With C the total of c, the normalisers are
+//! Z_T = C (1 + rho / 2) and Z_B = C (1 - rho / 2), and
 //!
 //! P_T - P_B = (u - rho c) / (C (1 - rho^2 / 4)).
 //!
-//! u is computed from theta_T - theta_B, never as a difference of two nearly equal exponentials, so a score is as precise
-//! as theta_T - theta_B however close the checkpoints are. The normalisers enter last, so the sums of keys and
-//! values serve every head that reads them. The mean of both exponentials is the point of reference because the
-//! series of u, of c and of the divergences then lack every other term.
+//! u is computed from delta, never as a difference of two nearly equal exponentials, so a score is as precise as delta,
+//! however close the checkpoints are. The normalisers enter last, so the sums of keys and values serve every head that
+//! reads them. The sums are those of u and c, not of the two exponentials, because the series of u, of c and of the
+//! divergences lack every other term.
 
-use super::divergence::{DIVERGENCE_TERMS, Divergences};
+use super::divergence::{DIVERGENCE_DEGREE, Divergences};
 use super::series::weight_of_power;
 use super::weight_change::WeightChange;
 use crate::simd::Instructions;
 
-/// What is subtracted from the exponents where exponentials could overflow, or where the largest entry outweighs all
-/// others: x = theta_B - base_max and y = delta - shift, both over the temperature. No statistic depends on it.
+/// What is subtracted where exponentials could overflow, or where the largest entry outweighs all others:
+/// x = (theta_B - base_max) / temperature and y = (delta - shift) / temperature - center. No statistic depends on it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ExponentOffset {
     /// The largest entry of theta_B.
@@ -51,7 +48,7 @@ pub(crate) struct SoftmaxSums {
     pub(crate) uc: f64,
     pub(crate) uu: f64,
     /// The sums of w y^k over the blocks computed by series.
-    pub(crate) moments: [f64; DIVERGENCE_TERMS + 1],
+    pub(crate) moments: [f64; DIVERGENCE_DEGREE + 1],
     /// Whether a block was computed in `f32`, which is right only for a small log(Z_T / Z_B).
     pub(crate) has_f32: bool,
     /// The sums of u and c over the blocks computed in closed form.

@@ -1,8 +1,6 @@
 //! The table of statistics: the name of each, and its formula in terms of the measurements of a head.
 //!
-//! A new statistic needs a row in [`STATISTICS`] and its length, what it is made of in [`HeadMeasurements`], a meaning in
-//! `python/alps/statistics.py`, which reads the names from here, and its formula in the docstring of `alps.scan`;
-//! [`Statistic::allows`] has to know it if its value can be infinite or not a number.
+//! CONTRIBUTING.md says what a new statistic needs.
 
 use super::head::HeadMeasurements;
 
@@ -20,8 +18,8 @@ pub struct Statistic {
 }
 
 impl Statistic {
-    /// Whether the statistic of finite weights can have this value. `relative_delta` is infinite where the base is
-    /// 0, and `wasserstein_z` is not a number where nothing has moved.
+    /// Whether the statistic can have this value for finite weights. `relative_delta` is infinite where the base is
+    /// 0, and `wasserstein_z` is not a number where no weight has changed.
     pub fn allows(&self, value: f64) -> bool {
         match self.name {
             "relative_delta" => !value.is_nan(),
@@ -73,9 +71,9 @@ fn relative_delta(head: &HeadMeasurements) -> f64 {
     (change.delta_squares / change.base_squares).sqrt()
 }
 
-/// The standard score of the Wasserstein score among the same changes in shuffled order. Their running
-/// sum is a Brownian bridge of total variance `distance`^2: its mean absolute area is sqrt(pi / 32), and
-/// the mean square of that area 7 / 60. Not a number where nothing has moved.
+/// The Wasserstein score in standard deviations from its mean over random orders of the same changes. In random order
+/// the running sum of the changes is a Brownian bridge; over the norm of the changes, the area under its absolute value
+/// has the mean sqrt(pi / 32) and the mean square 7 / 60. Not a number where no weight has changed.
 fn wasserstein_z(head: &HeadMeasurements) -> f64 {
     const MEAN_SQUARED: f64 = std::f64::consts::PI / 32.0;
     const MEAN_SQUARE: f64 = 7.0 / 60.0;

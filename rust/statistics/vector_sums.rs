@@ -149,14 +149,14 @@ impl VectorSums {
 }
 
 impl BlockOperation for VectorSums {
-    fn f32_series<E: BlockEntries<Number = f32>, const TERMS: usize, const POWERS: usize>(
+    fn f32_series<E: BlockEntries<Number = f32>, const DEGREE: usize, const POWERS: usize>(
         &mut self,
         entries: E,
     ) -> Magnitudes {
         let Self { block, f32_buffers: buffers, .. } = self;
-        self.settings.instructions.run(SumBlock::<E, TERMS, POWERS> { entries, sums: block, buffers });
+        self.settings.instructions.run(SumBlock::<E, DEGREE, POWERS> { entries, sums: block, buffers });
         let magnitudes = block.magnitudes;
-        if SeriesLengths::new(TERMS, POWERS).cover(&magnitudes) {
+        if SeriesLengths::new(DEGREE, POWERS).cover(&magnitudes) {
             self.sums.change.merge(&block.change.scaled(self.settings.temperature));
             self.sums.has_f32 = true;
             self.add_summed_block(POWERS, BLOCK);

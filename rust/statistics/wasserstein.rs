@@ -3,9 +3,9 @@
 //!
 //! # How it works
 //!
-//! For each head the area is the sum over its entries of |D|, D = U - rho C ([`super::segments`]). A block is passed in
-//! two stages: [`SegmentSums`](super::segments::SegmentSums) adds the segments in which D keeps its sign, and this file
-//! takes the exponentials of the other blocks once more, for all heads together, and adds |D| entry by entry over their
+//! The area of a head is the sum of |D| over its entries ([`super::segments`]). It is added in two stages.
+//! [`SegmentSums`](super::segments::SegmentSums) adds the segments in which D keeps its sign. This file takes the
+//! exponentials of blocks with other segments once more, for all heads together, and adds |D| entry by entry over these
 //! undecided segments, about an eighth of all.
 
 use std::array;
@@ -20,7 +20,7 @@ use super::weight_vector::WeightVector;
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
-/// Takes heads through a weight vector, and adds to the area of each the sum of |D| over the entries of the vector.
+/// Passes heads through a weight vector: adds to the area of each the sum of |D| over the entries of the vector.
 pub(crate) fn add_areas(
     vector: &WeightVector,
     sums: &VectorSums,
@@ -44,15 +44,15 @@ struct AddUndecided<'a> {
     heads: &'a mut [RunningDifference],
 }
 
-struct UndecidedAreas<'a, E, const TERMS: usize, const POWERS: usize> {
+struct UndecidedAreas<'a, E, const DEGREE: usize, const POWERS: usize> {
     entries: E,
     /// The number of entries of the block that exist.
     valid: usize,
     heads: &'a mut [RunningDifference],
 }
 
-impl<E: BlockEntries, const TERMS: usize, const POWERS: usize> Kernel
-    for UndecidedAreas<'_, E, TERMS, POWERS>
+impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
+    for UndecidedAreas<'_, E, DEGREE, POWERS>
 {
     type Output = ();
 
@@ -69,7 +69,7 @@ impl<E: BlockEntries, const TERMS: usize, const POWERS: usize> Kernel
                 #[inline(always)]
                 |step| {
                     let [even, odd] = entries.load(simd, segment * STEPS + step);
-                    [u_and_c::<_, TERMS, POWERS>(even), u_and_c::<_, TERMS, POWERS>(odd)]
+                    [u_and_c::<_, DEGREE, POWERS>(even), u_and_c::<_, DEGREE, POWERS>(odd)]
                 },
             );
             for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
@@ -84,8 +84,8 @@ impl<E: BlockEntries, const TERMS: usize, const POWERS: usize> Kernel
 }
 
 #[inline(always)]
-fn u_and_c<N: Lanes, const TERMS: usize, const POWERS: usize>(entries: Entries<N>) -> (N, N) {
-    let Terms { u, c, .. } = terms::<N, TERMS, POWERS>(entries);
+fn u_and_c<N: Lanes, const DEGREE: usize, const POWERS: usize>(entries: Entries<N>) -> (N, N) {
+    let Terms { u, c, .. } = terms::<N, DEGREE, POWERS>(entries);
     (u, c)
 }
 
@@ -135,12 +135,12 @@ fn keep_first<N: Lanes>([even, odd]: [N; 2], count: usize) -> [N; 2] {
 }
 
 impl BlockOperation for AddUndecided<'_> {
-    fn f32_series<E: BlockEntries<Number = f32>, const TERMS: usize, const POWERS: usize>(
+    fn f32_series<E: BlockEntries<Number = f32>, const DEGREE: usize, const POWERS: usize>(
         &mut self,
         entries: E,
     ) -> Magnitudes {
         let heads = &mut *self.heads;
-        self.instructions.run(UndecidedAreas::<E, TERMS, POWERS> { entries, valid: BLOCK, heads });
+        self.instructions.run(UndecidedAreas::<E, DEGREE, POWERS> { entries, valid: BLOCK, heads });
         // The first pass has measured the block.
         Magnitudes::default()
     }

@@ -33,7 +33,7 @@ pub(super) fn is_in_page_cache(file: &File, offset: u64, length: usize) -> bool 
 /// A whole file in the address space of this process, which takes no memory until pages are accessed.
 #[derive(Debug)]
 pub(super) struct Mapping {
-    // Dropped first, so that the handler never answers for addresses that belong to others.
+    // Dropped first, so that the handler never handles faults at addresses that no longer belong to the mapping.
     guard: Guard,
     addresses: Addresses,
 }

@@ -2,10 +2,11 @@
 //!
 //! # How the handler works
 //!
-//! The handler is installed while any file is mapped. Each mapping has a [`Guard`], whose addresses stand in a table that
-//! the handler can read. For a fault inside these addresses it maps zeros over all of them and sets the flag of the
-//! guard; the thread then goes on, and the scan fails when it checks the range (`RangeBuffer::check`). For every other fault or signal it calls the handler that was there before. A signal
-//! handler may neither lock nor allocate, so the table has a fixed size and atomic fields.
+//! The handler is installed while any file is mapped. Each mapping has a [`Guard`], whose addresses are in a table that
+//! the handler reads. After a fault at one of these addresses, the handler maps zeros at all addresses of the guard and
+//! sets its flag. The thread then goes on, and the scan fails when it checks the range (`RangeBuffer::check`). For
+//! every other fault or signal, the handler calls the one that was installed before. A signal handler may neither lock
+//! nor allocate, so the table has a fixed size and atomic fields.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -35,14 +36,15 @@ pub(super) fn unblock_sigbus() {
     }
 }
 
-/// Makes the handler answer for faults at some addresses, as long as it lives.
+/// A range of addresses. While it lives, the handler handles faults at them.
 #[derive(Debug)]
 pub(super) struct Guard {
     entry: &'static Entry,
 }
 
 impl Guard {
-    /// Returns nothing if the handler cannot be installed, if another one was installed over it, or if the table is full.
+    /// Returns nothing if the handler cannot be installed, if another one was installed over it, or if the table is
+    /// full.
     pub(super) fn new(start: usize, length: usize) -> Option<Self> {
         Handler::acquire()?;
         let is_free = |entry: &&Entry| !entry.is_claimed.swap(true, Ordering::Acquire);

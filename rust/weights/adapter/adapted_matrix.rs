@@ -23,7 +23,7 @@ pub(super) struct AdaptedMatrix {
 #[derive(Debug)]
 pub(super) enum RowChange {
     /// W itself, in the number format of changed weights.
-    None,
+    Unchanged,
     /// W + scale * delta. With a magnitude for each row, every row is then scaled to that length.
     Add { delta: WeightDelta, scale: f64, magnitude: Option<FactorTensor> },
     /// Each row times a number of its own.
@@ -105,7 +105,7 @@ impl ChangedRows<'_> {
         let (factors, columns, first) = (&*self.matrix.factors, self.matrix.in_features(), self.rows.start);
         let rows = || self.rows.clone();
         match self.change {
-            RowChange::None => self.read_with(into, scratch, |_, _| Ok(())),
+            RowChange::Unchanged => self.read_with(into, scratch, |_, _| Ok(())),
             RowChange::Add { delta, scale, magnitude } => {
                 let delta = delta.read_rows(factors, rows())?;
                 let lengths =
@@ -119,7 +119,7 @@ impl ChangedRows<'_> {
                     let Some(lengths) = &lengths else { return Ok(()) };
                     let length = weights.iter().map(|weight| weight * weight).sum::<f64>().sqrt();
                     if length == 0.0 {
-                        return Err(factors.refuse(format!(
+                        return Err(factors.refusal(format!(
                             "{} gives row {row} a length, but all weights of that row are 0",
                             magnitude.as_ref().map_or_else(String::new, |lengths| quote(&lengths.name))
                         )));
@@ -157,7 +157,7 @@ impl ChangedRows<'_> {
                     let into = into[place * columns * to.size()..].chunks_exact_mut(columns * to.size());
                     for (stored, into) in stored.chunks_exact(columns * from.size()).zip(into) {
                         from.decode(stored, &mut weights);
-                        encode(to, &weights, into);
+                        to.encode(&weights, into);
                     }
                 }
                 Ok(())
@@ -187,7 +187,7 @@ impl ChangedRows<'_> {
                 || {
                     from.decode(&into[stored..stored + stored_length], &mut weights);
                     change(row, &mut weights)?;
-                    encode(to, &weights, &mut into[place * length..(place + 1) * length]);
+                    to.encode(&weights, &mut into[place * length..(place + 1) * length]);
                     Ok(())
                 },
             )?;
@@ -239,20 +239,6 @@ fn runs(sources: &[Option<usize>]) -> Vec<(usize, Range<usize>)> {
         }
     }
     runs
-}
-
-/// Encodes numbers as `F32` or `F64`.
-#[inline(always)]
-fn encode(dtype: Dtype, numbers: &[f64], into: &mut [u8]) {
-    if dtype == Dtype::F64 {
-        for (number, into) in numbers.iter().zip(into.chunks_exact_mut(size_of::<f64>())) {
-            into.copy_from_slice(&number.to_le_bytes());
-        }
-    } else {
-        for (number, into) in numbers.iter().zip(into.chunks_exact_mut(size_of::<f32>())) {
-            into.copy_from_slice(&(*number as f32).to_le_bytes());
-        }
-    }
 }
 
 #[cfg(test)]

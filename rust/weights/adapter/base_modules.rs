@@ -8,7 +8,8 @@
 //!
 //! Since version 5, transformers also renames and splits tensors when it loads a model: ViT's
 //! `encoder.layer.0.attention.attention.query` becomes `layers.0.attention.q_proj`, and queries, keys and values in one
-//! tensor become three modules. [`BaseModules::find_by_role`] matches such names by the number of the layer and the role.
+//! tensor become three modules. [`BaseModules::find_by_role`] matches such names by the number of the layer and the
+//! role.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;

@@ -11,8 +11,7 @@ use serde_json::{Map, Value};
 use super::base_modules::is_outside_attention;
 use crate::attention::may_be_attention;
 use crate::checkpoint::{json_refusal, read_text};
-use crate::error::{quote, shorten};
-use crate::{Error, Result};
+use crate::error::{Error, Result, quote, shorten};
 
 /// The parts of an adapter's configuration that concern weights.
 #[derive(Debug)]
@@ -106,8 +105,8 @@ impl RankConfig {
 
 /// Numbers for modules by patterns of their names, in the order of the file. The first pattern that matches counts.
 ///
-/// The patterns are regular expressions of Python, lookaround included; `fancy_regex` matches them. Operations on sets are
-/// refused, and the number of steps that a match may take is limited.
+/// The patterns are regular expressions of Python, lookaround included; `fancy_regex` matches them. Operations on sets
+/// are refused, and the number of steps that a match may take is limited.
 #[derive(Debug, Default)]
 struct NumberByModule(Vec<(Regex, f64)>);
 
@@ -146,8 +145,8 @@ impl<'de> Visitor<'de> for NumberByModuleVisitor {
         while let Some((pattern, number)) = map.next_entry::<String, f64>()? {
             if let Some(operator) = ["&&", "--", "~~", "[["].iter().find(|it| pattern.contains(**it)) {
                 return Err(serde::de::Error::custom(format_args!(
-                    "the pattern {} has {operator}, which may be an operation on sets in one reader and text in another; \
-                     write it with a backslash",
+                    "the pattern {} has {operator}, which may be an operation on sets in one reader and text in \
+                     another; write it with a backslash",
                     quote(&pattern)
                 )));
             }

@@ -5,10 +5,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::error::quote;
+use crate::error::{Error, Result, quote};
 use crate::number_format::Dtype;
 use crate::simd::{Instructions, LANES};
-use crate::{Error, Result};
 
 /// The largest number of bytes of whole tensors that are cached, besides the newest tensor. The cache holds the LoRA
 /// matrices A of the layers that are being read: one of rank 64 takes 1 MB where rows are 4096 long.
@@ -25,11 +24,6 @@ pub(super) struct FactorStore {
 impl FactorStore {
     pub(super) fn new(checkpoint: Checkpoint) -> Self {
         Self { checkpoint: Arc::new(checkpoint), cache: Mutex::default() }
-    }
-
-    /// The names of all tensors of the adapter.
-    pub(super) fn tensor_names(&self) -> impl Iterator<Item = &str> {
-        self.checkpoint.tensors().map(|(name, _)| name)
     }
 
     /// Reads a whole tensor, or takes it from the cache.
@@ -73,17 +67,17 @@ impl FactorStore {
         }
     }
 
-    pub(super) fn refuse(&self, problem: impl Into<String>) -> Error {
+    pub(super) fn refusal(&self, problem: impl Into<String>) -> Error {
         Error::checkpoint(self.checkpoint.path(), problem)
     }
 
     pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.checkpoint.tensor(name).ok_or_else(|| self.refuse(format!("tensor {} is missing", quote(name))))
+        self.checkpoint.tensor(name).ok_or_else(|| self.refusal(format!("tensor {} is missing", quote(name))))
     }
 
     fn dtype(&self, name: &str, tensor: &Tensor) -> Result<Dtype> {
         Dtype::from_stored(tensor.dtype).ok_or_else(|| {
-            self.refuse(format!(
+            self.refusal(format!(
                 "tensor {} is stored as {}; expected F16, BF16, F32 or F64",
                 quote(name),
                 tensor.dtype
@@ -213,7 +207,8 @@ mod tests {
             multiply(&left, &right, inner, columns, &mut product);
             for row in 0..rows {
                 for column in 0..columns {
-                    let terms = (0..inner).map(|k| f64::from(left[row * inner + k]) * f64::from(right[k * columns + column]));
+                    let factors = |k: usize| (left[row * inner + k], right[k * columns + column]);
+                    let terms = (0..inner).map(factors).map(|(left, right)| f64::from(left) * f64::from(right));
                     let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                     let found = f64::from(product[row * columns + column]);
                     prop_assert!((found - sum).abs() <= size * 1e-6, "{found} {sum}");

@@ -7,9 +7,8 @@ use super::factors::{FactorMatrix, FactorTensor};
 use super::tensors::ModuleTensors;
 use crate::attention::{Orientation, Projection};
 use crate::checkpoint::Tensor;
-use crate::error::quote;
+use crate::error::{Error, Result, quote};
 use crate::weights::float_matrix;
-use crate::{Error, Result};
 
 /// A module of the base with the tensors that change it.
 pub(super) struct ChangedModule<'a> {
@@ -49,7 +48,7 @@ impl<'a> ChangedModule<'a> {
             (false, true) => {
                 let name = quote(self.tensor(magnitude)?);
                 let problem = "although `use_dora` is not set in the configuration";
-                return Err(self.refuse(format!("there is a tensor {name}, {problem}")));
+                return Err(self.refusal(format!("there is a tensor {name}, {problem}")));
             }
         };
         Ok(RowChange::Add { delta, scale: self.scale(&lora.ranks)?, magnitude })
@@ -83,7 +82,7 @@ impl<'a> ChangedModule<'a> {
         let found = [first.rows().checked_mul(second.rows()), first.columns().checked_mul(second.columns())];
         let expected = self.features;
         if found != expected.map(Some) {
-            return Err(self.refuse(format!(
+            return Err(self.refusal(format!(
                 "its weights are {expected:?} (out, in) in the base, but the product of the factors [{}, {}] and \
                  [{}, {}] is not",
                 first.rows(),
@@ -106,7 +105,7 @@ impl<'a> ChangedModule<'a> {
         match self.shape(name)? {
             &[rows, 1] if rows == out => Ok(RowChange::ScaleRows(self.factor(name, out, 1)?)),
             &[1, columns] if columns == input => Ok(RowChange::ScaleColumns(self.factor(name, 1, input)?)),
-            shape => Err(self.refuse_tensor(
+            shape => Err(self.tensor_refusal(
                 name,
                 format!("should have the shape [{out}, 1] or [1, {input}], but has the shape {shape:?}"),
             )),
@@ -119,12 +118,12 @@ impl<'a> ChangedModule<'a> {
         let [out, input] = self.features;
         let checkpoint = &self.adapter.factors.checkpoint;
         let indices = self.find("alps_indices")?;
-        let refuse = |problem: String| self.refuse_tensor("alps_indices", problem);
+        let refusal = |problem: String| self.tensor_refusal("alps_indices", problem);
         let [count] = indices.shape[..] else {
-            return Err(refuse(format!("should be a list, but has the shape {:?}", indices.shape)));
+            return Err(refusal(format!("should be a list, but has the shape {:?}", indices.shape)));
         };
         if indices.dtype != safetensors::Dtype::I64 {
-            return Err(refuse(format!(
+            return Err(refusal(format!(
                 "should hold numbers of rows as I64, but is stored as {}",
                 indices.dtype
             )));
@@ -140,7 +139,7 @@ impl<'a> ChangedModule<'a> {
             let reason = format!("{} lists {count} rows", quote(self.tensor("alps_indices")?));
             let problem =
                 format!("should have the shape {expected:?} ({reason}), but has the shape {found:?}");
-            return Err(self.refuse_tensor("alps_rows", problem));
+            return Err(self.tensor_refusal("alps_rows", problem));
         }
         let rows = float_matrix::open(checkpoint, &module)?;
         let mut bytes = vec![0; count * size_of::<i64>()];
@@ -150,8 +149,8 @@ impl<'a> ChangedModule<'a> {
             let row = i64::from_le_bytes(*bytes);
             match usize::try_from(row).ok().and_then(|row| sources.get_mut(row)) {
                 Some(place @ None) => *place = Some(source),
-                Some(Some(_)) => return Err(refuse(format!("lists row {row} twice"))),
-                None => return Err(refuse(format!("lists row {row}, but the module has {out} rows"))),
+                Some(Some(_)) => return Err(refusal(format!("lists row {row} twice"))),
+                None => return Err(refusal(format!("lists row {row}, but the module has {out} rows"))),
             }
         }
         Ok(RowChange::Replace { rows, sources })
@@ -160,7 +159,7 @@ impl<'a> ChangedModule<'a> {
     /// The name of the module's tensor with this ending.
     fn tensor(&self, ending: &str) -> Result<&'a str> {
         self.tensors.own.get(ending).map(|name| &**name).ok_or_else(|| {
-            self.refuse(format!("there is {}, but no tensor `{ending}`", quote(self.tensors.any_name())))
+            self.refusal(format!("there is {}, but no tensor `{ending}`", quote(self.tensors.any_name())))
         })
     }
 
@@ -173,24 +172,24 @@ impl<'a> ChangedModule<'a> {
     }
 
     fn scale(&self, ranks: &RankConfig) -> Result<f64> {
-        ranks.scale(self.name).map_err(|problem| self.refuse(problem))
+        ranks.scale(self.name).map_err(|problem| self.refusal(problem))
     }
 
     /// The rows and columns of a matrix.
     fn sizes(&self, ending: &str) -> Result<[usize; 2]> {
         self.shape(ending)?.try_into().map_err(|_| {
             let found = self.shape(ending).unwrap_or_default();
-            self.refuse(format!("tensor `{ending}` should be a matrix, but has the shape {found:?}"))
+            self.refusal(format!("tensor `{ending}` should be a matrix, but has the shape {found:?}"))
         })
     }
 
     fn rank(&self, ranks: &RankConfig) -> Result<usize> {
-        let rank = ranks.rank(self.name).map_err(|problem| self.refuse(problem))?;
+        let rank = ranks.rank(self.name).map_err(|problem| self.refusal(problem))?;
         if rank.fract() == 0.0 && (1.0..=1e9).contains(&rank) {
             return Ok(rank as usize);
         }
         Err(self
-            .refuse(format!("its rank should be a whole number from 1, but is {rank} by the configuration")))
+            .refusal(format!("its rank should be a whole number from 1, but is {rank} by the configuration")))
     }
 
     /// A product of the size of the module's weights, of factors [out, rank] and [rank, in].
@@ -204,7 +203,7 @@ impl<'a> ChangedModule<'a> {
         let found = self.shape(ending)?;
         if found != [rows, columns] {
             let reason = format!("the module's weights are {:?} in the base", self.features);
-            return Err(self.refuse_tensor(
+            return Err(self.tensor_refusal(
                 ending,
                 format!("should have the shape [{rows}, {columns}] ({reason}), but has the shape {found:?}"),
             ));
@@ -216,12 +215,12 @@ impl<'a> ChangedModule<'a> {
         Ok(FactorTensor { name: self.tensor(ending)?.to_owned(), rows, columns })
     }
 
-    fn refuse_tensor(&self, ending: &str, problem: String) -> Error {
+    fn tensor_refusal(&self, ending: &str, problem: String) -> Error {
         let name = self.tensor(ending).unwrap_or(ending);
-        self.refuse(format!("tensor {} {problem}", quote(name)))
+        self.refusal(format!("tensor {} {problem}", quote(name)))
     }
 
-    fn refuse(&self, problem: impl Into<String>) -> Error {
-        self.adapter.refuse(format!("module {}: {}", quote(self.name), problem.into()))
+    fn refusal(&self, problem: impl Into<String>) -> Error {
+        self.adapter.factors.refusal(format!("module {}: {}", quote(self.name), problem.into()))
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! # How adapted weights are read
 //!
-//! No changed matrix is ever held whole. A matrix of the base is wrapped in a [`WeightMatrix`] that changes the rows that
-//! are read, as PEFT's `merge_and_unload` would: for LoRA, rows of W + s B A. `scan/opened_model.rs` asks
+//! No changed matrix is ever held whole. A matrix of the base is wrapped in a [`WeightMatrix`] that changes the rows
+//! that are read, as PEFT's `merge_and_unload` would: for LoRA, rows of W + s B A. `scan/opened_model.rs` asks
 //! [`AdapterOnBase::adapt`] to wrap each projection.
 //!
 //! 1. `config` reads the kind of adapter and its parameters, `tensors` groups its tensors by module.
@@ -18,7 +18,7 @@ mod factors;
 mod fit;
 mod tensors;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,9 +31,8 @@ use self::fit::ChangedModule;
 use self::tensors::{ModuleTensors, tensors_by_module};
 use crate::attention::{Attention, Orientation, Projection};
 use crate::checkpoint::{Checkpoint, has_weights};
-use crate::error::quote;
+use crate::error::{Result, quote};
 use crate::weights::WeightMatrix;
-use crate::{Error, Result};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -77,6 +76,8 @@ pub struct Adapter {
     factors: Arc<FactorStore>,
     /// The tensors of each changed module, by its name where the adapter was trained.
     changes: BTreeMap<String, ModuleTensors>,
+    /// The names of the modules whose biases change, likewise.
+    biased: BTreeSet<String>,
 }
 
 impl Adapter {
@@ -84,13 +85,13 @@ impl Adapter {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if a file cannot be read; [`Error::Checkpoint`] if one is not what it should be, or if the
-    /// adapter is of a kind that is not read.
+    /// [`crate::Error::Io`] if a file cannot be read; [`crate::Error::Checkpoint`] if one is not what it should be, or
+    /// if the adapter is of a kind that is not read.
     pub fn open(folder: &Path) -> Result<Self> {
         let config = AdapterConfig::read(&folder.join(CONFIG))?;
         let checkpoint = Checkpoint::open_file(folder, WEIGHTS)?;
-        let changes = tensors_by_module(&checkpoint, &config.kind)?;
-        Ok(Self { config, factors: Arc::new(FactorStore::new(checkpoint)), changes })
+        let (changes, biased) = tensors_by_module(&checkpoint, &config.kind)?;
+        Ok(Self { config, factors: Arc::new(FactorStore::new(checkpoint)), changes, biased })
     }
 
     /// The name of the adapter's kind in PEFT.
@@ -108,7 +109,7 @@ impl Adapter {
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] if a module that could hold attention is not there, or could be several.
+    /// [`crate::Error::Checkpoint`] if a module that could hold attention is not there, or could be several.
     pub fn find_modules<'n>(
         self,
         path: &Path,
@@ -117,10 +118,11 @@ impl Adapter {
     ) -> Result<AdapterOnBase> {
         let scanned = attention.map(|attention| attention.geometry().component);
         let modules = BaseModules::new(tensors, scanned);
+        let find_by_role = |module: &str| modules.find_by_role(attention?, module);
         let mut places: BTreeMap<String, Vec<ModulePlace>> = BTreeMap::new();
         for (module, own_tensors) in &self.changes {
             let found = modules.find(module).map_err(|candidates| {
-                self.refuse(format!(
+                self.factors.refusal(format!(
                     "the adapter changes the module {}, which could be any of {} in {}",
                     quote(module),
                     candidates.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "),
@@ -130,14 +132,12 @@ impl Adapter {
             let found = match found {
                 Some(name) => Some((name, None)),
                 None if own_tensors.replacement.is_some() => None,
-                None => attention.and_then(|attention| {
-                    let (found, rows) = modules.find_by_role(attention, module)?;
-                    Some((&*found.name, (rows.len() < found.out_features).then_some(rows)))
-                }),
+                None => find_by_role(module)
+                    .map(|(found, rows)| (&*found.name, (rows.len() < found.out_features).then_some(rows))),
             };
             let Some((name, rows)) = found else {
                 if may_hold_attention(module) {
-                    return Err(self.refuse(format!(
+                    return Err(self.factors.refusal(format!(
                         "the adapter changes the module {} (by {}), but {} has no such module; is it another base \
                          than the one that the adapter was trained on{}?",
                         quote(module),
@@ -154,7 +154,7 @@ impl Adapter {
                 _ => true,
             };
             if let Some(other) = others.iter().find(overlaps) {
-                return Err(self.refuse(format!(
+                return Err(self.factors.refusal(format!(
                     "the modules {} and {} would both change {} of {}",
                     quote(&other.adapter_name),
                     quote(module),
@@ -167,11 +167,13 @@ impl Adapter {
         for places in places.values_mut() {
             places.sort_unstable_by_key(|place| place.rows.as_ref().map_or(0, |rows| rows.start));
         }
-        Ok(AdapterOnBase { adapter: self, places })
-    }
-
-    fn refuse(&self, problem: impl Into<String>) -> Error {
-        self.factors.refuse(problem)
+        let biased = self.biased.iter().flat_map(|module| match modules.find(module) {
+            Ok(Some(name)) => vec![name],
+            Ok(None) => find_by_role(module).map(|(found, _)| &*found.name).into_iter().collect(),
+            Err(candidates) => candidates,
+        });
+        let biased = biased.map(str::to_owned).collect();
+        Ok(AdapterOnBase { adapter: self, places, biased })
     }
 }
 
@@ -190,6 +192,8 @@ pub struct AdapterOnBase {
     adapter: Adapter,
     /// The modules of the adapter, in the order of their rows, by the name of the base's module.
     places: BTreeMap<String, Vec<ModulePlace>>,
+    /// The modules of the base whose biases change.
+    biased: BTreeSet<String>,
 }
 
 impl AdapterOnBase {
@@ -199,24 +203,18 @@ impl AdapterOnBase {
     }
 
     /// Whether the adapter changes the weights of this module of the base.
-    pub fn changes(&self, module: &str) -> bool {
+    pub fn is_changed(&self, module: &str) -> bool {
         !self.places(module).is_empty()
     }
 
     /// Whether the adapter changes the bias of this module of the base.
-    pub(crate) fn changes_bias(&self, module: &str) -> bool {
-        let names = || self.adapter.factors.tensor_names();
-        let is_bias = |name: &str, module: &str| {
-            let inside = name.split_once(&format!("{module}.")).map(|(_, inside)| inside);
-            inside.is_some_and(|inside| inside.contains("bias"))
-        };
-        let mut modules = self.places(module).iter().map(|place| &*place.adapter_name).chain([module]);
-        modules.any(|module| names().any(|name| is_bias(name, module)))
+    pub(crate) fn is_bias_changed(&self, module: &str) -> bool {
+        self.biased.contains(module)
+            || without_in_proj(module).is_some_and(|whole| self.biased.contains(whole))
     }
 
     fn places(&self, module: &str) -> &[ModulePlace] {
-        // For torch's multi-head attention the adapter names the module, the base a tensor within it.
-        let whole = || self.places.get(module.strip_suffix(".in_proj_weight")?);
+        let whole = || self.places.get(without_in_proj(module)?);
         self.places.get(module).or_else(whole).map_or(&[], |places| places)
     }
 
@@ -225,7 +223,7 @@ impl AdapterOnBase {
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] if they are of another shape.
+    /// [`crate::Error::Checkpoint`] if they are of another shape.
     pub(crate) fn replacement(
         &self,
         projection: &Projection,
@@ -236,7 +234,7 @@ impl AdapterOnBase {
         let factors = &self.adapter.factors;
         let (expected, found) = (replacement.stored_shape(), &factors.tensor(name)?.shape);
         if *found != expected {
-            return Err(self.adapter.refuse(format!(
+            return Err(factors.refusal(format!(
                 "tensor {} should have the shape {expected:?}, as in the base, but has the shape {found:?}",
                 quote(name)
             )));
@@ -249,7 +247,7 @@ impl AdapterOnBase {
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] if the adapter's tensors do not fit the module, or contradict its configuration.
+    /// [`crate::Error::Checkpoint`] if the adapter's tensors do not fit the module, or contradict its configuration.
     pub fn adapt(
         &self,
         module: &str,
@@ -264,7 +262,7 @@ impl AdapterOnBase {
         for ModulePlace { adapter_name, rows } in places {
             let rows = rows.clone().unwrap_or(0..out);
             if end < rows.start {
-                changes.push((end..rows.start, RowChange::None));
+                changes.push((end..rows.start, RowChange::Unchanged));
             }
             end = rows.end;
             let (tensors, features) = (&adapter.changes[adapter_name], [rows.len(), base.in_features()]);
@@ -272,8 +270,55 @@ impl AdapterOnBase {
             changes.push((rows, module.change()?));
         }
         if end < out {
-            changes.push((end..out, RowChange::None));
+            changes.push((end..out, RowChange::Unchanged));
         }
         Ok(Box::new(AdaptedMatrix { base, changes, factors: adapter.factors.clone() }))
+    }
+}
+
+/// The name of torch's multi-head attention, which an adapter names where the base names a tensor within it.
+fn without_in_proj(module: &str) -> Option<&str> {
+    module.strip_suffix(".in_proj_weight")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn changed_biases_are_found_by_the_module_of_the_base() {
+        let attention = "base_model.model.model.layers.0.self_attn";
+        let names = [
+            "q_proj.lora_A.weight",
+            "q_proj.lora_B.weight",
+            "k_proj.lora_A.weight",
+            "k_proj.lora_B.weight",
+            "k_proj.lora_B.bias",
+            "v_proj.base_layer.bias",
+        ]
+        .map(|name| format!("{attention}.{name}"));
+        let others = ["base_model.model.vision.attn.in_proj_bias", "base_model.model.lm_head.bias"];
+        let zeros = [0; 4];
+        let view =
+            || safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, 1], &zeros).unwrap();
+        let tensors = names.iter().map(|name| &**name).chain(others).map(|name| (name, view()));
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(WEIGHTS), safetensors::serialize(tensors, None).unwrap()).unwrap();
+        fs::write(folder.path().join(CONFIG), r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#).unwrap();
+        let modules = ["q_proj", "k_proj", "v_proj"].map(|name| format!("layers.0.self_attn.{name}"));
+        let stored: Vec<String> = (modules.iter())
+            .flat_map(|module| ["weight", "bias"].map(|end| format!("{module}.{end}")))
+            .chain(["in_proj_weight", "in_proj_bias"].map(|end| format!("vision.attn.{end}")))
+            .collect();
+        let adapter = Adapter::open(folder.path()).unwrap();
+        let adapted =
+            adapter.find_modules(Path::new("base"), stored.iter().map(|name| &**name), None).unwrap();
+        assert_eq!(modules.each_ref().map(|module| adapted.is_changed(module)), [true, true, false]);
+        assert_eq!(modules.each_ref().map(|module| adapted.is_bias_changed(module)), [false, true, true]);
+        assert!(adapted.is_bias_changed("vision.attn.in_proj_weight"));
+        assert!(!adapted.is_bias_changed("lm_head"));
     }
 }

@@ -2,9 +2,9 @@
 
 use safetensors::Dtype;
 
-use super::config::AwqConfig;
 use super::input_groups::InputGroups;
 use super::input_major::{InputMajorMatrix, WordPacking};
+use super::method::AwqConfig;
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
 use crate::error::Result;
@@ -24,12 +24,12 @@ pub(super) fn open(
     if config.bits != 4 {
         return Err(module.unsupported(format!("is quantised by AWQ to {} bits", config.bits)));
     }
-    codes.expect_dtype(Dtype::I32)?;
+    codes.check_dtype(Dtype::I32)?;
     let [inputs, packed] = codes.matrix()?;
     let features = [packed * CODES_IN_WORD, inputs];
     let groups = InputGroups::new(module.require("scales")?, features, Some(config.group_size), None)?;
     let zero_points = module.require("qzeros")?;
     let reason = format!("{} groups, packed like the codes", groups.count);
-    zero_points.expect(Dtype::I32, &[groups.count, packed], &reason)?;
+    zero_points.check(Dtype::I32, &[groups.count, packed], &reason)?;
     Ok((Scheme::Awq, InputMajorMatrix { codes, zero_points, groups, packing: WordPacking::Awq, features }))
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::QuantisedModule;
 use super::tensor::StoredTensor;
 use crate::error::Result;
 use crate::number_format::CodeFormat;
@@ -25,9 +26,10 @@ fn blocks(features: [usize; 2], block: [usize; 2]) -> [usize; 2] {
 impl BlockGrid {
     /// The grid of scales over a matrix of these features [out, in].
     ///
-    /// The blocks have one of the sizes that the configuration gives as `stated`. If it gives none, the size follows from
-    /// the shapes.
+    /// The blocks have one of the sizes that the configuration gives as `stated`. If it gives none, the size follows
+    /// from the shapes.
     pub(super) fn of_scales(
+        module: &QuantisedModule<'_>,
         scales: StoredTensor,
         features: [usize; 2],
         stated: Option<&[[usize; 2]]>,
@@ -41,11 +43,18 @@ impl BlockGrid {
                 *stated.iter().find(fits).ok_or_else(|| {
                     let expected: Vec<String> = stated
                         .iter()
-                        .map(|block| format!("{:?} for blocks of {} x {}", blocks(features, *block), block[0], block[1]))
+                        .map(|block| {
+                            format!(
+                                "{:?} for blocks of {} x {}",
+                                blocks(features, *block),
+                                block[0],
+                                block[1]
+                            )
+                        })
                         .collect();
-                    scales.refuse(format!(
-                        "should, by quantization_config in config.json and the {} x {} weights, have the shape {}, \
-                         but has the shape {:?}",
+                    scales.refusal(format!(
+                        "should, by {} and the {} x {} weights, have the shape {}, but has the shape {:?}",
+                        module.config.source,
                         features[0],
                         features[1],
                         expected.join(" or "),
@@ -53,17 +62,17 @@ impl BlockGrid {
                     ))
                 })?
             }
-            None => derive_block(&scales, features)?,
+            None => derive_block(module, &scales, features)?,
         };
         Ok(Self { numbers: scales, format, block, across: blocks(features, block)[1] })
     }
 
     /// A grid of zero points over the blocks of this one.
     pub(super) fn of_zero_points(&self, zero_points: StoredTensor) -> Result<Self> {
-        zero_points.expect_shape(self.numbers.shape(), "that of the scales")?;
+        zero_points.check_shape(self.numbers.shape(), "that of the scales")?;
         match CodeFormat::from_stored(zero_points.dtype()) {
             Some(format) => Ok(Self { numbers: zero_points, format, ..self.clone() }),
-            None => Err(zero_points.refuse(format!(
+            None => Err(zero_points.refusal(format!(
                 "should hold zero points, stored as I8 or F8_E4M3, but is stored as {}",
                 zero_points.dtype()
             ))),
@@ -107,7 +116,11 @@ fn shapes(features: [usize; 2], block: [usize; 2]) -> Vec<Vec<usize>> {
 }
 
 /// The size of the blocks that follows from the shapes.
-fn derive_block(scales: &StoredTensor, features: [usize; 2]) -> Result<[usize; 2]> {
+fn derive_block(
+    module: &QuantisedModule<'_>,
+    scales: &StoredTensor,
+    features: [usize; 2],
+) -> Result<[usize; 2]> {
     let counts = match *scales.shape() {
         [] => [1, 1],
         [down] => [down, 1],
@@ -117,14 +130,14 @@ fn derive_block(scales: &StoredTensor, features: [usize; 2]) -> Result<[usize; 2
     let sizes = [0, 1].map(|axis| block_size(features[axis], counts[axis]));
     match sizes {
         [Some(rows), Some(columns)] => Ok([rows, columns]),
-        _ => Err(scales.refuse(format!(
+        _ => Err(scales.refusal(format!(
             "has the shape {:?}, which does not say over which blocks of the {} x {} weights its scales reach; \
              expected one scale, one for each row, one for each group of columns, or blocks whose sides are \
-             powers of two or divide the weights evenly, stated in quantization_config in config.json where both \
-             are possible",
+             powers of two or divide the weights evenly, stated in {} where both are possible",
             scales.shape(),
             features[0],
-            features[1]
+            features[1],
+            module.config.source
         ))),
     }
 }

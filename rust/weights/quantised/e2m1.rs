@@ -3,7 +3,8 @@
 use safetensors::Dtype;
 
 use super::block_grid::BlockGrid;
-use super::config::{CodeKind, Method, stated_blocks};
+use super::compressed_weights::{CodeKind, stated_blocks};
+use super::method::Method;
 use super::row_major::{CodePacking, RowMajorMatrix};
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
@@ -34,23 +35,24 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
     let scales = module.require("weight_scale")?;
     let Some(global) = global else {
         if scales.dtype() != Dtype::F8_E8M0 {
-            scales.expect_dtype(Dtype::U8)?;
+            scales.check_dtype(Dtype::U8)?;
         }
-        let scales = BlockGrid::of_scales(scales, features, Some(&stated))?;
+        let scales = BlockGrid::of_scales(module, scales, features, Some(&stated))?;
         return Ok((scheme, RowMajorMatrix::new(codes, CodePacking::E2m1, features, scales)));
     };
-    scales.expect_dtype(Dtype::F8_E4M3)?;
-    let scales = BlockGrid::of_scales(scales, features, Some(&stated))?;
-    global.expect(Dtype::F32, &[1], "one for the whole tensor")?;
+    scales.check_dtype(Dtype::F8_E4M3)?;
+    let scales = BlockGrid::of_scales(module, scales, features, Some(&stated))?;
+    global.check(Dtype::F32, &[1], "one for the whole tensor")?;
     let divisor = global.read_scales(0..1, &mut Vec::new())?[0];
     if divisor == 0.0 {
-        return Err(global.refuse("is 0, by which nothing can be divided"));
+        return Err(global.refusal("is 0, by which nothing can be divided"));
     }
     let matrix = RowMajorMatrix::new(codes, CodePacking::E2m1, features, scales);
     Ok((scheme, RowMajorMatrix { divisor, ..matrix }))
 }
 
-/// Opens the module whose codes are `weight`, U8 [out, in / 2], with `factor` for all scales, as Model Optimizer writes it.
+/// Opens the module whose codes are `weight`, U8 [out, in / 2], with `factor` for all scales, as Model Optimizer writes
+/// it.
 pub(super) fn open_model_optimizer(
     module: &QuantisedModule<'_>,
     codes: StoredTensor,
@@ -59,14 +61,14 @@ pub(super) fn open_model_optimizer(
     if !matches!(module.config.method, Method::ModelOpt | Method::Unstated) {
         return Err(module.contradiction(Scheme::Nvfp4));
     }
-    codes.expect_dtype(Dtype::U8)?;
+    codes.check_dtype(Dtype::U8)?;
     let features = features(&codes)?;
     let scales = module.require("weight_scale")?;
-    scales.expect_dtype(Dtype::F8_E4M3)?;
-    let scales = BlockGrid::of_scales(scales, features, Some(&[[1, NVFP4_GROUP]]))?;
-    factor.expect_dtype(Dtype::F32)?;
+    scales.check_dtype(Dtype::F8_E4M3)?;
+    let scales = BlockGrid::of_scales(module, scales, features, Some(&[[1, NVFP4_GROUP]]))?;
+    factor.check_dtype(Dtype::F32)?;
     if factor.shape() != [1] {
-        factor.expect_shape(&[], "one for the whole tensor")?;
+        factor.check_shape(&[], "one for the whole tensor")?;
     }
     let factor = factor.read_scales(0..1, &mut Vec::new())?[0];
     let matrix = RowMajorMatrix::new(codes, CodePacking::E2m1, features, scales);

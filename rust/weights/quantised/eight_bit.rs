@@ -3,7 +3,8 @@
 use safetensors::Dtype;
 
 use super::block_grid::BlockGrid;
-use super::config::{CodeKind, Method, stated_blocks};
+use super::compressed_weights::{CodeKind, stated_blocks};
+use super::method::Method;
 use super::row_major::{CodePacking, RowMajorMatrix, ZeroPoints};
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
@@ -35,7 +36,7 @@ pub(super) fn open_scaled(
     };
     if let Some(second) = found.next() {
         let problem = format!("is a second set of scales beside that of shape {:?}", scales.shape());
-        return Err(second.refuse(problem));
+        return Err(second.refusal(problem));
     }
     let zero_point = module.tensor("weight_zero_point");
     let stated = match &module.config.method {
@@ -53,7 +54,7 @@ pub(super) fn open_scaled(
     if stated.as_ref().is_some_and(Vec::is_empty) {
         return Err(module.contradiction(scheme));
     }
-    let scales = BlockGrid::of_scales(scales, features, stated.as_deref())?;
+    let scales = BlockGrid::of_scales(module, scales, features, stated.as_deref())?;
     let zero_points = match zero_point {
         None => ZeroPoints::None,
         Some(zero_point) => ZeroPoints::Unpacked(scales.of_zero_points(zero_point)?),
@@ -73,19 +74,19 @@ pub(super) fn open_bitsandbytes(
         Method::BitsAndBytes(config) if config.load_in_8bit || !config.load_in_4bit => {}
         _ => return Err(module.contradiction(Scheme::BitsAndBytesInt8)),
     }
-    weight.expect_dtype(Dtype::I8)?;
+    weight.check_dtype(Dtype::I8)?;
     let features = weight.matrix()?;
-    scales.expect_dtype(Dtype::F32)?;
+    scales.check_dtype(Dtype::F32)?;
     if let Some(format) = module.tensor("weight_format") {
         let code = format.read_small()?;
         if code != [0] {
-            return Err(format.refuse(format!(
+            return Err(format.refusal(format!(
                 "is {code:?}; expected [0], rows: the tiled orders of old versions of bitsandbytes are not read. \
                  Save the model again with a newer one"
             )));
         }
     }
-    let scales = BlockGrid::of_scales(scales, features, Some(&[[1, features[1]]]))?;
+    let scales = BlockGrid::of_scales(module, scales, features, Some(&[[1, features[1]]]))?;
     let matrix = RowMajorMatrix::new(weight, CodePacking::Whole(CodeFormat::I8), features, scales);
     Ok((Scheme::BitsAndBytesInt8, RowMajorMatrix { divisor: BITSANDBYTES_DIVISOR, ..matrix }))
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Deserialize;
 
-use super::config::Method;
+use super::method::Method;
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
 use crate::error::{Result, quote, shorten};
@@ -59,7 +59,7 @@ pub(super) fn open(
     });
     let [(kind, scheme, stored)] = <[_; 1]>::try_from(kinds.into_iter().flatten().collect::<Vec<_>>())
         .map_err(|_| {
-            absmax.refuse(
+            absmax.refusal(
                 "should have one tensor `quant_state.bitsandbytes__nf4` or `quant_state.bitsandbytes__fp4` beside \
                  it, but has none or both",
             )
@@ -71,53 +71,53 @@ pub(super) fn open(
     }
 
     let state: QuantState = serde_json::from_slice(&stored.read_small()?).map_err(|error| {
-        stored.refuse(format!(
+        stored.refusal(format!(
             "should be the quantisation's parameters as JSON: {}",
             shorten(&error.to_string(), 300)
         ))
     })?;
     if state.quant_type != kind {
         return Err(stored
-            .refuse(format!("says that `quant_type` is {}; expected `{kind}`", quote(&state.quant_type))));
+            .refusal(format!("says that `quant_type` is {}; expected `{kind}`", quote(&state.quant_type))));
     }
     let [out, inputs] = state.shape;
     let entries = out.checked_mul(inputs).filter(|entries| *entries > 0);
     let Some(entries) = entries.filter(|entries| entries.div_ceil(2) as u64 == codes.length()) else {
-        return Err(codes.refuse(format!(
+        return Err(codes.refusal(format!(
             "has {} bytes; expected half as many as there are entries in the `shape` {:?} of its quant_state",
             codes.length(),
             state.shape
         )));
     };
     let blocks = |entries: usize, block: usize, key: &str| match block {
-        0 => Err(stored.refuse(format!("says that `{key}` is 0; a block cannot be empty"))),
+        0 => Err(stored.refusal(format!("says that `{key}` is 0; a block cannot be empty"))),
         _ => Ok(entries.div_ceil(block)),
     };
     let count = blocks(entries, state.blocksize, "blocksize")?;
     let table = read_table(&module.require("weight.quant_map")?, 16)?;
-    let table = <[f32; 16]>::try_from(table).map_err(|_| stored.refuse("has a table of another length"))?;
-    absmax.expect_shape(&[count], &format!("{entries} weights in blocks of {}", state.blocksize))?;
+    let table = <[f32; 16]>::try_from(table).map_err(|_| stored.refusal("has a table of another length"))?;
+    absmax.check_shape(&[count], &format!("{entries} weights in blocks of {}", state.blocksize))?;
     let scales = match (module.tensor("weight.nested_absmax"), state.nested_blocksize, state.nested_offset) {
         (None, None, None) => {
-            absmax.expect_dtype(safetensors::Dtype::F32)?;
+            absmax.check_dtype(safetensors::Dtype::F32)?;
             BlockScales::Unquantised(absmax)
         }
         (Some(scales), Some(block), Some(offset)) => {
-            absmax.expect_dtype(safetensors::Dtype::U8)?;
+            absmax.check_dtype(safetensors::Dtype::U8)?;
             let outer = blocks(count, block, "nested_blocksize")?;
             let reason = format!("{count} scales in blocks of {block}");
-            scales.expect(safetensors::Dtype::F32, &[outer], &reason)?;
+            scales.check(safetensors::Dtype::F32, &[outer], &reason)?;
             let offset = offset as f32;
             if !offset.is_finite() {
                 return Err(
-                    stored.refuse(format!("says that `nested_offset` is {offset}; it has to be finite"))
+                    stored.refusal(format!("says that `nested_offset` is {offset}; it has to be finite"))
                 );
             }
             let table = read_table(&module.require("weight.nested_quant_map")?, 256)?;
             BlockScales::Nested { codes: absmax, table, scales, block, offset }
         }
         _ => {
-            return Err(stored.refuse(
+            return Err(stored.refusal(
                 "should have all or none of `nested_blocksize`, `nested_offset` and a tensor `nested_absmax` beside it",
             ));
         }
@@ -127,7 +127,7 @@ pub(super) fn open(
 }
 
 fn read_table(stored: &StoredTensor, length: usize) -> Result<Vec<f32>> {
-    stored.expect(safetensors::Dtype::F32, &[length], "a value for each code")?;
+    stored.check(safetensors::Dtype::F32, &[length], "a value for each code")?;
     stored.read_finite(CodeFormat::Float(Dtype::F32), 0..length, &mut Vec::new(), "value")
 }
 

@@ -3,9 +3,9 @@
 use safetensors::Dtype;
 
 use super::bit_field::words;
-use super::config::GptqConfig;
 use super::input_groups::InputGroups;
 use super::input_major::{InputMajorMatrix, WordPacking};
+use super::method::GptqConfig;
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
 use crate::error::Result;
@@ -23,7 +23,7 @@ pub(super) fn open(
         "gptq_v2" => 0,
         other => return Err(module.unsupported(format!("is packed in the format `{other}` of GPTQ"))),
     };
-    codes.expect_dtype(Dtype::I32)?;
+    codes.check_dtype(Dtype::I32)?;
     let [packed, out] = codes.matrix()?;
     let order = module.tensor("g_idx");
     let is_overridden = config.dynamic.as_ref().is_some_and(|dynamic| !dynamic.is_empty());
@@ -34,10 +34,10 @@ pub(super) fn open(
     };
     let bits = [2, 3, 4, 8].into_iter().find(|bits| Some(packed * 32) == inputs.checked_mul(*bits));
     let Some(bits) = bits.filter(|bits| *bits == config.bits || is_overridden) else {
-        return Err(codes.refuse(format!(
+        return Err(codes.refusal(format!(
             "has {packed} words for {inputs} input features; expected as many as codes of `bits` {} need (2, 3, 4 or \
-             8; quantization_config in config.json)",
-            config.bits
+             8; {})",
+            config.bits, module.config.source
         )));
     };
     let features = [out, inputs];
@@ -45,7 +45,7 @@ pub(super) fn open(
     let groups = InputGroups::new(module.require("scales")?, features, size, order)?;
     let zero_points = module.require("qzeros")?;
     let reason = format!("{} groups, {out} codes of {bits} bits", groups.count);
-    zero_points.expect(Dtype::I32, &[groups.count, words(out, bits)], &reason)?;
+    zero_points.check(Dtype::I32, &[groups.count, words(out, bits)], &reason)?;
     let packing = WordPacking::Gptq { bits, zero_point_offset };
     Ok((Scheme::Gptq { bits }, InputMajorMatrix { codes, zero_points, groups, packing, features }))
 }

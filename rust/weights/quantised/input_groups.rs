@@ -36,7 +36,7 @@ impl InputGroups {
                 if !inputs.is_multiple_of(count) {
                     let problem =
                         format!("has {count} groups, which do not divide {inputs} input features evenly");
-                    return Err(scales.refuse(problem));
+                    return Err(scales.refusal(problem));
                 }
                 inputs / count
             }
@@ -46,15 +46,15 @@ impl InputGroups {
                 _ => {
                     let problem =
                         format!("belongs to groups of `group_size` {size}; expected -1 or more than 0");
-                    return Err(scales.refuse(problem));
+                    return Err(scales.refusal(problem));
                 }
             },
         };
         let count = inputs.div_ceil(size);
         let reason = format!("{inputs} input features in groups of {size}, {out} output features");
-        scales.expect_shape(&[count, out], &reason)?;
+        scales.check_shape(&[count, out], &reason)?;
         if let Some(order) = &order {
-            order.expect(safetensors::Dtype::I32, &[inputs], "the input features")?;
+            order.check(safetensors::Dtype::I32, &[inputs], "the input features")?;
         }
         Ok(Self { scales, count, size, features, order })
     }
@@ -91,8 +91,8 @@ impl InputGroups {
 
 /// Checks that the words are numbers of `count` groups.
 pub(super) fn check_groups(order: &StoredTensor, words: &[u32], count: usize) -> Result<Vec<usize>> {
-    let refuse = |place: usize, word: u32| -> Error {
-        order.refuse(format!(
+    let refusal = |place: usize, word: u32| -> Error {
+        order.refusal(format!(
             "puts input feature {place} into group {}; expected 0 to {}",
             word.cast_signed(),
             count - 1
@@ -100,7 +100,7 @@ pub(super) fn check_groups(order: &StoredTensor, words: &[u32], count: usize) ->
     };
     let groups = words.iter().enumerate().map(|(place, word)| match *word as usize {
         group if group < count => Ok(group),
-        _ => Err(refuse(place, *word)),
+        _ => Err(refusal(place, *word)),
     });
     groups.collect()
 }

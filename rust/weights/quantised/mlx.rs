@@ -3,7 +3,7 @@
 use safetensors::Dtype;
 
 use super::block_grid::BlockGrid;
-use super::config::Method;
+use super::method::Method;
 use super::row_major::{CodePacking, RowMajorMatrix};
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
@@ -25,7 +25,7 @@ pub(super) fn open(
     };
     let settings = config
         .of_module(module.name)
-        .map_err(|problem| module.refuse(format!("quantization in config.json: {problem}")))?;
+        .map_err(|problem| module.refusal(format!("{}: {problem}", module.config.source)))?;
     if settings.mode() != "affine" {
         return Err(module.unsupported(format!("is quantised by MLX in the mode {}", settings.mode())));
     }
@@ -33,12 +33,12 @@ pub(super) fn open(
     if !matches!(bits, 2..=6 | 8) || group == 0 {
         return Err(module.unsupported(format!("is quantised by MLX with {bits} bits in groups of {group}")));
     }
-    codes.expect_dtype(Dtype::U32)?;
+    codes.check_dtype(Dtype::U32)?;
     let [out, words] = codes.matrix()?;
     let features = [out, words * 32 / bits];
     let stated = [[1, group]];
-    let biases = BlockGrid::of_scales(module.require("biases")?, features, Some(&stated))?;
-    let scales = BlockGrid::of_scales(scales, features, Some(&stated))?;
+    let biases = BlockGrid::of_scales(module, module.require("biases")?, features, Some(&stated))?;
+    let scales = BlockGrid::of_scales(module, scales, features, Some(&stated))?;
     let matrix = RowMajorMatrix::new(codes, CodePacking::Unsigned(bits), features, scales);
     Ok((Scheme::Mlx { bits }, RowMajorMatrix { biases: Some(biases), ..matrix }))
 }

@@ -2,24 +2,33 @@
 //!
 //! # How quantised modules are read
 //!
-//! The names and formats of a module's tensors decide which format it has; `quantization_config` in `config.json` has
-//! to agree. Opening a module checks the shapes of its tensors. Reading rows reads their codes and scales only, and
-//! computes `(code - zero point) * scale`, with the variations of each format.
-//!
-//! `config` reads `quantization_config`. `eight_bit`, `packed`, `e2m1` and `mlx` open formats that `row_major` reads,
-//! whose codes lie row after row, with scales in the blocks of a `block_grid`. `gptq` and `awq` open formats that
-//! `input_major` reads, whose codes are stored [in, out], with scales for `input_groups`. `four_bit` flattens the
-//! weights. `parts` lists the tensors of each format.
+//! The names and formats of a module's tensors decide which format it has; the section on quantisation in the model's
+//! configuration has to agree. Opening a module checks the shapes of its tensors. Reading rows reads their codes and
+//! scales only, and computes `(code - zero point) * scale`, with the variations of each format.
 //!
 //! A *method* is what a configuration says, a *scheme* how the weights of a module are stored.
 //!
-//! A new format needs its method in `config`, its [`Scheme`] with a name, its mention in the message of `unsupported`, a
-//! file whose `open` checks the tensors and returns a matrix of `row_major` or `input_major`, a call of `open` in
-//! `QuantisedModule`, and in [`Quantisation::modules`] the end of the name of its tensor of codes, unless that is `weight`.
+//! - `config` finds the settings, `method` and `compressed_weights` read them. `scheme` names the formats, and `parts`
+//!   lists the tensors of each.
+//! - `eight_bit`, `packed`, `e2m1` and `mlx` open formats that `row_major` reads, whose codes lie row after row, with
+//!   scales in the blocks of a `block_grid`.
+//! - `gptq` and `awq` open formats that `input_major` reads, whose codes are stored [in, out], with scales for
+//!   `input_groups`.
+//! - `four_bit` opens and reads formats whose weights are flattened.
+//!
+//! A new format needs:
+//!
+//! - a variant of [`Scheme`] with its name (`scheme`), and its tensors (`parts`, in both lists);
+//! - a file whose `open` checks the tensors and returns a matrix of `row_major` or `input_major`, and a call of `open`
+//!   in `QuantisedModule`;
+//! - its method in `method`, unless a known one writes it;
+//! - the end of the name of its tensor of codes in [`Quantisation::modules`], unless that is `weight`;
+//! - its mention in the message of `unsupported`.
 
 mod awq;
 mod bit_field;
 mod block_grid;
+mod compressed_weights;
 mod config;
 mod e2m1;
 mod eight_bit;
@@ -27,85 +36,29 @@ mod four_bit;
 mod gptq;
 mod input_groups;
 mod input_major;
+mod method;
 mod mlx;
 mod packed;
 mod parts;
 mod row_major;
+mod scheme;
 mod tensor;
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use self::config::{Method, QuantisationConfig};
+use self::config::QuantisationConfig;
+use self::method::Method;
 pub(crate) use self::parts::is_part;
 use self::parts::parts_of;
+pub use self::scheme::Scheme;
 use self::tensor::StoredTensor;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, quote};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
-
-/// How the weights of a module are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Scheme {
-    /// 8-bit floats with 4 exponent bits, with a scale for each block, row or tensor.
-    Fp8E4m3,
-    /// 8-bit floats with 5 exponent bits, with a scale for each block, row or tensor.
-    Fp8E5m2,
-    /// compressed-tensors' 8-bit integers.
-    Int8,
-    /// compressed-tensors' packed integers.
-    PackedInteger {
-        /// The number of bits of a weight.
-        bits: usize,
-    },
-    /// 4-bit floats, with an 8-bit scale for each 16 and one more for all.
-    Nvfp4,
-    /// 4-bit floats, with a power of two for each 32.
-    Mxfp4,
-    /// bitsandbytes' 8-bit integers.
-    BitsAndBytesInt8,
-    /// bitsandbytes' 4-bit codes, spaced for normal weights.
-    Nf4,
-    /// bitsandbytes' 4-bit floats.
-    Fp4,
-    /// GPTQ's packed integers.
-    Gptq {
-        /// The number of bits of a weight.
-        bits: usize,
-    },
-    /// AWQ's 4-bit integers. AWQ also moves factors from the columns of weights to the preceding module, so the weights
-    /// differ from unquantised ones by more than rounding.
-    Awq,
-    /// MLX's packed integers.
-    Mlx {
-        /// The number of bits of a weight.
-        bits: usize,
-    },
-}
-
-impl fmt::Display for Scheme {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Scheme::Fp8E4m3 => formatter.write_str("FP8 (E4M3)"),
-            Scheme::Fp8E5m2 => formatter.write_str("FP8 (E5M2)"),
-            Scheme::Int8 => formatter.write_str("compressed-tensors int8"),
-            Scheme::PackedInteger { bits } => write!(formatter, "compressed-tensors int{bits}"),
-            Scheme::Nvfp4 => formatter.write_str("NVFP4"),
-            Scheme::Mxfp4 => formatter.write_str("MXFP4"),
-            Scheme::BitsAndBytesInt8 => formatter.write_str("bitsandbytes int8"),
-            Scheme::Nf4 => formatter.write_str("bitsandbytes nf4"),
-            Scheme::Fp4 => formatter.write_str("bitsandbytes fp4"),
-            Scheme::Gptq { bits } => write!(formatter, "GPTQ int{bits}"),
-            Scheme::Awq => formatter.write_str("AWQ int4, with columns rescaled"),
-            Scheme::Mlx { bits } => write!(formatter, "MLX int{bits}"),
-        }
-    }
-}
 
 /// The weights of a quantised module.
 #[derive(Debug)]
@@ -127,22 +80,23 @@ pub struct Quantisation {
 #[rustfmt::skip]
 const UNSUPPORTED: [(&str, &str); 10] = [
     ("B", "Marlin"), ("Qidxs", "QuIP#"), ("W_q", "HQQ"), ("_weight_qdata", "torchao"), ("centroids.weight", "VPTQ"),
-    ("codebooks", "AQLM"), ("dense_weights", "SpQR"), ("q_weight", "EXL2"), ("trellis", "EXL3"), ("weight._data", "quanto"),
+    ("codebooks", "AQLM"), ("dense_weights", "SpQR"), ("q_weight", "EXL2"), ("trellis", "EXL3"),
+    ("weight._data", "quanto"),
 ];
 
 /// Ends of the names of the scales of 8-bit floats, by different writers.
 const FP8_SCALES: [&str; 4] = ["weight_scale_inv", "weight_scale", "scale", "qscale_weight"];
 
 impl Quantisation {
-    /// Reads the quantisation of this checkpoint from `config`, the content of `config.json`, or else from the file of
-    /// its own in which some quantisers leave their settings.
+    /// Reads the quantisation of this checkpoint from `config`, the model's configuration, or else from the file of its
+    /// own in which some quantisers leave their settings.
     ///
     /// # Errors
     ///
     /// [`Error::Model`] if the section on quantisation is malformed. A method that is not read is an error only when a
     /// module is opened.
     pub fn of(checkpoint: &Arc<Checkpoint>, config: &Map<String, Value>) -> Result<Self> {
-        let mut read = QuantisationConfig::read(checkpoint.path(), config)?;
+        let mut read = QuantisationConfig::read(checkpoint.path(), checkpoint.config_file(), config)?;
         for file in config::FILES {
             if let (Method::Unstated, Some(section)) = (&read.method, checkpoint.read_beside(file.0)?) {
                 read = QuantisationConfig::of_file(checkpoint.path(), file, &section)?;
@@ -167,20 +121,22 @@ impl Quantisation {
         modules
     }
 
-    /// Opens a module, such as `model.layers.0.self_attn.q_proj`; `None` if its weights are not quantised, or if there is
-    /// no such module. Only tensors of a fixed size are read.
+    /// Opens a module, such as `model.layers.0.self_attn.q_proj`; `None` if its weights are not quantised, or if there
+    /// is no such module. Only tensors of a fixed size are read.
     ///
     /// # Errors
     ///
-    /// [`Error::Model`] if the module is quantised by a method that is not read, or contradicts the configuration; [`Error::Checkpoint`] if its tensors do not fit together; [`Error::Io`].
+    /// [`Error::Model`] if the module is quantised by a method that is not read, or contradicts the configuration;
+    /// [`Error::Checkpoint`] if its tensors do not fit together; [`Error::Io`].
     pub fn open(&self, module: &str) -> Result<Option<QuantisedWeights>> {
         let module = QuantisedModule { checkpoint: &self.checkpoint, config: &self.config, name: module };
         let opened = module.open()?;
-        module.refuse_other_parts(opened.as_ref().map(|weights| weights.scheme))?;
+        module.check_parts(opened.as_ref().map(|weights| weights.scheme))?;
         if opened.is_some() && self.config.skipped.iter().any(|skipped| skipped == module.name) {
-            return Err(module.refuse(format!(
-                "the module {} is quantised, but quantization_config in config.json lists it among those that are not",
-                quote(module.name)
+            return Err(module.refusal(format!(
+                "the module {} is quantised, but {} lists it among those that are not",
+                quote(module.name),
+                self.config.source
             )));
         }
         Ok(opened)
@@ -191,9 +147,9 @@ impl Quantisation {
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if there are any.
-    pub fn refuse_parts(&self, module: &str) -> Result<()> {
+    pub fn check_unquantised(&self, module: &str) -> Result<()> {
         let module = QuantisedModule { checkpoint: &self.checkpoint, config: &self.config, name: module };
-        module.refuse_other_parts(None)
+        module.check_parts(None)
     }
 }
 
@@ -219,8 +175,8 @@ impl QuantisedModule<'_> {
                 Method::Gptq(config) => quantised(gptq::open(self, codes, config)?),
                 Method::Awq(config) => quantised(awq::open(self, codes, config)?),
                 Method::Unstated => Err(self.unsupported(
-                    "is packed as by GPTQ or AWQ, but config.json has no quantization_config that says which, and there \
-                     is no quantize_config.json or quant_config.json",
+                    "is packed as by GPTQ or AWQ, but config.json has no quantization_config that says which, and \
+                     there is no quantize_config.json or quant_config.json",
                 )),
                 Method::Other(_) => self.check_method().map(|()| None),
                 _ => Err(self.contradiction_of("tensors of GPTQ or AWQ")),
@@ -250,7 +206,7 @@ impl QuantisedModule<'_> {
                 Some(_) if matches!(self.config.method, Method::Other(_)) => {
                     self.check_method().map(|()| None)
                 }
-                Some(scales) => Err(scales.refuse(format!(
+                Some(scales) => Err(scales.refusal(format!(
                     "holds the scales of quantised weights, but the weights beside it are stored as {}",
                     weight.dtype()
                 ))),
@@ -280,7 +236,7 @@ impl QuantisedModule<'_> {
     }
 
     /// Refuses tensors of quantised weights in a format that the module does not have.
-    fn refuse_other_parts(&self, scheme: Option<Scheme>) -> Result<()> {
+    fn check_parts(&self, scheme: Option<Scheme>) -> Result<()> {
         let inside = format!("{}.", self.name);
         let mut endings =
             self.checkpoint.tensors_from(&inside).map_while(|(name, _)| name.strip_prefix(&*inside));
@@ -302,10 +258,9 @@ impl QuantisedModule<'_> {
     /// Refuses a quantised module whose method is not read.
     fn check_method(&self) -> Result<()> {
         match &self.config.method {
-            Method::Other(name) => Err(self.unsupported(format!(
-                "is quantised by {} (quantization_config in config.json)",
-                quote(name)
-            ))),
+            Method::Other(name) => {
+                Err(self.unsupported(format!("is quantised by {} ({})", quote(name), self.config.source)))
+            }
             _ => Ok(()),
         }
     }
@@ -327,17 +282,16 @@ impl QuantisedModule<'_> {
         quote(&format!("{}.{ending}", self.name))
     }
 
-    fn refuse(&self, problem: String) -> Error {
+    fn refusal(&self, problem: String) -> Error {
         Error::model(self.checkpoint.path(), problem)
     }
 
     /// The error of a module whose storage is not read.
     fn unsupported(&self, how: impl AsRef<str>) -> Error {
-        self.refuse(format!(
+        self.refusal(format!(
             "the module {} {}; expected weights stored as F16, BF16, F32 or F64, or quantised as FP8, by \
-             compressed-tensors (int8, packed integers, NVFP4, MXFP4), bitsandbytes, GPTQ, AWQ, Model Optimizer (NVFP4) or \
-             MLX. Other weights have to be \
-             dequantised first",
+             compressed-tensors (int8, packed integers, NVFP4, MXFP4), bitsandbytes, GPTQ, AWQ, Model Optimizer \
+             (NVFP4) or MLX. Other weights have to be dequantised first",
             quote(self.name),
             how.as_ref()
         ))
@@ -349,9 +303,10 @@ impl QuantisedModule<'_> {
 
     /// The error of a module whose tensors contradict the configuration.
     fn contradiction_of(&self, found: &str) -> Error {
-        self.refuse(format!(
-            "the module {} holds {found}, which quantization_config in config.json ({}) does not describe",
+        self.refusal(format!(
+            "the module {} holds {found}, which {} ({}) does not describe",
             quote(self.name),
+            self.config.source,
             self.config.method.name()
         ))
     }
@@ -359,11 +314,4 @@ impl QuantisedModule<'_> {
 
 fn quantised((scheme, matrix): (Scheme, impl WeightMatrix + 'static)) -> Result<Option<QuantisedWeights>> {
     Ok(Some(QuantisedWeights { scheme, matrix: Box::new(matrix) }))
-}
-
-/// Encodes weights as `F32`.
-fn encode(weights: &[f32], into: &mut [u8]) {
-    for (weight, into) in weights.iter().zip(into.as_chunks_mut::<4>().0) {
-        *into = weight.to_le_bytes();
-    }
 }

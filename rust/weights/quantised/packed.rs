@@ -4,7 +4,8 @@ use safetensors::Dtype;
 
 use super::bit_field::words;
 use super::block_grid::BlockGrid;
-use super::config::{CodeKind, CompressedWeights, Method, stated_blocks};
+use super::compressed_weights::{CodeKind, CompressedWeights, stated_blocks};
+use super::method::Method;
 use super::row_major::{CodePacking, RowMajorMatrix, ZeroPoints};
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
@@ -12,10 +13,10 @@ use crate::error::Result;
 
 /// Opens the module whose codes are `codes`, I32 [out, words].
 pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<(Scheme, RowMajorMatrix)> {
-    codes.expect_dtype(Dtype::I32)?;
-    let [_, packed_columns] = codes.matrix()?;
+    codes.check_dtype(Dtype::I32)?;
+    let [rows, packed_columns] = codes.matrix()?;
     let shape = module.require("weight_shape")?;
-    let features = read_shape(&shape, &codes)?;
+    let features = read_shape(&shape, rows, packed_columns)?;
     let scales = module.require("weight_scale")?;
     let zero_points = module.tensor("weight_zero_point");
 
@@ -24,10 +25,10 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
     let (bits, stated) = match &module.config.method {
         Method::Unstated => {
             let [bits] = possible[..] else {
-                return Err(codes.refuse(format!(
+                return Err(codes.refusal(format!(
                     "has {packed_columns} words for {} columns, which {possible:?} bits fit; expected one number of \
-                     bits, or quantization_config in config.json to say which",
-                    features[1]
+                     bits, or {} to say which",
+                    features[1], module.config.source
                 )));
             };
             (bits, None)
@@ -50,36 +51,35 @@ pub(super) fn open(module: &QuantisedModule<'_>, codes: StoredTensor) -> Result<
         }
         _ => return Err(module.contradiction_of("packed integers of compressed-tensors")),
     };
-    let scales = BlockGrid::of_scales(scales, features, stated.as_deref())?;
+    let scales = BlockGrid::of_scales(module, scales, features, stated.as_deref())?;
     let zero_points = match zero_points {
         None => ZeroPoints::None,
         Some(stored) => {
             let shape = [words(features[0], bits), scales.across()];
-            stored.expect(Dtype::I32, &shape, "packed like the codes, down the rows")?;
+            stored.check(Dtype::I32, &shape, "packed like the codes, down the rows")?;
             if scales.block()[0] != 1 {
                 let problem = "belongs to scales of more than one row; expected one for each row";
-                return Err(stored.refuse(problem));
+                return Err(stored.refusal(problem));
             }
             ZeroPoints::Packed(stored)
         }
     };
     let order = module.tensor("weight_g_idx");
     if let Some(order) = &order {
-        order.expect(Dtype::I32, &[features[1]], "the input features")?;
+        order.check(Dtype::I32, &[features[1]], "the input features")?;
     }
     let matrix = RowMajorMatrix::new(codes, CodePacking::Integer(bits), features, scales);
     Ok((Scheme::PackedInteger { bits }, RowMajorMatrix { zero_points, order, ..matrix }))
 }
 
-/// Reads the out and in features from `weight_shape`, which have to agree with the shape of `codes`.
-fn read_shape(shape: &StoredTensor, codes: &StoredTensor) -> Result<[usize; 2]> {
-    let [rows, packed_columns] = codes.matrix()?;
-    shape.expect_shape(&[2], "output and input features")?;
+/// Reads the out and in features from `weight_shape`, which have to agree with the shape of the codes.
+fn read_shape(shape: &StoredTensor, rows: usize, packed_columns: usize) -> Result<[usize; 2]> {
+    shape.check_shape(&[2], "output and input features")?;
     let bytes = shape.read_small()?;
     let sizes: Vec<i64> = match shape.dtype() {
         Dtype::I64 => bytes.as_chunks().0.iter().map(|size| i64::from_le_bytes(*size)).collect(),
         Dtype::I32 => bytes.as_chunks().0.iter().map(|size| i32::from_le_bytes(*size).into()).collect(),
-        other => return Err(shape.refuse(format!("should be stored as I64, but is stored as {other}"))),
+        other => return Err(shape.refusal(format!("should be stored as I64, but is stored as {other}"))),
     };
     let features: Vec<usize> = sizes.iter().filter_map(|size| usize::try_from(*size).ok()).collect();
     match *features {
@@ -87,7 +87,7 @@ fn read_shape(shape: &StoredTensor, codes: &StoredTensor) -> Result<[usize; 2]> 
         [out, inputs] if out == rows && inputs > 0 && inputs <= packed_columns.saturating_mul(32) => {
             Ok([out, inputs])
         }
-        _ => Err(shape.refuse(format!(
+        _ => Err(shape.refusal(format!(
             "says that the weights have the shape {sizes:?}; expected {rows} rows, and columns that fit \
              {packed_columns} words"
         ))),

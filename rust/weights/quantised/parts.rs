@@ -6,8 +6,8 @@ use super::Scheme;
 #[rustfmt::skip]
 const PARTS: [&str; 24] = [
     "qweight", "qzeros", "scales", "g_idx", "biases", "weight_packed", "weight_scale", "weight_scale_inv", "scale",
-    "qscale_weight", "weight_scale_2", "weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale", "SCB",
-    "weight_format", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
+    "qscale_weight", "weight_scale_2", "weight_zero_point", "weight_shape", "weight_g_idx", "weight_global_scale",
+    "SCB", "weight_format", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map",
     "weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4", "weight",
 ];
 

@@ -6,7 +6,7 @@ use super::bit_field::{bit_field, words};
 use super::block_grid::BlockGrid;
 use super::tensor::StoredTensor;
 use crate::error::Result;
-use crate::number_format::{CodeFormat, E2M1};
+use crate::number_format::{CodeFormat, Dtype, E2M1};
 use crate::weights::{WeightMatrix, assert_fits};
 
 /// Weights (code - zero point) * (scale * factor / divisor) + bias, with the scale, zero point and bias of the weight's
@@ -211,7 +211,7 @@ impl WeightMatrix for RowMajorMatrix {
                     }
                 }
             }
-            super::encode(&weights, into);
+            Dtype::F32.encode(&weights, into);
         }
         Ok(())
     }

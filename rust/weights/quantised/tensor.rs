@@ -36,7 +36,7 @@ impl StoredTensor {
     }
 
     /// The error of a problem with the tensor.
-    pub(super) fn refuse(&self, problem: impl AsRef<str>) -> Error {
+    pub(super) fn refusal(&self, problem: impl AsRef<str>) -> Error {
         let problem = format!("tensor {} {}", quote(&self.name), problem.as_ref());
         Error::checkpoint(self.checkpoint.file_of(&self.tensor), problem)
     }
@@ -45,7 +45,7 @@ impl StoredTensor {
     pub(super) fn matrix(&self) -> Result<[usize; 2]> {
         match *self.shape() {
             [rows, columns] if rows > 0 && columns > 0 => Ok([rows, columns]),
-            _ => Err(self.refuse(format!(
+            _ => Err(self.refusal(format!(
                 "should be a matrix with at least one entry, but has the shape {:?}",
                 self.shape()
             ))),
@@ -53,33 +53,33 @@ impl StoredTensor {
     }
 
     /// Refuses the tensor unless it has this format and this shape, which `reason` explains.
-    pub(super) fn expect(&self, dtype: safetensors::Dtype, shape: &[usize], reason: &str) -> Result<()> {
-        self.expect_dtype(dtype)?;
-        self.expect_shape(shape, reason)
+    pub(super) fn check(&self, dtype: safetensors::Dtype, shape: &[usize], reason: &str) -> Result<()> {
+        self.check_dtype(dtype)?;
+        self.check_shape(shape, reason)
     }
 
     /// Refuses the tensor unless it is stored in this format.
-    pub(super) fn expect_dtype(&self, expected: safetensors::Dtype) -> Result<()> {
+    pub(super) fn check_dtype(&self, expected: safetensors::Dtype) -> Result<()> {
         if self.dtype() == expected {
             return Ok(());
         }
-        Err(self.refuse(format!("should be stored as {expected}, but is stored as {}", self.dtype())))
+        Err(self.refusal(format!("should be stored as {expected}, but is stored as {}", self.dtype())))
     }
 
     /// Refuses the tensor unless it has this shape, which `reason` explains.
-    pub(super) fn expect_shape(&self, expected: &[usize], reason: &str) -> Result<()> {
+    pub(super) fn check_shape(&self, expected: &[usize], reason: &str) -> Result<()> {
         if self.shape() == expected {
             return Ok(());
         }
         let found = self.shape();
         Err(self
-            .refuse(format!("should have the shape {expected:?} ({reason}), but has the shape {found:?}")))
+            .refusal(format!("should have the shape {expected:?} ({reason}), but has the shape {found:?}")))
     }
 
     /// The format of a tensor of scales.
     pub(super) fn scale_format(&self) -> Result<CodeFormat> {
         CodeFormat::of_scales(self.dtype()).ok_or_else(|| {
-            self.refuse(format!(
+            self.refusal(format!(
                 "should hold scales, stored as F32, F16, BF16, F8_E4M3, F8_E5M2, F8_E8M0 or U8, but is stored \
                  as {}",
                 self.dtype()
@@ -97,7 +97,7 @@ impl StoredTensor {
         const LARGEST: u64 = 64 << 10;
         if self.length() > LARGEST {
             let problem = format!("should have at most {LARGEST} bytes, but has {}", self.length());
-            return Err(self.refuse(problem));
+            return Err(self.refusal(problem));
         }
         let mut bytes = vec![0; self.length() as usize];
         self.read_at(0, &mut bytes)?;
@@ -123,7 +123,7 @@ impl StoredTensor {
         format.decode(scratch, &mut numbers);
         match numbers.iter().position(|number| !number.is_finite()) {
             None => Ok(numbers),
-            Some(place) => Err(self.refuse(format!(
+            Some(place) => Err(self.refusal(format!(
                 "holds {} at entry {}; every {what} has to be finite",
                 numbers[place],
                 range.start + place
