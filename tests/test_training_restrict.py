@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from accelerate import cpu_offload
+from accelerate import cpu_offload, dispatch_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -33,8 +33,8 @@ from support.training import (
     trainable,
 )
 
-# AdamW divides a gradient by its size plus eps. With the default of 1e-8 it enlarges the rounding noise of gradients near
-# 0, which changes with the alignment of memory, to 3e-11 of a weight; with 1e-6 both ways agree to 1e-16.
+# AdamW divides a gradient by its size plus eps. With the default of 1e-8 it enlarges the rounding noise of gradients
+# near 0, which changes with the alignment of memory, to 3e-11 of a weight; with 1e-6 both ways agree to 1e-16.
 ADAMW: MakeOptimizer = lambda parameters: torch.optim.AdamW(  # noqa: E731
     parameters, lr=1e-3, weight_decay=0.1, eps=1e-6
 )
@@ -243,6 +243,14 @@ def test_a_copy_of_a_model() -> None:
         assert list(projections(model))
 
 
+def test_a_device_map() -> None:
+    plain, model = tiny_model(), dispatch_model(tiny_model(), {"": "cpu"}, force_hooks=True)
+    for it in (plain, model):
+        alps.restrict(it, chosen(it))
+        train(it, ADAMW(trainable(it)), 3)
+    assert all(torch.equal(it, plain.state_dict()[name]) for name, it in model.state_dict().items())
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("others", ["train", "freeze"])
 # transformers itself still calls what it deprecates.
@@ -313,7 +321,10 @@ def renamed(model: Model) -> Model:
 
 
 REFUSED: dict[str, tuple[Callable[[Model], Any], str, type[AlpsError]]] = {
-    "other type": (lambda model: other_geometry(model, model_type="qwen2"), "model_type qwen2 and llama", ArgumentError),
+    "other type": (
+        lambda model: other_geometry(model, model_type="qwen2"),
+        "model_type qwen2 and llama", ArgumentError,
+    ),
     "other size": (lambda model: other_geometry(model, head_size=8), "head_size 8 and 16", ArgumentError),
     "more heads": (lambda model: other_geometry(model, query_heads=8), "query_heads 8 and 6", ArgumentError),
     "more layers": (lambda model: other_geometry(model, layers=[0, 1, 2, 3]), "layers 0-3 and 0-2", ArgumentError),
@@ -322,7 +333,10 @@ REFUSED: dict[str, tuple[Callable[[Model], Any], str, type[AlpsError]]] = {
     "int8": (with_integers, "layers.2.self_attn.k_proj.weight: expected float16.*found int8", ModelError),
     "float8": (with_bytes, "found float8_e4m3fn; quantised", ModelError),
     "quantised": (quantised, "expected weights that are floating-point numbers, found quantised", ModelError),
-    "partitioned": (partitioned, "k_proj.weight: expected a whole weight, found one that DeepSpeed's ZeRO-3", ModelError),
+    "partitioned": (
+        partitioned,
+        "k_proj.weight: expected a whole weight, found one that DeepSpeed's ZeRO-3", ModelError,
+    ),
     "offloaded": (offloaded, "q_proj.weight: expected a weight in memory, found one that accelerate loads", ModelError),
     "shared": (shared, "layers.1.self_attn.k_proj: expected a weight of its own, found that of", ModelError),
     "unknown": (renamed, "`mamba` has no heads that could be scanned", ModelError),

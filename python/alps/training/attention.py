@@ -218,21 +218,35 @@ def check_projection(name: str, module: nn.Module, axis: int) -> nn.Module:
     if not isinstance(module, kind):
         found = type(module)
         raise ModelError(f"{name}: expected a {kind.__name__}, found a {found.__module__}.{found.__name__}")
+    for parameter, tensor in module.named_parameters():
+        if type(tensor).__name__ not in _PACKED:
+            check_parameter(f"{name}.{parameter}", module, tensor)
+    return module
+
+
+def check_parameter(name: str, module: nn.Module, tensor: torch.Tensor) -> None:
+    """Refuses a parameter of a module whose rows cannot train.
+
+    Raises:
+        ModelError: It is sharded, not in memory, or of a format that cannot train.
+    """
+    if hasattr(tensor, "ds_id"):
+        raise ModelError(
+            f"{name}: expected a whole weight, found one that DeepSpeed's ZeRO-3 has partitioned; train with ZeRO-1 or "
+            "2, with FSDP2, or an adapter (AlpsConfig) that is added before"
+        )
     if getattr(getattr(module, "_hf_hook", None), "offload", False):
         raise ModelError(
-            f"{name}: expected a weight in memory, found one that accelerate loads for each pass; load the model "
-            "without offloading"
+            f"{name}: expected a weight in memory, found one that accelerate loads for each pass, which would lose "
+            "what was trained; load the model without offloading"
         )
-    for parameter, tensor in module.named_parameters():
-        packed = type(tensor).__name__ in _PACKED
-        if tensor.dtype not in TRAINABLE_DTYPES and not packed:
-            raise ModelError(
-                f"{name}.{parameter}: expected float16, bfloat16, float32 or float64, or weights quantised by "
-                f"bitsandbytes, found {str(tensor.dtype).removeprefix('torch.')}"
-            )
-        if type(tensor.data) is not torch.Tensor and not packed:
-            raise ModelError(
-                f"{name}.{parameter}: expected a plain tensor, found a {type(tensor.data).__name__}; add the "
-                "adapter before the model is sharded"
-            )
-    return module
+    if tensor.dtype not in TRAINABLE_DTYPES:
+        raise ModelError(
+            f"{name}: expected float16, bfloat16, float32 or float64, or for adapters weights quantised by bitsandbytes, "
+            f"found {str(tensor.dtype).removeprefix('torch.')}; quantised weights cannot train"
+        )
+    if type(tensor.data) is not torch.Tensor:
+        raise ModelError(
+            f"{name}: expected a plain tensor, found a {type(tensor.data).__name__}; restrict the model, or add the "
+            "adapter, before FSDP2 shards it; tensor parallelism is not supported"
+        )

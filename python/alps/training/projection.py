@@ -174,7 +174,8 @@ class RestrictedProjection(nn.Module):
             if hasattr(whole, "ds_id"):
                 raise ModelError(
                     "a restricted model: expected whole weights, found some that DeepSpeed's ZeRO-3 has partitioned, "
-                    "whose checkpoints would hold the rows of the base; train with ZeRO-1 or 2 or with FSDP2"
+                    "whose checkpoints would hold the rows of the base; train with ZeRO-1 or 2, with FSDP2, or an "
+                    "adapter (AlpsConfig)"
                 )
             record = self._records.get(name)
             if record is None or not record.holds(rows, whole):

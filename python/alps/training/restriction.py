@@ -81,8 +81,8 @@ def restrict(
     for name, weights in found.parameters.items():
         module = model.get_submodule(name)
         for weight in weights:
-            _check_weight(f"{name}.{weight}", module, weight)
-            if (other := owners.setdefault(module.get_parameter(weight), name)) != name:
+            attention.check_parameter(f"{name}.{weight}", module, parameter := module.get_parameter(weight))
+            if (other := owners.setdefault(parameter, name)) != name:
                 raise ModelError(f"{name}: expected a weight of its own, found that of {other}")
     restricted = [
         restrict_rows(
@@ -127,31 +127,6 @@ def release(model: nn.Module) -> None:
     for module in model.modules():
         for name in vars(module).pop(_FROZEN, ()):
             module.get_parameter(name).requires_grad_(True)
-
-
-def _check_weight(name: str, module: nn.Module, weight: str) -> None:
-    """Refuses a weight whose rows cannot train."""
-    tensor = module.get_parameter(weight)
-    if hasattr(tensor, "ds_id"):
-        raise ModelError(
-            f"{name}: expected a whole weight, found one that DeepSpeed's ZeRO-3 has partitioned; train with ZeRO-1 "
-            "or 2 or with FSDP2"
-        )
-    if getattr(getattr(module, "_hf_hook", None), "offload", False):
-        raise ModelError(
-            f"{name}: expected a weight in memory, found one that accelerate loads for each pass, which would lose "
-            "what was trained; load the model without offloading"
-        )
-    if tensor.dtype not in attention.TRAINABLE_DTYPES:
-        raise ModelError(
-            f"{name}: expected float16, bfloat16, float32 or float64, found "
-            f"{str(tensor.dtype).removeprefix('torch.')}; quantised weights cannot train"
-        )
-    if type(tensor.data) is not torch.Tensor:
-        raise ModelError(
-            f"{name}: expected a plain tensor, found a {type(tensor.data).__name__}; restrict the model before it "
-            "is sharded"
-        )
 
 
 def _is_read(model: nn.Module, name: str) -> bool:
