@@ -181,7 +181,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def test_the_command(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alps.cli.tables._WORTH_SAYING", 0.0)
+    monkeypatch.setattr("alps.cli.progress_bar._LONG", 0.0)
     wanted = {name: str(files / name) for name in ("audit.json", "audit.png", "audit.html")}
     output = [
         "--output",

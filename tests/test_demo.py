@@ -29,7 +29,7 @@ from alps.demo import report
 from alps.demo.data import Text, docstrings, repeated_numbers, train_tokenizer
 from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, Learner, loss
 from alps.demo.results import Losses, Outcome, Results, Sample, Trial
-from alps.demo.steps import Workers
+from alps.demo.workers import Workers
 
 TINY = demo.Settings(
     seeds=2,

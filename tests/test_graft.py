@@ -410,3 +410,54 @@ def test_the_command(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, [*arguments, str(tmp_path / "more"), "--rest", "tuned", "--json"])
     assert json.loads(ran.stdout)["graft"]["path"] == str(tmp_path / "more")
     assert CliRunner().invoke(app, [*arguments, str(tmp_path / "more")]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("scales", "factors"), [([], (1, 1)), (["0.5"], (0.5, 0.5)), (["0.7", "-2"], (0.7, -2))]
+)
+def test_the_command_takes_several_tuned_models(
+    scales: list[str], factors: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = {name: random_weights(SHAPE, seed) for seed, name in enumerate(("base", "maths", "german"))}
+    for folder, tensors in weights.items():
+        write(tmp_path / folder, SHAPE.config(), tensors)
+    geometry = alps.geometry("base")
+    maths = alps.HeadSet.from_pairs([(0, 1), (1, 2)], geometry)
+    german = alps.HeadSet.from_pairs([(0, 0), (1, 2)], geometry)
+    maths.save("maths.json")
+    german.save("german.json")
+    arguments = ["graft", "base", "maths", "german", "--heads", "maths.json", "--heads", "german.json"]
+    options = [argument for scale in scales for argument in ("--scale", scale)]
+    ran = CliRunner().invoke(app, [*arguments, *options, "--output", "both", "--json"])
+    assert ran.exit_code == 0, ran.output
+    expected = by_hand(
+        weights["base"], [(weights["maths"], maths, factors[0]), (weights["german"], german, factors[1])]
+    )
+    assert all(torch.equal(it, expected[key]) for key, it in tensors_of(tmp_path / "both").items())
+    assert json.loads(ran.stdout)["heads"]["report"]["heads"] == len(maths | german)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["base", "--heads", "a"], "Missing argument"),
+        (
+            ["base", "one", "two", "--heads", "a"],
+            "--heads: expected one file for each tuned model (2), found 1.",
+        ),
+        (["base", "one", "--heads", "a", "--heads", "b"], "for each tuned model (1), found 2."),
+        (
+            ["base", "one", "two", *2 * ("--heads", "a"), *3 * ("--scale", "1")],
+            "--scale: expected one factor for all tuned models or one for each (2), found 3.",
+        ),
+        (["base", "one", "--heads", "a", "--scale", "nan"], "nan is not a number."),
+    ],
+)
+def test_wrong_numbers_of_options_are_wrong_usage(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    ran = CliRunner().invoke(app, ["graft", *arguments, "--output", "graft"])
+    assert ran.exit_code == 2
+    assert said in ran.stderr

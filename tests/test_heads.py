@@ -262,6 +262,7 @@ def test_geometry_knows_rows_and_groups() -> None:
     assert geometry.shape == (3, 4)
     assert geometry.heads == 12
     assert [geometry.group_of(head) for head in range(4)] == [0, 0, 1, 1]
+    assert [sizes.heads_per_group for sizes in geometry.sizes] == [2, 2, 2]
     assert [geometry.row_of(layer) for layer in geometry.layers] == [0, 1, 2]
     assert str(geometry) == "llama, 3 layers x 4 heads, 2 key/value groups"
     assert Geometry.from_fields(geometry.to_fields()) == geometry

@@ -22,7 +22,7 @@ from matplotlib.text import Text
 import alps
 from alps import ArgumentError, Geometry, HeadScores, HeadSet, statistics
 from alps.visual import image_file
-from alps.visual.cells import group_borders, have_uniform_groups
+from alps.visual.head_grid import group_borders, have_uniform_groups
 from support.scores import geometries, small_geometry, small_scores
 
 HOSTILE = "$\\frac{}$ <b>&amp;\x00\n\u202e中文" + "long/" * 60

@@ -129,7 +129,16 @@ def run_command(line: str) -> str:
             "docs/tutorial.md",
             {
                 *("scores.safetensors", "scan.txt", "shown.txt", "selected.txt", "heads.png", "report.html"),
-                *("heads.json", "checkpoints", "out", "adapter", "merged", "audit.txt"),
+                *(
+                    "heads.json",
+                    "checkpoints",
+                    "out",
+                    "adapter",
+                    "merged",
+                    "audit.txt",
+                    "grafted",
+                    "graft.txt",
+                ),
             },
         ),
     ],

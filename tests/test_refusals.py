@@ -152,9 +152,15 @@ HEADERS: dict[str, tuple[bytes, list[str]]] = {
     "end before begin": (raw(f'{{"a": {entry(8, 0)}}}', 8), ["`a`", "[8, 0] end before they begin"]),
     "overflowing offset": (raw(f'{{"a": {entry(0, 2**64)}}}', 8), ["`a`", "expected u64"]),
     "overflowing shape": (raw(f'{{"a": {entry(0, 8, (2**62, 2**62))}}}', 8), ["`a`", str(2**62), "more than any file"]),
-    "out of the file": (raw(f'{{"a": {entry(0, 8)}}}', 7), ["`a` is at bytes 0 to 8", "only 7 bytes of data", "truncated"]),
+    "out of the file": (
+        raw(f'{{"a": {entry(0, 8)}}}', 7),
+        ["`a` is at bytes 0 to 8", "only 7 bytes of data", "truncated"],
+    ),
     "data of no tensor": (raw(f'{{"a": {entry(0, 8)}}}', 9), ["end at byte 8", "9 bytes of data"]),
-    "shape against offsets": (raw(f'{{"a": {entry(0, 8, (3,))}}}', 8), ["`a`", "shape [3] of F32 takes 12 bytes", "hold 8"]),
+    "shape against offsets": (
+        raw(f'{{"a": {entry(0, 8, (3,))}}}', 8),
+        ["`a`", "shape [3] of F32 takes 12 bytes", "hold 8"],
+    ),
     "duplicate names": (raw(f'{{"a": {entry(0, 8)}, "a": {entry(0, 8)}}}', 8), ["`a` appears twice"]),
     "unknown dtype": (raw(f'{{"a": {entry(0, 8, dtype="F12")}}}', 8), ["`a`", "dtype `F12`"]),
     "Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", ["Git LFS pointer", "git lfs pull"]),
@@ -222,16 +228,34 @@ def sharded(folder: Path) -> dict[str, str]:
 
 
 INDICES: dict[str, tuple[Callable[[dict[str, str]], Any], list[str]]] = {
-    "missing shard": (lambda m: {"weight_map": m | {QUERY: "model-3.safetensors"}}, ["`model-3.safetensors` is missing", QUERY]),
-    "shard without the tensor": (lambda m: {"weight_map": m | {QUERY: "model-1.safetensors"}}, [f"tensor `{QUERY}` is in `model-1.safetensors`", "has no such tensor"]),
-    "above its folder": (lambda m: {"weight_map": m | {QUERY: "../good/model.safetensors"}}, [QUERY, "`../good/model.safetensors`", "a file beside the index"]),
-    "absolute path": (lambda m: {"weight_map": m | {QUERY: "/model.safetensors"}}, [QUERY, "`/model.safetensors`", "a file beside the index"]),
-    "other separator": (lambda m: {"weight_map": m | {QUERY: "..\\model.safetensors"}}, [QUERY, "a file beside the index"]),
+    "missing shard": (
+        lambda m: {"weight_map": m | {QUERY: "model-3.safetensors"}},
+        ["`model-3.safetensors` is missing", QUERY],
+    ),
+    "shard without the tensor": (
+        lambda m: {"weight_map": m | {QUERY: "model-1.safetensors"}},
+        [f"tensor `{QUERY}` is in `model-1.safetensors`", "has no such tensor"],
+    ),
+    "above its folder": (
+        lambda m: {"weight_map": m | {QUERY: "../good/model.safetensors"}},
+        [QUERY, "`../good/model.safetensors`", "a file beside the index"],
+    ),
+    "absolute path": (
+        lambda m: {"weight_map": m | {QUERY: "/model.safetensors"}},
+        [QUERY, "`/model.safetensors`", "a file beside the index"],
+    ),
+    "other separator": (
+        lambda m: {"weight_map": m | {QUERY: "..\\model.safetensors"}},
+        [QUERY, "a file beside the index"],
+    ),
     "no map": (lambda _: {}, ["missing field `weight_map`"]),
     "empty map": (lambda _: {"weight_map": {}}, ["names no tensor"]),
     "a list": (lambda m: [m], ["expected a JSON object"]),
     "numbers for names": (lambda _: {"weight_map": {QUERY: 1}}, [QUERY, "expected a string"]),
-    "pickled shard": (lambda m: {"weight_map": m | {QUERY: "model-1.bin"}}, ["`model-1.bin` is a pickle file", "save_pretrained"]),
+    "pickled shard": (
+        lambda m: {"weight_map": m | {QUERY: "model-1.bin"}},
+        ["`model-1.bin` is a pickle file", "save_pretrained"],
+    ),
 }  # fmt: skip
 
 
@@ -296,15 +320,24 @@ VALUES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "text": ({"num_hidden_layers": "2"}, ["`num_hidden_layers`", "whole number"]),
     "absurd size": ({"hidden_size": 2**62}, ["`hidden_size`", str(2**62)]),
     "uneven groups": ({"num_key_value_heads": 3}, ["4 query heads", "3 key/value heads", "not a multiple"]),
-    "unknown type": ({"model_type": "nonsense"}, ["`nonsense`", "no known layout", "{layer}.self_attn.q_proj", "CONTRIBUTING.md"]),
+    "unknown type": (
+        {"model_type": "nonsense"},
+        ["`nonsense`", "no known layout", "{layer}.self_attn.q_proj", "CONTRIBUTING.md"],
+    ),
     # What contradicts the shapes.
     "more layers": ({"num_hidden_layers": 3}, [f"tensor `{name(2, 'q')}` is missing", "3 layers"]),
-    "more heads": ({"num_attention_heads": 8}, [f"`{name(0, 'q')}`", "[32, 24]", "[16, 24]", "8 query heads of size 4"]),
+    "more heads": (
+        {"num_attention_heads": 8},
+        [f"`{name(0, 'q')}`", "[32, 24]", "[16, 24]", "8 query heads of size 4"],
+    ),
     "fewer groups": ({"num_key_value_heads": 1}, [f"`{name(0, 'k')}`", "[4, 24]", "[8, 24]"]),
     "larger heads": ({"head_dim": 6}, [f"`{name(0, 'q')}`", "[24, 24]", "[16, 24]", "size 6"]),
     "head size left out": ({"head_dim": None}, [f"`{name(0, 'q')}`", "[24, 24]", "[16, 24]"]),
     "wider model": ({"hidden_size": 32}, [f"`{name(0, 'q')}`", "[16, 32]", "[16, 24]", "hidden size 32"]),
-    "other layout": ({"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 24}, ["`attn.c_attn`", "there is nothing else"]),
+    "other layout": (
+        {"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 24},
+        ["`attn.c_attn`", "there is nothing else"],
+    ),
 }  # fmt: skip
 
 
@@ -344,7 +377,10 @@ OTHERS: dict[str, tuple[Shape, str]] = {
     "head size": (Shape(layers=2, head_size=8), "size of a head is 4 in the one, 8 in the other"),
     "hidden size": (Shape(layers=2, hidden_size=16), "hidden size is 24 in the one, 16 in the other"),
     # The same tensors, cut into heads in another way.
-    "equal shapes": (Shape(layers=2, query_heads=8, key_value_heads=4, head_size=2), "size of a head is 4 in the one, 2"),
+    "equal shapes": (
+        Shape(layers=2, query_heads=8, key_value_heads=4, head_size=2),
+        "size of a head is 4 in the one, 2",
+    ),
 }  # fmt: skip
 
 

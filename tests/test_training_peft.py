@@ -316,9 +316,9 @@ def test_adapters_of_the_same_rows_are_merged_one_after_the_other(base: Path) ->
 
 def test_code_that_reads_the_weight_of_a_projection_trains_the_rows() -> None:
     sizes: Any = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "conv_dim": (16, 16),
-        "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16,
-        "num_conv_pos_embedding_groups": 2, "vocab_size": 32,
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+        "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2,
+        "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "vocab_size": 32,
     }  # fmt: skip
     torch.manual_seed(0)
     whole = WavLMForCTC(WavLMConfig(**sizes)).eval()

@@ -137,8 +137,8 @@ def test_adapters_of_other_parts_change_no_head(tmp_path: Path) -> None:
 ENDINGS = st.sampled_from(
     [
         "weight", "bias", "weight_scale", "input_scale", "weight_g", "weight_v", "delta", "weight_mask", "scale",
-        "weight.mask", "rows", "0.weight", "adapter.weight", "weight_orig", "q_proj.weight", "parametrizations.weight.0",
-        "inv_freq", "weight_scale_2", "lora_A.weight", "B",
+        "weight.mask", "rows", "0.weight", "adapter.weight", "weight_orig", "q_proj.weight",
+        "parametrizations.weight.0", "inv_freq", "weight_scale_2", "lora_A.weight", "B",
     ]
 )  # fmt: skip
 MODELS = ["llama", "gpt_neox", "gpt2", "deepseek_v3"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of the loss when the rows of a head set changed places.
+    """How much of a tuning the rows of head sets carry, by the loss with these rows in the other model.
 
     Attributes:
         name: "sufficiency", the tuned rows of the set in the base, or "necessity", the base's rows in the tuned model.
@@ -34,7 +34,7 @@ class Trial:
 
     @property
     def rank(self) -> int:
-        """The place of the chosen set among itself and the random ones, 1 for the largest share."""
+        """The rank of the chosen set among all sets, itself included; 1 for the largest share."""
         return 1 + int((self.random >= self.chosen).sum())
 
     @property
@@ -50,8 +50,9 @@ class Trial:
     def __str__(self) -> str:
         middle = np.median(self.random)
         return (
-            f"{self.name}: {100 * self.chosen:.1f} % of the tuning, random sets {100 * middle:.1f} %; rank {self.rank} of "
-            f"{1 + len(self.random)}, p = {self.p_value:.3g}; within the same layers p = {self.p_within_layers:.3g}"
+            f"{self.name}: {100 * self.chosen:.1f} % of the tuning, random sets {100 * middle:.1f} %; rank "
+            f"{self.rank} of {1 + len(self.random)}, p = {self.p_value:.3g}; within the same layers p = "
+            f"{self.p_within_layers:.3g}"
         )
 
 

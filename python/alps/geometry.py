@@ -36,6 +36,11 @@ class LayerSizes(NamedTuple):
     key_width: int
     value_width: int
 
+    @property
+    def heads_per_group(self) -> int:
+        """The number of query heads that share a key/value group."""
+        return self.query_heads // self.key_value_heads
+
 
 _MAY_BE_ZERO = {"key_size", "value_size", "key_width", "value_width"}
 
@@ -174,7 +179,8 @@ class Geometry:
     @property
     def heads_per_group(self) -> int:
         """The number of query heads that share a key/value group; where layers differ, the largest."""
-        return max(sizes.query_heads // sizes.key_value_heads for sizes in self.per_layer or (self,))
+        largest = self.query_heads // self.key_value_heads
+        return max((sizes.heads_per_group for sizes in self.per_layer), default=largest)
 
     def heads_of(self, layer: int) -> int:
         """The number of heads of the layer number `layer`.
@@ -200,7 +206,7 @@ class Geometry:
             where = "a layer" if layer is None else f"layer {layer}"
             raise ArgumentError(f"there is no head {head}: {where} has heads 0 to {most - 1}")
         sizes = next(sizes for sizes in layers if head < sizes.query_heads)
-        return head // (sizes.query_heads // sizes.key_value_heads)
+        return head // sizes.heads_per_group
 
     def row_of(self, layer: int) -> int:
         """The row of a score matrix that holds the layer number `layer`.

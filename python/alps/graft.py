@@ -14,14 +14,14 @@ import alps._alps as _alps
 from alps import sources
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
-from alps.heads import HeadSet
+from alps.heads import HeadSet, check_head_set
 from alps.sources import Name
 
 Donor: TypeAlias = tuple[Name, HeadSet] | tuple[Name, HeadSet, float]
 """A tuned checkpoint or adapter, its heads, and the scale of their change."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
-"""Files of weights, which are written or have no place in the graft."""
+"""The suffixes of weights. Files with them are not copied: the graft has weights of its own."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ def graft(
 
     The rows are those of Q, K and V of the chosen heads and of the key/value groups that they read, with their
     entries of the biases: what `alps.restrict` trains. A row becomes `base + scale * (tuned - base)`; with several
-    tuned models the changes are added (selective task arithmetic, https://arxiv.org/abs/2411.16139). With one model and
-    the scale 1 it is the tuned row, bit for bit.
+    tuned models the changes are added (selective task arithmetic, https://arxiv.org/abs/2411.16139). With one
+    model and the scale 1 it is the tuned row, bit for bit.
 
     Files, shards, names and number formats are those of `base`; configuration and tokenizer are copied along. A file
-    system that can share blocks between files does so for all that is not overwritten. Memory stays small whatever the
-    size of the checkpoints is. The folder gets its name when all is written; a killed process leaves a folder whose name
-    begins with a dot and ends with `.partial`.
+    system that can share blocks between files does so for all that is not overwritten. Memory stays small whatever
+    the size of the checkpoints. The folder gets its name when all is written; a killed process leaves a folder
+    whose name begins with a dot and ends with `.partial`.
 
         heads = alps.scan("base", "tuned").select(ratio=0.1)
         alps.graft("base", "tuned", heads, "grafted")
@@ -69,8 +69,8 @@ def graft(
     Args:
         base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of one in the hub's local
             cache.
-        tuned: The checkpoint after tuning, or an adapter of it; or several, each with its heads and its scale (1 when not
-            given).
+        tuned: The checkpoint after tuning, or an adapter of it; or several, each with its heads and its scale (1
+            when not given).
         heads: The chosen heads, if `tuned` is one checkpoint.
         output: The folder to write, which must not exist.
         scale: Of the change, if `tuned` is one checkpoint.
@@ -81,8 +81,8 @@ def graft(
     Raises:
         ArgumentError: An argument is out of its domain, or the heads are those of another model.
         CheckpointError: A file is truncated, malformed or of another format.
-        ModelError: The model is of no known layout, or weights are quantised, or rows would have to be written into those
-            of an adapter.
+        ModelError: The model is of no known layout, or weights are quantised, or rows would have to be written
+            into those of an adapter.
         PairError: The checkpoints are not states of one model.
         FileExistsError: `output` exists.
         OSError: A file cannot be read or written.
@@ -93,14 +93,12 @@ def graft(
     if rest == "tuned" and len(donors) != 1:
         raise ArgumentError(f'rest="tuned" needs one tuned checkpoint, found {len(donors)}')
     target = _check_target(output)
-    pairs = [sources.find_both(base, path, None) for path, _, _ in donors]
-    host = pairs[0][0]
-    found = [(pair[1], chosen, factor) for pair, (_, chosen, factor) in zip(pairs, donors, strict=True)]
+    found = [sources.find_both(base, path, None) for path, _, _ in donors]
+    host, others = found[0][0], [other for _, other in found]
     if rest == "tuned":
-        (reverted, (_, chosen, factor)), host = (host, found[0]), found[0][0]
-        found = [(reverted, chosen, factor)]
+        host, others = others[0], [host]
     component = donors[0][1].geometry.component
-    geometry = Geometry.of_layers(**_alps.geometry((host.path, host.adapter), component))
+    geometry = Geometry.of_layers(**_alps.geometry(host.paths, component))
     for _, chosen, _ in donors:
         if difference := chosen.geometry.difference(geometry):
             raise ArgumentError(f"the heads are not those of {host.name} (heads and model): {difference}")
@@ -108,10 +106,10 @@ def graft(
     temporary.mkdir()
     try:
         written = _alps.graft(
-            (host.path, host.adapter),
+            host.paths,
             [
-                ((source.path, source.adapter), chosen.mask, chosen.key_value_groups, factor)
-                for source, chosen, factor in found
+                (other.paths, chosen.mask, chosen.key_value_groups, factor)
+                for other, (_, chosen, factor) in zip(others, donors, strict=True)
             ],
             component,
             os.fspath(temporary),
@@ -131,9 +129,7 @@ def _donors(
     tuned: Name | Sequence[Donor], heads: HeadSet | None, scale: float
 ) -> list[tuple[Name, HeadSet, float]]:
     if isinstance(tuned, (str, os.PathLike)):
-        if not isinstance(heads, HeadSet):
-            raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
-        donors = [(tuned, heads, scale)]
+        donors = [(tuned, check_head_set(heads), scale)]
     else:
         if heads is not None:
             raise ArgumentError("heads: with several tuned checkpoints, each has its heads beside it")

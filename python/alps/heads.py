@@ -304,6 +304,17 @@ class HeadSet:
             raise CheckpointError(f"{os.fspath(source)}: {error}") from None
 
 
+def check_head_set(heads: object) -> HeadSet:
+    """Returns `heads`.
+
+    Raises:
+        ArgumentError: It is no head set.
+    """
+    if not isinstance(heads, HeadSet):
+        raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
+    return heads
+
+
 def _lines(values: Mapping[str, Any]) -> str:
     lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items())
     return f"{{\n{lines}\n  }}" if lines else "{}"

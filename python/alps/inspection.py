@@ -77,8 +77,7 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
         ModelError: The model is of no known layout, or contradicts its configuration.
         OSError: A file cannot be read.
     """
-    source = sources.find(path)
-    found = _alps.inspect((source.path, source.adapter), component)
+    found = _alps.inspect(sources.find(path).paths, component)
     return Inspection(
         geometry=Geometry.of_layers(**found["geometry"]),
         modules=tuple(Module(**module) for module in found["modules"]),

@@ -1,7 +1,7 @@
 """Registers the adapter of alps with PEFT as soon as both are imported, in either order.
 
-PEFT has no way to find methods of other packages. `import alps` must not import PEFT and torch, so the registration waits
-for the import of PEFT.
+PEFT has no way to find methods of other packages. `import alps` must not import PEFT and torch, so the registration
+waits for the import of PEFT.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def _register() -> None:
 
 
 class _PeftFinder(MetaPathFinder):
-    """Finds nothing but PEFT, as the other finders do, and registers once it is imported."""
+    """Finds PEFT, and nothing else, through the other finders, and lets `_PeftLoader` load it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -44,7 +44,7 @@ class _PeftFinder(MetaPathFinder):
 
 
 class _PeftLoader(Loader):
-    """Loads PEFT by its own loader, and registers then."""
+    """Loads PEFT by its own loader, and registers afterwards."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -54,7 +54,7 @@ class _PeftLoader(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # As without this loader from here on, for all who look at the module.
+        # The module keeps no trace of this loader.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

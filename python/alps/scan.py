@@ -61,17 +61,17 @@ def scan(
         component: Whose heads: those of the self-attention of the text "decoder", of the "encoder", of the
             "vision" or "audio" tower, or of the "cross" attention of the decoder to the encoder. When not
             given, those of the first of these that the model has, in this order.
-        adapter_base: What the adapters among the two change. When not given, a tuned adapter changes `base`,
-            and any other, or one with weights in its own folder, what its configuration or folder says. The
-            scores' provenance says what was taken.
+        adapter_base: The checkpoint that the adapters among the two change. When not given, a tuned adapter
+            changes `base`; any other adapter changes the checkpoint that its configuration names; weights in the
+            adapter's own folder come before both. The scores' provenance names the checkpoint.
         form: What a head's weight vector is: "qkv" or "product".
         temperature: Of the softmax.
         statistics: The statistics to return; every one but "sorted_wasserstein" when not given.
         threads: How many to use; as many as the machine has cores when not given.
-        mmap: Whether files in the page cache may be mapped into memory, which is faster than copying them and changes no
-            score. While files are mapped, a process-wide handler of SIGBUS is installed, since that signal would end
-            the process when another program shortens a mapped file. When not given, the environment variable
-            ALPS_MMAP decides (1 or 0), else files may be mapped.
+        mmap: Whether files in the page cache may be mapped into memory, which is faster than copying them and
+            changes no score. While files are mapped, a process-wide handler of SIGBUS is installed, since that
+            signal would end the process when another program shortens a mapped file. When not given, the
+            environment variable ALPS_MMAP decides (1 or 0), else files may be mapped.
         progress: Called on this thread now and then with the bytes read so far and the bytes to read.
 
     Returns:
@@ -91,8 +91,8 @@ def scan(
     may_map = _may_map(mmap)
     base_source, tuned_source = sources.find_both(base, tuned, adapter_base)
     result = _alps.scan(
-        (base_source.path, base_source.adapter),
-        (tuned_source.path, tuned_source.adapter),
+        base_source.paths,
+        tuned_source.paths,
         form,
         temperature,
         any(name in statistics_table.ON_REQUEST for name in names),
@@ -146,5 +146,4 @@ def geometry(path: str | os.PathLike[str], *, component: Component | None = None
         ModelError: The model is of no known layout, or contradicts its configuration.
         OSError: A file cannot be read.
     """
-    source = sources.find(path)
-    return Geometry.of_layers(**_alps.geometry((source.path, source.adapter), component))
+    return Geometry.of_layers(**_alps.geometry(sources.find(path).paths, component))

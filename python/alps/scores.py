@@ -33,16 +33,16 @@ DEFAULT_RATIO = 0.10
 """The share of the heads that the paper trains."""
 
 EQUAL = (
-    "the attention weights of both checkpoints are equal: no head has moved. Check that the tuned checkpoint is the one "
-    "that training wrote"
+    "the attention weights of both checkpoints are equal: no head has moved. Check that the tuned checkpoint is the "
+    "one that training wrote"
 )
-"""What is said of scores of equal weights."""
+"""The warning of scores of equal weights, and the error of a selection from them."""
 
 WITNESSES = ("changed", "delta_norm", "max_delta", "relative_delta")
 """The statistics that are 0 for a head if and only if none of its weights has moved."""
 
 HEADS_MOVED = "heads_moved"
-"""The provenance of scores of which some heads have not moved: how many have."""
+"""The field of the provenance that counts the heads that have moved; absent where all have."""
 
 _FORMAT = "alps-scores"
 _VERSION = 1

@@ -11,9 +11,9 @@ import alps._alps as _alps
 from alps.errors import ArgumentError, CheckpointError
 
 _HUB_NAME = re.compile(r"(?P<name>([\w][\w.-]*/)?[\w][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
-"""`owner/name[@revision]`, or `name[@revision]` as of gpt2 and other models of the hub's first days."""
-_TELLTALES = ("config.json", "adapter_config.json", "params.json")
-"""Every checkpoint has one of these files."""
+"""`owner/name[@revision]`, or `name[@revision]` of an old model such as gpt2."""
+_CONFIGURATIONS = ("config.json", "adapter_config.json", "params.json")
+"""Every checkpoint on the hub has one of these files."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Source:
     adapter: str | None = None
     over: str | None = None
     trained_on: str | None = None
+
+    @property
+    def paths(self) -> tuple[str, str | None]:
+        """The weights and the adapter, as the extension takes them."""
+        return self.path, self.adapter
 
     def provenance(self, role: str) -> dict[str, str]:
         """Where the weights come from; the names of the fields begin with `role`, "base" or "tuned"."""
@@ -68,8 +73,8 @@ def find_both(base: Name, tuned: Name, adapter_base: Name | None) -> tuple[Sourc
             f"adapter_base is {os.fspath(adapter_base)}, but neither {base} nor {tuned} is an adapter"
         )
     given = None if adapter_base is None else locate(adapter_base)
-    first = _over(found[0], adapters[0], given, None)
-    second = _over(found[1], adapters[1], given, found[0] if adapters[0] is None else None)
+    first = _with_base(found[0], adapters[0], given, None)
+    second = _with_base(found[1], adapters[1], given, found[0] if adapters[0] is None else None)
     return first, second
 
 
@@ -82,13 +87,13 @@ def find(name: Name) -> Source:
         CheckpointError: The weights that an adapter changes cannot be found.
     """
     source = locate(name)
-    return _over(source, _alps.adapter(source.path), None, None)
+    return _with_base(source, _alps.adapter(source.path), None, None)
 
 
-def _over(
+def _with_base(
     source: Source, adapter: _alps.Adapter | None, given: Source | None, other: Source | None
 ) -> Source:
-    """Adds to an adapter the weights that it changes: those given, else those of the other checkpoint."""
+    """Adds to an adapter the weights that it changes: those given, its own, the other checkpoint's, or those named."""
     if adapter is None:
         return source
     # Weights in the adapter's own folder come before those that its configuration names, as in transformers.
@@ -141,7 +146,7 @@ def locate(name: Name) -> Source:
     except (FileNotFoundError, ArgumentError):
         if "/" in text:
             raise
-        raise missing from None  # a word alone was meant as a path more likely
+        raise missing from None  # a name without owner was more likely meant as a path
 
 
 def _locate_in_hub_cache(text: str, name: str, revision: str | None) -> Source:
@@ -156,7 +161,7 @@ def _locate_in_hub_cache(text: str, name: str, revision: str | None) -> Source:
         ) from None
     try:
         # A cache may lack files that nobody reads, so it is not asked for a whole snapshot.
-        found = [hub.try_to_load_from_cache(name, file, revision=revision) for file in _TELLTALES]
+        found = [hub.try_to_load_from_cache(name, file, revision=revision) for file in _CONFIGURATIONS]
     except ValueError as error:
         raise ArgumentError(f"{text}: {error}") from None
     # The cache returns an object of its own for a file that the repository does not have.

@@ -27,7 +27,6 @@ DEFAULT = "relative_delta"
 
 The measurements are in docs/evidence.md. The paper's score is "wasserstein"."""
 
-
 UNITS = {
     "wasserstein": "of the vector's length",
     "kl": "nats",

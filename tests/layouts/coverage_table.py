@@ -81,9 +81,10 @@ def _one_line(text: str) -> str:
 _HEAD = """# Models
 
 `make models` writes this page; do not edit it. For every model type of transformers {version}, a tiny model with random
-weights was built. While it ran, the queries, keys and values of its softmax attention were traced back to the weights in
-its file. Then the queries of one head, the keys of another and the values of a third were changed in the file, in every
-layer. A scan had to report exactly the heads that need the changed weights, in one component, with the correct score.
+weights was built. While it ran, the queries, keys and values of its softmax attention were traced back to the weights
+in its file. Then the queries of one head, the keys of another and the values of a third were changed in the file, in
+every layer. A scan had to report exactly the heads that need the changed weights, in one component, with the correct
+score.
 
 | of {total} model types | |
 |---|---|
@@ -98,11 +99,11 @@ layer. A scan had to report exactly the heads that need the changed weights, in 
 
 A component in parentheses did not run here. Its shapes agree with the configuration; nothing else was verified.
 
-*Training*: one head of each layer was restricted (`alps.restrict`), and the outputs of the model and the gradients of the
-rows had to be those of the unrestricted model. "did not run" means that no gradient reached the weights here.
+*Training*: one head of each layer was restricted (`alps.restrict`), and the outputs of the model and the gradients of
+the rows had to be those of the unrestricted model. "did not run" means that no gradient reached the weights here.
 
-*Other forms*: the configurations of models within models were also read in the forms that other releases of transformers
-saved, wherever transformers reads the same model from them. What is listed is read as the saved form is.
+*Other forms*: the configurations of models within models were also read in the forms that other releases of
+transformers saved, wherever transformers reads the same model from them. What is listed is read as the saved form is.
 
 | model type | components | attention modules that are not read | training | other forms |
 |---|---|---|---|---|
@@ -143,7 +144,8 @@ def write(facts: Mapping[str, Mapping[str, Any]], version: str) -> str:
         unbuilt=len(by_status["unbuilt"]),
     )
     for model_type, row in by_status["read"].items():
-        page += f"| `{model_type}` | {_cell(row.components)} | {', '.join(f'`{name}`' for name in row.unread)} | {row.training} | {row.forms} |\n"
+        unread = ", ".join(f"`{name}`" for name in row.unread)
+        page += f"| `{model_type}` | {_cell(row.components)} | {unread} | {row.training} | {row.forms} |\n"
     for status, title in (
         ("wrong", "Wrong"),
         ("refused", "Refused"),

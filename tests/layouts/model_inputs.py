@@ -166,7 +166,7 @@ def _vectors(config: Any, names: dict[str, bool], width: int) -> Iterator[Argume
 
 
 def of_attention(module: torch.nn.Module) -> Iterator[Arguments]:
-    """Yields arguments for one attention module: hidden states as wide as one of its linear layers, and rotary embeddings."""
+    """Yields arguments for one attention module: hidden states as wide as its linear layers, and rotary embeddings."""
     torch.manual_seed(0)
     names = list(_parameters(module))
     widths = dict.fromkeys(width for child in module.modules() if (width := _width(child)))

@@ -1,8 +1,8 @@
 """Compares what a scan says of the heads of a model with what its weights do when the model runs.
 
-`trace_rows.py` finds the entries of the file that each head depends on, without alps. This module changes them in the file
-and scans every component of the model. Exactly the heads that need the changed entries have to move, in one component and
-one layer.
+`trace_rows.py` finds the entries of the file that each head depends on, without alps. This module changes them in the
+file and scans every component of the model. Exactly the heads that need the changed entries have to move, in one
+component and one layer.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ _SECONDS = 15
 
 
 def trace_model(model_type: str) -> TracedModel:
-    """Builds a tiny model of this type and traces its attention. Of several builds, the one whose attention runs best counts.
+    """Builds a tiny model of this type and traces its attention.
+
+    Of several builds, the one whose attention runs best counts.
 
     Raises:
         ValueError: It cannot be built.
@@ -154,7 +156,10 @@ def _trace(model: Any) -> TracedModel:
 
 
 def trace_attentions(model: Any) -> tuple[list[ComputedAttention], list[run_model.Run], dict[str, str]]:
-    """Traces every softmax attention that runs, in order. Returns also the runs, and the errors of modules that did not run."""
+    """Traces every softmax attention that runs, in order.
+
+    Returns also the runs, and the errors of modules that did not run.
+    """
     found, runs, failures = trace_rows.trace(model)
     result: list[ComputedAttention] = []
     for one in found:
@@ -367,7 +372,7 @@ class Proof:
 
 
 def prove(base: Path, known: list[ComputedAttention], scratch: Path) -> Proof:
-    """Changes the weights of each attention in turn, and compares the heads that scans report with those that need them."""
+    """Changes the weights of each attention in turn; compares the heads that scans report with those that need them."""
     checkpoint = SavedModel(base)
     idle = ComponentScans.of(base, base)
     components = [component for component in COMPONENTS if component in idle.scores]

@@ -1,8 +1,8 @@
 """The other forms in which the configuration of a model was saved or published, and what alps reads of them.
 
 Releases of transformers differ in how they write models within models: without the types of the parts, with the type of
-the whole model for a part, or flat, with the keys of the decoder beside those of the whole. A form counts if transformers
-reads the same sizes from it.
+the whole model for a part, or flat, with the keys of the decoder beside those of the whole. A form counts if
+transformers reads the same sizes from it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def read_forms(folder: Path) -> dict[str, str]:
     """
     config: Config = json.loads((folder / "config.json").read_text())
     with safe_open(folder / "model.safetensors", "pt") as file:
-        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        names = file.keys()  # it is no mapping
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in names}
     try:
         expected = _attention(config, shapes)
     except alps.AlpsError:

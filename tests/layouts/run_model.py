@@ -182,7 +182,7 @@ def _mentions_softmax(kind: type) -> bool:
 
 
 def looks_like_attention(model: torch.nn.Module) -> list[str]:
-    """Returns the innermost modules whose code mentions a softmax, except routers: possible attention that did not run."""
+    """Returns the innermost modules whose code mentions a softmax, except routers: attention that may not have run."""
     found = [
         name
         for name, module in model.named_modules()

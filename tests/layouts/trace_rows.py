@@ -37,7 +37,10 @@ class TracedAttention:
 
 
 def trace(model: Any) -> tuple[list[TracedAttention], list[Run], dict[str, str]]:
-    """Traces every attention of a model to its file. Returns also the runs, and the errors of modules that did not run."""
+    """Traces every attention of a model to its file.
+
+    Returns also the runs, and the errors of modules that did not run.
+    """
     first, runs, failures = record_attention(model)
     owners = {attention.module for attention in first}
     with without_norms(model, owners), with_noise(model, owners):
@@ -102,8 +105,8 @@ def _head_bits(named: dict[str, torch.nn.Parameter], part: HeadTensor, heads: in
 def in_file(model: Any, attentions: list[HeadBits]) -> list[HeadBits]:
     """Translates entries of parameters into entries of the file that `save_pretrained` writes.
 
-    The model is saved with the integers instead of its weights, once for all attentions that share no parameter. A second
-    save, with the number of the attention as the integer, tells which attention an entry of the file belongs to.
+    The model is saved with the integers instead of its weights, once for all attentions that share no parameter. A
+    second save, with the number of the attention as the integer, tells which attention an entry of the file belongs to.
     """
     groups: list[list[int]] = []
     for number, head_bits in enumerate(attentions):

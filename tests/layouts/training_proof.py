@@ -1,7 +1,7 @@
 """Compares the training of a restricted model with that of the same model without restriction.
 
-In every component of a model, one head of each layer is restricted. The restricted model has to compute the same outputs,
-and its rows have to get the gradient that the same rows of the whole weights get.
+In every component of a model, one head of each layer is restricted. The restricted model has to compute the same
+outputs, and its rows have to get the gradient that the same rows of the whole weights get.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The commands that write, run or train models."""
 
 import json
-import sys
-from contextlib import nullcontext
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,10 +9,9 @@ import typer
 from rich.console import Console
 
 import alps
-from alps.cli import json_output, options, printing, tables
+from alps.cli import json_output, options, printing, progress_bar
 from alps.cli.app import app
 from alps.errors import ArgumentError
-from alps.files import check_writable
 from alps.heads import HeadSet
 from alps.optional import needed
 from alps.scores import DEFAULT_RATIO
@@ -24,14 +22,26 @@ def graft(
     base: Annotated[
         str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
     ],
-    tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning.")],
-    heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
+    tuned: Annotated[
+        list[str],
+        typer.Argument(
+            help="The checkpoint or the adapter after tuning; or several, whose changes are added."
+        ),
+    ],
+    heads: Annotated[
+        list[Path],
+        typer.Option(metavar="FILE", help="The chosen heads (JSON), once for each tuned model."),
+    ],
     output: Annotated[
         Path, typer.Option(metavar="DIR", help="Write the checkpoint here; it must not exist.")
     ],
     scale: Annotated[
-        float, typer.Option(callback=options.refuse_nan, help="Factor of the change of the rows.")
-    ] = 1.0,
+        list[float] | None,
+        typer.Option(
+            callback=options.refuse_nan,
+            help="Factor of the change of the rows, once for all or for each tuned model; 1 when not given.",
+        ),
+    ] = None,
     rest: Annotated[
         Literal["base", "tuned"],
         typer.Option(help="The checkpoint that everything but the chosen heads is taken from."),
@@ -39,9 +49,21 @@ def graft(
     as_json: options.Json = False,
 ) -> None:
     """Write a checkpoint with the tuned Q/K/V rows of the chosen heads, and everything else of the base."""
-    chosen = HeadSet.load(heads)
-    with nullcontext() if as_json else tables.progress_bar(sys.stderr) as progress:
-        written = alps.graft(base, tuned, chosen, output, scale=scale, rest=rest, progress=progress)
+    scales = scale or [1.0]
+    if len(scales) == 1:
+        scales = scales * len(tuned)
+    for option, values, expected in (
+        ("--heads", heads, "one file for each tuned model"),
+        ("--scale", scales, "one factor for all tuned models or one for each"),
+    ):
+        if len(values) != len(tuned):
+            message = f"expected {expected} ({len(tuned)}), found {len(values)}."
+            raise typer.BadParameter(message, param_hint=option)
+    sets = [HeadSet.load(file) for file in heads]
+    donors = list(zip(tuned, sets, scales, strict=True))
+    with progress_bar.of_bytes(quiet=as_json) as progress:
+        written = alps.graft(base, donors, output=output, rest=rest, progress=progress)
+    chosen = reduce(HeadSet.union, sets)
     if as_json:
         document = {"path": str(output), "bytes": written.bytes, "files": list(written.files)}
         printing.print_json({"graft": document, "heads": json_output.document(chosen)})
@@ -72,16 +94,14 @@ def audit(
 
     The rows of the heads change places between the two models; the loss on the text says what that does.
     """
-    if output is not None:
-        check_writable(output)
-    printing.check_pictures(plot, report)
+    printing.check_outputs(output, plot=plot, report=report)
     chosen = HeadSet.load(heads)
     with needed("an audit", "'alps-heads[train]'"):
         from alps.live import texts
         from alps.live.models import load_quietly
     batches = texts.windows(text, base, length=length, count=windows)
     first, second = load_quietly(base, device=device), load_quietly(tuned, base, device)
-    with nullcontext() if as_json else tables.steps_bar(sys.stderr, "evaluations") as progress:
+    with progress_bar.of_steps("evaluations", quiet=as_json) as progress:
         found = alps.audit(first, second, chosen, batches, draws=draws, seed=seed, progress=progress)
     if output is not None:
         found.save(output)
@@ -114,9 +134,7 @@ def measure(
     as_json: options.Json = False,
 ) -> None:
     """Score every head of a model by gradients on a text, or by what the loss would lose without the head."""
-    for path in (output, heads):
-        if path is not None:
-            check_writable(path)
+    printing.check_outputs(output, heads)
     with needed("a measure", "'alps-heads[train]'"):
         from alps.live import measuring, texts
         from alps.live.models import load_quietly

@@ -1,17 +1,19 @@
 """Options that several commands have."""
 
-import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
+import numpy as np
 import typer
 
 from alps.scan import Component
 
+Numbers = TypeVar("Numbers", float | None, list[float] | None)
 
-def refuse_nan(value: float | None) -> float | None:
-    """Refuses not-a-number."""
-    if value is not None and math.isnan(value):  # passes every comparison with a bound
+
+def refuse_nan(value: Numbers) -> Numbers:
+    """Refuses not-a-number, which passes every comparison with a bound."""
+    if value is not None and np.isnan(value).any():
         raise typer.BadParameter("nan is not a number.")
     return value
 

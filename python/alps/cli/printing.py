@@ -12,6 +12,7 @@ from rich.text import Text
 from alps.audits import Audit
 from alps.cli import tables
 from alps.compare import Comparison
+from alps.files import check_writable
 from alps.heads import HeadSet
 from alps.report import check_report, write_report
 from alps.scores import HeadScores
@@ -19,8 +20,11 @@ from alps.visual import image_file
 from alps.visual.terminal_map import head_map, set_map
 
 
-def check_pictures(plot: Path | None, report: Path | None) -> None:
-    """Refuses names that no picture or report can have, before the work."""
+def check_outputs(*files: Path | None, plot: Path | None = None, report: Path | None = None) -> None:
+    """Refuses, before the work, files that could not be written, and pictures and reports that could not be made."""
+    for file in files:
+        if file is not None:
+            check_writable(file)
     if plot is not None:
         image_file.check_picture(plot)
     if report is not None:

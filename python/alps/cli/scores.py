@@ -1,8 +1,6 @@
 """The commands that make and show scores and head sets."""
 
 import os
-import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +9,9 @@ from rich.text import Text
 
 import alps
 from alps import statistics
-from alps.cli import json_output, options, printing, tables
+from alps.cli import json_output, options, printing, progress_bar, tables
 from alps.cli.app import app
 from alps.errors import ArgumentError, CheckpointError
-from alps.files import check_writable
 from alps.heads import HeadSet
 from alps.scan import Form
 from alps.scores import DEFAULT_RATIO, HeadScores, Rule
@@ -53,12 +50,9 @@ def scan(
     The exit code is 3 if heads are to be written and the attention weights of both checkpoints are equal.
     """
     statistics.resolve([statistic], form)
-    for path in (output, heads):
-        if path is not None:
-            check_writable(path)
-    printing.check_pictures(plot, report)
+    printing.check_outputs(output, heads, plot=plot, report=report)
     wanted = dict.fromkeys((*statistics.resolve(None, form), statistic))
-    with nullcontext() if as_json else tables.progress_bar(sys.stderr) as progress:
+    with progress_bar.of_bytes(quiet=as_json) as progress:
         scores = alps.scan(
             base,
             tuned,
@@ -105,7 +99,7 @@ def select(
     as_json: options.Json = False,
 ) -> None:
     """Choose heads from scores."""
-    printing.check_pictures(plot, report)
+    printing.check_outputs(plot=plot, report=report)
     scores = HeadScores.load(scores_file)
     selection = scores.select(ratio, budget=budget, rule=rule, statistic=statistic, seed=seed)
     if output is not None:
@@ -130,7 +124,7 @@ def show(
     as_json: options.Json = False,
 ) -> None:
     """Show what is in a file of scores or of heads."""
-    printing.check_pictures(plot, report)
+    printing.check_outputs(plot=plot, report=report)
     content = _load(file)
     printing.draw(plot, report, content)
     if as_json:
@@ -162,7 +156,7 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Compare the heads of several tasks: overlap, rank correlation, maps."""
-    printing.check_pictures(plot, report)
+    printing.check_outputs(plot=plot, report=report)
     names = _names(files)
     comparison = alps.compare(
         {name: _load(file) for name, file in zip(names, files, strict=True)}, ratio=ratio, statistic=statistic

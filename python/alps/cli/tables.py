@@ -1,21 +1,10 @@
 """The tables and notes that the command prints."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from collections.abc import Iterable, Iterator
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -29,46 +18,6 @@ from alps.visual.text import pair_cells, ranked_cells
 
 _COMPANIONS = ("relative_delta", "wasserstein", "wasserstein_z")
 """Statistics that are shown whatever ranks the heads: the default, the paper's, and how much order the changes have."""
-
-
-@contextmanager
-def progress_bar(stream: TextIO) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar for long reading, as a callback of (done, total) bytes; None where the stream is no terminal."""
-    if not stream.isatty():
-        yield None
-        return
-    columns = TextColumn("reading"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn()
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
-
-
-_WORTH_SAYING = 5.0
-"""Seconds that a caller should know of before they pass."""
-
-
-@contextmanager
-def steps_bar(stream: TextIO, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for many steps, as a callback of (done, total); without a terminal, one line if they take long."""
-    if stream.isatty():
-        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        with Progress(*columns, console=Console(file=stream), transient=True) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    first = 0.0
-
-    def say(done: int, total: int) -> None:
-        nonlocal first
-        now = time.monotonic()
-        if done == 1:
-            first = now
-        elif done == 2 and (now - first) * total > _WORTH_SAYING:  # the first also loads and compiles
-            stream.write(
-                f"{total} {what} of about {now - first:.2g} s: about {(now - first) * total:.0f} s\n"
-            )
-
-    yield say
 
 
 def quantisation_notes(scores: HeadScores) -> list[str]:

@@ -31,8 +31,8 @@ _RATE = 2e-3
 _HIGH_RATE = 1e-2
 """The peak learning rate of the methods that train a few per cent of the model; they learn less with the lower one.
 
-Task losses on another base and copy, at 0.005, 0.01, 0.02, 0.04: LoRA 2.62, 2.55, 2.56, 2.92; selected heads alone 2.74,
-2.71, 2.70, 2.80; random heads alone 2.78, 2.74, 2.78, 3.00.
+Task losses on another base and copy, at 0.005, 0.01, 0.02, 0.04: LoRA 2.62, 2.55, 2.56, 2.92; selected heads alone
+2.74, 2.71, 2.70, 2.80; random heads alone 2.78, 2.74, 2.78, 3.00.
 """
 
 _TUNING_SEED, _METHOD_SEED = 1000, 2000
@@ -166,7 +166,10 @@ class Learner:
 
 @dataclass(frozen=True)
 class TunedCopy:
-    """A tuned copy, compared with the base. `heads` holds the "selected" heads, "random" ones with as many parameters, and "none"."""
+    """A tuned copy, compared with the base.
+
+    `heads` holds the "selected" heads, "random" ones with as many parameters, and "none".
+    """
 
     losses: Losses
     scores: HeadScores

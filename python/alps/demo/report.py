@@ -12,7 +12,8 @@ from alps.demo.experiment import EVERYTHING, FROZEN, LORA, RANDOM, RANDOM_ALONE,
 from alps.demo.results import Results, Sample
 from alps.heads import HeadSet
 from alps.scores import HeadScores
-from alps.visual import html_report, image_file, style
+from alps.visual import colours, html_report, image_file
+from alps.visual.style import in_our_style
 
 FILES = {
     "base/": "the base, a checkpoint with its tokenizer",
@@ -32,15 +33,14 @@ FILES = {
 HEADINGS = ("", "task loss", "general loss", "trainable\nparameters", "ms per\nstep", "memory\nMB")
 
 _BASE = "base, untouched"
-_BLUE = "#2171b5"
 _MARKERS = {
-    EVERYTHING.name: ("o", _BLUE, "full"),
-    FROZEN.name: ("o", style.PALE, "full"),
-    RANDOM.name: ("s", style.PALE, "full"),
-    SELECTED.name: ("s", style.SELECTED, "full"),
-    LORA.name: ("D", _BLUE, "full"),
-    RANDOM_ALONE.name: ("s", style.PALE, "none"),
-    SELECTED_ALONE.name: ("s", style.SELECTED, "none"),
+    EVERYTHING.name: ("o", colours.BLUE, "full"),
+    FROZEN.name: ("o", colours.PALE, "full"),
+    RANDOM.name: ("s", colours.PALE, "full"),
+    SELECTED.name: ("s", colours.SELECTED, "full"),
+    LORA.name: ("D", colours.BLUE, "full"),
+    RANDOM_ALONE.name: ("s", colours.PALE, "none"),
+    SELECTED_ALONE.name: ("s", colours.SELECTED, "none"),
 }
 """Marker, colour and fill style of each method. Orange: selected heads; hollow: nothing but heads trains."""
 
@@ -113,8 +113,8 @@ def _compare(results: Results, method: str, other: str) -> str:
     differences = [ours - theirs for ours, theirs in zip(*losses, strict=True)]
     lower = sum(difference < 0 for difference in differences)
     return (
-        f"{method[0].upper()}{method[1:]} against {other}: task loss {Sample(differences).text(3, signed=True)}; lower, "
-        f"so better, with {lower} of {len(differences)} seeds."
+        f"{method[0].upper()}{method[1:]} against {other}: task loss {Sample(differences).text(3, signed=True)}; "
+        f"lower, so better, with {lower} of {len(differences)} seeds."
     )
 
 
@@ -139,20 +139,20 @@ def _compare_selections(results: Results) -> list[str]:
     if not overlaps:
         return []
     return [
-        f"Selected with every seed's tuned copy: {len(set.intersection(*sets))} of {len(sets[0])} heads; the overlap of "
-        f"two selections (Jaccard) is {sum(overlaps) / len(overlaps):.2f} on average."
+        f"Selected with every seed's tuned copy: {len(set.intersection(*sets))} of {len(sets[0])} heads; the overlap "
+        f"of two selections (Jaccard) is {sum(overlaps) / len(overlaps):.2f} on average."
     ]
 
 
-@style.in_our_style
+@in_our_style
 def trade_off(results: Results) -> Figure:
     """Draws task loss against general loss: small markers for the seeds of each method, a large one for their mean."""
     figure = Figure(figsize=(6.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     base = results.base
-    axes.axvline(base.general, color=style.PALE, linewidth=0.6, zorder=0)
-    axes.axhline(base.task, color=style.PALE, linewidth=0.6, zorder=0)
-    axes.plot(base.general, base.task, "*", markersize=9, color=style.INK, linestyle="", label=_BASE)
+    axes.axvline(base.general, color=colours.PALE, linewidth=0.6, zorder=0)
+    axes.axhline(base.task, color=colours.PALE, linewidth=0.6, zorder=0)
+    axes.plot(base.general, base.task, "*", markersize=9, color=colours.INK, linestyle="", label=_BASE)
     for method in results.methods:
         marker, colour, fill = _MARKERS[method]
         line: dict[str, Any] = {"color": colour, "fillstyle": fill, "linestyle": ""}

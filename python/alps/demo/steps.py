@@ -1,19 +1,11 @@
 """Runs the demo step by step, and explains each step on the console."""
 
-import multiprocessing
-import os
-import signal
-import sys
 import tempfile
 import textwrap
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -23,6 +15,7 @@ from alps import statistics
 from alps.demo import report
 from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, Settings, training_environment
 from alps.demo.results import Losses, Results, Trial
+from alps.demo.workers import Workers
 from alps.errors import ArgumentError
 from alps.heads import HeadSet
 from alps.scores import HeadScores
@@ -30,8 +23,6 @@ from alps.visual.terminal_map import head_map
 
 _LINE_WIDTH = 100
 """The most characters of a line of text."""
-
-Result = TypeVar("Result")
 
 
 def run(
@@ -45,7 +36,7 @@ def run(
         folder: The folder to make; it must not exist yet.
         settings: The sizes; the default ones when not given.
         console: Where to explain the steps; standard output when not given.
-        processes: Among how many to divide the training. No number but of time depends on it. A script that asks
+        processes: How many processes share the training. Only the measured times depend on it. A script that asks
             for more than one needs its `if __name__ == "__main__":`, since the processes import it.
 
     Returns:
@@ -82,7 +73,7 @@ def run(
     return results
 
 
-def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Console) -> Results:
+def _run_steps(unfinished: Path, folder: Path, workers: Workers, console: Console) -> Results:
     settings = workers.settings
     experiment = Experiment.prepare(settings, lambda: workers.advance(1))
     seeds = range(settings.seeds)
@@ -104,7 +95,8 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
     _print(
         console,
         f"All of the copy is trained on the task in {settings.steps} steps: lines such as 04839165=04839165. "
-        "Nobody can foresee the digits, but after eight of them comes = or the end of the line, and to count takes attention. "
+        "Nobody can foresee the digits, but after eight of them comes = or the end of the line, and to count takes "
+        "attention. "
         f"{_describe(first.losses)}",
     )
 
@@ -154,7 +146,8 @@ def _run_steps(unfinished: Path, folder: Path, workers: "Workers", console: Cons
         _print(console, finding, bullet="- ")
     _print(
         console,
-        "A tiny model and a minute show how the method is used. Whether it holds for your model, only your model shows.",
+        "A tiny model and a minute show how the method is used. Whether it holds for your model, only your model "
+        "shows.",
     )
     console.print()
     report.write(unfinished, scores, selected, results, experiment.task.unseen)
@@ -184,107 +177,3 @@ def _progress(console: Console, settings: Settings) -> Iterator[Callable[[float]
     total = settings.base_steps + settings.seeds * settings.steps * (1 + len(METHODS))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield partial(bar.advance, bar.add_task("training", total=total))
-
-
-class Workers:
-    """Processes that share the calls of an experiment's methods; none if `processes` is 1.
-
-    Attributes:
-        settings: The settings of the experiment.
-        advance: A function that is called with a number of finished steps, in any thread.
-    """
-
-    def __init__(self, settings: Settings, processes: int) -> None:
-        """Starts the processes, which prepare the experiment meanwhile."""
-        self.settings = settings
-        self.advance: Callable[[float], object] = lambda steps: None
-        self._others = multiprocessing.active_children()
-        self._pool: ProcessPoolExecutor | None = None
-        if processes > 1:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(processes, context, initializer=_exit_with_parent)
-            with _interrupts_ignored():
-                for _ in range(processes):
-                    self._pool.submit(_prepare, settings)
-
-    def close(self) -> None:
-        """Ends the processes, whatever they are doing."""
-        if self._pool is not None:
-            for child in multiprocessing.active_children():
-                if child not in self._others:
-                    child.kill()
-            self._pool.shutdown(cancel_futures=True)
-
-    def share(
-        self, experiment: Experiment, method: Callable[..., Result], calls: list[Any], steps: float
-    ) -> list[Result]:
-        """Makes calls of a method of the experiment; returns their results in order.
-
-        Args:
-            experiment: The experiment of this process, which makes the calls if there are no other processes.
-            method: The method, unbound.
-            calls: The arguments of each call.
-            steps: The mean number of steps of a call.
-
-        Raises:
-            ChildProcessError: A process was killed.
-        """
-        if self._pool is None:
-            return [method(experiment, *arguments) for arguments in calls]
-        futures = [self._pool.submit(_call, self.settings, method, arguments) for arguments in calls]
-        for future in futures:
-            future.add_done_callback(lambda _: self.advance(steps))
-        try:
-            return [future.result() for future in futures]
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a process that helped to train was killed before it was done, perhaps for want of memory; with a "
-                "single seed there is none (alps demo --seeds 1)"
-            ) from error
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignores Ctrl-C for some milliseconds; processes that start meanwhile ignore it for good.
-
-    A terminal sends it to all processes. Only this one must react: it ends the others.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may change what a signal does
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _exit_with_parent() -> None:
-    """Ends a worker when its parent has been killed: it would wait for calls for ever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _prepare(settings: Settings) -> None:
-    _experiment(settings)
-
-
-def _call(settings: Settings, method: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
-    with training_environment():
-        return method(_experiment(settings), *arguments)
-
-
-@cache
-def _experiment(settings: Settings) -> Experiment:
-    return Experiment.prepare(settings, lambda: None)

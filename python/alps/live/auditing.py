@@ -11,9 +11,9 @@ from torch import nn
 from alps.audits import Audit, Trial
 from alps.draws import random_like
 from alps.errors import ArgumentError, UnchangedError
-from alps.heads import HeadSet
+from alps.heads import HeadSet, check_head_set
 from alps.live.grafting import LiveHeads, Rows, other_heads, written
-from alps.live.losses import Loss, evaluating, measurer
+from alps.live.losses import Loss, evaluating, loss_function
 from alps.live.models import load
 from alps.scores import EQUAL
 from alps.training.attention import HeadRows
@@ -34,10 +34,11 @@ def audit(
     """Measures how much of a tuning the chosen heads carry, against random sets of the same size.
 
     Sufficiency: the tuned Q/K/V rows of the chosen heads are put into the base. Their share of the tuning is
-    `(loss(base) - loss(graft)) / (loss(base) - loss(tuned))`. Necessity: the base's rows of the chosen heads are put into
-    the tuned model, and the share is `(loss(graft) - loss(tuned)) / (loss(base) - loss(tuned))`. The same is done with
-    `draws` random sets that have as many heads in as many key/value groups, and with `draws` that have as many in each
-    layer as well. A p-value is the share of the sets, the chosen one included, that carry as much as the chosen one.
+    `(loss(base) - loss(graft)) / (loss(base) - loss(tuned))`. Necessity: the base's rows of the chosen heads are put
+    into the tuned model, and the share is `(loss(graft) - loss(tuned)) / (loss(base) - loss(tuned))`. The same is done
+    with `draws` random sets that have as many heads in as many key/value groups, and with `draws` that have as many in
+    each layer as well. A p-value is the share of the sets, the chosen one included, that carry as much as the chosen
+    one.
 
     No training: `4 * draws + 5` evaluations of `loss`, with forward passes only. Both models are in memory at once.
 
@@ -64,11 +65,9 @@ def audit(
     """
     if draws < 1:
         raise ArgumentError(f"draws: expected at least 1, found {draws}")
-    if not isinstance(heads, HeadSet):
-        raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
-    if not heads:
+    if not check_head_set(heads):
         raise ArgumentError("heads: expected at least one head, found none")
-    measure = measurer(loss)
+    measure = loss_function(loss)
     total, done = 4 * draws + 5, 0
 
     def measured(model: nn.Module) -> float:
@@ -80,14 +79,14 @@ def audit(
         return value
 
     with evaluating(_live(base, None)) as first, evaluating(_live(tuned, base)) as second:
-        in_base, in_tuned = _Side(first, second, heads), _Side(second, first, heads)
+        in_base, in_tuned = _GraftedModel(first, second, heads), _GraftedModel(second, first, heads)
         if in_base.is_unchanged():
             raise UnchangedError(EQUAL)
         base_loss, tuned_loss = measured(first), measured(second)
         if base_loss == tuned_loss:
             raise ArgumentError(
-                f"loss: both models have the loss {base_loss:.6g}, so there is no tuning to divide; use a loss of the task "
-                "that the model was tuned on"
+                f"loss: both models have the loss {base_loss:.6g}, so there is no tuning to divide; use a loss of the "
+                "task that the model was tuned on"
             )
         difference = base_loss - tuned_loss
         generator = np.random.default_rng(seed)
@@ -112,8 +111,8 @@ def audit(
     return Audit(heads, base_loss, tuned_loss, all_heads, sufficiency, necessity, seed)
 
 
-class _Side:
-    """One of the two models, into which rows of the other are put."""
+class _GraftedModel:
+    """One of the two models, whose rows are replaced by those of the other for each loss."""
 
     def __init__(self, model: nn.Module, other: nn.Module, heads: HeadSet) -> None:
         self._model = model
@@ -127,11 +126,11 @@ class _Side:
 
     def is_unchanged(self) -> bool:
         """Whether the other model has the same weights in all heads."""
-        return all(
-            torch.equal(rows.weight.to(own.device), own)
-            for matrix, rows in self._rows.items()
-            for own in (self._heads.read(matrix).weight,)
-        )
+        for matrix, rows in self._rows.items():
+            own = self._heads.read(matrix).weight
+            if not torch.equal(rows.weight.to(own.device), own):
+                return False
+        return True
 
     def loss(self, heads: HeadSet, measure: Callable[[nn.Module], float]) -> float:
         chosen = self._heads.attention.chosen(heads)

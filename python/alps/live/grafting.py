@@ -14,7 +14,7 @@ import alps._alps as _alps
 from alps import sources
 from alps.errors import ArgumentError, ModelError
 from alps.geometry import Geometry
-from alps.heads import HeadSet
+from alps.heads import HeadSet, check_head_set
 from alps.training import attention
 from alps.training.attention import Attention, HeadRows
 
@@ -32,10 +32,11 @@ class Rows:
 
 
 class LiveHeads:
-    """The heads of a live model, whose rows can be read and written.
+    """The heads of a live model, whose rows can be read and written by their places in this or another state of it.
 
     Attributes:
         attention: Where they are.
+        geometry: Their numbers and sizes.
     """
 
     def __init__(self, model: nn.Module, component: str | None = None) -> None:
@@ -50,11 +51,8 @@ class LiveHeads:
             raise ArgumentError("the model is restricted; alps.release(model) ends that")
         self._model = model
         self.attention: Attention = attention.find(model, component)
-
-    @property
-    def geometry(self) -> Geometry:
-        """The sizes of the heads."""
-        return self.attention.geometry
+        self.geometry = self.attention.geometry
+        self._matrices = {_place(matrix): matrix for matrix in self.attention.matrices}
 
     def read(self, matrix: HeadRows) -> Rows:
         """Copies the rows of a matrix."""
@@ -75,18 +73,24 @@ class LiveHeads:
             bias.copy_(rows.bias)
 
     def _views(self, matrix: HeadRows) -> tuple[Tensor, Tensor | None]:
-        """Views of the weight and of the bias, whose writing changes the model."""
+        """Views of the weight and of the bias: to write them changes the model."""
+        matrix = self._matrices[_place(matrix)]
         module = self._model.get_submodule(matrix.module)
-        weight = _plain(matrix, module, matrix.parameter)
-        # `view` fails where `reshape` would copy, and the model keep its rows.
+        weight = _writable_tensor(matrix, module, matrix.parameter)
+        # `view` fails where `reshape` would return a copy, whose writing does not change the model.
         view = matrix.rows_of(weight.view(weight.shape[0], -1))
         name = matrix.parameter.replace("weight", "bias")
         if name == matrix.parameter or getattr(module, name, None) is None:
             return view, None
-        return view, _plain(matrix, module, name).narrow(0, matrix.first, matrix.count)
+        return view, _writable_tensor(matrix, module, name).narrow(0, matrix.first, matrix.count)
 
 
-def _plain(matrix: HeadRows, module: nn.Module, name: str) -> Tensor:
+def _place(matrix: HeadRows) -> tuple[str, int, int]:
+    """The place of a matrix, which is the same in all states of a model."""
+    return matrix.role, matrix.layer_index, matrix.index
+
+
+def _writable_tensor(matrix: HeadRows, module: nn.Module, name: str) -> Tensor:
     """A parameter as a tensor that can be written without a gradient.
 
     Raises:
@@ -104,55 +108,27 @@ def _plain(matrix: HeadRows, module: nn.Module, name: str) -> Tensor:
 class StoredHeads:
     """The heads of a checkpoint or adapter, read row by row."""
 
-    def __init__(self, path: str | os.PathLike[str], component: str, over: str | None = None) -> None:
-        """Opens the files; reads no weights.
-
-        Args:
-            path: A checkpoint, or an adapter.
-            component: Whose heads.
-            over: The checkpoint that an adapter changes, if its configuration does not say.
-        """
-        source = sources.find(path) if over is None else sources.find_both(over, path, None)[1]
-        self._weights = _alps.HeadWeights((source.path, source.adapter), component)
+    def __init__(self, path: str | os.PathLike[str], component: str) -> None:
+        """Opens the files; reads no weights."""
+        self._weights = _alps.HeadWeights(sources.find(path).paths, component)
         self.geometry = Geometry.of_layers(**self._weights.geometry())
 
     def read(self, matrix: HeadRows) -> Rows:
         """Reads the rows of a matrix, in float64."""
-        place = (matrix.role, matrix.layer_index, matrix.index)
-        bias = self._weights.bias(*place)
-        return Rows(
-            torch.from_numpy(self._weights.matrix(*place)), None if bias is None else torch.from_numpy(bias)
-        )
+        weight, bias = self._weights.matrix(*_place(matrix)), self._weights.bias(*_place(matrix))
+        return Rows(torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias))
 
 
-class _OtherHeads:
-    """The heads of another live model, by their places in the first."""
-
-    def __init__(self, model: nn.Module, component: str) -> None:
-        self._heads = LiveHeads(model, component)
-        self.geometry = self._heads.geometry
-        self._matrices = {
-            (matrix.role, matrix.layer_index, matrix.index): matrix
-            for matrix in self._heads.attention.matrices
-        }
-
-    def read(self, matrix: HeadRows) -> Rows:
-        return self._heads.read(self._matrices[matrix.role, matrix.layer_index, matrix.index])
-
-
-def other_heads(tuned: Tuned, geometry: Geometry) -> StoredHeads | _OtherHeads:
+def other_heads(tuned: Tuned, geometry: Geometry) -> StoredHeads | LiveHeads:
     """The heads of another state of a model, whose geometry has to be that of the first.
 
     Raises:
         ArgumentError: It is another model.
     """
-    other: StoredHeads | _OtherHeads
-    if isinstance(tuned, nn.Module):
-        other = _OtherHeads(tuned, geometry.component)
-    elif isinstance(tuned, (str, os.PathLike)):
-        other = StoredHeads(tuned, geometry.component)
-    else:
+    if not isinstance(tuned, (nn.Module, str, os.PathLike)):
         raise ArgumentError(f"tuned: expected a model or a path, found {type(tuned).__name__}")
+    component = geometry.component
+    other = LiveHeads(tuned, component) if isinstance(tuned, nn.Module) else StoredHeads(tuned, component)
     if difference := geometry.difference(other.geometry):
         raise ArgumentError(f"the models are not two states of one (first and second): {difference}")
     return other
@@ -193,8 +169,8 @@ def grafted(model: Model, tuned: Tuned, heads: HeadSet, *, scale: float = 1.0) -
     """Puts the tuned rows of the chosen heads into a live model, and takes them out again at the end.
 
     The rows are those of Q, K and V of the heads and of the key/value groups that they read, with their entries of the
-    biases: `base + scale * (tuned - base)`, as `alps.graft` writes them. Everything happens in place; at the end the model
-    has its weights again, bit for bit, also after an exception.
+    biases: `base + scale * (tuned - base)`, as `alps.graft` writes them. Everything happens in place; at the end the
+    model has its weights again, bit for bit, also after an exception.
 
         with alps.grafted(model, "tuned", heads):
             loss = evaluate(model)
@@ -213,8 +189,7 @@ def grafted(model: Model, tuned: Tuned, heads: HeadSet, *, scale: float = 1.0) -
         ModelError: The model has no known layout, or its weights are quantised, sharded or not in memory.
         OSError: A file of `tuned` cannot be read.
     """
-    if not isinstance(heads, HeadSet):
-        raise ArgumentError(f"heads: expected a HeadSet, found {type(heads).__name__}")
+    check_head_set(heads)
     if not math.isfinite(scale):
         raise ArgumentError(f"scale: expected a finite number, found {scale!r}")
     own = LiveHeads(model, heads.geometry.component)

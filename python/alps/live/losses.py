@@ -11,10 +11,10 @@ from torch import nn
 from alps.errors import ArgumentError
 
 Batch: TypeAlias = Mapping[str, Any]
-"""What the model takes, by name, `labels` among it."""
+"""The arguments of the model by name, `labels` among them."""
 
 Loss: TypeAlias = Callable[[nn.Module], float] | Iterable[Batch]
-"""A function that measures a model, less being better, or batches whose mean loss is taken."""
+"""A function that returns the loss of a model, or batches, over which the model's own loss is averaged."""
 
 
 def to_device(batch: Batch, model: nn.Module) -> dict[str, Any]:
@@ -23,11 +23,6 @@ def to_device(batch: Batch, model: nn.Module) -> dict[str, Any]:
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
     }
-
-
-def loss_of_batch(model: nn.Module, batch: Batch, number: int) -> torch.Tensor:
-    """The loss that the model returns for a batch, a scalar; errors as of `loss_and_outputs`."""
-    return loss_and_outputs(model, batch, number)[0]
 
 
 def loss_and_outputs(model: nn.Module, batch: Batch, number: int) -> tuple[torch.Tensor, Any]:
@@ -44,8 +39,8 @@ def loss_and_outputs(model: nn.Module, batch: Batch, number: int) -> tuple[torch
     loss = getattr(outputs, "loss", None)
     if not isinstance(loss, torch.Tensor):
         raise ArgumentError(
-            f"batch {number}: the model {type(model).__name__} returned no loss; expected a model with a head for a task, "
-            "and batches with `labels`"
+            f"batch {number}: the model {type(model).__name__} returned no loss; expected a model with a head for a "
+            "task, and batches with `labels`"
         )
     if not bool(torch.isfinite(loss)):
         raise ArgumentError(f"batch {number}: expected a loss that is finite, found {float(loss)}")
@@ -58,22 +53,21 @@ def weight_of_batch(batch: Batch) -> float:
     return float((labels != -100).sum()) if isinstance(labels, torch.Tensor) else 1.0
 
 
-def measurer(loss: Loss) -> Callable[[nn.Module], float]:
-    """A function that measures a model.
+def loss_function(loss: Loss) -> Callable[[nn.Module], float]:
+    """A function that returns the loss of a model.
 
     Raises:
         ArgumentError: There are no batches, or `loss` is neither.
     """
     if callable(loss):
-        function = loss
 
-        def call(model: nn.Module) -> float:
-            value = float(function(model))
+        def checked(model: nn.Module) -> float:
+            value = float(loss(model))
             if not math.isfinite(value):
                 raise ArgumentError(f"loss: expected a finite number, found {value}")
             return value
 
-        return call
+        return checked
     if isinstance(loss, (str, bytes, Mapping)) or not isinstance(loss, Iterable):
         raise ArgumentError(f"loss: expected a function of the model or batches, found {type(loss).__name__}")
     batches = list(loss)
@@ -84,7 +78,7 @@ def measurer(loss: Loss) -> Callable[[nn.Module], float]:
         total = weights = 0.0
         with torch.inference_mode():
             for number, batch in enumerate(batches):
-                value = float(loss_of_batch(model, batch, number))
+                value = float(loss_and_outputs(model, batch, number)[0])
                 weight = weight_of_batch(batch)
                 total += value * weight
                 weights += weight
@@ -97,7 +91,7 @@ def measurer(loss: Loss) -> Callable[[nn.Module], float]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """A model in evaluation mode, whose modules return to the modes that they were in."""
+    """Puts a model into evaluation mode; its modules return to their own modes at the end."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -31,7 +31,8 @@ def windows(
         count: How many windows to take at most.
 
     Raises:
-        ArgumentError: `length` or `count` is too small, the model takes no windows of `length`, the file is not UTF-8, or the text is shorter than one window.
+        ArgumentError: `length` or `count` is too small, the model takes no windows of `length`, the file is not
+            UTF-8, or the text is shorter than one window.
         OSError: A file cannot be read, or there is no tokenizer.
     """
     from transformers import AutoTokenizer
@@ -55,8 +56,8 @@ def windows(
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
     if len(ids) < length:
         raise ArgumentError(
-            f"{os.fspath(path)}: expected at least {length} tokens, one window; found {len(ids)}. Give a longer text, or "
-            "shorter windows (--length)"
+            f"{os.fspath(path)}: expected at least {length} tokens, one window; found {len(ids)}. Give a longer text, "
+            "or shorter windows (--length)"
         )
     starts = torch.linspace(0, len(ids) - length, min(count, len(ids) // length)).long().tolist()
     return [

@@ -10,8 +10,9 @@ from matplotlib.ticker import FuncFormatter
 
 from alps.audits import Audit, Trial
 from alps.visual import text
+from alps.visual.colours import INK, PALE, SELECTED
 from alps.visual.figure_layout import LEFT, RIGHT, FigureLayout
-from alps.visual.style import INK, PALE, SELECTED, in_our_style
+from alps.visual.style import in_our_style
 
 # Inches.
 _WIDTH, _HEIGHT, _GAP, _BELOW = 5.6, 1.15, 0.75, 0.6

@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
-from alps.visual.style import INK
+from alps.visual.colours import INK
 from alps.visual.text import elided
 
 # Inches.

@@ -20,8 +20,9 @@ from alps.heads import HeadSet
 from alps.scores import HeadScores, Kind
 from alps.statistics import UNITS
 from alps.visual import text
-from alps.visual.cells import HeadGrid
+from alps.visual.colours import COUNTS, FAINT
 from alps.visual.figure_layout import BOTTOM, LEFT, RIGHT, FigureLayout, shortened
+from alps.visual.head_grid import HeadGrid
 from alps.visual.maps import (
     WIDEST,
     draw_counts,
@@ -32,7 +33,7 @@ from alps.visual.maps import (
     map_size,
 )
 from alps.visual.profiles import draw_layers, draw_profile, draw_ranks
-from alps.visual.style import FAINT, TICK_STEPS, AxisNumbers, in_our_style
+from alps.visual.style import TICK_STEPS, AxisNumbers, in_our_style
 
 # Inches.
 _BAR, _BAR_GAP, _BAR_LABELS, _SHORTEST_BAR, _TALLEST_BAR = 0.11, 0.14, 0.56, 2.1, 3.0
@@ -137,7 +138,7 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
         else:
             draw_set(panel(number, name, note), HeadGrid.of_set(heads))
     tasks = len(comparison.names)
-    colors = ListedColormap([FAINT, *mpl.colormaps["Oranges"](np.linspace(0.35, 1, tasks))])
+    colors = ListedColormap([FAINT, *mpl.colormaps[COUNTS](np.linspace(0.35, 1, tasks))])
     grid = HeadGrid.of_counts(geometry, comparison.counts, tasks)
     draw_counts(panel(tasks, "selected by how many tasks", ""), grid, colors)
     left, top = place(tasks)

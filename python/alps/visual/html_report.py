@@ -6,7 +6,6 @@ Needs jinja2 and matplotlib, and is imported only where a report is asked for.
 import base64
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,14 @@ from alps.scores import HeadScores, Kind
 from alps.statistics import MEANINGS, UNITS
 from alps.visual import image_file, text
 from alps.visual.audit_figure import audit_figure
-from alps.visual.cells import HeadGrid
+from alps.visual.colours import INK, PAGE
 from alps.visual.figures import comparison_figure, scores_figure, set_figure
-from alps.visual.style import INK
+from alps.visual.head_grid import HeadGrid
 
 _TOP = 50
 """How many heads a report lists when none are selected."""
 
 _PIXELS_PER_INCH = 112
-_LIGHT_ON_DARK = "#e4e7eb"
 
 
 def document(
@@ -63,7 +61,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(content, version=_alps.__version__)
+    return environment.get_template(template).render(content, version=_alps.__version__, colours=PAGE)
 
 
 def of_scores(scores: HeadScores, heads: HeadSet | None, statistic: str | None) -> dict[str, Any]:
@@ -213,15 +211,14 @@ def _facts(geometry: Geometry, heads: HeadSet | None) -> list[tuple[str, str, st
     ]
 
 
-def _statistic(name: str, numbers: NDArray[np.float64]) -> dict[str, str]:
+def _statistic(name: str, numbers: NDArray[np.float64]) -> tuple[str, ...]:
+    """A row of the table of statistics: name, lowest, median, highest, meaning."""
     finite = numbers[np.isfinite(numbers)]
-    lowest, median, highest = (
-        (f"{of(finite):.4g}" for of in (np.min, np.median, np.max)) if finite.size else ("",) * 3
-    )
+    summary = [f"{of(finite):.4g}" if finite.size else "" for of in (np.min, np.median, np.max)]
     meaning = MEANINGS.get(name, "")
     if unit := UNITS.get(name):
         meaning += f" ({unit})"
-    return {"name": name, "lowest": lowest, "median": median, "highest": highest, "meaning": meaning}
+    return name, *summary, meaning
 
 
 def _fields(geometry: Geometry) -> dict[str, str]:
@@ -230,21 +227,12 @@ def _fields(geometry: Geometry) -> dict[str, str]:
     return {name.replace("_", " "): str(value) for name, value in fields.items()}
 
 
-@dataclass(frozen=True)
-class _Picture:
-    source: str
-    width: int
-    height: int
-    alternative: str
-
-
-def picture(figure: Figure, alternative: str) -> _Picture:
+def picture(figure: Figure, alternative: str) -> dict[str, Any]:
     """The figure as an SVG picture inside a data address; its lines are light where the page is dark."""
     width, height = (round(float(inches) * _PIXELS_PER_INCH) for inches in figure.get_size_inches())
     svg = image_file.encode(figure, "svg", transparent=True).decode()
-    style = (
-        f"<style>svg{{color:{INK}}}@media(prefers-color-scheme:dark){{svg{{color:{_LIGHT_ON_DARK}}}}}</style>"
-    )
+    light, dark = PAGE["ink"]
+    style = f"<style>svg{{color:{light}}}@media(prefers-color-scheme:dark){{svg{{color:{dark}}}}}</style>"
     svg = re.sub(r"<svg [^>]*>", lambda start: start[0] + style, svg.replace(INK, "currentColor"), count=1)
     source = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-    return _Picture(source, width, height, alternative)
+    return {"source": source, "width": width, "height": height, "alternative": alternative}

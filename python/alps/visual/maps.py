@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from alps.geometry import Geometry
-from alps.visual.cells import HeadGrid, group_borders, have_uniform_groups
+from alps.visual.colours import BORDER, FAINT, PALE, SCORES, SELECTED, SEPARATOR
 from alps.visual.figure_layout import inches_of, label_step
-from alps.visual.style import BORDER, FAINT, PALE, SCORES, SELECTED
+from alps.visual.head_grid import HeadGrid, group_borders, have_uniform_groups
 
 # Inches.
 _GROUP_AXIS, _NO_GROUP_AXIS = 0.42, 0.12
@@ -130,14 +130,14 @@ def _outline(axes: Axes, selected: NDArray[np.bool_]) -> None:
 
 
 def _separate_cells(axes: Axes, geometry: Geometry) -> None:
-    """White lines between all cells, so that those of one colour can be told apart."""
+    """Lines between all cells, so that those of one colour can be told apart."""
     layers, heads = geometry.shape
     cell = _cell_points(axes)
     if cell < 4:
         return  # the lines would cover the cells
     line = min(0.08 * cell, 1.5)
-    axes.hlines(np.arange(1, layers) - 0.5, -0.5, heads - 0.5, color="white", linewidth=line)
-    axes.vlines(np.arange(1, heads) - 0.5, -0.5, layers - 0.5, color="white", linewidth=line)
+    axes.hlines(np.arange(1, layers) - 0.5, -0.5, heads - 0.5, color=SEPARATOR, linewidth=line)
+    axes.vlines(np.arange(1, heads) - 0.5, -0.5, layers - 0.5, color=SEPARATOR, linewidth=line)
 
 
 def _cell_points(axes: Axes) -> float:

@@ -10,9 +10,9 @@ from alps.heads import HeadSet
 from alps.scores import HeadScores
 from alps.statistics import DEFAULT
 from alps.visual import text
-from alps.visual.cells import HeadGrid, group_borders
+from alps.visual.colours import BLUE, SELECTED
+from alps.visual.head_grid import HeadGrid, group_borders
 
-_BLUE, _ORANGE = "#2171b5", "#d9480f"
 _SHADES = 12
 _LARGEST_CELL, _SMALLEST_CELL, _WIDTH = 18, 4, 640
 """Pixels."""
@@ -28,7 +28,7 @@ def scores_html(scores: HeadScores) -> str:
     rows = (cells for _, *cells in text.ranked_cells(scores, name, scores, _TOP))
     return _block(
         f"<b>HeadScores</b> {escape(text.model(geometry))}",
-        _map(grid, _BLUE, f"heads by {name}"),
+        _map(grid, BLUE, f"heads by {name}"),
         _small(f"{text.printable(name)}: darker is higher, from {low:.3g} to {high:.3g}"),
         _table(("layer", "head", "K/V group", *scores.statistics), rows),
         _small(text.checkpoints(scores.provenance), text.method(scores.provenance)),
@@ -39,7 +39,7 @@ def set_html(heads: HeadSet) -> str:
     """The geometry, a map of the heads, how many they are, how they were selected."""
     return _block(
         f"<b>HeadSet</b> {escape(text.model(heads.geometry))}",
-        _map(HeadGrid.of_set(heads), _ORANGE, "the selected heads"),
+        _map(HeadGrid.of_set(heads), SELECTED, "the selected heads"),
         _small(text.head_set(heads), text.checkpoints(heads.provenance)),
     )
 

@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from alps.visual.cells import HeadGrid
+from alps.visual.colours import INK, PALE, SELECTED
 from alps.visual.figure_layout import inches_of, label_step
-from alps.visual.style import INK, PALE, SELECTED, TICK_STEPS, AxisNumbers
+from alps.visual.head_grid import HeadGrid
+from alps.visual.style import TICK_STEPS, AxisNumbers
 
 _MANY = 2000
 """For more heads than this, a vector picture holds its dots as one image."""

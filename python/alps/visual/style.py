@@ -1,4 +1,4 @@
-"""The colours, the type and the number formats of figures."""
+"""The type and the number formats of figures."""
 
 import math
 from collections.abc import Callable
@@ -9,25 +9,8 @@ from typing import ParamSpec, TypeVar
 from matplotlib.style import context as style
 from matplotlib.ticker import FuncFormatter
 
+from alps.visual.colours import INK
 from alps.visual.text import elided
-
-INK = "#1b1f24"
-"""The colour of everything but data, and of nothing else: a report puts the page's own in its place."""
-
-BORDER = "#2c3238"
-"""Lines over a map, which stay dark where a report is light on dark."""
-
-SCORES = "Blues"
-"""One hue from pale to dark, which every kind of sight and a grey print keep in order."""
-
-SELECTED = "#d9480f"
-"""An orange: the hue that the common kinds of colour blindness keep farthest from blue."""
-
-PALE = "#8a9099"
-"""Heads beside those that are selected."""
-
-FAINT = "#e6eaee"
-"""Cells beside those that are filled."""
 
 TICK_STEPS = (1, 2, 5, 10)
 

@@ -11,17 +11,11 @@ from rich.text import Text
 
 from alps.geometry import Geometry
 from alps.heads import HeadSet
-from alps.visual.cells import HeadGrid
-
-_RAMP = ((16, 30, 60), (40, 98, 164), (116, 168, 216), (220, 234, 247))
-"""Red, green, blue: one hue from dark to light, so that it is in order for every kind of sight."""
-
-_ORANGE = "#ff9020"
-"""For the heads of a set: the hue that the common kinds of colour blindness keep farthest from blue."""
-
+from alps.visual.colours import TERMINAL_MARK, TERMINAL_SCORES, TERMINAL_SELECTED
+from alps.visual.head_grid import HeadGrid
 
 _BLOCKS, _ASCII = "·░▒▓█", ".:-=#"
-"""Characters for the shades, and the last one for the heads of a set."""
+"""Characters of the shades, from low to high; the last one marks the heads of a set."""
 
 
 def in_colour(console: Console) -> bool:
@@ -30,13 +24,13 @@ def in_colour(console: Console) -> bool:
 
 
 def mark(console: Console) -> str:
-    """The character beside a head of a set, and for it in a map of characters."""
+    """The character that marks a head of a set, in tables and in maps without colours."""
     return _characters(console)[-1]
 
 
 def mark_style(console: Console) -> str:
     """The style of the mark."""
-    return _ORANGE if in_colour(console) else "bold green"
+    return TERMINAL_SELECTED if in_colour(console) else TERMINAL_MARK
 
 
 def head_map(
@@ -84,7 +78,7 @@ def _map(console: Console, grid: HeadGrid, scale: str, filled: str = "selected")
         text.append(f"{layer:>{margin - 1}} ", style="dim")
         if colour:
             cells = zip(shades[row], marked[row], strict=True)
-            _append_colours(text, [_colour(*cell) for cell in cells], width)
+            text.append_text(_coloured([_colour(*cell) for cell in cells], width))
         else:
             _append_characters(text, shades[row], marked[row], characters, int(width))
         text.append("\n")
@@ -104,19 +98,20 @@ def _append_characters(
     shaded, selected = characters[:-1], characters[-1]
     for shade, is_marked in zip(shades, marked, strict=True):
         if is_marked:
-            text.append(selected * width, style="bold green")
+            text.append(selected * width, style=TERMINAL_MARK)
         elif np.isnan(shade):
             text.append(" " * width)
         else:
             text.append(shaded[min(int(shade * len(shaded)), len(shaded) - 1)] * width)
 
 
-def _append_colours(text: Text, colours: Sequence[str | None], width: float) -> None:
+def _coloured(colours: Sequence[str | None], width: float) -> Text:
     """Cells of these colours; a cell of half a character is the left or the right half of a block."""
+    text = Text()
     if width >= 1:
         for colour in colours:
             text.append(" " * int(width), style=Style(bgcolor=colour))
-        return
+        return text
     for left, right in zip(colours[::2], [*colours[1::2], None], strict=False):
         if left is None and right is None:
             text.append(" ")
@@ -124,16 +119,17 @@ def _append_colours(text: Text, colours: Sequence[str | None], width: float) -> 
             text.append("▐", style=Style(color=right))
         else:
             text.append("▌", style=Style(color=left, bgcolor=right))
+    return text
 
 
 def _colour(shade: float, is_marked: bool) -> str | None:
     """The colour of a cell; None where there is no number."""
     if is_marked:
-        return _ORANGE
+        return TERMINAL_SELECTED
     if np.isnan(shade):
         return None
-    places = np.linspace(0, 1, len(_RAMP))
-    red, green, blue = (np.interp(shade, places, channel) for channel in zip(*_RAMP, strict=True))
+    places = np.linspace(0, 1, len(TERMINAL_SCORES))
+    red, green, blue = (np.interp(shade, places, channel) for channel in zip(*TERMINAL_SCORES, strict=True))
     return Color.from_rgb(red, green, blue).name
 
 
@@ -160,12 +156,12 @@ def _legend(console: Console, grid: HeadGrid, scale: str, filled: str) -> Text:
     colour, characters = in_colour(console), _characters(console)
     entries = []
     if scale:
-        ramp = _sample([_colour(shade, False) for shade in np.linspace(0, 1, 8)], 1)
+        ramp = _coloured([_colour(shade, False) for shade in np.linspace(0, 1, 8)], 1)
         entries.append((ramp if colour else Text(characters[:-1])).append(f" {scale}", style="dim"))
     if np.isnan(grid.values).any():
         entries.append(Text("blank: no number", style="dim"))
     if grid.selected is not None:
-        sample = _sample([_ORANGE], 2) if colour else Text(characters[-1])
+        sample = _coloured([TERMINAL_SELECTED], 2) if colour else Text(characters[-1])
         entries.append(sample.append(f" {filled}", style="dim"))
     if grid.heads_per_cell > 1:
         entries.append(Text(f"a cell is {grid.heads_per_cell} heads", style="dim"))
@@ -175,9 +171,3 @@ def _legend(console: Console, grid: HeadGrid, scale: str, filled: str) -> Text:
             lines.append(Text())
         lines[-1].append("   " if lines[-1] else "").append_text(entry)
     return Text("\n").join(lines)
-
-
-def _sample(colours: Sequence[str | None], width: int) -> Text:
-    text = Text()
-    _append_colours(text, colours, width)
-    return text

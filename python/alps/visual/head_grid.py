@@ -1,4 +1,4 @@
-"""The cells of a map of layers x heads, which the terminal, notebooks and matplotlib draw."""
+"""The cells of a map of layers x heads, which terminals, notebooks and figures draw."""
 
 from dataclasses import dataclass, replace
 
@@ -100,6 +100,5 @@ def _borders(geometry: Geometry) -> NDArray[np.bool_]:
     """Flags [layers, heads]: whether a head is of another key/value group than the head before it."""
     borders = np.zeros(geometry.shape, dtype=np.bool_)
     for row, sizes in enumerate(geometry.sizes):
-        shared = sizes.query_heads // sizes.key_value_heads
-        borders[row, shared : sizes.query_heads : shared] = True
+        borders[row, sizes.heads_per_group : sizes.query_heads : sizes.heads_per_group] = True
     return borders
