@@ -380,26 +380,23 @@ def ratios_table(material: Material) -> str:
     """
     results, rows = material.results, []
     swept = [(task, *arm.split("@")) for task, arm in results.sets if "@" in arm]
-    names = [
-        it for it in ("random", *(f"top:{name}" for name in SWEPT)) if any(it == arm for _, arm, _ in swept)
-    ]
+    names = ["random", *(f"top:{name}" for name in SWEPT)]
     for task in material.tasks:
-        of_task: dict[float, dict[str, dict[int, list[float]]]] = defaultdict(dict)
+        by_ratio: dict[float, dict[str, dict[int, list[float]]]] = defaultdict(dict)
         for _, arm, ratio in (it for it in swept if it[0] == task):
-            if losses := results.at_best_rate("freeze", task, f"{arm}@{ratio}"):
-                of_task[float(ratio)][arm] = losses
-        if not of_task:
-            continue
-        seeds = {seed for by_arm in of_task.values() for losses in by_arm.values() for seed in losses}
-        for arm in names:
-            found = results.found("freeze", task, arm, "test")
-            of_task[RATIO][arm] = {seed: it for seed, it in found.items() if seed in seeds}
-        for ratio, by_arm in sorted(of_task.items()):
-            cells = []
+            if found := results.at_best_rate("freeze", task, f"{arm}@{ratio}"):
+                by_ratio[float(ratio)][arm] = found
+        seeds = {seed for by_arm in by_ratio.values() for found in by_arm.values() for seed in found}
+        if seeds:
             for arm in names:
-                losses = [it for of_seed in by_arm.get(arm, {}).values() for it in of_seed]
-                cells.append(f"{np.mean(losses):.3f} ({len(losses)})" if losses else "")
-            rows.append([f"{task}, {100 * ratio:g} %", *cells])
+                usual = results.found("freeze", task, arm, "test")
+                by_ratio[RATIO][arm] = {seed: it for seed, it in usual.items() if seed in seeds}
+        for ratio, by_arm in sorted(by_ratio.items()):
+            means = []
+            for arm in names:
+                values = [value for of_seed in by_arm.get(arm, {}).values() for value in of_seed]
+                means.append(f"{np.mean(values):.3f} ({len(values)})" if values else "")
+            rows.append([f"{task}, {100 * ratio:g} %", *means])
     return table(["", *(f"`{it}`" for it in names)], rows)
 
 
