@@ -391,12 +391,12 @@ def ratios_table(material: Material) -> str:
             for arm in names:
                 usual = results.found("freeze", task, arm, "test")
                 by_ratio[RATIO][arm] = {seed: it for seed, it in usual.items() if seed in seeds}
-        for ratio, by_arm in sorted(by_ratio.items()):
+        for share, by_arm in sorted(by_ratio.items()):
             means = []
             for arm in names:
                 values = [value for of_seed in by_arm.get(arm, {}).values() for value in of_seed]
                 means.append(f"{np.mean(values):.3f} ({len(values)})" if values else "")
-            rows.append([f"{task}, {100 * ratio:g} %", *means])
+            rows.append([f"{task}, {100 * share:g} %", *means])
     return table(["", *(f"`{it}`" for it in names)], rows)
 
 
