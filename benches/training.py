@@ -103,7 +103,9 @@ def measure(
     dtype: torch.dtype,
     batch: int,
     length: int,
-    options: argparse.Namespace,
+    steps: int,
+    compiled: bool = False,
+    checkpointing: bool = False,
 ) -> tuple[float, int, int]:
     """Returns the seconds of a step, the peak bytes beyond the weights, and the number of trainable parameters."""
     model = build(sizes, dtype)
@@ -114,9 +116,9 @@ def measure(
     parameters = [it for it in model.parameters() if it.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.1)
     tokens = torch.randint(0, sizes["vocab_size"], (batch, length), device=DEVICE)
-    if options.checkpointing:
+    if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    run = torch.compile(model) if options.compile else model
+    run = torch.compile(model) if compiled else model
 
     def step() -> None:
         run(input_ids=tokens, labels=tokens).loss.backward()
@@ -131,7 +133,7 @@ def measure(
     else:
         peak = rows + peak_on_cpu(step)  # with the state of the optimizer, which the first step allocates
     times = []
-    for _ in range(options.steps):
+    for _ in range(steps):
         wait()
         start = time.perf_counter()
         step()
@@ -149,7 +151,9 @@ def compare_models(options: argparse.Namespace) -> None:
     print(f"{'':<22}{'parameters':>15}{'step':>12}{'':>8}{'peak over weights':>20}")
     first: tuple[float, int] | None = None
     for method in METHODS:
-        seconds, peak, count = measure(method, sizes, dtype, batch, length, options)
+        seconds, peak, count = measure(
+            method, sizes, dtype, batch, length, options.steps, options.compile, options.checkpointing
+        )
         gc.collect()
         first = first or (seconds, peak)
         print(

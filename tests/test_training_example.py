@@ -73,13 +73,17 @@ def test_the_example(adapter: bool, base: Path, tmp_path: Path) -> None:
 
 def test_the_benchmark_runs_and_little_memory_is_needed() -> None:
     bench = runpy.run_path(str(ROOT / "benches/training.py"))
+    bench["METHODS"]["LoRA"] = bench["lora"](43)  # about as many parameters as restrict(freeze) trains
     measured = {
         way: bench["measure"](way, bench["SMALL"], torch.float32, batch=2, length=64, steps=1)
-        for way in ("full", "restrict(train)", "restrict(freeze)")
+        for way in ("full", "restrict(train)", "restrict(freeze)", "LoRA")
     }
     peaks = {way: peak for way, (_, peak, _) in measured.items()}
     assert peaks["restrict(freeze)"] <= 0.5 * peaks["full"]
     assert peaks["restrict(train)"] < peaks["full"]
+    assert measured["LoRA"][2] == pytest.approx(measured["restrict(freeze)"][2], rel=0.02)
+    projection = 4 * bench["SMALL"]["hidden_size"] ** 2
+    assert peaks["restrict(freeze)"] <= peaks["LoRA"] + projection
 
 
 def test_the_example_of_continual_learning(base: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The statistics: their names, what they mean, and the forms that have them.
 
-A new statistic is a row in rust/statistics/table.rs, with its meaning (and its unit, if it has one) here.
+CONTRIBUTING.md says what a new statistic needs.
 """
 
 from collections.abc import Sequence
