@@ -10,7 +10,7 @@ from alps import sources
 from alps import statistics as statistics_table
 from alps.errors import AlpsWarning, ArgumentError
 from alps.geometry import Geometry
-from alps.scores import EQUAL, HEADS_MOVED, WITNESSES, HeadScores
+from alps.scores import EQUAL_WEIGHTS, HEADS_MOVED, ZERO_IF_UNMOVED, HeadScores
 
 Form = statistics_table.Form
 Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
@@ -111,11 +111,11 @@ def scan(
         "alps": _alps.__version__,
     }
     found = Geometry.of_layers(**result["geometry"])
-    change = next(result["statistics"][name] for name in WITNESSES if name in result["statistics"])
+    change = next(result["statistics"][name] for name in ZERO_IF_UNMOVED if name in result["statistics"])
     if (moved := int((change > 0).sum())) < found.heads:
         provenance[HEADS_MOVED] = str(moved)
     if not moved:
-        warnings.warn(EQUAL, AlpsWarning, stacklevel=2)
+        warnings.warn(EQUAL_WEIGHTS, AlpsWarning, stacklevel=2)
     return HeadScores({name: result["statistics"][name] for name in names}, found, provenance)
 
 

@@ -32,13 +32,13 @@ Kind = Literal["overview", "map", "layers", "ranks"]
 DEFAULT_RATIO = 0.10
 """The share of the heads that the paper trains."""
 
-EQUAL = (
+EQUAL_WEIGHTS = (
     "the attention weights of both checkpoints are equal: no head has moved. Check that the tuned checkpoint is the "
     "one that training wrote"
 )
 """The warning of scores of equal weights, and the error of a selection from them."""
 
-WITNESSES = ("changed", "delta_norm", "max_delta", "relative_delta")
+ZERO_IF_UNMOVED = ("changed", "delta_norm", "max_delta", "relative_delta")
 """The statistics that are 0 for a head if and only if none of its weights has moved."""
 
 HEADS_MOVED = "heads_moved"
@@ -303,7 +303,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         """The heads that have moved, if the scan says that some have not; else all heads."""
         if HEADS_MOVED not in self._provenance:
             return self._geometry.is_head
-        witness = next((name for name in WITNESSES if name in self._arrays), statistic)
+        witness = next((name for name in ZERO_IF_UNMOVED if name in self._arrays), statistic)
         # Equal weights score 0 by every statistic but wasserstein_z, by which they score not-a-number.
         values = self[witness]
         moved: NDArray[np.bool_] = ~np.isnan(values) & ((values != 0) | (witness == "wasserstein_z"))
@@ -321,7 +321,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         """Leaves out the heads that have not moved."""
         wanted, left = int(mask.sum()), int((mask & moved).sum())
         if wanted and not moved.any():
-            raise UnchangedError(EQUAL)
+            raise UnchangedError(EQUAL_WEIGHTS)
         if left < wanted:
             warnings.warn(
                 f"only {left} heads are selected instead of {wanted}: the others that were asked for have not moved",

@@ -10,9 +10,10 @@
 //! 3. `layer_stacks` groups tensor names that differ only in the layer number into stacks.
 //! 4. `candidates` assigns every stack to a component and chooses the component that was asked for.
 //! 5. `layers`, with `sizes`, reads the sizes of every layer, checks them against the shapes of its tensors and notes
-//!    where the rows of each role lie; the formula of the rows of a head is there.
+//!    where the rows of each role lie.
 //!
-//! `find` runs these steps and gives the rows of one head.
+//! `find` runs these steps. Its [`Attention::projection_rows`] computes the rows of one head, by the formula that
+//! `layers` explains.
 
 mod candidates;
 mod config_section;

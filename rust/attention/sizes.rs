@@ -262,7 +262,7 @@ impl<'a> SizeReader<'a> {
         }
         let heads = self.require(&sources.query_heads, |keys| &keys.query_heads, "the number of heads")?;
         if sources.head_size == Some(SizeSource::FromShapes) {
-            // A tensor with keys and values has as many of them as it has queries.
+            // A fused tensor has as many rows of keys and of values as of queries.
             let (features, held) =
                 tensors.out_features(Role::Query).ok_or("there is no tensor of queries")?;
             return Ok((heads, divide("query", features, heads.saturating_mul(held.len()))?));
@@ -376,7 +376,7 @@ impl<'a> SizeReader<'a> {
         of_layer.or_else(|| self.section.value(key))
     }
 
-    /// Reads a number, or in a list of numbers that of the layer or of its stage.
+    /// Reads a size. Of a list, takes the entry of this layer or of its stage.
     fn at_layer(&self, key: &str, value: &Value) -> OrProblem<usize> {
         let (Value::Array(entries), Some(at)) = (value, self.at) else {
             return self.section.size(key, value);

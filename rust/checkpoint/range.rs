@@ -75,8 +75,8 @@ impl<'a> RangeMapper<'a> {
         Self { threads, may_map, unused: Mutex::default() }
     }
 
-    /// Maps a range, unless the matrices that a thread uses would exceed what it may map if each were as long. The two
-    /// large pages at the ends of a range count as two more matrices.
+    /// Maps a range, unless [`MATRICES_IN_USE`] ranges of its length would exceed [`MAPPED_PER_THREAD`]. The two large
+    /// pages at the ends of a range count as two more matrices.
     fn map(&self, range: &ByteRange<'a>) -> Option<MappedRange<'a>> {
         let is_short = range.length <= MAPPED_PER_THREAD / (MATRICES_IN_USE + 2);
         if self.may_map && is_short { range.map() } else { None }

@@ -1,4 +1,4 @@
-//! One matrix of one head of a model, read by rows.
+//! Reads one matrix of one head of a model, by rows. `Attention::projection_rows` says which rows it has.
 
 use std::ops::Range;
 

@@ -26,7 +26,7 @@ pub struct Options {
     pub temperature: f64,
     /// Whether to compute the statistic that needs a sort.
     pub sorted: bool,
-    /// The number of threads; that of the cores if none is given.
+    /// The number of threads; by default one for each available core.
     pub threads: Option<usize>,
     /// The bytes of a matrix that are read and summed at a time. No result depends on it.
     pub piece: usize,
@@ -53,7 +53,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The number of threads to start, after a check that the options are in their domains.
+    /// Checks that the options are in their domains, and returns the number of threads to start.
     pub(crate) fn checked_threads(&self) -> Result<usize> {
         let temperature = self.temperature;
         if !(1e-6..=1e6).contains(&temperature) {

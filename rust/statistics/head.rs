@@ -16,7 +16,7 @@ use super::weight_vector::WeightVector;
 pub struct HeadMeasurements {
     pub(super) entries: usize,
     pub(super) change: WeightChange,
-    /// The sum of |running sum of P_T - P_B| over the entries: that of |D|, normalised.
+    /// The sum over the entries of |C_T - C_B|, where C_T and C_B are the running sums of P_T and P_B.
     pub(super) area: f64,
     /// The norm of P_T - P_B.
     pub(super) distance: f64,

@@ -19,8 +19,8 @@
 //!
 //! The weights of large models take one of the first three rows, at any usual temperature. Vectors of
 //! [`MIN_F32_ENTRIES`] entries and more are summed in `f32`: their rounding errors average out far below the precision
-//! of a score. A head that [needs `f64`](super::HeadMeasurements::needs_f64) nevertheless is measured again. Smaller
-//! vectors cost next to nothing in `f64`. [`super::VectorSums`] calls [`may_be_f32`], [`SeriesLengths::choose`] and
+//! of a score. Smaller vectors cost next to nothing in `f64`. This choice is for a block; after the measurement
+//! [`needs_f64`](super::HeadMeasurements::needs_f64) decides whether a whole head is measured again in `f64`. [`super::VectorSums`] calls [`may_be_f32`], [`SeriesLengths::choose`] and
 //! [`F64Method::choose`] for each block. The choice depends on the weights and the temperature only, not on the threads
 //! or on how a file is read.
 
@@ -142,7 +142,7 @@ pub(crate) fn may_be_f32(vector: &WeightVector, block: usize, settings: &Softmax
 }
 
 impl F64Method {
-    /// The method for a block whose x and y have these magnitudes.
+    /// The method for a block: `base` of `largest` bounds |x|, and `delta` bounds |y|, so that |m| <= base + delta / 2.
     pub(crate) fn choose(largest: &Magnitudes, has_offset: bool) -> Self {
         let is_bounded = has_offset || largest.base <= LARGEST_EXPONENT;
         match largest.delta {

@@ -15,7 +15,7 @@ from alps.heads import HeadSet, check_head_set
 from alps.live.grafting import LiveHeads, Rows, other_heads, written
 from alps.live.losses import Loss, evaluating, loss_function
 from alps.live.models import load
-from alps.scores import EQUAL
+from alps.scores import EQUAL_WEIGHTS
 from alps.training.attention import HeadRows
 
 Model: TypeAlias = nn.Module | str | os.PathLike[str]
@@ -81,7 +81,7 @@ def audit(
     with evaluating(_live(base, None)) as first, evaluating(_live(tuned, base)) as second:
         in_base, in_tuned = _GraftedModel(first, second, heads), _GraftedModel(second, first, heads)
         if in_base.is_unchanged():
-            raise UnchangedError(EQUAL)
+            raise UnchangedError(EQUAL_WEIGHTS)
         base_loss, tuned_loss = measured(first), measured(second)
         if base_loss == tuned_loss:
             raise ArgumentError(

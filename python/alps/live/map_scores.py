@@ -16,7 +16,7 @@ from alps.live.grafting import LiveHeads, Tuned
 from alps.live.losses import Batch, evaluating, loss_and_outputs, to_device
 from alps.live.models import load
 from alps.live.process_sums import add_up
-from alps.scores import EQUAL
+from alps.scores import EQUAL_WEIGHTS
 from alps.training.attention_maps import attention_maps
 
 
@@ -40,7 +40,7 @@ def map_scores(
             count += 1
     count = add_up(count, [sums.sensitivity, sums.change])
     if not sums.change.any():
-        raise UnchangedError(EQUAL)
+        raise UnchangedError(EQUAL_WEIGHTS)
     return np.where(heads.geometry.is_head, sums.scores(count).numpy(), np.nan)
 
 

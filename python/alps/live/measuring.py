@@ -17,7 +17,7 @@ from alps.live.losses import Batch
 from alps.live.low_rank import low_rank_scores
 from alps.live.map_scores import map_scores
 from alps.scan import Component
-from alps.scores import EQUAL, HeadScores
+from alps.scores import EQUAL_WEIGHTS, HeadScores
 from alps.training.attention import HeadRows
 
 Measure: TypeAlias = Literal[
@@ -123,5 +123,5 @@ def _changes(heads: LiveHeads, tuned: Tuned) -> dict[HeadRows, Tensor]:
         wide = torch.promote_types(own.dtype, torch.float32)
         changes[matrix] = other.read(matrix).weight.to(own.device, wide) - own.to(wide)
     if not any(bool(change.any()) for change in changes.values()):
-        raise UnchangedError(EQUAL)
+        raise UnchangedError(EQUAL_WEIGHTS)
     return changes

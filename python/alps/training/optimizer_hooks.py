@@ -1,4 +1,6 @@
-"""What happens to restricted rows at the steps of optimizers.
+"""Restores, writes back and saves the trained rows around the steps of optimizers.
+
+Why frozen rows cannot move is said in `projection.py`.
 
 Before a step, rows that were loaded with the state of the optimizer are restored. At the first step, rows that had no
 gradient while other parameters had one are named in a warning: the model's code then does not use them. After a
@@ -46,12 +48,15 @@ _checked: "WeakSet[Optimizer]" = WeakSet()
 """The optimizers that have made a step with gradients."""
 _exporting: "WeakSet[Optimizer]" = WeakSet()
 """The optimizers whose exported states hold copies of the rows."""
-_frozen: "WeakSet[HasRows]" = WeakSet()
-"""The modules whose rows somebody froze, and that a warning has told of."""
+_warned_of: "WeakSet[HasRows]" = WeakSet()
+"""The modules whose frozen rows a warning has named."""
 
 
 def keep_rows(module: HasRows) -> None:
-    """Makes every optimizer write the rows of `module` after a step and save those that a checkpoint rounds."""
+    """Makes every optimizer write the rows of `module` back after a step.
+
+    Its state then holds the float32 rows, which a 16-bit checkpoint would round.
+    """
     _register_hooks()
     _modules[module] = None
 
@@ -63,10 +68,10 @@ def forget_rows(module: HasRows) -> None:
 
 def warn_if_frozen(module: HasRows, rows: Tensor) -> None:
     """Warns once of rows that somebody froze after the model was restricted."""
-    if rows.requires_grad or module in _frozen:
+    if rows.requires_grad or module in _warned_of:
         return
     # One warning for a model: what freezes the rows of one module freezes those of all.
-    _frozen.update(_modules)
+    _warned_of.update(_modules)
     warnings.warn(
         "alps.restrict: the rows of the chosen heads were frozen after the model was restricted, so that they do not "
         "train. PEFT's get_peft_model does so: add its adapters first and restrict the model then, or call "

@@ -1,8 +1,8 @@
 """A module of which only some rows of the Q, K and V weights train.
 
-The frozen rows never move, whatever the optimizer: it skips a parameter whose gradient is None, so neither momentum nor
-the weight decay of AdamW changes it. The whole parameters of a restricted module never have a gradient; the rows that
-train are parameters of their own.
+The frozen rows never move. The whole parameters of a restricted module never have a gradient, and optimizers skip a
+parameter without one: neither momentum nor the weight decay of AdamW changes it. The rows that train are parameters of
+their own.
 
 How it works. A restricted module keeps its parameters under their names and with the trained rows in them, so that all
 who read them read what was trained: a forward pass, `state_dict`, averages of weights, an inference engine. The rows

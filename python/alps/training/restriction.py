@@ -1,7 +1,6 @@
 """Restricts the training of a model to chosen attention heads, and releases the model again.
 
-What is frozen has no gradient, and an optimizer skips a parameter whose gradient is None: neither momentum nor weight
-decay moves it. The chosen rows train as parameters of their own (`alps.training.projection`).
+The chosen rows train as parameters of their own; `alps.training.projection` says why no optimizer moves the others.
 """
 
 import inspect

@@ -65,8 +65,8 @@ pub(super) struct MappedRange<'a> {
 }
 
 impl<'a> MappedRange<'a> {
-    /// The bytes, for use by the calling thread, where the signal must not be blocked. They are zeros if the file has
-    /// become shorter, and others than before if it was written to.
+    /// The bytes, to be read by this thread only, for which SIGBUS is unblocked here. They are zeros if the file has
+    /// become shorter, and may have changed if it was written to.
     pub(super) fn bytes(&self) -> &'a [u8] {
         unblock_sigbus();
         self.bytes
