@@ -163,7 +163,7 @@ def compare_models(options: argparse.Namespace) -> None:
 
 
 def projections(size: int, dtype: torch.dtype) -> dict[str, nn.Module]:
-    """Square projections without a bias: of a whole model, frozen, with LoRA, and with an eighth of the rows trained."""
+    """Square projections without a bias: trained whole, frozen, with LoRA, and with an eighth of the rows trained."""
 
     def linear() -> nn.Linear:
         return nn.Linear(size, size, bias=False, dtype=dtype, device=DEVICE)
@@ -182,6 +182,20 @@ def projections(size: int, dtype: torch.dtype) -> dict[str, nn.Module]:
     }
 
 
+def pass_through(module: nn.Module, inputs: Tensor, upstream: Tensor) -> float:
+    """Returns the seconds of a forward and a backward pass, or of a forward pass if the inputs need no gradient."""
+    module.zero_grad()
+    inputs.grad = None
+    wait()
+    start = time.perf_counter()
+    with torch.set_grad_enabled(inputs.requires_grad):
+        outputs = module(inputs)
+    if inputs.requires_grad:
+        outputs.backward(upstream)
+    wait()
+    return time.perf_counter() - start
+
+
 def compare_layers(options: argparse.Namespace) -> None:
     """Prints the times of projections."""
     size = 4096
@@ -190,27 +204,11 @@ def compare_layers(options: argparse.Namespace) -> None:
         for count in (2048, 512, 1):
             inputs = torch.randn(count, size, dtype=dtype, device=DEVICE, requires_grad=count > 1)
             upstream = torch.randn(count, size, dtype=dtype, device=DEVICE)
-
-            def step(module: nn.Module, inputs: Tensor = inputs, upstream: Tensor = upstream) -> None:
-                if not inputs.requires_grad:
-                    with torch.no_grad():
-                        module(inputs)
-                    return
-                module(inputs).backward(upstream)
-
-            times: dict[str, list[float]] = {name: [] for name in modules}
-            repeats = options.steps if count > 1 else 50 * options.steps
-            for round_number in range(repeats + 1):
-                for name, module in modules.items():
-                    module.zero_grad()
-                    inputs.grad = None
-                    wait()
-                    start = time.perf_counter()
-                    step(module)
-                    wait()
-                    if round_number:
-                        times[name].append(time.perf_counter() - start)
-            medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+            rounds = [
+                {name: pass_through(module, inputs, upstream) for name, module in modules.items()}
+                for _ in range(1 + options.steps * (1 if count > 1 else 50))
+            ]
+            medians = {name: statistics.median(it[name] for it in rounds[1:]) for name in modules}
             shares = ", ".join(f"{name} {it / medians['trained']:.2f}" for name, it in medians.items())
             what = "forward and backward" if count > 1 else "forward"
             print(

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -297,6 +298,14 @@ def test_a_base_quantised_by_bitsandbytes(bits: str, base: Path, tmp_path: Path)
     layer: Any = quantised.get_submodule("model.layers.0.self_attn.q_proj")
     with pytest.raises(alps.ModelError, match="found quantised ones, into which no rows can be merged"):
         layer.merge()
+
+
+def test_packed_weights_that_are_offloaded_are_refused() -> None:
+    module: Any = pytest.importorskip("bitsandbytes").nn.Linear4bit(8, 8, bias=False)
+    assert attention.check_projection("q_proj", module, 0) is module
+    vars(module)["_hf_hook"] = SimpleNamespace(offload=True)
+    with pytest.raises(alps.ModelError, match="expected a weight in memory, found one that accelerate loads"):
+        attention.check_projection("q_proj", module, 0)
 
 
 def test_adapters_of_the_same_rows_are_merged_one_after_the_other(base: Path) -> None:

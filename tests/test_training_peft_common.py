@@ -1,8 +1,8 @@
 """What PEFT's own tests ask of every method, asked of `AlpsConfig`.
 
-Three of these checks make no sense for rows that replace rows. Two adapters of the same rows cannot be merged at once,
-since a row cannot hold both. A merge changes no sum of weights, so no tolerance is needed: outputs before and after it
-are equal to the bit. A conversion to LoRA is refused by PEFT, since rows are not of low rank.
+Two of PEFT's checks make no sense for rows that replace rows: two adapters of the same rows cannot be merged at once, since
+a row cannot hold both, and PEFT refuses a conversion to LoRA, since rows are not of low rank. Where PEFT allows a tolerance
+between the outputs before and after a merge, these tests ask for the same bits, since a merge adds nothing up.
 """
 
 import copy

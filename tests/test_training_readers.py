@@ -14,10 +14,10 @@ import peft
 import pytest
 import torch
 import torch.distributed.checkpoint
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import alps
+from support.distributed_worker import resume, sharded_state
 from support.training import Model, chosen, loss_of, masks, states, tiny_model, tokens, train, trainable
 
 checkpoint: Any = torch.distributed.checkpoint
@@ -106,22 +106,16 @@ def test_averages_of_parameters() -> None:
 
 
 def test_the_recipe_of_distributed_checkpoints_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    def load(model: Model, optimizer: Any) -> None:
-        state: Any = dict(zip(("model", "optim"), get_state_dict(model, optimizer), strict=True))
-        checkpoint.load(state, checkpoint_id=tmp_path, no_dist=True)
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
-
     whole = restricted(torch.bfloat16)
     optimizer = optimizer_of(whole)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train(whole, optimizer, 4)
-        state = dict(zip(("model", "optim"), get_state_dict(whole, optimizer), strict=True))
-        checkpoint.save(state, checkpoint_id=tmp_path, no_dist=True)
+        checkpoint.save(sharded_state(whole, optimizer), checkpoint_id=tmp_path, no_dist=True)
         train(whole, optimizer, 4, 4)
         again = restricted(torch.bfloat16)
         optimizer = optimizer_of(again)
-        load(again, optimizer)
+        resume(again, optimizer, tmp_path)
         train(again, optimizer, 4, 4)
     assert all(torch.equal(it, again.state_dict()[name]) for name, it in whole.state_dict().items())
 
@@ -132,6 +126,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="0")
 dist.init_process_group("gloo", init_method="tcp://localhost:0", rank=0, world_size=1)
 import alps
+from support.distributed_worker import resume, sharded_state
 from support.training import chosen, tiny_model, train, trainable
 
 def tuned(wrap):

@@ -53,12 +53,9 @@ class Results:
         key = setting, task, arm
         if key not in self._rates:
             sets = self.sets[task, arm].get(TUNING_SEED, [])
-            tried = [
-                self.runs.get((setting, task, TUNING_SEED, it), {}) for it in sets[: max(1, len(sets) // 2)]
-            ]
-            common = set.intersection(*map(set, tried)) if tried else set()
-            means = {rate: np.mean([it[rate]["validation"] for it in tried]) for rate in common}
-            best = min(means, key=lambda rate: (means[rate], rate), default=None)
+            best = best_rate(
+                [self.runs.get((setting, task, TUNING_SEED, it), {}) for it in sets[: max(1, len(sets) // 2)]]
+            )
             if best is None and arm != "random":
                 best = self.rate(setting, task, "random")
             self._rates[key] = best
@@ -102,12 +99,20 @@ class Results:
         for seed, sets in self.sets[task, arm].items():
             trained = [self.runs.get((setting, task, seed, it)) for it in sets]
             lines = [it for it in trained if it]
-            common = set.intersection(*map(set, lines)) if lines else set()
-            means = {rate: float(np.mean([it[rate]["validation"] for it in lines])) for rate in common}
-            if means:
-                best = min(means, key=lambda rate: (means[rate], rate))
+            if (best := best_rate(lines)) is not None:
                 result[seed] = [it[best]["test"] for it in lines]
         return result
+
+
+def best_rate(trained: Sequence[Mapping[float, Mapping[str, Any]]]) -> float | None:
+    """The rate of the lowest mean validation loss among those that all sets were trained at; None if there is none.
+
+    Args:
+        trained: The runs of each set, by rate.
+    """
+    common = set.intersection(*map(set, trained)) if trained else set()
+    means = {rate: float(np.mean([it[rate]["validation"] for it in trained])) for rate in common}
+    return min(means, key=lambda rate: (means[rate], rate), default=None)
 
 
 @dataclass(frozen=True)

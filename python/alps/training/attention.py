@@ -92,7 +92,7 @@ class Attention:
         table = np.where(self.geometry.is_head, 0.0, np.nan)
         for matrix, value in values.items():
             sizes = self.geometry.sizes[matrix.layer_index]
-            shared = 1 if matrix.role == "query" else sizes.query_heads // sizes.key_value_heads
+            shared = 1 if matrix.role == "query" else sizes.heads_per_group
             table[matrix.layer_index, matrix.index * shared : (matrix.index + 1) * shared] += value
         return table
 
@@ -219,13 +219,18 @@ def check_projection(name: str, module: nn.Module, axis: int) -> nn.Module:
         found = type(module)
         raise ModelError(f"{name}: expected a {kind.__name__}, found a {found.__module__}.{found.__name__}")
     for parameter, tensor in module.named_parameters():
-        if type(tensor).__name__ not in _PACKED:
-            check_parameter(f"{name}.{parameter}", module, tensor)
+        check_parameter(f"{name}.{parameter}", module, tensor, is_packed=type(tensor).__name__ in _PACKED)
     return module
 
 
-def check_parameter(name: str, module: nn.Module, tensor: torch.Tensor) -> None:
+def check_parameter(name: str, module: nn.Module, tensor: torch.Tensor, is_packed: bool = False) -> None:
     """Refuses a parameter of a module whose rows cannot train.
+
+    Args:
+        name: Of the parameter, for messages.
+        module: That holds the parameter.
+        tensor: The parameter.
+        is_packed: Whether bitsandbytes has packed it, which an adapter can train rows over.
 
     Raises:
         ModelError: It is sharded, not in memory, or of a format that cannot train.
@@ -240,6 +245,8 @@ def check_parameter(name: str, module: nn.Module, tensor: torch.Tensor) -> None:
             f"{name}: expected a weight in memory, found one that accelerate loads for each pass, which would lose "
             "what was trained; load the model without offloading"
         )
+    if is_packed:
+        return
     if tensor.dtype not in TRAINABLE_DTYPES:
         raise ModelError(
             f"{name}: expected float16, bfloat16, float32 or float64, or for adapters weights quantised by bitsandbytes, "

@@ -112,9 +112,8 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         Raises:
             ArgumentError: Two of them hold the same row.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        self.check_disjoint(names)
-        super().set_adapter(names, inference_mode)
+        self.check_disjoint(adapter_names)
+        super().set_adapter(adapter_names, inference_mode)
 
     @torch.no_grad()
     def set_weighted_sum(self, adapter: str, weights: dict[str, float]) -> None:
@@ -124,10 +123,11 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
             if adapter not in container:
                 continue
             base = container[adapter].clone()
-            for name in weights.keys() & container.keys():
-                places = torch.searchsorted(indices, self.alps_indices[name])
-                change = container[name].to(base.dtype) - base.index_select(axis, places)
-                container[adapter].index_add_(axis, places, change, alpha=weights[name])
+            for name, weight in weights.items():
+                if name in container:
+                    places = torch.searchsorted(indices, self.alps_indices[name])
+                    change = container[name].to(base.dtype) - base.index_select(axis, places)
+                    container[adapter].index_add_(axis, places, change, alpha=weight)
 
     @property
     def weight(self) -> Tensor:
@@ -214,8 +214,10 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         if base.bias is not None:
             yield self.alps_bias_rows, self.alps_overwritten_bias_rows, base.bias.detach(), 0
 
-    def check_disjoint(self, adapters: list[str]) -> None:
+    def check_disjoint(self, adapters: str | list[str]) -> None:
         """Refuses adapters that hold the same row."""
+        if isinstance(adapters, str):
+            return
         adapters = [name for name in adapters if name in self.alps_indices]
         if len(adapters) < 2:
             return

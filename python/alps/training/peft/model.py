@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
-from operator import or_
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -14,6 +13,7 @@ from peft.utils import AuxiliaryTrainingWrapper, register_peft_method
 from torch import nn
 
 from alps.errors import ArgumentError
+from alps.heads import HeadSet
 from alps.training import attention
 from alps.training.peft import fingerprint
 from alps.training.peft.config import PEFT_TYPE, AlpsConfig
@@ -37,7 +37,7 @@ class AlpsModel(BaseTuner):
         model = self.model
         if restricted_projections(model):
             raise ArgumentError("the model is restricted already; alps.release(model) ends that")
-        if any(isinstance(module, AlpsLayer) and module.merged for module in model.modules()):
+        if any(layer.merged for layer in self._layers()):
             raise ArgumentError("expected a model without merged adapters, found some; unmerge them first")
         heads = peft_config.head_set
         found = attention.find(model, heads.geometry.component, wrapper=".base_layer", quantised=True)
@@ -83,7 +83,7 @@ class AlpsModel(BaseTuner):
             ArgumentError: Two of them hold the same row. The active adapters are unchanged.
         """
         for layer in self._layers():
-            layer.check_disjoint([adapter_name] if isinstance(adapter_name, str) else adapter_name)
+            layer.check_disjoint(adapter_name)
         super().set_adapter(adapter_name, inference_mode)
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
@@ -109,7 +109,7 @@ class AlpsModel(BaseTuner):
                 f"adapter_name: expected a new name, found that of an adapter, {adapter_name!r}"
             )
         configs: list[Any] = [self.peft_config[name] for name in adapters]
-        heads = reduce(or_, (it.head_set for it in configs))
+        heads = reduce(HeadSet.union, (it.head_set for it in configs))
         self.peft_config[adapter_name] = replace(configs[0], heads=heads, fingerprint=None, fingerprints=None)
         self.inject_adapter(self.model, adapter_name)
         for layer in self._layers():
@@ -130,15 +130,13 @@ class AlpsModel(BaseTuner):
                 f"adapter_names: expected some of {', '.join(self.peft_config)} or __base__, found "
                 f"{', '.join(sorted(unknown))}"
             )
-        beams = kwargs.get("num_beams") or 1
+        # Beam search repeats each sequence, but for the encoder.
+        repeated = [name for name in names for _ in range(kwargs.get("num_beams") or 1)]
         has_encoder = self.get_model_config(self.model).get("is_encoder_decoder")
         in_encoder = set(self.model.get_encoder().modules()) if has_encoder else set()
 
         def hook(module: nn.Module, positional: Any, keywords: Any) -> Any:
-            # Beam search repeats each sequence, but for the encoder.
-            times = 1 if module in in_encoder else beams
-            keywords["adapter_names"] = [name for name in names for _ in range(times)]
-            return positional, keywords
+            return positional, {**keywords, "adapter_names": names if module in in_encoder else repeated}
 
         handles = [
             module.register_forward_pre_hook(hook, with_kwargs=True)
