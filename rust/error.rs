@@ -181,9 +181,12 @@ impl Display for BadWeight {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// The operating system refused something about `path`.
+    /// The operating system, or a store of files, refused something about `path`; or the call was cancelled.
     pub fn io(path: &Path, source: io::Error) -> Self {
-        Error::Io { path: path.to_path_buf(), source }
+        match source.kind() {
+            io::ErrorKind::Interrupted => Error::Interrupted,
+            _ => Error::Io { path: path.to_path_buf(), source },
+        }
     }
 
     /// `path` is not a checkpoint, or not a whole one.

@@ -1,10 +1,11 @@
 //! Progress and cancellation of a long call.
 //!
 //! Ctrl-C stops a call from Python as follows. [`run_with_progress`] runs the call on another thread, while `long_call`
-//! in `python.rs` looks for signals and cancels the call when one has come. The threads of a scan check for the
+//! in `python/mod.rs` looks for signals and cancels the call when one has come. The threads of a scan check for the
 //! cancellation between pieces of work (`scan/group.rs`).
 
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Set to stop the call.
-    pub cancelled: AtomicBool,
+    pub cancelled: Arc<AtomicBool>,
     /// Bytes done so far.
     pub done: AtomicU64,
     /// Bytes to do; 0 until it is known.
@@ -37,17 +38,16 @@ impl Progress {
 
 /// Runs `work` on a thread of its own, and `report` on this one every `interval` and once more after success.
 ///
-/// A failure of `report` cancels the work and is the result once the work has stopped. The call returns as soon as the
+/// Both see `progress`. A failure of `report` cancels the work and is the result once the work has stopped. The call returns as soon as the
 /// work ends, and passes its panic on.
 pub fn run_with_progress<T: Send, E: From<Error>>(
+    progress: &Progress,
     interval: Duration,
     work: impl FnOnce(&Progress) -> Result<T> + Send,
     mut report: impl FnMut(&Progress) -> std::result::Result<(), E>,
 ) -> std::result::Result<T, E> {
-    let progress = Progress::default();
     thread::scope(|scope| {
         let (at_end, ended) = channel::<()>();
-        let progress = &progress;
         let worker = scope.spawn(move || {
             let _at_end = at_end; // Dropped, and so noticed, however the work ends.
             work(progress)

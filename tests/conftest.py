@@ -15,6 +15,9 @@ from support.scores import small_scores
 # A second thread slows tiny models down, by a factor of a hundred where other programs use the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test asks the network; those of the hub have a server of their own.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 QUICK = {
     "test_compare.py",
     "test_documents.py",

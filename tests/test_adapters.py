@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import alps
 from alps import cli
-from alps.scan import Form
+from alps.statistics import Form
 from support.adapters import assert_same, edit, load, merge, save_adapter, save_base
 from support.tiny_models import LAYERS, tiny
 

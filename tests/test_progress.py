@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import alps
-from alps.scan import Form
+from alps.statistics import Form
 from support.checkpoints import Shape, random_weights, write, write_long_pair
 
 SOON = 0.5

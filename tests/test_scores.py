@@ -150,21 +150,34 @@ def arguments_of(geometry: alps.Geometry) -> dict[str, Any]:
     return {name: fields[name] for name in names} | {"sizes": [sizes._asdict() for sizes in geometry.sizes]}
 
 
-class FakeScan:
-    """What `_alps.scan` was asked, and an answer of the right shape."""
+class FakePair:
+    """What `_alps.Pair` was asked, and answers of the right shape."""
 
     def __init__(self) -> None:
+        self.opened: tuple[Any, ...] = ()
         self.asked: tuple[Any, ...] = ()
 
-    def __call__(self, *arguments: Any) -> dict[str, Any]:
-        self.asked = arguments
-        names = [*alps.statistics.resolve(None, arguments[2])]
-        if arguments[4]:
+    def __call__(self, *arguments: Any) -> "FakePair":
+        self.opened = arguments
+        return self
+
+    def geometry(self) -> dict[str, Any]:
+        return arguments_of(small_geometry())
+
+    def files(self) -> tuple[list[tuple[str, int, str]], list[tuple[str, int, str]]]:
+        return [("model.safetensors", 8, "1")], [("model.safetensors", 8, "2")]
+
+    def layer_bytes(self) -> list[int]:
+        return [1, 1, 1]
+
+    def scan(self, *arguments: Any) -> dict[str, Any]:
+        *self.asked, finished, _ = arguments
+        names = [*alps.statistics.resolve(None, arguments[0])]
+        if arguments[2]:
             names.append("sorted_wasserstein")
+        for place in arguments[6]:
+            finished(place, {name: np.ones(4) for name in names})
         return {
-            "statistics": {name: np.ones((3, 4)) for name in names},
-            "geometry": arguments_of(small_geometry()),
-            "bytes": 0,
             "base": {"files": "model.safetensors", "adapter": None, "quantisation": None, "note": None},
             "tuned": {
                 "files": "adapter_model.safetensors over model.safetensors",
@@ -176,17 +189,18 @@ class FakeScan:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeScan:
-    fake = FakeScan()
-    monkeypatch.setattr(_alps, "scan", fake)
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakePair:
+    fake = FakePair()
+    monkeypatch.setattr(_alps, "Pair", fake)
     monkeypatch.setattr(_alps, "geometry", lambda path, component: arguments_of(small_geometry()))
     return fake
 
 
-def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -> None:
+def test_scan_returns_every_one_pass_statistic(fake: FakePair, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path)
-    paths = (str(tmp_path), None), (str(tmp_path), None)
-    assert fake.asked == (*paths, "qkv", 1.0, False, None, True, None, None)
+    paths = ((str(tmp_path), None), None), ((str(tmp_path), None), None)
+    assert fake.opened == (*paths, None)
+    assert fake.asked == ["qkv", 1.0, False, None, True, None, [0, 1, 2]]
     assert scores.statistics == alps.statistics.resolve(None, "qkv")
     assert scores.provenance == {
         "base": str(tmp_path),
@@ -202,10 +216,10 @@ def test_scan_returns_every_one_pass_statistic(fake: FakeScan, tmp_path: Path) -
     assert "changed" not in alps.scan(tmp_path, tmp_path, form="product")
 
 
-def test_scan_returns_the_statistics_named(fake: FakeScan, tmp_path: Path) -> None:
+def test_scan_returns_the_statistics_named(fake: FakePair, tmp_path: Path) -> None:
     scores = alps.scan(tmp_path, tmp_path, statistics=["sorted_wasserstein", "kl"], temperature=2, threads=3)
     assert scores.statistics == ("sorted_wasserstein", "kl")
-    assert fake.asked[2:] == ("qkv", 2, True, 3, True, None, None)
+    assert fake.asked == ["qkv", 2, True, 3, True, None, [0, 1, 2]]
     assert scores.provenance["temperature"] == "2.0"
     assert alps.geometry(tmp_path) == small_geometry()
 
@@ -222,11 +236,11 @@ def test_scan_returns_the_statistics_named(fake: FakeScan, tmp_path: Path) -> No
     ],
 )
 def test_scan_refuses_arguments_before_it_reads(
-    fake: FakeScan, tmp_path: Path, arguments: dict[str, Any], said: str
+    fake: FakePair, tmp_path: Path, arguments: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ArgumentError, match=said):
         alps.scan(tmp_path, tmp_path, **arguments)
-    assert fake.asked == ()
+    assert fake.opened == ()
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan])
@@ -246,11 +260,14 @@ class FakeHub:
             return None
         return f"/cache/snapshots/abc123/{file}" if file == "params.json" else object()
 
+    class constants:  # noqa: N801
+        HF_HUB_OFFLINE = True
 
-def test_hub_names_are_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch, fake: FakeScan) -> None:
+
+def test_hub_names_are_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch, fake: FakePair) -> None:
     monkeypatch.setattr("alps.sources.importlib.import_module", lambda name: FakeHub)
     scores = alps.scan("owner/model", "owner/model@main")
-    assert fake.asked[:2] == (("/cache/snapshots/abc123", None),) * 2
+    assert fake.opened[:2] == ((("/cache/snapshots/abc123", None), None),) * 2
     assert scores.provenance["tuned"] == "owner/model@main"
     assert scores.provenance["tuned_commit"] == "abc123"
     with pytest.raises(FileNotFoundError, match="hf download owner/other --revision v1"):
@@ -264,7 +281,7 @@ def test_without_the_hub_a_missing_path_says_what_to_do(monkeypatch: pytest.Monk
         raise ImportError(name)
 
     monkeypatch.setattr("alps.sources.importlib.import_module", missing)
-    with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
+    with pytest.raises(FileNotFoundError, match=r"pip install 'alps-heads\[remote\]'"):
         sources.find("owner/model")
 
 

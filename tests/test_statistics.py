@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import alps
-from alps.scan import Form
+from alps.statistics import Form
 from support import oracle
 from support.checkpoints import (
     DTYPES,

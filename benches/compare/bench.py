@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import alps
-from alps.scan import Form
+from alps.statistics import Form
 from compare.pairs import CheckpointPair, CheckpointPairs
 from compare.result import duration
 from support.checkpoints import Shape

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from alps.scan import Form
+from alps.statistics import Form
 from compare import processes
 from compare.bench import Bench
 from compare.result import Result, Target, duration

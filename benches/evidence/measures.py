@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import alps
-from alps.scan import Form
-from alps.statistics import ON_REQUEST
+from alps.statistics import ON_REQUEST, Form
 from evidence import checkpoint, llama
 from evidence.arms import Scores
 from evidence.checkpoint import Sizes, Tensors

@@ -19,6 +19,7 @@ from alps.errors import (
     PairError,
     UnchangedError,
     WeightsError,
+    WorkerError,
 )
 from alps.geometry import Geometry, LayerSizes
 from alps.graft import Graft, graft
@@ -28,6 +29,7 @@ from alps.peft_import import register_with_peft
 from alps.report import write_report
 from alps.scan import geometry, scan
 from alps.scores import HeadScores
+from alps.sources import RemotePath
 from alps.statistics import STATISTICS
 
 if TYPE_CHECKING:
@@ -53,11 +55,13 @@ __all__ = [
     "MissingPackageError",
     "ModelError",
     "PairError",
+    "RemotePath",
     "Report",
     "Restriction",
     "Trial",
     "UnchangedError",
     "WeightsError",
+    "WorkerError",
     "__version__",
     "audit",
     "compare",

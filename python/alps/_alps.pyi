@@ -1,20 +1,24 @@
 """The Python module `alps._alps`."""
 
 from collections.abc import Callable
-from typing import TypedDict, final
+from typing import TypeAlias, TypedDict, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alps.geometry import Geometry
+from alps.remote.store import Store
 
 __all__ = [
     "DEBUG_BUILD",
     "STATISTICS",
     "Adapter",
     "HeadWeights",
+    "Pair",
+    "Reply",
     "__version__",
     "adapter",
+    "check_options",
     "geometry",
     "graft",
     "inspect",
@@ -22,7 +26,6 @@ __all__ = [
     "live_attention",
     "ranking",
     "report",
-    "scan",
     "select_random",
     "select_ranked",
     "select_within_budget",
@@ -71,18 +74,51 @@ class _Scan(TypedDict):
     base: _SourceFiles
     tuned: _SourceFiles
 
-def scan(
-    base: tuple[str, str | None],
-    tuned: tuple[str, str | None],
-    form: str,
-    temperature: float,
-    sorted: bool,  # noqa: A002
-    threads: int | None,
-    mmap: bool,
-    progress: Callable[[int, int], object] | None,
-    component: str | None,
-) -> _Scan:
-    """Reads two checkpoints, each with the folder of an adapter that changes it, and scores every head."""
+def check_options(form: str, temperature: float, threads: int | None) -> None:
+    """Refuses options of a scan that are out of their domains."""
+
+_Location: TypeAlias = tuple[str, Store | None]
+"""A path, and the store that has it if it is not on this machine."""
+
+_Paths: TypeAlias = tuple[_Location, _Location | None]
+"""A checkpoint, and the folder of an adapter that changes it."""
+
+_Files: TypeAlias = list[tuple[str, int, str]]
+"""Files of weights, each with its name, its number of bytes and its version."""
+
+@final
+class Reply:
+    """Takes the answer to a question to a store: `deliver` or `fail` is called once."""
+
+    def deliver(self, result: object) -> None: ...
+    def fail(self, exception: BaseException) -> None: ...
+
+@final
+class Pair:
+    """Two checkpoints of one model, opened."""
+
+    def __new__(cls, base: _Paths, tuned: _Paths, component: str | None) -> Pair: ...
+    def geometry(self) -> _Geometry: ...
+    def files(self) -> tuple[_Files, _Files]:
+        """The files of the base and of the tuned weights."""
+    def layer_bytes(self) -> list[int]:
+        """The bytes of weights that a scan reads of each layer with attention, from both checkpoints."""
+    def scan(
+        self,
+        form: str,
+        temperature: float,
+        sorted: bool,  # noqa: A002
+        threads: int | None,
+        mmap: bool,
+        memory: int | None,
+        layers: list[int] | None,
+        finished: Callable[[int, dict[str, NDArray[np.float64]]], object] | None,
+        progress: Callable[[int, int], object] | None,
+    ) -> _Scan:
+        """Scores every head of the layers with attention at these places, or of all.
+
+        `finished` is called with the place of every layer that is done, and its statistics by head.
+        """
 
 @final
 class Adapter:
@@ -100,15 +136,15 @@ class Adapter:
     def revision(self) -> str | None:
         """The revision of the base on the hub."""
 
-def adapter(path: str) -> Adapter | None:
-    """Reads the configuration of the adapter at `path`; None if there is no adapter."""
+def adapter(location: _Location) -> Adapter | None:
+    """Reads the configuration of the adapter at `location`; None if there is no adapter."""
 
-def geometry(paths: tuple[str, str | None], component: str | None) -> _Geometry:
+def geometry(paths: _Paths, component: str | None) -> _Geometry:
     """Reads the geometry of one checkpoint."""
 
 def graft(
-    base: tuple[str, str | None],
-    donors: list[tuple[tuple[str, str | None], NDArray[np.bool_], NDArray[np.bool_], float]],
+    base: _Paths,
+    donors: list[tuple[_Paths, NDArray[np.bool_], NDArray[np.bool_], float]],
     component: str | None,
     folder: str,
     progress: Callable[[int, int], object] | None,
@@ -123,7 +159,7 @@ def graft(
 class HeadWeights:
     """The weights of the heads of one checkpoint."""
 
-    def __new__(cls, paths: tuple[str, str | None], component: str | None) -> HeadWeights: ...
+    def __new__(cls, paths: _Paths, component: str | None) -> HeadWeights: ...
     def geometry(self) -> _Geometry: ...
     def matrix(self, role: str, layer_index: int, index: int) -> NDArray[np.float64]:
         """The matrix of a query head, or the key or value matrix of a key/value group: [rows, in features]."""
@@ -141,10 +177,12 @@ class _Inspection(TypedDict):
     modules: list[_Module]
     left_out: list[tuple[str, str]]  # what, and why
     bytes: int
+    weight_files: list[str]  # of all weights
+    weight_bytes: int  # of all these files
     files: str
     quantisation: str | None
 
-def inspect(paths: tuple[str, str | None], component: str | None) -> _Inspection:
+def inspect(paths: _Paths, component: str | None) -> _Inspection:
     """Says what a scan would read of one checkpoint, and what it leaves out and why."""
 
 class _Layout(TypedDict):

@@ -63,5 +63,9 @@ class MissingPackageError(AlpsError, ImportError):
     """An optional package that a call needs is not installed."""
 
 
+class WorkerError(AlpsError):
+    """A worker of an executor failed three times with the same layers."""
+
+
 class AlpsWarning(UserWarning):
     """Something that a user should know of, and that may be meant."""

@@ -15,7 +15,7 @@ from alps import sources
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.heads import HeadSet, check_head_set
-from alps.sources import Name
+from alps.sources import Name, Source
 
 Donor: TypeAlias = tuple[Name, HeadSet] | tuple[Name, HeadSet, float]
 """A tuned checkpoint or adapter, its heads, and the scale of their change."""
@@ -43,10 +43,11 @@ def graft(
     base: Name,
     tuned: Name | Sequence[Donor],
     heads: HeadSet | None = None,
-    output: Name = "",
+    output: str | os.PathLike[str] = "",
     *,
     scale: float = 1.0,
     rest: Literal["base", "tuned"] = "base",
+    local_files_only: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Graft:
     """Writes an ordinary checkpoint: the tuned rows of the chosen heads, everything else as in `base`.
@@ -67,8 +68,8 @@ def graft(
         alps.graft("base", [("maths", maths, 0.7), ("german", german, 0.5)], output="both")
 
     Args:
-        base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of one in the hub's local
-            cache.
+        base: The checkpoint before tuning, as for `alps.scan`: a path, a name on the hub, a URL. One that is not on this
+            machine is fetched as a whole if everything else is taken from it.
         tuned: The checkpoint after tuning, or an adapter of it; or several, each with its heads and its scale (1
             when not given).
         heads: The chosen heads, if `tuned` is one checkpoint.
@@ -76,6 +77,7 @@ def graft(
         scale: Of the change, if `tuned` is one checkpoint.
         rest: Which checkpoint everything else is of. With "tuned" the result is the tuned checkpoint, with only the
             chosen heads reverted: their rows become `tuned + scale * (base - tuned)`.
+        local_files_only: Whether to ask nothing of the network.
         progress: Called on this thread now and then with the bytes copied so far and the bytes to copy.
 
     Raises:
@@ -93,7 +95,7 @@ def graft(
     if rest == "tuned" and len(donors) != 1:
         raise ArgumentError(f'rest="tuned" needs one tuned checkpoint, found {len(donors)}')
     target = _check_target(output)
-    found = [sources.find_both(base, path, None) for path, _, _ in donors]
+    found = [sources.find_both(base, path, None, local_files_only) for path, _, _ in donors]
     host, others = found[0][0], [other for _, other in found]
     if rest == "tuned":
         host, others = others[0], [host]
@@ -115,7 +117,7 @@ def graft(
             os.fspath(temporary),
             progress,
         )
-        files = _copy_along(Path(host.path), temporary)
+        files = _copy_along(host, temporary)
         _sync(temporary)
         temporary.rename(target)
         _sync(target.parent)
@@ -128,7 +130,8 @@ def graft(
 def _donors(
     tuned: Name | Sequence[Donor], heads: HeadSet | None, scale: float
 ) -> list[tuple[Name, HeadSet, float]]:
-    if isinstance(tuned, (str, os.PathLike)):
+    donors: list[tuple[Name, HeadSet, float]]
+    if not isinstance(tuned, Sequence) or isinstance(tuned, str):
         donors = [(tuned, check_head_set(heads), scale)]
     else:
         if heads is not None:
@@ -151,7 +154,7 @@ def _donors(
     return donors
 
 
-def _check_target(output: Name) -> Path:
+def _check_target(output: str | os.PathLike[str]) -> Path:
     if not os.fspath(output):
         raise ArgumentError("output: expected the folder to write, found none")
     target = Path.cwd() / output
@@ -162,16 +165,45 @@ def _check_target(output: Name) -> Path:
     return target
 
 
-def _copy_along(checkpoint: Path, folder: Path) -> tuple[str, ...]:
+def _copy_along(host: Source, folder: Path) -> tuple[str, ...]:
     """Copies what is beside the weights: files of other kinds, and none of a folder within."""
-    beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
     copied = []
-    for file in sorted(beside.iterdir()):
-        is_weights = file.name.endswith(_WEIGHTS) or file.name.startswith(".") or file.name == "README.md"
-        if file.is_file() and not is_weights and not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
-            copied.append(file.name)
+    for name in _names_beside(host):
+        is_weights = name.endswith(_WEIGHTS) or name.startswith(".") or name == "README.md"
+        if is_weights or (folder / name).exists() or (content := _read_beside(host, name)) is None:
+            continue
+        (folder / name).write_bytes(content)
+        copied.append(name)
     return tuple(copied)
+
+
+def _names_beside(host: Source) -> list[str]:
+    """The names in the folder of the weights."""
+    if host.store is None:
+        return sorted(path.name for path in _folder(host).iterdir())
+    try:
+        return host.store.names(host.path)
+    except NotADirectoryError:
+        return host.store.names(host.path.rpartition("/")[0])
+
+
+def _read_beside(host: Source, name: str) -> bytes | None:
+    """The content of a file in the folder of the weights; None of a folder."""
+    if host.store is None:
+        path = _folder(host) / name
+        return path.read_bytes() if path.is_file() else None
+    root = host.path.rpartition("/")[0] if host.path.endswith((".safetensors", ".json")) else host.path
+    file = f"{root}/{name}"
+    try:
+        size, _ = host.store.status(file)
+    except FileNotFoundError:
+        return None
+    return host.store.read(file, 0, size) if size else b""
+
+
+def _folder(host: Source) -> Path:
+    path = Path(host.path)
+    return path if path.is_dir() else path.parent
 
 
 def _sync(folder: Path) -> None:

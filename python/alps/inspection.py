@@ -1,13 +1,13 @@
 """What a scan would read of a checkpoint, and the layouts of storage that are known."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import alps._alps as _alps
 from alps import sources
 from alps.geometry import Geometry
-from alps.scan import Component
+from alps.pair import Component
+from alps.sources import Name
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Inspection:
         modules: The linear layers that hold them, layer by layer.
         left_out: What is in the checkpoint but not scanned, each with the reason.
         bytes: Bytes of weights that a scan reads.
+        weight_files: The names of all files of weights, those of an adapter and of its base.
+        weight_bytes: Bytes of these files.
         files: The file of weights, or the index of several; of an adapter its own, and those that it changes.
         quantisation: How the weights are quantised ("GPTQ int4"); None if they are not. A scan reads what they
             stand for.
@@ -45,6 +47,8 @@ class Inspection:
     modules: tuple[Module, ...]
     left_out: tuple[tuple[str, str], ...]
     bytes: int
+    weight_files: tuple[str, ...]
+    weight_bytes: int
     files: str
     quantisation: str | None
 
@@ -64,12 +68,13 @@ class Layout:
     model_types: Mapping[str, tuple[str, ...]]
 
 
-def inspect(path: str | os.PathLike[str], *, component: Component | None = None) -> Inspection:
+def inspect(path: Name, *, component: Component | None = None, local_files_only: bool = False) -> Inspection:
     """Says what a scan would read of a checkpoint, without reading weights.
 
     Args:
-        path: A folder, a file, an adapter, or the `owner/name[@revision]` of one in the hub's local cache.
+        path: A checkpoint or an adapter, as for `scan`. Of one that is not on this machine, only the headers are fetched.
         component: Whose heads, as for `scan`.
+        local_files_only: Whether to ask nothing of the network.
 
     Raises:
         ArgumentError: There is no such component.
@@ -77,12 +82,14 @@ def inspect(path: str | os.PathLike[str], *, component: Component | None = None)
         ModelError: The model is of no known layout, or contradicts its configuration.
         OSError: A file cannot be read.
     """
-    found = _alps.inspect(sources.find(path).paths, component)
+    found = _alps.inspect(sources.find(path, local_files_only).paths, component)
     return Inspection(
         geometry=Geometry.of_layers(**found["geometry"]),
         modules=tuple(Module(**module) for module in found["modules"]),
         left_out=tuple(found["left_out"]),
         bytes=found["bytes"],
+        weight_files=tuple(found["weight_files"]),
+        weight_bytes=found["weight_bytes"],
         files=found["files"],
         quantisation=found["quantisation"],
     )

@@ -3,30 +3,37 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from concurrent.futures import Executor
+from pathlib import Path
 
 import alps._alps as _alps
 from alps import sources
 from alps import statistics as statistics_table
 from alps.errors import AlpsWarning, ArgumentError
+from alps.files import check_writable
 from alps.geometry import Geometry
-from alps.scores import EQUAL_WEIGHTS, HEADS_MOVED, ZERO_IF_UNMOVED, HeadScores
-
-Form = statistics_table.Form
-Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
+from alps.pair import Component, OpenedPair, PairOptions, scores_of
+from alps.scores import EQUAL_WEIGHTS, HeadScores
+from alps.sources import Name
+from alps.spread import spread
+from alps.statistics import Form
 
 
 def scan(
-    base: str | os.PathLike[str],
-    tuned: str | os.PathLike[str],
+    base: Name,
+    tuned: Name,
     *,
     component: Component | None = None,
-    adapter_base: str | os.PathLike[str] | None = None,
+    adapter_base: Name | None = None,
     form: Form = "qkv",
     temperature: float = 1.0,
     statistics: Sequence[str] | None = None,
     threads: int | None = None,
     mmap: bool | None = None,
+    memory: int | None = None,
+    local_files_only: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> HeadScores:
     """Scores every attention head by how far its weights have moved from `base` to `tuned`.
@@ -50,13 +57,17 @@ def scan(
     Identical weights score exactly 0; if those of all heads are, an AlpsWarning says so. Results do not depend on the
     number of threads.
 
+    A checkpoint may lie on this machine, on the Hugging Face hub, or wherever fsspec reads: only headers and the
+    weights of Q, K and V are fetched, in large requests, as they are needed, and nothing is stored on the way.
+
     Quantised weights are compared as the numbers that they stand for, so what quantisation rounded is part of
     the scores; `provenance` then names the quantisation, as "base_quantisation" or "tuned_quantisation".
 
     Args:
-        base: The checkpoint before tuning: a folder, a file, or the `owner/name[@revision]` of a model
-            that is in the local cache of the Hugging Face hub; or an adapter of PEFT, for which its base
-            with the changes that it holds is read.
+        base: The checkpoint before tuning: a folder or a file; the `owner/name[@revision]` of a model on the Hugging
+            Face hub, which is read from the hub's local cache if it is there as a whole; a URL (hf://, https://,
+            s3://, gs://, az:// and others of fsspec); a `RemotePath`, or another object with a filesystem `fs` and a
+            `path`, such as a UPath; or an adapter of PEFT, for which its base with the changes that it holds is read.
         tuned: The checkpoint after tuning, likewise.
         component: Whose heads: those of the self-attention of the text "decoder", of the "encoder", of the
             "vision" or "audio" tower, or of the "cross" attention of the decoder to the encoder. When not
@@ -72,6 +83,13 @@ def scan(
             changes no score. While files are mapped, a process-wide handler of SIGBUS is installed, since that
             signal would end the process when another program shortens a mapped file. When not given, the
             environment variable ALPS_MMAP decides (1 or 0), else files may be mapped.
+        memory: The most bytes of remote files that are held at a time; 512 MiB when not given.
+        local_files_only: Whether to ask nothing of the network, as HF_HUB_OFFLINE=1 does for the hub.
+        resume: A file in which finished layers are kept, at most a second late, and from which they are taken when the
+            same scan is called again. It is written beside the result and stays there.
+        executor: Spreads the scan over the workers of any `concurrent.futures.Executor`: processes, Dask's
+            `Client.get_executor()`, mpi4py's `MPIPoolExecutor`. Each opens the checkpoints itself, by these names, and
+            scans ranges of layers with `threads` threads.
         progress: Called on this thread now and then with the bytes read so far and the bytes to read.
 
     Returns:
@@ -79,44 +97,39 @@ def scan(
 
     Raises:
         ArgumentError: An argument is out of its domain.
-        CheckpointError: A file is truncated, malformed or of another format.
+        CheckpointError: A file is truncated, malformed or of another format, or changed during the scan; `resume` is of
+            another scan.
         ModelError: The model is of no known layout, or contradicts its configuration.
         PairError: The checkpoints are not two states of one model.
         WeightsError: A weight is not finite.
+        MissingPackageError: A package that reads a remote checkpoint is not installed.
         OSError: A file cannot be read.
     """
     names = statistics_table.resolve(statistics, form)
     if threads is not None and threads < 1:
         raise ArgumentError(f"threads must be 1 or more, found {threads}")
-    may_map = _may_map(mmap)
-    base_source, tuned_source = sources.find_both(base, tuned, adapter_base)
-    result = _alps.scan(
-        base_source.paths,
-        tuned_source.paths,
-        form,
-        temperature,
-        any(name in statistics_table.ON_REQUEST for name in names),
-        threads,
-        may_map,
-        progress,
-        component,
-    )
-    provenance = {
-        **base_source.provenance("base"),
-        **_provenance("base", result["base"]),
-        **tuned_source.provenance("tuned"),
-        **_provenance("tuned", result["tuned"]),
-        "form": form,
-        "temperature": repr(float(temperature)),
-        "alps": _alps.__version__,
-    }
-    found = Geometry.of_layers(**result["geometry"])
-    change = next(result["statistics"][name] for name in ZERO_IF_UNMOVED if name in result["statistics"])
-    if (moved := int((change > 0).sum())) < found.heads:
-        provenance[HEADS_MOVED] = str(moved)
-    if not moved:
+    _alps.check_options(form, temperature, threads)
+    if memory is not None and memory < 1:
+        raise ArgumentError(f"memory must be 1 byte or more, found {memory}")
+    opened = OpenedPair.open(
+        PairOptions(
+            base, tuned, component, adapter_base, form, float(temperature), names, threads, _may_map(mmap), memory,
+            local_files_only,
+        )
+    )  # fmt: skip
+    part = opened.new_part()
+    if resume is not None:
+        check_writable(resume)
+        if Path(resume).exists():
+            part = opened.unfinished(resume)
+    if executor is not None:
+        spread(opened, part, executor, progress, resume)
+    else:
+        opened.finish(part, progress, resume)
+    scores = scores_of(part)
+    if scores.all_equal():
         warnings.warn(EQUAL_WEIGHTS, AlpsWarning, stacklevel=2)
-    return HeadScores({name: result["statistics"][name] for name in names}, found, provenance)
+    return scores
 
 
 def _may_map(mmap: bool | None) -> bool:
@@ -129,16 +142,13 @@ def _may_map(mmap: bool | None) -> bool:
     return value == "1"
 
 
-def _provenance(which: str, files: "_alps._SourceFiles") -> dict[str, str]:
-    return {f"{which}_{name}": str(value) for name, value in files.items() if value is not None}
-
-
-def geometry(path: str | os.PathLike[str], *, component: Component | None = None) -> Geometry:
+def geometry(path: Name, *, component: Component | None = None, local_files_only: bool = False) -> Geometry:
     """Reads the geometry of a checkpoint, without its weights.
 
     Args:
-        path: A folder, a file, an adapter, or the `owner/name[@revision]` of one in the hub's local cache.
+        path: A checkpoint or an adapter, as for `scan`.
         component: Whose heads, as for `scan`.
+        local_files_only: Whether to ask nothing of the network.
 
     Raises:
         ArgumentError: There is no such component.
@@ -146,4 +156,4 @@ def geometry(path: str | os.PathLike[str], *, component: Component | None = None
         ModelError: The model is of no known layout, or contradicts its configuration.
         OSError: A file cannot be read.
     """
-    return Geometry.of_layers(**_alps.geometry(sources.find(path).paths, component))
+    return Geometry.of_layers(**_alps.geometry(sources.find(path, local_files_only).paths, component))

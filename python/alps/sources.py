@@ -1,30 +1,58 @@
-"""Finds a checkpoint on this machine, by its path or its name on the hub."""
+"""Finds a checkpoint by its path, its name on the hub, or its URL."""
 
 import errno
 import importlib
+import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import alps._alps as _alps
 from alps.errors import ArgumentError, CheckpointError
+from alps.optional import needed
+from alps.remote.store import Store, describe
 
 _HUB_NAME = re.compile(r"(?P<name>([\w][\w.-]*/)?[\w][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
 """`owner/name[@revision]`, or `name[@revision]` of an old model such as gpt2."""
+_HUB_URL = re.compile(
+    r"(hf://(models/)?|https://(huggingface\.co|hf\.co)/)(?P<name>[\w][\w.-]*/[\w][\w.-]*)"
+    r"(@(?P<revision>[^@/\s]+))?(/(tree|blob|resolve)/(?P<branch>[^/?\s]+))?(?P<folder>/[^?\s]*)?",
+    re.ASCII,
+)
+"""A model on the hub, or a folder of it: by the scheme of huggingface_hub, or by its page."""
 _CONFIGURATIONS = ("config.json", "adapter_config.json", "params.json")
 """Every checkpoint on the hub has one of these files."""
 
 
 @dataclass(frozen=True)
+class RemotePath:
+    """A path in a filesystem of fsspec that the caller made, with whatever credentials and options.
+
+        filesystem = s3fs.S3FileSystem(profile="research")
+        alps.scan(alps.RemotePath(filesystem, "bucket/base"), "tuned")
+
+    Attributes:
+        fs: The filesystem.
+        path: The path in it, of a folder or a file.
+    """
+
+    fs: Any
+    path: str
+
+
+@dataclass(frozen=True)
 class Source:
-    """A checkpoint on this machine.
+    """A checkpoint.
 
     Attributes:
         path: The file or folder of the weights; for an adapter, of the weights that it changes.
-        name: The name that the caller gave.
+        name: The name that the caller gave, without passwords and signatures.
         commit: The commit of a checkpoint from the hub; None for any other.
+        store: The store that has the weights; None if they are on this machine.
         adapter: The folder of an adapter; None where there is none.
+        adapter_store: The store that has the adapter, likewise.
         over: The name of the weights that the adapter changes.
         trained_on: The name of these weights in the configuration of the adapter.
     """
@@ -32,14 +60,26 @@ class Source:
     path: str
     name: str
     commit: str | None
+    store: Store | None = None
     adapter: str | None = None
+    adapter_store: Store | None = None
     over: str | None = None
     trained_on: str | None = None
 
     @property
-    def paths(self) -> tuple[str, str | None]:
+    def location(self) -> tuple[str, Store | None]:
+        """The weights, as the extension takes them."""
+        return self.path, self.store
+
+    @property
+    def paths(self) -> "_alps._Paths":
         """The weights and the adapter, as the extension takes them."""
-        return self.path, self.adapter
+        return self.location, None if self.adapter is None else (self.adapter, self.adapter_store)
+
+    @property
+    def stores(self) -> list[Store]:
+        """The stores of both."""
+        return [store for store in (self.store, self.adapter_store) if store is not None]
 
     def provenance(self, role: str) -> dict[str, str]:
         """Where the weights come from; the names of the fields begin with `role`, "base" or "tuned"."""
@@ -52,121 +92,188 @@ class Source:
         return {name: value for name, value in fields.items() if value is not None}
 
 
-Name = str | os.PathLike[str]
+Name: TypeAlias = str | os.PathLike[str] | RemotePath
+"""What names a checkpoint: a path, a name on the hub, a URL, or a path in a filesystem of fsspec."""
 
 
-def find_both(base: Name, tuned: Name, adapter_base: Name | None) -> tuple[Source, Source]:
+def find_both(
+    base: Name, tuned: Name, adapter_base: Name | None, local_files_only: bool = False
+) -> tuple[Source, Source]:
     """Finds the base and the tuned checkpoint.
 
     An adapter changes the weights of `adapter_base`. When that is not given, a tuned adapter changes those of
     `base`, unless `base` is an adapter as well; any other adapter changes those that its configuration names.
 
     Raises:
-        FileNotFoundError: A checkpoint is not on this machine.
+        FileNotFoundError: There is no such checkpoint; with `local_files_only`, none on this machine.
         ArgumentError: A name is no valid name on the hub, or `adapter_base` is given and nothing is an adapter.
         CheckpointError: The weights that an adapter changes cannot be found.
     """
-    found = locate(base), locate(tuned)
-    adapters = [_alps.adapter(source.path) for source in found]
-    if adapter_base is not None and adapters == [None, None]:
-        raise ArgumentError(
-            f"adapter_base is {os.fspath(adapter_base)}, but neither {base} nor {tuned} is an adapter"
-        )
-    given = None if adapter_base is None else locate(adapter_base)
-    first = _with_base(found[0], adapters[0], given, None)
-    second = _with_base(found[1], adapters[1], given, found[0] if adapters[0] is None else None)
-    return first, second
+    found = locate(base, local_files_only), locate(tuned, local_files_only)
+    adapters = [_alps.adapter(source.location) for source in found]
+    given = None if adapter_base is None else locate(adapter_base, local_files_only)
+    if given is not None and adapters == [None, None]:
+        names = f"neither {found[0].name} nor {found[1].name} is an adapter"
+        raise ArgumentError(f"adapter_base is {given.name}, but {names}")
+    first = _with_base(found[0], adapters[0], given, None, local_files_only)
+    other = found[0] if adapters[0] is None else None
+    return first, _with_base(found[1], adapters[1], given, other, local_files_only)
 
 
-def find(name: Name) -> Source:
+def find(name: Name, local_files_only: bool = False) -> Source:
     """Finds one checkpoint; an adapter with the weights that its configuration names.
 
     Raises:
-        FileNotFoundError: It is not on this machine.
+        FileNotFoundError: There is no such checkpoint; with `local_files_only`, none on this machine.
         ArgumentError: The name is no valid name on the hub.
         CheckpointError: The weights that an adapter changes cannot be found.
     """
-    source = locate(name)
-    return _with_base(source, _alps.adapter(source.path), None, None)
+    source = locate(name, local_files_only)
+    return _with_base(source, _alps.adapter(source.location), None, None, local_files_only)
 
 
 def _with_base(
-    source: Source, adapter: _alps.Adapter | None, given: Source | None, other: Source | None
+    source: Source,
+    adapter: _alps.Adapter | None,
+    given: Source | None,
+    other: Source | None,
+    local_files_only: bool,
 ) -> Source:
     """Adds to an adapter the weights that it changes: those given, its own, the other checkpoint's, or those named."""
     if adapter is None:
         return source
     # Weights in the adapter's own folder come before those that its configuration names, as in transformers.
-    whole = Source(adapter.folder, adapter.folder, None) if adapter.is_whole else None
-    base = given or whole or other or _named_base(source, adapter)
-    if base is not whole and _alps.adapter(base.path) is not None:
+    whole = replace(source, path=adapter.folder, name=adapter.folder) if adapter.is_whole else None
+    base = given or whole or other or _named_base(source, adapter, local_files_only)
+    if base is not whole and _alps.adapter(base.location) is not None:
         raise CheckpointError(
             f"{source.name}: the weights that the adapter changes should be those of a checkpoint, but "
             f"{base.name} is an adapter as well; merge that into its base first"
         )
-    return Source(base.path, source.name, source.commit, adapter.folder, base.name, adapter.base or None)
+    return replace(
+        source,
+        path=base.path,
+        store=base.store,
+        adapter=adapter.folder,
+        adapter_store=source.store,
+        over=base.name,
+        trained_on=adapter.base or None,
+    )
 
 
-def _named_base(source: Source, adapter: _alps.Adapter) -> Source:
+def _named_base(source: Source, adapter: _alps.Adapter, local_files_only: bool) -> Source:
     what_to_do = "say which checkpoint it changes (adapter_base=, on the command line --adapter-base)"
     if not adapter.base:
         raise CheckpointError(
             f"{source.name}: the adapter's configuration has no `base_model_name_or_path`; {what_to_do}"
         )
     name = adapter.base
+    if "://" in name:
+        # A file from somebody else does not decide which servers are asked.
+        raise CheckpointError(f"{source.name}: the adapter was trained on {name!r}, an address; {what_to_do}")
     if adapter.revision and not Path(name).exists():
         name += f"@{adapter.revision}"
     try:
-        return locate(name)
-    except (FileNotFoundError, ArgumentError) as error:
+        return locate(name, local_files_only)
+    except (OSError, ArgumentError) as error:
         raise CheckpointError(
-            f"{source.name}: the adapter was trained on {name}, which is not on this machine "
+            f"{source.name}: the adapter was trained on {name}, which cannot be found "
             f"({getattr(error, 'strerror', None) or error}); {what_to_do}"
         ) from None
 
 
-def locate(name: Name) -> Source:
-    """Finds an existing path, else `[owner/]name[@revision]` in the hub's local cache, without the network.
+def locate(name: Name, local_files_only: bool = False) -> Source:
+    """Finds a checkpoint: a path of this machine, else a URL, else `[owner/]name[@revision]` on the hub.
+
+    What is whole in the hub's local cache is taken from there, without a question to the network.
 
     Raises:
-        FileNotFoundError: There is neither.
-        ArgumentError: The name is no valid name on the hub.
+        FileNotFoundError: There is none.
+        ArgumentError: The name is no valid name on the hub, or a URL of a kind that nothing reads.
+        MissingPackageError: A package that reads such a URL is not installed.
+        OSError: The hub cannot be reached, or refuses access.
     """
+    if not isinstance(name, str) and hasattr(name, "fs") and hasattr(name, "path"):
+        return _locate_in_filesystem(name.fs, str(name.path), local_files_only)
     text = os.fspath(name)
     if not isinstance(text, str):
         raise ArgumentError(f"expected a path of text, found {text!r}")
     if Path(text).exists():
         return Source(path=text, name=text, commit=None)
+    if isinstance(name, str) and "://" in text:
+        return _locate_url(text, local_files_only)
     hub_name = _HUB_NAME.fullmatch(text) if isinstance(name, str) else None
     missing = FileNotFoundError(errno.ENOENT, "there is no such file or folder", text)
     if hub_name is None:
         raise missing
     try:
-        return _locate_in_hub_cache(text, hub_name["name"], hub_name["revision"])
-    except (FileNotFoundError, ArgumentError):
+        return _locate_on_hub(text, hub_name["name"], hub_name["revision"], "", local_files_only)
+    except (OSError, ArgumentError):
         if "/" in text:
             raise
         raise missing from None  # a name without owner was more likely meant as a path
 
 
-def _locate_in_hub_cache(text: str, name: str, revision: str | None) -> Source:
+def _locate_url(url: str, local_files_only: bool) -> Source:
+    plain = describe(ValueError(url))
+    if (found := _HUB_URL.fullmatch(url)) is not None:
+        revision = found["revision"] or found["branch"]
+        folder = (found["folder"] or "").strip("/")
+        return _locate_on_hub(plain, found["name"], revision, folder, local_files_only)
+    if local_files_only:
+        raise FileNotFoundError(errno.ENOENT, "expected a file of this machine (local_files_only)", plain)
+    if url.startswith(("http://", "https://")):
+        from alps.remote.web import WebStore
+
+        web = WebStore(url)
+        return Source(path=web.root, name=web.root, commit=None, store=web)
+    with needed(f"a checkpoint at {plain}", "'alps-heads[remote]'"):
+        import fsspec
+    try:
+        with needed(
+            f"a checkpoint at {plain}", f"the package that fsspec names for {url.split('://')[0]}://"
+        ):
+            filesystem, path = fsspec.core.url_to_fs(url)
+    except ValueError as error:
+        raise ArgumentError(f"{plain}: {describe(error)}") from None
+    return _locate_in_filesystem(filesystem, path, local_files_only)
+
+
+def _locate_in_filesystem(filesystem: Any, path: str, local_files_only: bool) -> Source:
+    protocols = filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)
+    if {"file", "local"} & set(protocols):
+        return locate(path, local_files_only)
+    name = describe(ValueError(filesystem.unstrip_protocol(path))).rstrip("/")
+    if local_files_only:
+        raise FileNotFoundError(errno.ENOENT, "expected a file of this machine (local_files_only)", name)
+    from alps.remote.object_store import ObjectStore
+
+    return Source(path=name, name=name, commit=None, store=ObjectStore(filesystem))
+
+
+def _locate_on_hub(text: str, name: str, revision: str | None, folder: str, local_files_only: bool) -> Source:
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise FileNotFoundError(
             errno.ENOENT,
-            "there is no such file or folder, and the cache of the Hugging Face hub can be searched only "
-            "where huggingface_hub is installed (pip install huggingface_hub)",
+            "there is no such file or folder, and the Hugging Face hub can be asked only where huggingface_hub is "
+            "installed (pip install 'alps-heads[remote]')",
             text,
         ) from None
+    files = [f"{folder}/{file}".lstrip("/") for file in _CONFIGURATIONS]
     try:
         # A cache may lack files that nobody reads, so it is not asked for a whole snapshot.
-        found = [hub.try_to_load_from_cache(name, file, revision=revision) for file in _CONFIGURATIONS]
+        found = [hub.try_to_load_from_cache(name, file, revision=revision) for file in files]
     except ValueError as error:
         raise ArgumentError(f"{text}: {error}") from None
     # The cache returns an object of its own for a file that the repository does not have.
     path = next((Path(file).parent for file in found if isinstance(file, str)), None)
-    if path is None:
+    offline = local_files_only or hub.constants.HF_HUB_OFFLINE
+    if path is not None and (offline or _has_all_weights(path)):
+        depth = len(Path(folder).parts)
+        return Source(path=str(path), name=text, commit=[path, *path.parents][depth].name)
+    if offline:
         download = f"hf download {name}" + (f" --revision {revision}" if revision else "")
         raise FileNotFoundError(
             errno.ENOENT,
@@ -174,4 +281,20 @@ def _locate_in_hub_cache(text: str, name: str, revision: str | None) -> Source:
             f"(fetch it with: {download})",
             text,
         )
-    return Source(path=str(path), name=text, commit=path.name)
+    from alps.remote.hub import HubStore
+
+    store = HubStore(name, revision)
+    return Source(path=f"{store.root}/{folder}".rstrip("/"), name=text, commit=store.commit, store=store)
+
+
+def _has_all_weights(folder: Path) -> bool:
+    """Whether a folder of the hub's cache has weights, and all shards that its index names."""
+    indexes = list(folder.glob("*.safetensors.index*.json"))
+    for index in indexes:
+        try:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return True  # the scan says what is wrong with it
+        if not all((folder / str(shard)).exists() for shard in shards):
+            return False
+    return bool(indexes) or any(folder.glob("*.safetensors"))

@@ -6,19 +6,19 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::json;
+use super::{Location, json};
 use crate::{Error, Result};
 
-/// Reads the configuration file at `path`; returns nothing if there is no such file.
+/// Reads the configuration file at `location`; returns nothing if there is no such file.
 ///
 /// Numbers that are not finite become strings. Python writes them as bare words that JSON does not have, such as
 /// `Infinity` in the `time_step_limit` of hybrid models.
-pub(super) fn read(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let text = match json::read_text(path) {
+pub(super) fn read(location: &Location) -> Result<Option<Map<String, Value>>> {
+    let text = match json::read_text(location) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    parse(path, &text).map(Some)
+    parse(location.path(), &text).map(Some)
 }
 
 /// Parses the text of a configuration, as `read` does. Error messages name `path`.

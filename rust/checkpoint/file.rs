@@ -1,111 +1,47 @@
-//! Files from which bytes are read at any position.
+//! Files from which bytes are read at any position, on this machine or in a store.
 
-use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::path::Path;
+use std::sync::Arc;
 
-use super::mapping::{MappedFile, MappedRange};
+use super::Location;
+use super::local_file::{LocalFile, RecentFiles};
+use super::mapping::MappedRange;
+use super::remote_file::RemoteFile;
 use crate::{Error, Result};
 
-/// The most files that a checkpoint keeps open. A checkpoint may have more shards than a process may open.
-const MOST_OPEN: usize = 8;
-
-/// The files of a checkpoint that were read last, each with its number, the last one first.
-#[derive(Debug, Default)]
-pub(super) struct RecentFiles(Mutex<VecDeque<(usize, Arc<File>)>>);
-
-/// A file that several threads can read at once. It is opened again when it is read after many others.
+/// A file that several threads can read at once.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    pub(super) path: PathBuf,
-    number: usize,
-    recent: Arc<RecentFiles>,
-    /// The number of bytes when the file was opened first.
+    location: Location,
+    /// The number of bytes when the file was opened.
     pub(super) length: u64,
-    identity: Identity,
-    mapping: MappedFile,
+    content: Content,
 }
 
-/// What tells a file from one that replaced it, and from itself after it was written to.
-#[derive(Debug, PartialEq, Eq)]
-struct Identity {
-    length: u64,
-    modified: Option<SystemTime>,
-    #[cfg(unix)]
-    inode: (u64, u64),
-}
-
-impl Identity {
-    fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self {
-            length: metadata.len(),
-            modified: metadata.modified().ok(),
-            #[cfg(unix)]
-            inode: {
-                use std::os::unix::fs::MetadataExt;
-                (metadata.dev(), metadata.ino())
-            },
-        })
-    }
+#[derive(Debug)]
+enum Content {
+    Local(LocalFile),
+    Remote(Arc<RemoteFile>),
 }
 
 impl OpenFile {
     /// Opens a file, which has this number among those of `recent`.
-    pub(super) fn open(path: &Path, number: usize, recent: &Arc<RecentFiles>) -> Result<Self> {
-        let refusal = |error| Error::io(path, error);
-        // Opening a named pipe would wait for a writer, so the type is checked first.
-        if !fs::metadata(path).map_err(refusal)?.is_file() {
-            return Err(Error::checkpoint(path, "expected a regular file, found something else"));
-        }
-        let file = File::open(path).map_err(refusal)?;
-        let identity = Identity::of(&file).map_err(refusal)?;
-        let (length, recent) = (identity.length, Arc::clone(recent));
-        let opened = Self {
-            path: path.to_path_buf(),
-            number,
-            recent,
-            length,
-            identity,
-            mapping: MappedFile::default(),
+    pub(super) fn open(location: &Location, number: usize, recent: &Arc<RecentFiles>) -> Result<Self> {
+        let (length, content) = match location.store() {
+            None => {
+                let file = LocalFile::open(location.path(), number, recent)?;
+                (file.length, Content::Local(file))
+            }
+            Some(store) => {
+                let file = RemoteFile::open(location, Arc::clone(store))?;
+                (file.length(), Content::Remote(Arc::new(file)))
+            }
         };
-        opened.keep(Arc::new(file));
-        Ok(opened)
+        Ok(Self { location: location.clone(), length, content })
     }
 
-    /// The file, opened again unless it is among those that were read last.
-    fn file(&self) -> Result<Arc<File>> {
-        let mut recent = self.recent.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = recent.iter().position(|(number, _)| *number == self.number) {
-            recent.make_contiguous()[..=place].rotate_right(1);
-            return Ok(Arc::clone(&recent[0].1));
-        }
-        drop(recent);
-        let file = File::open(&self.path).map_err(|error| Error::io(&self.path, error))?;
-        let now = Identity::of(&file).map_err(|error| Error::io(&self.path, error))?;
-        if now != self.identity {
-            return Err(Error::checkpoint(
-                &self.path,
-                format!(
-                    "the file changed while it was read: it had {} bytes, and has {} now or was written to meanwhile; \
-                     scan again when nothing writes to it",
-                    self.length, now.length
-                ),
-            ));
-        }
-        let file = Arc::new(file);
-        self.keep(Arc::clone(&file));
-        Ok(file)
-    }
-
-    /// Keeps the file open until enough others were read.
-    fn keep(&self, file: Arc<File>) {
-        let mut recent = self.recent.0.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.push_front((self.number, file));
-        recent.truncate(MOST_OPEN);
+    pub(super) fn path(&self) -> &Path {
+        self.location.path()
     }
 
     /// Fills `buffer` from `offset` on. `tensor` names the tensor that is read, if it is not the header, for an error.
@@ -115,53 +51,54 @@ impl OpenFile {
         buffer: &mut [u8],
         tensor: impl FnOnce() -> Option<String>,
     ) -> Result<()> {
-        let file = self.file()?;
-        read_exact_at(&file, offset, buffer).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => Error::Truncated {
-                path: self.path.clone(),
-                tensor: tensor(),
-                opened_length: self.length,
-                end: offset + buffer.len() as u64,
-            },
-            _ => Error::io(&self.path, error),
-        })
+        match &self.content {
+            Content::Local(file) => file.read(offset, buffer, tensor),
+            Content::Remote(file) => file.read(offset, buffer),
+        }
     }
 
-    /// Maps `length` bytes from `offset` on, if they are in the page cache.
+    /// Maps `length` bytes from `offset` on, if they are in this machine's page cache.
     pub(super) fn map(&self, offset: u64, length: usize) -> Option<MappedRange<'_>> {
-        let file = self.file().ok()?;
-        self.mapping.map(&file, &self.path, offset, length)
+        match &self.content {
+            Content::Local(file) => file.map(offset, length),
+            Content::Remote(_) => None,
+        }
     }
 
     /// The error of a file that lost bytes of a tensor while they were mapped, and has them again.
     pub(super) fn changed(&self, tensor: String) -> Error {
-        let (path, opened_length) = (self.path.clone(), self.length);
-        match fs::metadata(&path) {
-            Ok(now) => Error::Changed { path, tensor, opened_length, current_length: now.len() },
-            Err(error) => Error::io(&path, error),
+        match &self.content {
+            Content::Local(file) => file.changed(tensor),
+            Content::Remote(file) => file.changed(),
         }
     }
-}
 
-/// Fills `buffer` from `offset` on, or fails with [`io::ErrorKind::UnexpectedEof`].
-#[cfg(unix)]
-fn read_exact_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
-}
+    /// The name of the file, without its folder.
+    pub(super) fn name(&self) -> String {
+        self.location.file_name()
+    }
 
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !buffer.is_empty() {
-        match file.seek_read(buffer, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => {
-                buffer = &mut buffer[count..];
-                offset += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    /// What tells the file from other states of itself.
+    pub(super) fn version(&self) -> String {
+        match &self.content {
+            Content::Local(file) => file.version(),
+            Content::Remote(file) => file.version().to_owned(),
         }
     }
-    Ok(())
+
+    /// The file, if it is in a store.
+    pub(super) fn remote(&self) -> Option<&Arc<RemoteFile>> {
+        match &self.content {
+            Content::Local(_) => None,
+            Content::Remote(file) => Some(file),
+        }
+    }
+
+    /// The file, if it is on this machine.
+    pub(super) fn local(&self) -> Option<&LocalFile> {
+        match &self.content {
+            Content::Local(file) => Some(file),
+            Content::Remote(_) => None,
+        }
+    }
 }

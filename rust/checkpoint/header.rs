@@ -21,6 +21,9 @@ const MAX_HEADER: u64 = 100_000_000;
 /// The bytes before the header, which hold its length.
 const PREFIX: u64 = 8;
 
+/// The bytes at the beginning of a file that are read together. Most headers are shorter.
+const BEGINNING: u64 = 100 << 10;
+
 /// The beginning of the text file that Git LFS puts in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
@@ -29,7 +32,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 /// Checks that the tensors fill the file from the header to its end without a gap, and that each is as long as its
 /// shape requires.
 pub(super) fn read(file: &OpenFile, number: usize) -> Result<BTreeMap<String, Tensor>> {
-    let path = &*file.path;
+    let path = file.path();
     let text = read_text(file)?;
     let Object(members) = serde_json::from_str::<Object<HeaderMember>>(&text)
         .map_err(|error| json::refusal(path, "the header", &error))?;
@@ -53,7 +56,7 @@ pub(super) fn read(file: &OpenFile, number: usize) -> Result<BTreeMap<String, Te
 
 /// Reads the text of the header.
 fn read_text(file: &OpenFile) -> Result<String> {
-    let (path, file_length) = (&*file.path, file.length);
+    let (path, file_length) = (file.path(), file.length);
     let refusal = |problem: String| Error::checkpoint(path, problem);
     let fetch = |offset: u64, length: u64| {
         let mut bytes = vec![0; length as usize];
@@ -63,8 +66,9 @@ fn read_text(file: &OpenFile) -> Result<String> {
     if file_length == 0 {
         return Err(refusal("the file is empty (0 bytes)".to_owned()));
     }
-    let start = fetch(0, file_length.min(LFS_POINTER.len() as u64))?;
-    if pickle::is_content(&start) {
+    let beginning = fetch(0, file_length.min(BEGINNING))?;
+    let start = &beginning[..beginning.len().min(LFS_POINTER.len())];
+    if pickle::is_content(start) {
         let name = path.file_name().unwrap_or(path.as_os_str());
         return Err(pickle::refusal(path, &name.to_string_lossy()));
     }
@@ -93,7 +97,13 @@ fn read_text(file: &OpenFile) -> Result<String> {
              {file_length} of the file: it is truncated, or not a safetensors file"
         )));
     }
-    let text = String::from_utf8(fetch(PREFIX, length)?).map_err(|error| {
+    let mut header = beginning;
+    if let Some(missing) = (PREFIX + length).checked_sub(header.len() as u64) {
+        header.extend(fetch(header.len() as u64, missing)?);
+    }
+    header.truncate((PREFIX + length) as usize);
+    header.drain(..PREFIX as usize);
+    let text = String::from_utf8(header).map_err(|error| {
         let position = error.utf8_error().valid_up_to();
         refusal(format!("the header is not UTF-8 text: its byte {position} is out of place"))
     })?;

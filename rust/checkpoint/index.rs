@@ -5,6 +5,7 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
+use super::Location;
 use super::json::{self, Object, Record};
 use crate::error::{Error, Result, quote};
 
@@ -14,9 +15,9 @@ struct Index {
     weight_map: Object<String>,
 }
 
-/// Reads the shards that the index at `path` names, each with its tensors, both in order of name.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
-    let text = json::read_text(path)?;
+/// Reads the shards that the index at `location` names, each with its tensors, both in order of name.
+pub(super) fn read(location: &Location) -> Result<BTreeMap<String, Vec<String>>> {
+    let (path, text) = (location.path(), json::read_text(location)?);
     let Record(Index { weight_map: Object(weight_map) }) =
         serde_json::from_str(&text).map_err(|error| json::refusal(path, "the index", &error))?;
 

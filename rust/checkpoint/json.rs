@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
+use super::Location;
 use super::file::OpenFile;
 use crate::error::{Error, Result, quote, shorten};
 
@@ -16,9 +17,9 @@ use crate::error::{Error, Result, quote, shorten};
 const MAX_FILE: u64 = 256 << 20;
 
 /// Reads the whole text of a small file.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let file = OpenFile::open(path, 0, &Arc::default())?;
-    let length = file.length;
+pub(crate) fn read_text(location: &Location) -> Result<String> {
+    let file = OpenFile::open(location, 0, &Arc::default())?;
+    let (path, length) = (location.path(), file.length);
     if length > MAX_FILE {
         let problem =
             format!("the file has {length} bytes, more than the {MAX_FILE} that are read of a JSON file");

@@ -1,12 +1,11 @@
 //! Finds the file of a folder that the weights are read from, as transformers does.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use super::index::is_plain_name;
-use super::{config, gguf, pickle};
+use super::{Location, config, gguf, pickle};
 use crate::error::{Error, Result, quote};
 
 /// The names that transformers looks for, in this order.
@@ -20,27 +19,26 @@ const WRITE_INDEX: &str = "import glob, json; from safetensors import safe_open;
 /// The file from which the tensors of a checkpoint are found.
 pub(super) enum EntryFile {
     /// A file with all tensors.
-    Weights(PathBuf),
+    Weights(Location),
     /// The index of several files.
-    Index(PathBuf),
+    Index(Location),
 }
 
 /// Whether a folder holds the weights of a model under one of the usual names.
-pub(crate) fn has_weights(folder: &Path) -> bool {
+pub(crate) fn has_weights(folder: &Location) -> bool {
     USUAL.iter().any(|name| folder.join(name).exists())
 }
 
-/// Finds the entry file, given the path of a folder, of a file of weights or of an index.
-pub(super) fn locate(path: &Path) -> Result<EntryFile> {
-    if fs::metadata(path).map_err(|error| Error::io(path, error))?.is_dir() {
-        locate_in_folder(path)
-    } else {
-        classify(path)
+/// Finds the entry file, given a folder, a file of weights or an index.
+pub(super) fn locate(location: &Location) -> Result<EntryFile> {
+    match location.names().map_err(|error| Error::io(location.path(), error))? {
+        Some(names) => locate_in_folder(location, &names),
+        None => classify(location),
     }
 }
 
-fn classify(path: &Path) -> Result<EntryFile> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+fn classify(location: &Location) -> Result<EntryFile> {
+    let (path, name) = (location.path(), location.file_name());
     if is_adapter(&name) {
         Err(adapter_refusal(path, &name))
     } else if pickle::is_name(&name) {
@@ -48,21 +46,22 @@ fn classify(path: &Path) -> Result<EntryFile> {
     } else if gguf::is_name(&name) {
         Err(gguf::refusal(path, &name))
     } else if is_index(&name) {
-        Ok(EntryFile::Index(path.to_path_buf()))
+        Ok(EntryFile::Index(location.clone()))
     } else {
-        Ok(EntryFile::Weights(path.to_path_buf()))
+        Ok(EntryFile::Weights(location.clone()))
     }
 }
 
-fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
-    if let Some(name) = configured_name(folder)? {
-        return classify(&folder.join(name));
+/// Finds the entry file in a folder with these names. A dangling link counts as present, since other weights than those
+/// meant would be read without it.
+fn locate_in_folder(location: &Location, names: &[String]) -> Result<EntryFile> {
+    let folder = location.path();
+    if let Some(name) = configured_name(location)? {
+        return classify(&location.join(&name));
     }
-    // A dangling link counts as present, since other weights than those meant would be read without it.
-    let names = list(folder)?;
     for usual in USUAL {
         if names.iter().any(|name| name == usual) {
-            return classify(&folder.join(usual));
+            return classify(&location.join(usual));
         }
     }
     if let Some(adapter) = names.iter().find(|name| is_adapter(name)) {
@@ -110,15 +109,15 @@ fn locate_in_folder(folder: &Path) -> Result<EntryFile> {
                 folder,
                 format!("{expected}, found only {}, one of {count} shards, without an index", quote(name)),
             )),
-            _ => classify(&folder.join(name)),
+            _ => classify(&location.join(name)),
         },
         [] => {
             if let Some(name) = names.iter().find(|name| gguf::is_name(name)) {
                 return Err(gguf::refusal(folder, name));
             }
-            let found = if names.is_empty() { "an empty folder".to_owned() } else { describe(&names) };
+            let found = if names.is_empty() { "an empty folder".to_owned() } else { describe(names) };
             let within = |file: &str| -> Vec<&String> {
-                names.iter().filter(|name| folder.join(name).join(file).is_file()).collect()
+                names.iter().filter(|name| location.join(name).join(file).is_file()).collect()
             };
             let adapters = within("adapter_config.json");
             let inner = USUAL.iter().flat_map(|usual| within(usual)).filter(|name| !adapters.contains(name));
@@ -161,31 +160,20 @@ fn is_parallel_slice(name: &str) -> bool {
 }
 
 /// The name of the file of weights in the configuration, which goes before the usual names.
-fn configured_name(folder: &Path) -> Result<Option<String>> {
-    let path = folder.join("config.json");
-    let named = config::read(&path)?.and_then(|mut config| config.remove("transformers_weights"));
+fn configured_name(folder: &Location) -> Result<Option<String>> {
+    let location = folder.join("config.json");
+    let named = config::read(&location)?.and_then(|mut config| config.remove("transformers_weights"));
     match named {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(name)) if is_plain_name(&name) => Ok(Some(name)),
         Some(other) => Err(Error::checkpoint(
-            &path,
+            location.path(),
             format!(
                 "`transformers_weights` should be the plain name of a file in the folder, but is {}",
                 quote(&other.to_string())
             ),
         )),
     }
-}
-
-/// Lists the names in a folder, sorted.
-fn list(folder: &Path) -> Result<Vec<String>> {
-    let refusal = |error| Error::io(folder, error);
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(refusal)? {
-        names.push(entry.map_err(refusal)?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// Formats the first names and the number of the others.

@@ -1,6 +1,7 @@
-//! A model's weights on disk: its tensors, their shapes and the bytes of the files that hold them.
+//! A model's weights in files, on this machine or elsewhere: its tensors, their shapes and their bytes.
 //!
-//! Opening a checkpoint reads headers only, and checks everything in them.
+//! Opening a checkpoint reads headers only, and checks everything in them. A [`Location`] says where a file is. What is
+//! elsewhere is asked of a [`Store`]; a `Plan` of what will be read makes its `Transfers` fetch it beforehand.
 
 mod config;
 mod file;
@@ -8,26 +9,39 @@ mod gguf;
 mod header;
 mod index;
 mod json;
+mod local_file;
 mod locate;
+mod location;
 mod mapping;
 mod pickle;
 mod range;
+mod remote_file;
+mod store;
+mod transfers;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::panic::resume_unwind;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 
 use serde_json::{Map, Value};
 
 pub use self::config::parse as parse_config;
 use self::file::OpenFile;
 pub(crate) use self::json::{read_text, refusal as json_refusal};
+use self::local_file::LocalFile;
 use self::locate::EntryFile;
 pub(crate) use self::locate::has_weights;
+pub use self::location::Location;
 pub use self::range::ByteRange;
 pub(crate) use self::range::{RangeBuffer, RangeMapper};
+pub use self::store::{FileStatus, Reply, Store, StoredBytes};
+pub(crate) use self::transfers::Plan;
+pub use self::transfers::TransferLimits;
 use crate::error::{Error, Result, quote};
 
 /// The place of one tensor: `length` bytes of a file, in row-major order, little-endian.
@@ -53,14 +67,25 @@ impl Tensor {
     }
 }
 
+/// A file of weights, and what tells it from other states of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Its name, without the folder.
+    pub name: String,
+    /// The number of bytes.
+    pub length: u64,
+    /// The version that a store names; of a file on this machine the time of its last change.
+    pub version: String,
+}
+
 /// The model type that is given to weights in the consolidated form.
 pub const CONSOLIDATED: &str = "consolidated";
 
 /// A safetensors checkpoint whose files are open and whose headers are checked. Several threads can read it at once.
 #[derive(Debug)]
 pub struct Checkpoint {
-    path: PathBuf,
-    entry_file: PathBuf,
+    location: Location,
+    entry_file: Location,
     files: Vec<OpenFile>,
     tensors: BTreeMap<String, Tensor>,
     /// The tensors that the index says are in a shard that lacks them, with the names of the shards.
@@ -82,38 +107,50 @@ impl Checkpoint {
     /// # Errors
     ///
     /// [`Error::Io`] if a file cannot be read, [`Error::Checkpoint`] if one is not what it should be.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let entry = locate::locate(path)?;
+    pub fn open(location: impl Into<Location>) -> Result<Self> {
+        let location = location.into();
+        let entry = locate::locate(&location)?;
         let Opened { files, tensors, missing } = match &entry {
             EntryFile::Weights(file) => open_file(file)?,
             EntryFile::Index(index) => open_shards(index)?,
         };
         let (EntryFile::Weights(entry_file) | EntryFile::Index(entry_file)) = entry;
-        let tensors = without_wrappers(&entry_file, tensors)?;
-        Ok(Checkpoint { path: path.to_path_buf(), entry_file, files, tensors, missing })
+        let tensors = without_wrappers(entry_file.path(), tensors)?;
+        Ok(Checkpoint { location, entry_file, files, tensors, missing })
     }
 
     /// Opens the file of this name in a folder. The error says so if there is only a pickle in its place.
-    pub(crate) fn open_file(folder: &Path, name: &str) -> Result<Self> {
-        let path = &folder.join(name);
-        let pickled = Path::new(name).with_extension("bin");
-        if !path.exists() && folder.join(&pickled).exists() {
-            return Err(pickle::refusal(folder, &pickled.to_string_lossy()));
+    pub(crate) fn open_file(folder: &Location, name: &str) -> Result<Self> {
+        let location = folder.join(name);
+        let pickled = Path::new(name).with_extension("bin").to_string_lossy().into_owned();
+        if !location.exists() && folder.join(&pickled).exists() {
+            return Err(pickle::refusal(folder.path(), &pickled));
         }
-        let Opened { files, tensors, missing } = open_file(path)?;
-        let (path, entry_file, tensors) = (path.clone(), path.clone(), without_wrappers(path, tensors)?);
-        Ok(Checkpoint { path, entry_file, files, tensors, missing })
+        let Opened { files, tensors, missing } = open_file(&location)?;
+        let tensors = without_wrappers(location.path(), tensors)?;
+        Ok(Checkpoint { entry_file: location.clone(), location, files, tensors, missing })
+    }
+
+    /// Fails if a file was replaced or written to since it was opened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] names the file; [`Error::Io`] if it is no longer there.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let remote = self.files.iter().filter_map(OpenFile::remote);
+        let asked: Vec<_> = remote.map(|file| (file, file.ask_status())).collect();
+        self.files.iter().filter_map(OpenFile::local).try_for_each(LocalFile::check_unchanged)?;
+        asked.into_iter().try_for_each(|(file, now)| file.check_unchanged(now))
     }
 
     /// The path that was opened.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.location.path()
     }
 
     /// The file from which the tensors were found: the file of weights, or the index of several.
     pub fn entry_file(&self) -> &Path {
-        &self.entry_file
+        self.entry_file.path()
     }
 
     /// Reads the model's configuration: `config.json` beside the weights, or `params.json` beside weights in the
@@ -124,14 +161,13 @@ impl Checkpoint {
     /// [`Error::Checkpoint`] if there is none, or if it is not a JSON object.
     pub fn config(&self) -> Result<Map<String, Value>> {
         let file = self.config_file();
-        let path = self.entry_file.with_file_name(file);
-        let mut config = config::read(&path)?.ok_or_else(|| {
+        let location = self.entry_file.with_file_name(file);
+        let mut config = config::read(&location)?.ok_or_else(|| {
             let problem = format!(
                 "the number and the size of the heads are read from the model's {file}, which \
-                 should be beside the weights, but there is no {}",
-                path.display()
+                 should be beside the weights, but there is no {location}"
             );
-            Error::checkpoint(&self.path, problem)
+            Error::checkpoint(self.path(), problem)
         })?;
         if self.is_consolidated() {
             config.insert("model_type".to_owned(), CONSOLIDATED.into());
@@ -151,13 +187,13 @@ impl Checkpoint {
 
     /// Whether the weights are in the form in which Meta and Mistral publish them.
     fn is_consolidated(&self) -> bool {
-        let name = self.entry_file.file_name().unwrap_or_default().to_string_lossy();
+        let name = self.entry_file.file_name();
         name.starts_with("consolidated.") || name.starts_with("consolidated-")
     }
 
     /// The files that hold the tensors; [`Tensor::file`] counts them from 0.
     pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
-        self.files.iter().map(|file| &*file.path)
+        self.files.iter().map(OpenFile::path)
     }
 
     /// The tensors in order of name.
@@ -187,7 +223,7 @@ impl Checkpoint {
         let (tensor, shard) = (quote(tensor), quote(shard));
         let problem =
             format!("the index says that tensor {tensor} is in {shard}, but that file has no such tensor");
-        Error::checkpoint(&self.entry_file, problem)
+        Error::checkpoint(self.entry_file(), problem)
     }
 
     /// The tensor of that name, with a name that lives as long as the checkpoint.
@@ -201,7 +237,42 @@ impl Checkpoint {
     ///
     /// May panic if the tensor is one of another checkpoint.
     pub fn file_of(&self, tensor: &Tensor) -> &Path {
-        &self.files[tensor.file].path
+        self.files[tensor.file].path()
+    }
+
+    /// Gives a file that is in a store to `to`, piece by piece, and fetches the next ones meanwhile. Returns whether the file is in a store; one that is not has to be copied by the system.
+    pub(crate) fn fetch_file(&self, file: usize, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+        let file = &self.files[file];
+        let Some(remote) = file.remote() else { return Ok(false) };
+        let starts = || (0..file.length).step_by(COPIED_AT_A_TIME as usize);
+        let range = |start: u64| start..file.length.min(start + COPIED_AT_A_TIME);
+        let mut plan = Plan::default();
+        for (step, start) in starts().enumerate() {
+            plan.add_of_file(step, remote, range(start));
+        }
+        let transfers = plan.begin(TransferLimits::default());
+        let mut buffer = Vec::new();
+        for (step, start) in starts().enumerate() {
+            buffer.resize((range(start).end - start) as usize, 0);
+            file.read(start, &mut buffer, || None)?;
+            to(&buffer)?;
+            transfers.end_step(step);
+        }
+        Ok(true)
+    }
+
+    /// The files of weights, with what tells them from other states of themselves.
+    pub(crate) fn stored_files(&self) -> impl Iterator<Item = StoredFile> {
+        self.files.iter().map(|file| StoredFile {
+            name: file.name(),
+            length: file.length,
+            version: file.version(),
+        })
+    }
+
+    /// The number of bytes of a file when it was opened.
+    pub(crate) fn file_length(&self, file: usize) -> u64 {
+        self.files[file].length
     }
 
     /// Fills `buffer` with the bytes of a tensor of this checkpoint, from its byte `offset` on.
@@ -233,6 +304,9 @@ impl Checkpoint {
     }
 }
 
+/// The bytes that are written at a time while a file of a store is copied.
+const COPIED_AT_A_TIME: u64 = 16 << 20;
+
 /// What the files of a checkpoint hold.
 struct Opened {
     files: Vec<OpenFile>,
@@ -240,36 +314,43 @@ struct Opened {
     missing: BTreeMap<String, String>,
 }
 
-fn open_file(path: &Path) -> Result<Opened> {
-    let file = OpenFile::open(path, 0, &Arc::default())?;
+fn open_file(location: &Location) -> Result<Opened> {
+    let file = OpenFile::open(location, 0, &Arc::default())?;
     let tensors = header::read(&file, 0)?;
     Ok(Opened { files: vec![file], tensors, missing: BTreeMap::new() })
 }
 
-fn open_shards(index: &Path) -> Result<Opened> {
-    let folder = index.parent().unwrap_or(Path::new(""));
-    let recent = Arc::default();
-    let mut opened = Opened { files: Vec::new(), tensors: BTreeMap::new(), missing: BTreeMap::new() };
-    for (shard, names) in index::read(index)? {
-        let path = folder.join(&shard);
-        if pickle::is_name(&shard) {
-            return Err(pickle::refusal(index, &shard));
+/// The most headers that are asked for at a time in a store.
+const HEADERS_AT_A_TIME: usize = 16;
+
+fn open_shards(index: &Location) -> Result<Opened> {
+    let (folder, recent) = (index.parent(), Arc::default());
+    let open_shard = |(number, (shard, names)): (usize, &(String, Vec<String>))| {
+        if pickle::is_name(shard) {
+            return Err(pickle::refusal(index.path(), shard));
         }
-        let number = opened.files.len();
-        let file = OpenFile::open(&path, number, &recent).map_err(|error| match error {
+        let file = OpenFile::open(&folder.join(shard), number, &recent).map_err(|error| match error {
             Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Error::checkpoint(
-                index,
+                index.path(),
                 format!(
                     "the shard {} is missing from the folder; the index says that it holds {} tensors, \
                      among them {}. In the cache of the hub, `hf download` fetches what is missing",
-                    quote(&shard),
+                    quote(shard),
                     names.len(),
                     quote(&names[0])
                 ),
             ),
             other => other,
         })?;
-        let mut found = header::read(&file, number)?;
+        let found = header::read(&file, number)?;
+        Ok((file, found))
+    };
+    let shards: Vec<(String, Vec<String>)> = index::read(index)?.into_iter().collect();
+    let at_a_time = if index.store().is_some() { HEADERS_AT_A_TIME } else { 1 };
+    let read = map_in_threads(&shards, at_a_time, open_shard);
+    let mut opened = Opened { files: Vec::new(), tensors: BTreeMap::new(), missing: BTreeMap::new() };
+    for ((shard, names), read) in shards.into_iter().zip(read) {
+        let (file, mut found) = read?;
         for name in names {
             match found.remove(&name) {
                 Some(tensor) => drop(opened.tensors.insert(name, tensor)),
@@ -279,6 +360,44 @@ fn open_shards(index: &Path) -> Result<Opened> {
         opened.files.push(file);
     }
     Ok(opened)
+}
+
+/// The results of a function for some numbered items, of which so many are worked on at a time. With one at a time, the
+/// items after a failure are left out.
+fn map_in_threads<T: Sync, R: Send>(
+    items: &[T],
+    at_a_time: usize,
+    function: impl Fn((usize, &T)) -> Result<R> + Sync,
+) -> Vec<Result<R>> {
+    let failed = AtomicBool::new(false);
+    let run = |item| {
+        if failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let result = function(item);
+        failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        Some(result)
+    };
+    if at_a_time == 1 {
+        return items.iter().enumerate().map_while(run).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(result) = items.get(number).and_then(|item| run((number, item))) else { return done };
+            done.push((number, result));
+        }
+    };
+    let mut results = thread::scope(|scope| {
+        let threads: Vec<_> = (0..at_a_time.min(items.len())).map(|_| scope.spawn(work)).collect();
+        let done =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        done.flatten().collect::<Vec<_>>()
+    });
+    results.sort_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// The parts of names that torch's wrappers of modules add: `compile`, FSDP and activation checkpointing.

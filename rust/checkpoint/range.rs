@@ -13,9 +13,10 @@
 
 use std::mem::take;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::mapping::MappedRange;
+use super::remote_file::RemoteFile;
 use super::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
 
@@ -51,6 +52,17 @@ impl<'a> ByteRange<'a> {
     fn map(&self) -> Option<MappedRange<'a>> {
         let file = &self.checkpoint.files[self.tensor.file];
         file.map(self.tensor.offset + self.offset, self.length)
+    }
+
+    /// The file, if it is in a store.
+    pub(super) fn remote_file(&self) -> Option<&'a Arc<RemoteFile>> {
+        self.checkpoint.files[self.tensor.file].remote()
+    }
+
+    /// The bytes that it has of the file.
+    pub(super) fn in_file(&self) -> Range<u64> {
+        let start = self.tensor.offset + self.offset;
+        start..start + self.length as u64
     }
 
     /// Rereads a range whose file became shorter, to report where the file ends, or else that it changed.

@@ -2,7 +2,8 @@
 //!
 //! # How a graft is written
 //!
-//! The files of the first model are copied; where the file system can, the copies share their blocks (`copy_file`).
+//! The files of the first model are copied; where the file system can, the copies share their blocks (`copy_file`). Those
+//! of a store are fetched.
 //! Then the rows of Q, K and V of the chosen heads, and their entries of the biases, are overwritten in the copies, one
 //! matrix of one head at a time: `W = W_base + sum of scale (W_tuned - W_base)` over the tuned models that have the
 //! head in their set (`rows`). Nothing else in the copies changes, so names, shards, headers and number formats are
@@ -21,7 +22,7 @@ use std::sync::atomic::Ordering;
 use self::copy_file::copy_file;
 use self::rows::combine;
 use crate::attention::{Component, Orientation, Projection, ProjectionRows, Role};
-use crate::checkpoint::Tensor;
+use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Error, Result, quote};
 use crate::number_format::Dtype;
 use crate::progress::Progress;
@@ -79,17 +80,17 @@ pub fn graft(
     }
     let mut places = places(&base, &opened)?;
     let files: Vec<PathBuf> = base.checkpoint().files().map(Path::to_path_buf).collect();
-    let sizes =
-        files.iter().map(|file| Ok(fs::metadata(file).map_err(|error| Error::io(file, error))?.len()));
-    let sizes = sizes.collect::<Result<Vec<u64>>>()?;
-    progress.total.store(sizes.iter().sum(), Ordering::Relaxed);
+    let total = (0..files.len()).map(|file| base.checkpoint().file_length(file)).sum();
+    progress.total.store(total, Ordering::Relaxed);
     let beside = base.checkpoint().entry_file().parent().unwrap_or(Path::new(""));
     let mut bytes = 0;
     for (number, file) in files.iter().enumerate() {
         let copy = folder.join(file.strip_prefix(beside).unwrap_or(file));
         let parent = copy.parent().unwrap_or(folder);
         fs::create_dir_all(parent).map_err(|error| Error::io(parent, error))?;
-        copy_file(file, &copy, progress)?;
+        if !fetch_file(base.checkpoint(), number, &copy, progress)? {
+            copy_file(file, &copy, progress)?;
+        }
         let into = OpenOptions::new().write(true).open(&copy).map_err(|error| Error::io(&copy, error))?;
         for place in places.remove(&number).unwrap_or_default() {
             progress.check_cancelled()?;
@@ -97,7 +98,25 @@ pub fn graft(
         }
         into.sync_all().map_err(|error| Error::io(&copy, error))?;
     }
+    base.check_unchanged()?;
+    opened.iter().try_for_each(|(_, model)| model.check_unchanged())?;
     Ok(bytes)
+}
+
+/// Copies a file of the checkpoint that is in a store to the new file `to`. Returns whether it is in a store.
+fn fetch_file(checkpoint: &Checkpoint, file: usize, to: &Path, progress: &Progress) -> Result<bool> {
+    let refusal = |error| Error::io(to, error);
+    let mut target: Option<File> = None;
+    checkpoint.fetch_file(file, |bytes| {
+        progress.check_cancelled()?;
+        let target = match &mut target {
+            Some(target) => target,
+            None => target.insert(File::create_new(to).map_err(refusal)?),
+        };
+        target.write_all(bytes).map_err(refusal)?;
+        progress.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    })
 }
 
 /// Refuses a model whose weights are not stored as they are used.

@@ -12,7 +12,7 @@ use super::matrix_pair::{LoadedMatrix, MatrixMemory, PairedMatrix};
 use super::opened_model::OpenedModel;
 use super::options::{Form, Options};
 use crate::attention::Role;
-use crate::checkpoint::RangeMapper;
+use crate::checkpoint::{ByteRange, RangeMapper};
 use crate::error::{Error, HeadName, Result};
 use crate::progress::Progress;
 use crate::statistics::{
@@ -211,6 +211,20 @@ impl<'a> HeadMeasurer<'a> {
     fn group_measurement<'b>(&self, shared: Vec<(WeightVector<'b>, &'b VectorSums)>) -> GroupMeasurement<'b> {
         let Options { temperature, sorted, instructions, .. } = *self.options;
         GroupMeasurement::new(shared, temperature, sorted, instructions)
+    }
+
+    /// Ranges of files that contain everything that is read for a group and its heads.
+    pub(crate) fn covering_ranges(
+        &self,
+        layer_index: usize,
+        index: usize,
+    ) -> impl Iterator<Item = ByteRange<'a>> {
+        let sizes = &self.base.geometry().layers[layer_index];
+        let queries = sizes.heads_of(index).map(|head| (Role::Query, head));
+        let matrices = [(Role::Key, index), (Role::Value, index)].into_iter().chain(queries);
+        let is_read = move |(role, _): &(Role, usize)| *role != Role::Value || !sizes.keys_are_values;
+        let pairs = matrices.filter(is_read).filter_map(move |(role, at)| self.matrix(role, layer_index, at));
+        pairs.flat_map(|pair| [pair.base.covering_ranges(), pair.tuned.covering_ranges()].concat())
     }
 
     /// Ends the use of a group that all threads have left. No result of its heads may be kept if this fails.

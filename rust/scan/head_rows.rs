@@ -66,6 +66,11 @@ impl<'a> HeadRows<'a> {
         self.weights.stored_range(self.rows.clone())
     }
 
+    /// Ranges of files that contain everything that is read for the rows.
+    pub(crate) fn covering_ranges(&self) -> Vec<ByteRange<'a>> {
+        self.weights.covering_ranges(self.rows.clone())
+    }
+
     /// Reads these rows of the head into `into`.
     pub(crate) fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {
         let first = self.rows.start;

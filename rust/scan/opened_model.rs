@@ -1,14 +1,16 @@
 //! Opens a model: its files, its attention heads and the weights that these are made of.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::head_rows::{HeadRows, StoredNumbers};
 use super::tensor_checks::{check_merged, check_tensors, find_missing};
 use crate::attention::{Attention, Component, Geometry, Projection, Role, TensorShapes, may_be_attention};
-use crate::checkpoint::{Checkpoint, Tensor};
+pub use crate::checkpoint::StoredFile;
+use crate::checkpoint::{Checkpoint, Location, Tensor};
 use crate::error::{Error, Result, quote};
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
@@ -20,14 +22,14 @@ use crate::weights::quantised::{Quantisation, Scheme};
 #[derive(Clone, Debug)]
 pub struct ModelPath {
     /// The checkpoint.
-    pub checkpoint: PathBuf,
+    pub checkpoint: Location,
     /// The folder of an adapter that changes the checkpoint's weights.
-    pub adapter: Option<PathBuf>,
+    pub adapter: Option<Location>,
 }
 
 impl<P: AsRef<Path>> From<P> for ModelPath {
     fn from(checkpoint: P) -> Self {
-        Self { checkpoint: checkpoint.as_ref().to_path_buf(), adapter: None }
+        Self { checkpoint: checkpoint.into(), adapter: None }
     }
 }
 
@@ -53,8 +55,8 @@ impl OpenedModel {
     /// no layout matches the model, if the layout and the tensors contradict each other, or if the weights are
     /// not of a format that is read.
     pub fn open(path: &ModelPath, component: Option<Component>) -> Result<Self> {
-        let ModelPath { checkpoint: path, adapter } = path;
-        let checkpoint = Arc::new(Checkpoint::open(path)?);
+        let ModelPath { checkpoint: location, adapter } = path;
+        let (path, checkpoint) = (location.path(), Arc::new(Checkpoint::open(location.clone())?));
         check_merged(&checkpoint)?;
         let config = checkpoint.config()?;
         let quantisation = Quantisation::of(&checkpoint, &config)?;
@@ -127,6 +129,16 @@ impl OpenedModel {
         self.adapted.as_ref()
     }
 
+    /// Fails if a file of the model was replaced or written to since it was opened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] names the file; [`Error::Io`] if it is no longer there.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.checkpoint.check_unchanged()?;
+        self.adapted.as_ref().map_or(Ok(()), |adapted| adapted.adapter().checkpoint().check_unchanged())
+    }
+
     /// What the weights are read from.
     pub fn provenance(&self) -> Provenance {
         let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
@@ -173,16 +185,25 @@ impl OpenedModel {
 
     /// The bytes of weights that a scan reads of this model.
     pub fn bytes(&self) -> u64 {
+        (0..self.geometry().layers.len()).map(|layer_index| self.layer_bytes(layer_index)).sum()
+    }
+
+    /// The bytes of weights that a scan reads of one layer.
+    pub(crate) fn layer_bytes(&self, layer_index: usize) -> u64 {
+        let layer = &self.geometry().layers[layer_index];
         let mut bytes = 0;
-        for (layer_index, layer) in self.geometry().layers.iter().enumerate() {
-            for role in layer.own_roles() {
-                // Summed by head, since heads that begin within a block of scales read more of them.
-                let matrices =
-                    (0..layer.count(*role)).filter_map(|index| self.matrix(*role, layer_index, index));
-                bytes += matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>();
-            }
+        for role in layer.own_roles() {
+            // Summed by head, since heads that begin within a block of scales read more of them.
+            let matrices = (0..layer.count(*role)).filter_map(|index| self.matrix(*role, layer_index, index));
+            bytes += matrices.map(|matrix| matrix.stored_bytes()).sum::<u64>();
         }
         bytes
+    }
+
+    /// The files of weights, those of an adapter as well, with what tells them from other states of themselves.
+    pub fn files(&self) -> Vec<StoredFile> {
+        let adapter = self.adapted.as_ref().map(|adapted| adapted.adapter().checkpoint());
+        iter::once(&*self.checkpoint).chain(adapter).flat_map(Checkpoint::stored_files).collect()
     }
 
     /// The tensor of a projection's weight, with its name.

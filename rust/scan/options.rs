@@ -3,8 +3,10 @@
 use std::thread::available_parallelism;
 
 use crate::attention::Component;
+use crate::checkpoint::TransferLimits;
 use crate::error::{Error, Result};
 use crate::simd::Instructions;
+use crate::statistics::{STATISTICS, Statistic};
 
 /// What the weight vector of a head is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Options {
     /// Whether files in the page cache may be mapped instead of copied, which installs a process-wide handler of SIGBUS
     /// while they are mapped. No result depends on it. In Python ALPS_MMAP sets the default (`python/alps/scan.py`).
     pub mmap: bool,
+    /// The bounds of what is fetched ahead of files that are not on this machine. No result depends on them.
+    pub transfers: TransferLimits,
     /// The vector instructions. No result depends on them.
     pub instructions: Instructions,
 }
@@ -47,12 +51,26 @@ impl Default for Options {
             threads: None,
             piece: 256 << 10,
             mmap: true,
+            transfers: TransferLimits::default(),
             instructions: Instructions::best(),
         }
     }
 }
 
 impl Options {
+    /// The statistics that a scan computes.
+    pub(super) fn computed_statistics(&self) -> impl Iterator<Item = &'static Statistic> {
+        let (is_product, sorted) = (self.form == Form::Product, self.sorted);
+        STATISTICS.iter().filter(move |statistic| {
+            !(statistic.of_stored_entries && is_product) && (!statistic.on_request || sorted)
+        })
+    }
+
+    /// Their names.
+    pub(super) fn statistics(&self) -> impl Iterator<Item = &'static str> {
+        self.computed_statistics().map(|statistic| statistic.name)
+    }
+
     /// Checks that the options are in their domains, and returns the number of threads to start.
     pub(crate) fn checked_threads(&self) -> Result<usize> {
         let temperature = self.temperature;

@@ -74,6 +74,19 @@ impl WeightMatrix for FloatMatrix {
         rows.len() as u64 * self.features[1] as u64 * self.dtype.size() as u64
     }
 
+    fn covering_ranges(&self, rows: Range<usize>) -> Vec<ByteRange<'_>> {
+        let ([out, inputs], size) = (self.features, self.dtype.size());
+        let range = match self.orientation {
+            Orientation::OutIn => self.stored_range(rows),
+            Orientation::InOut => {
+                let end = (inputs - 1) * out + rows.end;
+                let (first, length) = (rows.start * size, (end - rows.start) * size);
+                ByteRange::new(&self.checkpoint, &self.tensor, first as u64, length)
+            }
+        };
+        range.into_iter().collect()
+    }
+
     fn is_scattered(&self) -> bool {
         self.orientation == Orientation::InOut
     }

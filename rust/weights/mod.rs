@@ -38,6 +38,10 @@ pub trait WeightMatrix: Debug + Send + Sync {
     /// The bytes that [`WeightMatrix::read_rows`] reads from disk for these rows.
     fn stored_bytes(&self, rows: Range<usize>) -> u64;
 
+    /// Ranges of files that contain everything which [`WeightMatrix::read_rows`] reads for these rows. What lies between
+    /// scattered bytes may be part of them.
+    fn covering_ranges(&self, rows: Range<usize>) -> Vec<ByteRange<'_>>;
+
     /// Whether the weights of a row are scattered in the file, so that reading many rows together takes hardly
     /// longer than reading one.
     fn is_scattered(&self) -> bool {

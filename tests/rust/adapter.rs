@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use alps::attention::Orientation;
+use alps::checkpoint::ByteRange;
 use alps::weights::WeightMatrix;
 use alps::weights::adapter::Adapter;
 use alps::{Error, Result};
@@ -44,6 +45,10 @@ impl WeightMatrix for MemoryMatrix {
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
         (rows.len() * self.columns * self.dtype().size()) as u64
     }
+    fn covering_ranges(&self, _rows: Range<usize>) -> Vec<ByteRange<'_>> {
+        Vec::new()
+    }
+
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], _: &mut Vec<u8>) -> Result<()> {
         assert_eq!(into.len() as u64, self.stored_bytes(rows.clone()));
         let weights = &self.weights[rows.start * self.columns..rows.end * self.columns];
@@ -89,8 +94,11 @@ fn write(config: &Value, tensors: &Tensors, dtype: Dtype) -> Folder {
 /// Reads all rows of the module, `step` at a time.
 fn read(folder: &Path, base: &MemoryMatrix, step: usize) -> Result<Vec<f64>> {
     let names = [format!("{MODULE}.weight")];
-    let adapted =
-        Adapter::open(folder)?.find_modules(Path::new("base"), names.iter().map(|name| &**name), None)?;
+    let adapted = Adapter::open(&folder.into())?.find_modules(
+        Path::new("base"),
+        names.iter().map(|name| &**name),
+        None,
+    )?;
     let layer = adapted.adapt(MODULE, Orientation::OutIn, Box::new(base.clone()))?;
     assert_eq!(layer.features(), base.features());
     let size = layer.dtype().size();
@@ -396,7 +404,7 @@ fn a_module_that_the_base_lacks_is_refused_if_it_may_hold_attention() {
         );
         let folder = write(&lora(2), &tensors, Dtype::F32);
         let base = [format!("{MODULE}.weight")];
-        Adapter::open(folder.path()).unwrap().find_modules(
+        Adapter::open(&folder.path().into()).unwrap().find_modules(
             Path::new("the base"),
             base.iter().map(|name| &**name),
             None,

@@ -22,6 +22,7 @@ fn returns_as_soon_as_the_work_ends() {
     let start = Instant::now();
     let mut reports = 0;
     let result = run_with_progress(
+        &Progress::default(),
         LONG,
         |_| Ok(7),
         |_| {
@@ -35,14 +36,16 @@ fn returns_as_soon_as_the_work_ends() {
 
 #[test]
 fn a_failed_report_stops_the_work_and_is_the_result() {
-    let result = run_with_progress(SHORT, until_cancelled, |_| Err(Error::Argument("stop".into())));
+    let result = run_with_progress(&Progress::default(), SHORT, until_cancelled, |_| {
+        Err(Error::Argument("stop".into()))
+    });
     assert!(matches!(result, Err(Error::Argument(reason)) if reason == "stop"));
 }
 
 #[test]
 fn a_failure_of_the_work_is_the_result() {
     let work = |_: &Progress| Err::<(), _>(Error::Argument("broken".into()));
-    let result = run_with_progress(LONG, work, |_| Ok::<_, Error>(()));
+    let result = run_with_progress(&Progress::default(), LONG, work, |_| Ok::<_, Error>(()));
     assert!(matches!(result, Err(Error::Argument(reason)) if reason == "broken"));
 }
 
@@ -60,7 +63,7 @@ fn progress_is_reported_while_the_work_runs_and_at_its_end() {
         seen.push(progress.bytes());
         Ok::<_, Error>(())
     };
-    assert!(run_with_progress(SHORT, work, report).is_ok());
+    assert!(run_with_progress(&Progress::default(), SHORT, work, report).is_ok());
     assert!(seen.contains(&(1, 2)));
     assert_eq!(seen.last(), Some(&(2, 2)));
 }
@@ -68,5 +71,10 @@ fn progress_is_reported_while_the_work_runs_and_at_its_end() {
 #[test]
 #[should_panic(expected = "a bug")]
 fn a_panic_of_the_work_is_passed_on() {
-    let _ = run_with_progress(LONG, |_| -> Result<()> { panic!("a bug") }, |_| Ok::<_, Error>(()));
+    let _ = run_with_progress(
+        &Progress::default(),
+        LONG,
+        |_| -> Result<()> { panic!("a bug") },
+        |_| Ok::<_, Error>(()),
+    );
 }

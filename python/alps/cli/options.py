@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 import typer
 
-from alps.scan import Component
+from alps.pair import Component
 
 Numbers = TypeVar("Numbers", float | None, list[float] | None)
 

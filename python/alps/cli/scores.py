@@ -13,8 +13,8 @@ from alps.cli import json_output, options, printing, progress_bar, tables
 from alps.cli.app import app
 from alps.errors import ArgumentError, CheckpointError
 from alps.heads import HeadSet
-from alps.scan import Form
 from alps.scores import DEFAULT_RATIO, HeadScores, Rule
+from alps.statistics import Form
 from alps.visual.terminal_map import count_map
 
 

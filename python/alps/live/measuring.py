@@ -16,7 +16,7 @@ from alps.live.grafting import LiveHeads, Tuned, other_heads
 from alps.live.losses import Batch
 from alps.live.low_rank import low_rank_scores
 from alps.live.map_scores import map_scores
-from alps.scan import Component
+from alps.pair import Component
 from alps.scores import EQUAL_WEIGHTS, HeadScores
 from alps.training.attention import HeadRows
 

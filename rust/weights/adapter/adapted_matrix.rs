@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::factors::{FactorMatrix, FactorStore, FactorTensor};
 use crate::Result;
+use crate::checkpoint::ByteRange;
 use crate::error::quote;
 use crate::number_format::Dtype;
 use crate::simd::Instructions;
@@ -44,6 +45,17 @@ pub(super) enum WeightDelta {
 }
 
 impl WeightDelta {
+    /// The tensors that it is made of.
+    fn tensors(&self) -> impl Iterator<Item = &FactorTensor> {
+        let (first, second) = match self {
+            WeightDelta::Matrix(matrix) => (matrix, None),
+            WeightDelta::Hadamard(first, second) | WeightDelta::Kronecker(first, second) => {
+                (first, Some(second))
+            }
+        };
+        first.tensors().chain(second.into_iter().flat_map(FactorMatrix::tensors))
+    }
+
     fn read_rows(&self, factors: &FactorStore, rows: Range<usize>) -> Result<Vec<f32>> {
         match self {
             WeightDelta::Matrix(matrix) => matrix.read_rows(factors, rows),
@@ -212,6 +224,25 @@ impl WeightMatrix for AdaptedMatrix {
     /// The bytes of the base. Those of the adapter are few beside them.
     fn stored_bytes(&self, rows: Range<usize>) -> u64 {
         self.split(rows).map(|part| self.base.stored_bytes(part.base_rows())).sum()
+    }
+
+    fn covering_ranges(&self, rows: Range<usize>) -> Vec<ByteRange<'_>> {
+        let mut ranges = Vec::new();
+        for part in self.split(rows) {
+            ranges.extend(self.base.covering_ranges(part.base_rows()));
+            let tensors: Vec<&FactorTensor> = match part.change {
+                RowChange::Unchanged => vec![],
+                RowChange::Add { delta, magnitude, .. } => delta.tensors().chain(magnitude).collect(),
+                RowChange::ScaleRows(by) | RowChange::ScaleColumns(by) => vec![by],
+                RowChange::Replace { rows: others, sources } => {
+                    let runs = runs(&sources[part.rows.clone()]);
+                    ranges.extend(runs.into_iter().flat_map(|(_, run)| others.covering_ranges(run)));
+                    vec![]
+                }
+            };
+            ranges.extend(tensors.iter().filter_map(|tensor| self.factors.whole(&tensor.name)));
+        }
+        ranges
     }
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {

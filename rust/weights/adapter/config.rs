@@ -1,7 +1,6 @@
 //! Reads `adapter_config.json`, the configuration of an adapter of PEFT.
 
 use std::fmt;
-use std::path::Path;
 
 use fancy_regex::Regex;
 use serde::Deserialize;
@@ -10,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::base_modules::is_outside_attention;
 use crate::attention::may_be_attention;
-use crate::checkpoint::{json_refusal, read_text};
+use crate::checkpoint::{Location, json_refusal, read_text};
 use crate::error::{Error, Result, quote, shorten};
 
 /// The parts of an adapter's configuration that concern weights.
@@ -200,9 +199,9 @@ const ADVICE: &str =
     "merge the adapter into its base with peft's `model.merge_and_unload()`, and save the result";
 
 impl AdapterConfig {
-    /// Reads the configuration at `path`.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = read_text(path)?;
+    /// Reads the configuration at `location`.
+    pub(super) fn read(location: &Location) -> Result<Self> {
+        let (path, text) = (location.path(), read_text(location)?);
         let fields = serde_json::from_str(&text)
             .map_err(|error| json_refusal(path, "the configuration of the adapter", &error))?;
         check(fields).map_err(|problem| Error::checkpoint(path, problem))

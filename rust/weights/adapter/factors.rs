@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
 use crate::error::{Error, Result, quote};
 use crate::number_format::Dtype;
 use crate::simd::{Instructions, LANES};
@@ -71,6 +71,12 @@ impl FactorStore {
         Error::checkpoint(self.checkpoint.path(), problem)
     }
 
+    /// The range of the file that holds a tensor, if there is one of that name.
+    pub(super) fn whole(&self, name: &str) -> Option<ByteRange<'_>> {
+        let tensor = self.checkpoint.tensor(name)?;
+        ByteRange::new(&self.checkpoint, tensor, 0, usize::try_from(tensor.length).ok()?)
+    }
+
     pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.checkpoint.tensor(name).ok_or_else(|| self.refusal(format!("tensor {} is missing", quote(name))))
     }
@@ -113,6 +119,15 @@ impl FactorTensor {
 }
 
 impl FactorMatrix {
+    /// The tensors that it is made of.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &FactorTensor> {
+        let (first, second) = match self {
+            Self::Stored(tensor) => (tensor, None),
+            Self::Product(left, right) => (left, Some(right)),
+        };
+        std::iter::once(first).chain(second)
+    }
+
     pub(super) fn rows(&self) -> usize {
         let (Self::Stored(left) | Self::Product(left, _)) = self;
         left.rows
@@ -186,7 +201,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let bytes = safetensors::serialize(names.map(|name| (name, view())), None).unwrap();
         fs::write(folder.path().join("factors.safetensors"), bytes).unwrap();
-        let factors = FactorStore::new(Checkpoint::open_file(folder.path(), "factors.safetensors").unwrap());
+        let factors =
+            FactorStore::new(Checkpoint::open_file(&folder.path().into(), "factors.safetensors").unwrap());
         for name in names.into_iter().chain(["c"]) {
             assert_eq!(factors.read_whole(name).unwrap().len(), entries);
         }

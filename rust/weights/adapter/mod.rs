@@ -20,7 +20,7 @@ mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use self::adapted_matrix::{AdaptedMatrix, RowChange};
@@ -30,7 +30,7 @@ use self::factors::FactorStore;
 use self::fit::ChangedModule;
 use self::tensors::{ModuleTensors, tensors_by_module};
 use crate::attention::{Attention, Orientation, Projection};
-use crate::checkpoint::{Checkpoint, has_weights};
+use crate::checkpoint::{Checkpoint, Location, has_weights};
 use crate::error::{Result, quote};
 use crate::weights::WeightMatrix;
 
@@ -38,10 +38,10 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Where an adapter is, and the base that it names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct AdapterOrigin {
     /// The folder of the adapter.
-    pub folder: PathBuf,
+    pub folder: Location,
     /// Whether the folder holds the weights of a model as well. These are then the base, as for transformers.
     pub is_whole: bool,
     /// The path or hub id of the base where the adapter was trained.
@@ -50,23 +50,22 @@ pub struct AdapterOrigin {
     pub revision: Option<String>,
 }
 
-/// Reads the origin of the adapter at `path`, or `None` if there is no adapter.
+/// Reads the origin of the adapter at `location`, or `None` if there is no adapter.
 ///
 /// An adapter is a folder with `adapter_config.json`, as for transformers, or the file of its weights.
 ///
 /// # Errors
 ///
 /// As of [`Adapter::open`], for the configuration.
-pub fn adapter_origin(path: &Path) -> Result<Option<AdapterOrigin>> {
-    let folder = match path.file_name() {
-        Some(name) if name == WEIGHTS => path.parent().unwrap_or(Path::new("")),
-        _ if path.join(CONFIG).is_file() => path,
-        _ => return Ok(None),
-    };
-    let config = AdapterConfig::read(&folder.join(CONFIG))?;
-    let is_whole = folder == path && has_weights(folder);
-    let AdapterConfig { base, revision, .. } = config;
-    Ok(Some(AdapterOrigin { folder: folder.to_path_buf(), is_whole, base, revision }))
+pub fn adapter_origin(location: &Location) -> Result<Option<AdapterOrigin>> {
+    let is_file = location.file_name() == WEIGHTS;
+    let folder = if is_file { location.parent() } else { location.clone() };
+    if !is_file && !folder.join(CONFIG).is_file() {
+        return Ok(None);
+    }
+    let AdapterConfig { base, revision, .. } = AdapterConfig::read(&folder.join(CONFIG))?;
+    let is_whole = !is_file && has_weights(&folder);
+    Ok(Some(AdapterOrigin { folder, is_whole, base, revision }))
 }
 
 /// An adapter with a valid configuration, whose tensors are not yet checked against a base.
@@ -87,7 +86,7 @@ impl Adapter {
     ///
     /// [`crate::Error::Io`] if a file cannot be read; [`crate::Error::Checkpoint`] if one is not what it should be, or
     /// if the adapter is of a kind that is not read.
-    pub fn open(folder: &Path) -> Result<Self> {
+    pub fn open(folder: &Location) -> Result<Self> {
         let config = AdapterConfig::read(&folder.join(CONFIG))?;
         let checkpoint = Checkpoint::open_file(folder, WEIGHTS)?;
         let (changes, biased) = tensors_by_module(&checkpoint, &config.kind)?;
@@ -97,6 +96,11 @@ impl Adapter {
     /// The name of the adapter's kind in PEFT.
     pub fn kind(&self) -> &'static str {
         self.config.kind.name()
+    }
+
+    /// The file of the adapter's weights, opened.
+    pub(crate) fn checkpoint(&self) -> &Checkpoint {
+        &self.factors.checkpoint
     }
 
     /// The file with the adapter's weights.
@@ -313,7 +317,7 @@ mod tests {
             .flat_map(|module| ["weight", "bias"].map(|end| format!("{module}.{end}")))
             .chain(["in_proj_weight", "in_proj_bias"].map(|end| format!("vision.attn.{end}")))
             .collect();
-        let adapter = Adapter::open(folder.path()).unwrap();
+        let adapter = Adapter::open(&folder.path().into()).unwrap();
         let adapted =
             adapter.find_modules(Path::new("base"), stored.iter().map(|name| &**name), None).unwrap();
         assert_eq!(modules.each_ref().map(|module| adapted.is_changed(module)), [true, true, false]);

@@ -94,6 +94,11 @@ impl BlockGrid {
         rows.start / self.block[0]..rows.end.div_ceil(self.block[0])
     }
 
+    /// The tensor of the numbers.
+    pub(super) fn tensor(&self) -> &StoredTensor {
+        &self.numbers
+    }
+
     /// The number of bytes of the numbers for these rows of the matrix.
     pub(super) fn stored_bytes(&self, rows: &Range<usize>) -> u64 {
         (self.rows_of_blocks(rows).len() * self.across * self.format.size()) as u64

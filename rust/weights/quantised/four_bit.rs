@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::method::Method;
 use super::tensor::StoredTensor;
 use super::{QuantisedModule, Scheme};
+use crate::checkpoint::ByteRange;
 use crate::error::{Result, quote, shorten};
 use crate::number_format::{CodeFormat, Dtype};
 use crate::weights::{WeightMatrix, assert_fits};
@@ -179,6 +180,16 @@ impl WeightMatrix for FourBitMatrix {
         let entries = self.entries(&rows);
         let codes = (entries.start / 2..entries.end.div_ceil(2)).len() as u64;
         codes + self.scales.stored_bytes(outer_blocks(&entries, self.block))
+    }
+
+    fn covering_ranges(&self, rows: Range<usize>) -> Vec<ByteRange<'_>> {
+        let entries = self.entries(&rows);
+        let codes = self.codes.bytes(entries.start / 2..entries.end.div_ceil(2));
+        let scales = match &self.scales {
+            BlockScales::Unquantised(scales) => [scales.whole(), None],
+            BlockScales::Nested { codes, scales, .. } => [codes.whole(), scales.whole()],
+        };
+        codes.into_iter().chain(scales.into_iter().flatten()).collect()
     }
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Reads the scales of groups of input features, for formats that store codes as [in, out].
 
+use std::iter;
 use std::ops::Range;
 
 use super::tensor::StoredTensor;
@@ -80,6 +81,11 @@ impl InputGroups {
             scales.extend(self.scales.read_scales(start + rows.start..start + rows.end, scratch)?);
         }
         Ok(scales)
+    }
+
+    /// The tensors that are read.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        iter::once(&self.scales).chain(&self.order)
     }
 
     /// The number of bytes that reading this many output features reads.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::bit_field::{bit_field, words};
 use super::input_groups::InputGroups;
 use super::tensor::StoredTensor;
+use crate::checkpoint::ByteRange;
 use crate::error::Result;
 use crate::weights::{WeightMatrix, assert_fits};
 
@@ -105,6 +106,11 @@ impl WeightMatrix for InputMajorMatrix {
         let columns = if matches!(self.packing, WordPacking::Awq) { across } else { rows.len() };
         let words = self.codes.shape()[0] * columns + self.groups.count * across;
         words as u64 * 4 + self.groups.stored_bytes(rows.len())
+    }
+
+    fn covering_ranges(&self, _rows: Range<usize>) -> Vec<ByteRange<'_>> {
+        let groups = self.groups.tensors();
+        [&self.codes, &self.zero_points].into_iter().chain(groups).filter_map(StoredTensor::whole).collect()
     }
 
     fn is_scattered(&self) -> bool {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::bit_field::{bit_field, words};
 use super::block_grid::BlockGrid;
 use super::tensor::StoredTensor;
+use crate::checkpoint::ByteRange;
 use crate::error::Result;
 use crate::number_format::{CodeFormat, Dtype, E2M1};
 use crate::weights::{WeightMatrix, assert_fits};
@@ -171,6 +172,19 @@ impl WeightMatrix for RowMajorMatrix {
             + zero_points
             + biases
             + self.order.as_ref().map_or(0, StoredTensor::length)
+    }
+
+    fn covering_ranges(&self, rows: Range<usize>) -> Vec<ByteRange<'_>> {
+        let row_bytes = self.packing.row_bytes(self.features[1]);
+        let zero_points = match &self.zero_points {
+            ZeroPoints::None => None,
+            ZeroPoints::Unpacked(grid) => Some(grid.tensor()),
+            ZeroPoints::Packed(stored) => Some(stored),
+        };
+        let biases = self.biases.as_ref().map(BlockGrid::tensor);
+        let others = [Some(self.scales.tensor()), zero_points, biases, self.order.as_ref()];
+        let others = others.into_iter().flatten().filter_map(StoredTensor::whole);
+        self.codes.bytes(rows.start * row_bytes..rows.end * row_bytes).into_iter().chain(others).collect()
     }
 
     fn read_rows(&self, rows: Range<usize>, into: &mut [u8], scratch: &mut Vec<u8>) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
 use crate::error::{Error, Result, quote};
 use crate::number_format::CodeFormat;
 
@@ -88,6 +88,16 @@ impl StoredTensor {
     }
 
     /// Reads the bytes from `offset` on, as many as `into` holds.
+    /// The range of the file that holds all of it.
+    pub(super) fn whole(&self) -> Option<ByteRange<'_>> {
+        ByteRange::new(&self.checkpoint, &self.tensor, 0, usize::try_from(self.tensor.length).ok()?)
+    }
+
+    /// The range of the file that holds some of its bytes, as far as it has them.
+    pub(super) fn bytes(&self, bytes: Range<usize>) -> Option<ByteRange<'_>> {
+        ByteRange::new(&self.checkpoint, &self.tensor, bytes.start as u64, bytes.len())
+    }
+
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
         self.checkpoint.read_at(&self.tensor, offset, into)
     }

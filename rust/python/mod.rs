@@ -1,5 +1,7 @@
 //! The Python module `alps._alps`.
 
+mod store;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,13 +13,16 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
+use self::store::{PyLocation, PyReply, location};
 use crate::attention::{
     self, Attention, Component, MatrixSize, Orientation, ProjectionRows, Role, TensorShapes,
 };
 use crate::checkpoint::parse_config;
 use crate::error::{BadWeight, Error, Result};
 use crate::progress::{Progress, run_with_progress};
-use crate::scan::{Form, ModelPath, OpenedModel, Options, Provenance, scan as scan_checkpoints};
+use crate::scan::{
+    FinishedLayers, Form, LayerScores, ModelPair, ModelPath, OpenedModel, Options, Provenance, StoredFile,
+};
 use crate::select::{self, LayerShape, Shape};
 use crate::statistics::{STATISTICS, Statistic};
 use crate::weights::adapter::{AdapterOrigin, adapter_origin};
@@ -31,8 +36,8 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Adapter, HeadWeights, adapter, geometry, graft, inspect, layouts, live_attention, ranking, report,
-        scan, select_random, select_ranked, select_within_budget,
+        Adapter, HeadWeights, Pair, PyReply, adapter, check_options, geometry, graft, inspect, layouts, live_attention,
+        ranking, report, select_random, select_ranked, select_within_budget,
     };
 
     #[pymodule_init]
@@ -140,53 +145,127 @@ impl From<&attention::LayerSizes> for LayerSizes {
 }
 
 /// A checkpoint, and the folder of an adapter that changes it.
-type Paths = (String, Option<String>);
+type Paths = (PyLocation, Option<PyLocation>);
 
-fn model_path((checkpoint, adapter): Paths) -> ModelPath {
-    ModelPath { checkpoint: checkpoint.into(), adapter: adapter.map(Into::into) }
+/// The files of a model. Their stores give up once the call of this progress is cancelled.
+fn model_path((checkpoint, adapter): Paths, progress: &Progress) -> ModelPath {
+    let location = |it| location(it, &progress.cancelled);
+    ModelPath { checkpoint: location(checkpoint), adapter: adapter.map(location) }
 }
 
 fn open(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<OpenedModel> {
     let component = component_of_name(component)?;
-    Ok(py.detach(|| OpenedModel::open(&model_path(paths), component))?)
+    let progress = Progress::default();
+    let path = model_path(paths, &progress);
+    long_call(py, &progress, |_| Ok(()), |_| OpenedModel::open(&path, component))
 }
 
-/// Reads two checkpoints and scores every head.
-#[pyfunction]
-#[expect(clippy::too_many_arguments, reason = "one for each argument of alps.scan")]
-fn scan<'py>(
-    py: Python<'py>,
-    base: Paths,
-    tuned: Paths,
-    form: &str,
-    temperature: f64,
-    sorted: bool,
-    threads: Option<usize>,
-    mmap: bool,
-    progress: Option<Py<PyAny>>,
-    component: Option<&str>,
-) -> PyResult<Scan<'py>> {
+fn options(form: &str, temperature: f64, sorted: bool, threads: Option<usize>) -> Result<Options> {
     let form = match form {
         "qkv" => Form::Qkv,
         "product" => Form::Product,
-        _ => return Err(Error::Argument(format!("no form {form:?}; expected \"qkv\" or \"product\"")).into()),
+        _ => {
+            let problem = format!("no form {form:?}; expected \"qkv\" or \"product\"");
+            return Err(Error::Argument(problem));
+        }
     };
-    let component = component_of_name(component)?;
-    let options = Options { form, component, temperature, sorted, threads, mmap, ..Options::default() };
-    let (base, tuned) = (model_path(base), model_path(tuned));
-    let scores = long_call(py, progress, |progress| scan_checkpoints(base, tuned, &options, progress))?;
-    let shape = [scores.geometry.layers.len(), scores.geometry.width()];
-    let statistics = PyDict::new(py);
-    for (name, values) in scores.statistics {
-        statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
+    Ok(Options { form, temperature, sorted, threads, ..Options::default() })
+}
+
+/// Refuses options that are out of their domains, before anything is opened.
+#[pyfunction]
+fn check_options(form: &str, temperature: f64, threads: Option<usize>) -> PyResult<()> {
+    options(form, temperature, false, threads)?.checked_threads()?;
+    Ok(())
+}
+
+/// The files of one side of a pair, each with its name, its length and its version.
+type StoredFiles = Vec<(String, u64, String)>;
+
+fn stored_files(model: &OpenedModel) -> StoredFiles {
+    model.files().into_iter().map(|StoredFile { name, length, version }| (name, length, version)).collect()
+}
+
+/// Two checkpoints of one model, opened.
+#[pyclass(frozen, module = "alps._alps")]
+struct Pair {
+    pair: ModelPair,
+    progress: Progress,
+}
+
+#[pymethods]
+impl Pair {
+    #[new]
+    fn new(py: Python<'_>, base: Paths, tuned: Paths, component: Option<&str>) -> PyResult<Self> {
+        let component = component_of_name(component)?;
+        let progress = Progress::default();
+        let (base, tuned) = (model_path(base, &progress), model_path(tuned, &progress));
+        let pair = long_call(py, &progress, |_| Ok(()), |_| ModelPair::open(&base, &tuned, component))?;
+        Ok(Self { pair, progress })
     }
-    Ok(Scan {
-        statistics,
-        geometry: (&scores.geometry).into(),
-        bytes: scores.bytes,
-        base: scores.base.into(),
-        tuned: scores.tuned.into(),
-    })
+
+    /// The sizes of the heads.
+    fn geometry(&self) -> Geometry {
+        self.pair.base().geometry().into()
+    }
+
+    /// The files of the base and of the tuned weights.
+    fn files(&self) -> (StoredFiles, StoredFiles) {
+        (stored_files(self.pair.base()), stored_files(self.pair.tuned()))
+    }
+
+    /// The bytes of weights that a scan reads of each layer with attention, from both checkpoints.
+    fn layer_bytes(&self) -> Vec<u64> {
+        self.pair.layer_bytes().collect()
+    }
+
+    /// Scores every head of these layers, or of all. `finished(layer index, {statistic: values by head})` is called for
+    /// every layer that is done, `progress(bytes done, bytes to do)` now and then.
+    #[expect(clippy::too_many_arguments, reason = "one for each argument of alps.scan")]
+    fn scan<'py>(
+        &self,
+        py: Python<'py>,
+        form: &str,
+        temperature: f64,
+        sorted: bool,
+        threads: Option<usize>,
+        mmap: bool,
+        memory: Option<u64>,
+        layers: Option<Vec<usize>>,
+        finished: Option<Py<PyAny>>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Scan<'py>> {
+        let mut options = Options { mmap, ..options(form, temperature, sorted, threads)? };
+        options.transfers.memory = memory.unwrap_or(options.transfers.memory);
+        let done = FinishedLayers::default();
+        let report = |made: &Progress| {
+            Python::attach(|py| {
+                for LayerScores { layer_index, statistics } in done.take() {
+                    let Some(finished) = &finished else { continue };
+                    let values = PyDict::new(py);
+                    for (name, row) in statistics {
+                        values.set_item(name, row.into_pyarray(py))?;
+                    }
+                    finished.call1(py, (layer_index, values))?;
+                }
+                progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, made.bytes()).map(drop))
+            })
+        };
+        let scan = |made: &Progress| self.pair.scan(&options, layers.as_deref(), &done, made);
+        let scores = long_call(py, &self.progress, report, scan)?;
+        let shape = [scores.geometry.layers.len(), scores.geometry.width()];
+        let statistics = PyDict::new(py);
+        for (name, values) in scores.statistics {
+            statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
+        }
+        Ok(Scan {
+            statistics,
+            geometry: (&scores.geometry).into(),
+            bytes: scores.bytes,
+            base: scores.base.into(),
+            tuned: scores.tuned.into(),
+        })
+    }
 }
 
 /// A model whose heads are put into another: its files, the chosen heads and groups [layers, heads], and the scale.
@@ -206,17 +285,23 @@ fn graft(
     let rows = |mask: &PyReadonlyArray2<'_, bool>| -> Vec<Vec<bool>> {
         mask.as_array().outer_iter().map(|layer| layer.to_vec()).collect()
     };
+    let made = Progress::default();
     let donors: Vec<crate::graft::Donor> = donors
         .into_iter()
         .map(|(paths, queries, groups, scale)| crate::graft::Donor {
-            model: model_path(paths),
+            model: model_path(paths, &made),
             queries: rows(&queries),
             groups: rows(&groups),
             scale,
         })
         .collect();
-    let base = model_path(base);
-    long_call(py, progress, |made| crate::graft::graft(&base, &donors, component, &folder, made))
+    let base = model_path(base, &made);
+    let report = |made: &Progress| {
+        Python::attach(|py| {
+            progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, made.bytes()).map(drop))
+        })
+    };
+    long_call(py, &made, report, |made| crate::graft::graft(&base, &donors, component, &folder, made))
 }
 
 /// The weights of the heads of one checkpoint.
@@ -300,9 +385,12 @@ struct Adapter {
 
 /// Reads the configuration of the adapter at `path`; `None` if there is no adapter.
 #[pyfunction]
-fn adapter(path: &str) -> PyResult<Option<Adapter>> {
-    Ok(adapter_origin(Path::new(path))?.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
-        folder: folder.to_string_lossy().into_owned(),
+fn adapter(py: Python<'_>, path: PyLocation) -> PyResult<Option<Adapter>> {
+    let progress = Progress::default();
+    let location = location(path, &progress.cancelled);
+    let origin = long_call(py, &progress, |_| Ok(()), |_| adapter_origin(&location))?;
+    Ok(origin.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
+        folder: folder.path().to_string_lossy().into_owned(),
         is_whole,
         base,
         revision,
@@ -322,6 +410,9 @@ struct Inspection {
     modules: Vec<Module>,
     left_out: Vec<(String, String)>,
     bytes: u64,
+    /// The names of the files of weights, and the bytes of all of them.
+    weight_files: Vec<String>,
+    weight_bytes: u64,
     files: String,
     quantisation: Option<String>,
 }
@@ -347,7 +438,10 @@ fn inspect(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<In
         in_features: module.in_features,
     });
     let Provenance { files, quantisation, .. } = model.provenance();
+    let stored = model.files();
     Ok(Inspection {
+        weight_bytes: stored.iter().map(|file| file.length).sum(),
+        weight_files: stored.into_iter().map(|file| file.name).collect(),
         geometry: model.geometry().into(),
         modules: modules.collect(),
         left_out: attention.omissions().iter().map(|it| (it.what.clone(), it.why.clone())).collect(),
@@ -582,20 +676,18 @@ fn row_major<T: Element + Copy>(matrix: &PyReadonlyArray2<'_, T>) -> Vec<T> {
 
 /// The one gate for long calls: works without the GIL, lets Ctrl-C through, reports progress.
 ///
-/// An exception, be it of a signal handler or of `progress(done_bytes, total_bytes)`, stops the work
-/// and is raised once the work has stopped.
+/// An exception, be it of a signal handler or of `report`, stops the work and is raised once the work has stopped.
 fn long_call<T: Send>(
     py: Python<'_>,
-    progress: Option<Py<PyAny>>,
+    made: &Progress,
+    mut report: impl FnMut(&Progress) -> PyResult<()> + Send,
     work: impl FnOnce(&Progress) -> Result<T> + Send,
 ) -> PyResult<T> {
     let report = |made: &Progress| {
-        Python::attach(|py| {
-            py.check_signals()?;
-            progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, made.bytes()).map(drop))
-        })
+        Python::attach(|py| py.check_signals())?;
+        report(made)
     };
-    py.detach(|| run_with_progress(REPORT_INTERVAL, work, report))
+    py.detach(|| run_with_progress(made, REPORT_INTERVAL, work, report))
 }
 
 impl From<Error> for PyErr {

@@ -1,0 +1,167 @@
+"""Two checkpoints, opened to be compared: what a scan of them is of, and the scan of some of their layers."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import alps._alps as _alps
+from alps import sources
+from alps import statistics as statistics_table
+from alps.errors import CheckpointError
+from alps.geometry import Geometry
+from alps.parts import Part, differences
+from alps.scores import HEADS_MOVED, ZERO_IF_UNMOVED, HeadScores
+from alps.sources import Name, Source
+from alps.statistics import Form
+
+Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
+
+_SAVED_EVERY = 1.0
+"""Seconds between two times that an unfinished scan is saved."""
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """The arguments of `alps.scan` that a worker on another machine needs as well."""
+
+    base: Name
+    tuned: Name
+    component: Component | None
+    adapter_base: Name | None
+    form: Form
+    temperature: float
+    statistics: tuple[str, ...]
+    threads: int | None
+    mmap: bool
+    memory: int | None
+    local_files_only: bool
+
+
+class OpenedPair:
+    """Two checkpoints, opened.
+
+    Attributes:
+        options: How they are compared.
+        geometry: Their heads.
+        identity: What a scan of them is of, as in `Part`.
+        layer_bytes: The bytes that a scan reads of each layer.
+    """
+
+    def __init__(self, options: PairOptions, pair: _alps.Pair, base: Source, tuned: Source):
+        self.options = options
+        self.geometry = Geometry.of_layers(**pair.geometry())
+        self.layer_bytes = pair.layer_bytes()
+        self._pair, self._base, self._tuned = pair, base, tuned
+        base_files, tuned_files = ([list(file) for file in files] for files in pair.files())
+        self.identity: dict[str, Any] = {
+            "alps": _alps.__version__,
+            "component": self.geometry.component,
+            "form": options.form,
+            "temperature": options.temperature,
+            "statistics": list(options.statistics),
+            "base_files": base_files,
+            "tuned_files": tuned_files,
+        }
+
+    @classmethod
+    def open(cls, options: PairOptions) -> "OpenedPair":
+        """Finds and opens the checkpoints; raises what `alps.scan` does."""
+        base, tuned = sources.find_both(
+            options.base, options.tuned, options.adapter_base, options.local_files_only
+        )
+        return cls(options, _alps.Pair(base.paths, tuned.paths, options.component), base, tuned)
+
+    def new_part(self) -> Part:
+        """A part without layers."""
+        return Part(self.geometry, self.identity, {})
+
+    def unfinished(self, path: str | os.PathLike[str]) -> Part:
+        """The part that an earlier scan of the same pair has left.
+
+        Raises:
+            CheckpointError: It is one of another scan.
+            OSError: The file cannot be read.
+        """
+        part = Part.load(path)
+        if difference := differences(part.identity, self.identity):
+            raise CheckpointError(
+                f"{os.fspath(path)}: expected layers of this scan, found those of another one (the file and the scan: "
+                f"{difference}); delete the file or name another one"
+            )
+        return part
+
+    def finish(
+        self,
+        part: Part,
+        progress: Callable[[int, int], object] | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """Scans the layers that a part lacks, all or those at these places, and adds them to it.
+
+        The part is saved as `resume` now and then, and however the scan ends.
+        """
+        wanted = range(len(self.geometry.layers)) if layers is None else layers
+        missing = [place for place in wanted if place not in part.rows]
+        before = sum(self.layer_bytes[place] for place in part.rows)
+        saved = time.monotonic()
+
+        def finished(place: int, values: dict[str, NDArray[np.float64]]) -> None:
+            nonlocal saved
+            part.rows[place] = values
+            if resume is not None and time.monotonic() - saved >= _SAVED_EVERY:
+                part.save(resume)
+                saved = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            if progress is not None and total:
+                progress(before + done, before + total)
+
+        options = self.options
+        found = None
+        try:
+            found = self._pair.scan(
+                options.form,
+                options.temperature,
+                any(name in statistics_table.ON_REQUEST for name in options.statistics),
+                options.threads,
+                options.mmap,
+                options.memory,
+                missing,
+                finished,
+                report,
+            )
+        finally:
+            if found is not None:
+                part.provenance = self._provenance(found)
+            if resume is not None:
+                part.save(resume)
+
+    def _provenance(self, found: "_alps._Scan") -> dict[str, str]:
+        fields: dict[str, str] = {}
+        for role, source, files in (
+            ("base", self._base, found["base"]),
+            ("tuned", self._tuned, found["tuned"]),
+        ):
+            fields |= source.provenance(role)
+            fields |= {f"{role}_{name}": str(value) for name, value in files.items() if value is not None}
+        return {
+            **fields,
+            "form": self.options.form,
+            "temperature": repr(self.options.temperature),
+            "alps": _alps.__version__,
+        }
+
+
+def scores_of(part: Part) -> HeadScores:
+    """The scores of a part that has all layers: the statistics that were asked for."""
+    arrays, provenance = part.arrays(), dict(part.provenance)
+    change = next(arrays[name] for name in ZERO_IF_UNMOVED if name in arrays)
+    if (moved := int((change > 0).sum())) < part.geometry.heads:
+        provenance[HEADS_MOVED] = str(moved)
+    return HeadScores({name: arrays[name] for name in part.identity["statistics"]}, part.geometry, provenance)

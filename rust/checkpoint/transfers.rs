@@ -1,0 +1,357 @@
+//! Fetches the planned ranges of files in stores before they are read, many at a time, in bounded memory.
+//!
+//! # How a plan is fetched
+//!
+//! A [`Plan`] is told which ranges the steps of a call will read, in the order of the steps. It joins ranges that lie
+//! close together and cuts long ones, so that a large checkpoint takes a few hundred large requests. The [`Transfers`]
+//! ask for these pieces in the order in which the steps need them, as many at a time as there are connections, as long
+//! as the pieces that were asked for and are not yet given back have at most `memory` bytes. A piece is given back once
+//! the last step that reads it has ended. The pieces of the first step that has not ended are always asked for, so a
+//! small `memory` makes a call slow and never stops it; it then takes what one step reads.
+//!
+//! A plan changes no result: a range that is in no piece, or in one that was given back, is fetched when it is read.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::ByteRange;
+use super::remote_file::RemoteFile;
+use super::store::{CANCELLATION_INTERVAL, StoredBytes, cancelled};
+
+/// Ranges with at most so many bytes between them are fetched together.
+const LARGEST_GAP: u64 = 1 << 20;
+
+/// Pieces are joined up to this length, whatever the number of requests.
+const JOINED: u64 = 32 << 20;
+
+/// The lengths of the pieces into which long ranges are cut, and the number of requests that decides between them: hubs
+/// allow a few thousand in five minutes.
+const SHORTEST_CUT: u64 = 16 << 20;
+const LONGEST_CUT: u64 = 128 << 20;
+const REQUESTS: u64 = 1500;
+
+/// The bounds of what is fetched ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransferLimits {
+    /// The most bytes that are asked for and not yet given back.
+    pub memory: u64,
+    /// The most requests at a time.
+    pub connections: usize,
+}
+
+impl Default for TransferLimits {
+    fn default() -> Self {
+        Self { memory: 512 << 20, connections: 16 }
+    }
+}
+
+/// The ranges that the steps of a call read.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    files: Vec<(Arc<RemoteFile>, Vec<PlannedRange>)>,
+}
+
+/// A range of a file, with the first and the last step that reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PlannedRange {
+    range: Range<u64>,
+    first: usize,
+    last: usize,
+}
+
+impl PlannedRange {
+    fn length(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// Makes this range reach to the end of a later one.
+    fn join(&mut self, other: &Self) {
+        self.range.end = self.range.end.max(other.range.end);
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+    }
+}
+
+impl Plan {
+    /// Adds what a step reads. Ranges of files on this machine need no plan.
+    pub(crate) fn add(&mut self, step: usize, range: &ByteRange<'_>) {
+        if let Some(file) = range.remote_file() {
+            self.add_of_file(step, file, range.in_file());
+        }
+    }
+
+    /// Adds a range of a file that a step reads.
+    pub(super) fn add_of_file(&mut self, step: usize, file: &Arc<RemoteFile>, range: Range<u64>) {
+        let place = self.files.iter().position(|(other, _)| Arc::ptr_eq(other, file)).unwrap_or_else(|| {
+            self.files.push((Arc::clone(file), Vec::new()));
+            self.files.len() - 1
+        });
+        self.files[place].1.push(PlannedRange { range, first: step, last: step });
+    }
+
+    /// Begins to fetch. The files take the ranges from the transfers until these are dropped.
+    pub(crate) fn begin(self, limits: TransferLimits) -> Transfers {
+        let total: u64 = self.files.iter().flat_map(|(_, ranges)| ranges).map(PlannedRange::length).sum();
+        let cut = (total / REQUESTS).clamp(SHORTEST_CUT, LONGEST_CUT).min(limits.memory / 8).max(1);
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (file, ranges) in self.files {
+            let cut = cut_into_pieces(ranges, cut);
+            pieces.extend(cut.into_iter().map(|range| Piece { file: Arc::clone(&file), range }));
+        }
+        pieces.sort_by_key(|piece| piece.range.first);
+        let state = State {
+            next: 0,
+            in_flight: 0,
+            memory: 0,
+            first_step: 0,
+            ended: Vec::new(),
+            slots: pieces.iter().map(|_| Slot::Planned).collect(),
+        };
+        let shared = Arc::new(Shared { pieces, limits, state: Mutex::new(state), changed: Condvar::new() });
+        let mut files: Vec<(Arc<RemoteFile>, BTreeMap<u64, usize>)> = Vec::new();
+        for (number, piece) in shared.pieces.iter().enumerate() {
+            let place =
+                files.iter().position(|(file, _)| Arc::ptr_eq(file, &piece.file)).unwrap_or_else(|| {
+                    files.push((Arc::clone(&piece.file), BTreeMap::new()));
+                    files.len() - 1
+                });
+            files[place].1.insert(piece.range.range.start, number);
+        }
+        for (file, pieces) in &files {
+            file.follow(Some(FileTransfers { shared: Arc::clone(&shared), pieces: pieces.clone() }));
+        }
+        shared.request_more();
+        Transfers { shared, files: files.into_iter().map(|(file, _)| file).collect() }
+    }
+}
+
+/// Joins ranges of one file that are close together, and cuts long ones into pieces of about `cut` bytes.
+fn cut_into_pieces(mut ranges: Vec<PlannedRange>, cut: u64) -> Vec<PlannedRange> {
+    ranges.retain(|range| range.length() > 0);
+    ranges.sort_by_key(|range| range.range.start);
+    let mut apart: Vec<PlannedRange> = Vec::new();
+    for range in ranges {
+        match apart.last_mut() {
+            Some(last) if range.range.start < last.range.end => last.join(&range),
+            _ => apart.push(range),
+        }
+    }
+    // A strip is read from its beginning to its end; where the steps begin anew, another tensor begins.
+    let strips = apart
+        .chunk_by(|one, next| next.range.start <= one.range.end + LARGEST_GAP && next.first >= one.first);
+    let mut pieces: Vec<PlannedRange> = Vec::new();
+    for strip in strips {
+        let (start, end) = (strip[0].range.start, strip[strip.len() - 1].range.end);
+        let count = ((end - start + cut / 2) / cut).max(1);
+        for number in 0..count {
+            let at = |number: u64| {
+                start + (end - start) / count * number + ((end - start) % count * number) / count
+            };
+            let range = at(number)..at(number + 1);
+            let within = strip.iter().filter(|it| it.range.start < range.end && range.start < it.range.end);
+            let steps: Vec<(usize, usize)> = within.map(|it| (it.first, it.last)).collect();
+            let Some(first) = steps.iter().map(|step| step.0).min() else { continue };
+            let last = steps.iter().map(|step| step.1).max().unwrap_or(first);
+            let piece = PlannedRange { range, first, last };
+            match pieces.last_mut() {
+                Some(before)
+                    if piece.range.start <= before.range.end + LARGEST_GAP
+                        && piece.range.end - before.range.start <= JOINED.min(2 * cut) =>
+                {
+                    before.join(&piece);
+                }
+                _ => pieces.push(piece),
+            }
+        }
+    }
+    pieces
+}
+
+/// A range that is fetched by one request.
+#[derive(Debug)]
+struct Piece {
+    file: Arc<RemoteFile>,
+    range: PlannedRange,
+}
+
+/// How far a piece is.
+enum Slot {
+    Planned,
+    InFlight,
+    Fetched(Arc<StoredBytes>),
+    Failed(io::ErrorKind, String),
+    GivenBack,
+}
+
+struct State {
+    /// The first piece that was not asked for.
+    next: usize,
+    in_flight: usize,
+    /// The bytes of the pieces that were asked for and are not given back.
+    memory: u64,
+    /// The first step that has not ended.
+    first_step: usize,
+    /// The steps after it that have.
+    ended: Vec<usize>,
+    slots: Vec<Slot>,
+}
+
+struct Shared {
+    /// In the order of the steps that need them first.
+    pieces: Vec<Piece>,
+    limits: TransferLimits,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        formatter.debug_struct("Shared").field("pieces", &self.pieces.len()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for as many pieces as the limits allow.
+    fn request_more(self: &Arc<Self>) {
+        let mut state = self.state();
+        let mut wanted = Vec::new();
+        while let Some(piece) = self.pieces.get(state.next) {
+            let length = piece.range.length();
+            let fits = state.memory + length <= self.limits.memory || piece.range.first <= state.first_step;
+            if !fits || state.in_flight >= self.limits.connections {
+                break;
+            }
+            wanted.push(state.next);
+            let number = state.next;
+            state.slots[number] = Slot::InFlight;
+            state.memory += length;
+            state.in_flight += 1;
+            state.next += 1;
+        }
+        drop(state);
+        for number in wanted {
+            let shared = Arc::clone(self);
+            let Piece { file, range } = &self.pieces[number];
+            file.request(range.range.clone(), Box::new(move |answer| shared.take(number, answer)));
+        }
+    }
+
+    /// Takes the answer to the request for a piece.
+    fn take(self: &Arc<Self>, number: usize, answer: io::Result<StoredBytes>) {
+        let mut state = self.state();
+        state.in_flight -= 1;
+        if matches!(state.slots[number], Slot::InFlight) {
+            state.slots[number] = match answer {
+                Ok(bytes) => Slot::Fetched(Arc::new(bytes)),
+                Err(error) => Slot::Failed(error.kind(), error.to_string()),
+            };
+        }
+        drop(state);
+        self.changed.notify_all();
+        self.request_more();
+    }
+
+    /// Waits until a piece is there; nothing if it was given back.
+    fn wait(&self, number: usize) -> io::Result<Option<Arc<StoredBytes>>> {
+        let mut state = self.state();
+        loop {
+            match &state.slots[number] {
+                Slot::Fetched(bytes) => return Ok(Some(Arc::clone(bytes))),
+                Slot::Failed(kind, problem) => return Err(io::Error::new(*kind, problem.clone())),
+                Slot::GivenBack => return Ok(None),
+                Slot::Planned | Slot::InFlight => {}
+            }
+            if self.pieces[number].file.store().is_cancelled() {
+                return Err(cancelled());
+            }
+            let waited = self.changed.wait_timeout(state, CANCELLATION_INTERVAL);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Ends a step, and gives back the pieces that no later step reads.
+    fn end_step(self: &Arc<Self>, step: usize) {
+        let mut state = self.state();
+        state.ended.push(step);
+        while let Some(place) = state.ended.iter().position(|ended| *ended == state.first_step) {
+            state.ended.swap_remove(place);
+            state.first_step += 1;
+        }
+        let first_step = state.first_step;
+        self.give_back(&mut state, |piece| piece.range.last < first_step);
+        drop(state);
+        self.request_more();
+    }
+
+    fn give_back(&self, state: &mut State, which: impl Fn(&Piece) -> bool) {
+        for (slot, piece) in state.slots.iter_mut().zip(&self.pieces) {
+            if matches!(slot, Slot::Fetched(_) | Slot::Failed(..)) && which(piece) {
+                *slot = Slot::GivenBack;
+                state.memory -= piece.range.length();
+            }
+        }
+    }
+}
+
+/// Pieces that are being fetched. Dropping it ends that.
+#[derive(Debug)]
+pub(crate) struct Transfers {
+    shared: Arc<Shared>,
+    files: Vec<Arc<RemoteFile>>,
+}
+
+impl Transfers {
+    /// Tells that a step has ended, in whatever way.
+    pub(crate) fn end_step(&self, step: usize) {
+        if !self.shared.pieces.is_empty() {
+            self.shared.end_step(step);
+        }
+    }
+}
+
+impl Drop for Transfers {
+    fn drop(&mut self) {
+        self.files.iter().for_each(|file| file.follow(None));
+        let mut state = self.shared.state();
+        state.next = self.shared.pieces.len();
+        self.shared.give_back(&mut state, |_| true);
+    }
+}
+
+/// The pieces of one file.
+#[derive(Debug)]
+pub(super) struct FileTransfers {
+    shared: Arc<Shared>,
+    /// The number of each piece, by its first byte.
+    pieces: BTreeMap<u64, usize>,
+}
+
+/// What the transfers have of a file from some byte on.
+pub(super) enum Planned {
+    /// The bytes of a piece, of which that byte is number `from`.
+    Fetched { bytes: Arc<StoredBytes>, from: usize },
+    /// Nothing up to this byte.
+    No { until: u64 },
+}
+
+impl FileTransfers {
+    /// Waits for the piece that has the byte at `offset`, if there is one.
+    pub(super) fn find(&self, offset: u64) -> io::Result<Planned> {
+        if let Some((start, number)) = self.pieces.range(..=offset).next_back() {
+            let end = self.shared.pieces[*number].range.range.end;
+            if offset < end {
+                let found = self.shared.wait(*number)?;
+                let from = (offset - start) as usize;
+                return Ok(found.map_or(Planned::No { until: end }, |bytes| Planned::Fetched { bytes, from }));
+            }
+        }
+        let until = self.pieces.range(offset + 1..).next().map_or(u64::MAX, |(start, _)| *start);
+        Ok(Planned::No { until })
+    }
+}

@@ -1,0 +1,131 @@
+//! Measures the heads of some layers by several threads.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rayon::ThreadPoolBuilder;
+
+use super::group::{HeadMeasurer, ThreadMemory};
+use super::layer_scores::{FinishedLayers, LayerScores, tabulate};
+use super::model_pair::ModelPair;
+use super::options::Options;
+use super::schedule::Schedule;
+use crate::checkpoint::Plan;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::statistics::HeadMeasurements;
+
+/// A layer whose groups are being measured.
+struct LayerInProgress {
+    groups_left: usize,
+    /// By head.
+    measured: Vec<Option<HeadMeasurements>>,
+}
+
+/// Scores every head of these layers, in whatever order they end.
+///
+/// Of several failures that of the first group and head is returned, whichever thread fails first.
+pub(super) fn measure_layers(
+    pair: &ModelPair,
+    options: &Options,
+    threads: usize,
+    layers: &[usize],
+    finished: &FinishedLayers,
+    progress: &Progress,
+) -> Result<Vec<LayerScores>> {
+    let geometry = pair.base().geometry();
+    let count_of = |layer_index: usize| geometry.layers[layer_index].key_value_heads;
+    let groups: Vec<(usize, usize)> = (layers.iter())
+        .flat_map(|layer_index| (0..count_of(*layer_index)).map(|group| (*layer_index, group)))
+        .collect();
+    let in_progress: Vec<_> = (0..geometry.layers.len())
+        .map(|layer_index| {
+            Mutex::new(LayerInProgress {
+                groups_left: count_of(layer_index),
+                measured: vec![None; geometry.width()],
+            })
+        })
+        .collect();
+    let layer = |layer_index: usize| in_progress[layer_index].lock().unwrap_or_else(PoisonError::into_inner);
+    let measurer = HeadMeasurer::new(pair.base(), pair.tuned(), options, threads, progress);
+    let transfers = plan(&measurer, &groups).begin(options.transfers);
+    let schedule = Schedule::new(groups.len());
+    let first_failed = AtomicUsize::new(usize::MAX);
+
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|error| Error::Argument(format!("{threads} threads cannot be started: {error}")))?;
+    let results = pool.broadcast(|_| {
+        let mut memory = ThreadMemory::new(options);
+        let mut scores = Vec::new();
+        let mut failures = Vec::new();
+        let mut fail = |group: usize, head: usize, error: Error| {
+            first_failed.fetch_min(group, Ordering::Relaxed);
+            failures.push(((group, head), error));
+        };
+        loop {
+            let group = if let Some(claim) = schedule.claim() {
+                if first_failed.load(Ordering::Relaxed) < claim.position {
+                    break;
+                }
+                let (layer_index, index) = groups[claim.position];
+                match measurer.prepare(layer_index, index, &mut memory) {
+                    Ok(group) => {
+                        let heads = group.heads.clone();
+                        claim.open(group, heads)
+                    }
+                    Err(error) => {
+                        transfers.end_step(claim.position);
+                        fail(claim.position, 0, error);
+                        continue;
+                    }
+                }
+            } else if let Some(group) = schedule.join() {
+                group
+            } else {
+                break;
+            };
+            let (position, layer_index) = (group.position, group.prepared.layer_index);
+            match measurer.measure(&group.prepared, group.tasks(), &mut memory) {
+                Ok(measured) => {
+                    let mut layer = layer(layer_index);
+                    measured.into_iter().for_each(|(head, it)| layer.measured[head] = Some(it));
+                }
+                Err((head, error)) => fail(position, head, error),
+            }
+            let Some(group) = schedule.leave(group) else { continue };
+            transfers.end_step(position);
+            if let Err(error) = measurer.finish(group, &mut memory) {
+                fail(position, 0, error);
+            }
+            let mut layer = layer(layer_index);
+            layer.groups_left -= 1;
+            // After a failure some heads may be missing, so no layer is finished.
+            if layer.groups_left == 0 && first_failed.load(Ordering::Relaxed) > position {
+                match tabulate(pair.tuned(), options, layer_index, &layer.measured) {
+                    Ok(layer) => {
+                        finished.add(layer.clone());
+                        scores.push(layer);
+                    }
+                    Err(error) => fail(position, 0, error),
+                }
+            }
+        }
+        (scores, failures)
+    });
+    let (scores, failures): (Vec<_>, Vec<_>) = results.into_iter().unzip();
+    match failures.into_iter().flatten().min_by_key(|(position, _)| *position) {
+        Some((_, error)) => Err(error),
+        None => Ok(scores.into_iter().flatten().collect()),
+    }
+}
+
+/// What the measurement of each group reads.
+fn plan(measurer: &HeadMeasurer<'_>, groups: &[(usize, usize)]) -> Plan {
+    let mut plan = Plan::default();
+    for (step, (layer_index, index)) in groups.iter().enumerate() {
+        measurer.covering_ranges(*layer_index, *index).for_each(|range| plan.add(step, &range));
+    }
+    plan
+}
