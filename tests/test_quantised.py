@@ -19,6 +19,7 @@ import alps
 from alps.cli import app
 from support.checkpoints import Shape, Tensors, name, random_weights, write
 from support.quantisers import QUANTISERS, Quantiser, fp8_rows
+from support.servers import serve
 from support.tiny_models import tiny
 
 SHAPE = Shape(layers=2, query_heads=4, key_value_heads=2, head_size=48, hidden_size=320)
@@ -295,6 +296,12 @@ def write_quantised(folder: Path, quantiser: Quantiser) -> tuple[Path, Path]:
     return write(folder / "quantised", config(quantiser), stored), write(
         folder / "plain", SHAPE.config(), expected
     )
+
+
+def test_the_bytes_of_a_server_give_the_same_scores(tmp_path: Path, quantiser: Quantiser) -> None:
+    quantised, plain = write_quantised(tmp_path, quantiser)
+    with serve(tmp_path) as server:
+        assert alps.scan(plain, f"{server.url}/quantised") == alps.scan(plain, quantised)
 
 
 OWN_FILES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -155,7 +155,7 @@ class FakePair:
 
     def __init__(self) -> None:
         self.opened: tuple[Any, ...] = ()
-        self.asked: tuple[Any, ...] = ()
+        self.asked: list[Any] = []
 
     def __call__(self, *arguments: Any) -> "FakePair":
         self.opened = arguments

@@ -25,9 +25,10 @@ from alps.geometry import Geometry, LayerSizes
 from alps.graft import Graft, graft
 from alps.heads import HeadSet, Report
 from alps.inspection import Inspection, Layout, inspect, layouts
+from alps.parts import Part
 from alps.peft_import import register_with_peft
 from alps.report import write_report
-from alps.scan import geometry, scan
+from alps.scan import geometry, merge, scan, scan_part
 from alps.scores import HeadScores
 from alps.sources import RemotePath
 from alps.statistics import STATISTICS
@@ -55,6 +56,7 @@ __all__ = [
     "MissingPackageError",
     "ModelError",
     "PairError",
+    "Part",
     "RemotePath",
     "Report",
     "Restriction",
@@ -71,9 +73,11 @@ __all__ = [
     "inspect",
     "layouts",
     "measure",
+    "merge",
     "release",
     "restrict",
     "scan",
+    "scan_part",
     "write_report",
 ]
 

@@ -2,9 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import alps._alps as _alps
 from alps import sources
@@ -13,6 +14,8 @@ from alps.errors import AlpsWarning, ArgumentError
 from alps.files import check_writable
 from alps.geometry import Geometry
 from alps.pair import Component, OpenedPair, PairOptions, scores_of
+from alps.parts import Part, split
+from alps.parts import merge as merge_parts
 from alps.scores import EQUAL_WEIGHTS, HeadScores
 from alps.sources import Name
 from alps.spread import spread
@@ -105,18 +108,19 @@ def scan(
         MissingPackageError: A package that reads a remote checkpoint is not installed.
         OSError: A file cannot be read.
     """
-    names = statistics_table.resolve(statistics, form)
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"threads must be 1 or more, found {threads}")
-    _alps.check_options(form, temperature, threads)
-    if memory is not None and memory < 1:
-        raise ArgumentError(f"memory must be 1 byte or more, found {memory}")
-    opened = OpenedPair.open(
-        PairOptions(
-            base, tuned, component, adapter_base, form, float(temperature), names, threads, _may_map(mmap), memory,
-            local_files_only,
-        )
-    )  # fmt: skip
+    opened = _open(
+        base,
+        tuned,
+        component=component,
+        adapter_base=adapter_base,
+        form=form,
+        temperature=temperature,
+        statistics=statistics,
+        threads=threads,
+        mmap=mmap,
+        memory=memory,
+        local_files_only=local_files_only,
+    )
     part = opened.new_part()
     if resume is not None:
         check_writable(resume)
@@ -130,6 +134,94 @@ def scan(
     if scores.all_equal():
         warnings.warn(EQUAL_WEIGHTS, AlpsWarning, stacklevel=2)
     return scores
+
+
+def scan_part(
+    base: Name,
+    tuned: Name,
+    part: int,
+    parts: int,
+    *,
+    progress: Callable[[int, int], object] | None = None,
+    **options: Any,
+) -> Part:
+    """Scans one of several parts of the layers, for machines that share nothing but the checkpoints.
+
+        alps.scan_part("base", "tuned", 3, 16).save("part3.safetensors")
+        scores = alps.merge(Path().glob("part*.safetensors"))
+
+    Args:
+        base: The checkpoint before tuning, as for `scan`.
+        tuned: The checkpoint after tuning, likewise.
+        part: Which part, from 1 on.
+        parts: How many there are.
+        progress: As for `scan`.
+        options: Those of `scan`, without `resume` and `executor`.
+
+    Raises:
+        ArgumentError: There is no such part.
+        AlpsError: As for `scan`.
+        OSError: A file cannot be read.
+    """
+    split(0, part, parts)
+    opened = _open(base, tuned, **options)
+    found = opened.new_part()
+    opened.finish(found, progress, layers=split(len(opened.geometry.layers), part, parts))
+    return found
+
+
+def merge(files: Iterable[str | os.PathLike[str]]) -> HeadScores:
+    """Puts the parts of a scan together. The scores are those of one scan, to the bit.
+
+    Args:
+        files: What `Part.save` or `alps scan --part` wrote.
+
+    Raises:
+        ArgumentError: Parts are of different scans; a layer is in two of them, or in none.
+        CheckpointError: A file is no part.
+        OSError: A file cannot be read.
+    """
+    scores = scores_of(merge_parts((os.fspath(file), Part.load(file)) for file in files))
+    if scores.all_equal():
+        warnings.warn(EQUAL_WEIGHTS, AlpsWarning, stacklevel=2)
+    return scores
+
+
+def _open(
+    base: Name,
+    tuned: Name,
+    *,
+    component: Component | None = None,
+    adapter_base: Name | None = None,
+    form: Form = "qkv",
+    temperature: float = 1.0,
+    statistics: Sequence[str] | None = None,
+    threads: int | None = None,
+    mmap: bool | None = None,
+    memory: int | None = None,
+    local_files_only: bool = False,
+) -> OpenedPair:
+    names = statistics_table.resolve(statistics, form)
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"threads must be 1 or more, found {threads}")
+    if memory is not None and memory < 1:
+        raise ArgumentError(f"memory must be 1 byte or more, found {memory}")
+    _alps.check_options(form, temperature, threads)
+    return OpenedPair.open(
+        PairOptions(
+            base=base,
+            tuned=tuned,
+            component=component,
+            adapter_base=adapter_base,
+            form=form,
+            temperature=float(temperature),
+            statistics=names,
+            threads=threads,
+            mmap=_may_map(mmap),
+            memory=memory,
+            local_files_only=local_files_only,
+        )
+    )
 
 
 def _may_map(mmap: bool | None) -> bool:

@@ -30,6 +30,9 @@ const JOINED: u64 = 32 << 20;
 /// allow a few thousand in five minutes.
 const SHORTEST_CUT: u64 = 16 << 20;
 const LONGEST_CUT: u64 = 128 << 20;
+
+/// The length of pieces where memory is short.
+const SMALLEST_CUT: u64 = 256 << 10;
 const REQUESTS: u64 = 1500;
 
 /// The bounds of what is fetched ahead.
@@ -94,7 +97,7 @@ impl Plan {
     /// Begins to fetch. The files take the ranges from the transfers until these are dropped.
     pub(crate) fn begin(self, limits: TransferLimits) -> Transfers {
         let total: u64 = self.files.iter().flat_map(|(_, ranges)| ranges).map(PlannedRange::length).sum();
-        let cut = (total / REQUESTS).clamp(SHORTEST_CUT, LONGEST_CUT).min(limits.memory / 8).max(1);
+        let cut = (total / REQUESTS).clamp(SHORTEST_CUT, LONGEST_CUT).min((limits.memory / 8).max(SMALLEST_CUT));
         let mut pieces: Vec<Piece> = Vec::new();
         for (file, ranges) in self.files {
             let cut = cut_into_pieces(ranges, cut);

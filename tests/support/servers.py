@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,10 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         owner, parts = self.owner, urlsplit(self.path)
         path = unquote(parts.path)
         with owner.lock:
@@ -120,7 +121,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, {"X-Error-Code": missing, "X-Error-Message": "not found"})
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         siblings = [{"rfilename": str(f.relative_to(folder)), "size": f.stat().st_size} for f in files]
-        document = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
+        document = {
+            "id": name,
+            "sha": COMMIT,
+            "siblings": siblings,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+        }
         body = json.dumps(document).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -151,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._refuse(int(fault))
             case "drop":
                 self.close_connection = True
-                self.connection.close()
+                self.connection.shutdown(socket.SHUT_RDWR)
                 return None
             case "whole":
                 wanted, start, end = "", 0, state.st_size

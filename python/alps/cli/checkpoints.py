@@ -12,12 +12,13 @@ from alps.cli.app import app
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A checkpoint: folder, file or cached hub name.")],
+    path: Annotated[str, typer.Argument(help="A checkpoint: folder, file, name on the hub or URL.")],
     component: options.ComponentOption = None,
+    local_files_only: options.LocalFilesOnly = False,
     as_json: options.Json = False,
 ) -> None:
     """Say what a scan would read of a checkpoint, and what it leaves out and why."""
-    found = alps.inspect(path, component=component)
+    found = alps.inspect(path, component=component, local_files_only=local_files_only)
     if as_json:
         printing.print_json(json_output.document(found))
     else:

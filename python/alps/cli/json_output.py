@@ -8,6 +8,7 @@ from typing import Any
 from alps.compare import Comparison
 from alps.heads import HeadSet
 from alps.inspection import Inspection
+from alps.remote import store
 from alps.scores import HeadScores
 
 
@@ -43,8 +44,15 @@ def document(content: HeadScores | HeadSet | Comparison | Inspection) -> dict[st
                 "modules": [asdict(module) for module in content.modules],
                 "left_out": [{"what": what, "why": why} for what, why in content.left_out],
                 "bytes": content.bytes,
+                "weight_files": list(content.weight_files),
+                "weight_bytes": content.weight_bytes,
                 "quantisation": content.quantisation,
             }
+
+
+def fetched() -> dict[str, int]:
+    """What this process has asked of stores: requests, repeated ones, and bytes of files that it received."""
+    return asdict(store.TOTAL)
 
 
 def _number(value: float) -> float | None:

@@ -20,7 +20,7 @@ from alps.scores import DEFAULT_RATIO
 @app.command()
 def graft(
     base: Annotated[
-        str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
+        str, typer.Argument(help="The checkpoint before tuning: folder, file, name on the hub or URL.")
     ],
     tuned: Annotated[
         list[str],
@@ -46,6 +46,7 @@ def graft(
         Literal["base", "tuned"],
         typer.Option(help="The checkpoint that everything but the chosen heads is taken from."),
     ] = "base",
+    local_files_only: options.LocalFilesOnly = False,
     as_json: options.Json = False,
 ) -> None:
     """Write a checkpoint with the tuned Q/K/V rows of the chosen heads, and everything else of the base."""
@@ -62,7 +63,9 @@ def graft(
     sets = [HeadSet.load(file) for file in heads]
     donors = list(zip(tuned, sets, scales, strict=True))
     with progress_bar.of_bytes(quiet=as_json) as progress:
-        written = alps.graft(base, donors, output=output, rest=rest, progress=progress)
+        written = alps.graft(
+            base, donors, output=output, rest=rest, local_files_only=local_files_only, progress=progress
+        )
     chosen = reduce(HeadSet.union, sets)
     if as_json:
         document = {"path": str(output), "bytes": written.bytes, "files": list(written.files)}

@@ -40,3 +40,21 @@ Length = Annotated[
 ]
 Windows = Annotated[int, typer.Option(min=1, help="Windows of the text, at most.")]
 Device = Annotated[str | None, typer.Option(help="Such as cuda; a GPU if there is one.")]
+Memory = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="MIB", help="MiB of remote files to hold at a time; 512 when not given."),
+]
+LocalFilesOnly = Annotated[
+    bool, typer.Option("--local-files-only", help="Ask nothing of the network; take what is on this machine.")
+]
+MIB = 1 << 20
+
+
+def part_of(value: str | None) -> tuple[int, int] | None:
+    """The numbers in `3/16`: which part, and of how many."""
+    if value is None:
+        return None
+    first, _, second = value.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise typer.BadParameter(f"expected I/N with I from 1 to N, such as 3/16, found {value!r}.")
+    return int(first), int(second)

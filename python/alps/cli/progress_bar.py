@@ -16,7 +16,10 @@ from rich.progress import (
     ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
+
+from alps.remote import store
 
 Update: TypeAlias = Callable[[int, int], None]
 """Takes what is done so far, and the total."""
@@ -26,10 +29,10 @@ _LONG = 5.0
 
 
 def of_bytes(*, quiet: bool) -> AbstractContextManager[Update | None]:
-    """A bar of bytes read; nothing without a terminal, or if `quiet`."""
+    """A bar of bytes read, with their speed; nothing without a terminal, or if `quiet`."""
     if quiet or not sys.stderr.isatty():
         return nullcontext()
-    return _bar("reading", DownloadColumn(binary_units=True))
+    return _bar("reading", DownloadColumn(binary_units=True), TransferSpeedColumn())
 
 
 def of_steps(what: str, *, quiet: bool) -> AbstractContextManager[Update | None]:
@@ -40,11 +43,18 @@ def of_steps(what: str, *, quiet: bool) -> AbstractContextManager[Update | None]
 
 
 @contextmanager
-def _bar(what: str, amount: ProgressColumn) -> Iterator[Update]:
-    columns = TextColumn(what), BarColumn(), amount, TimeRemainingColumn()
+def _bar(what: str, *amounts: ProgressColumn) -> Iterator[Update]:
+    columns = TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()
+    before = store.TOTAL.retries
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+
+        def update(done: int, total: int) -> None:
+            retries = store.TOTAL.retries - before
+            description = f"{what}, {retries} requests retried" if retries else what
+            bar.update(task, completed=done, total=total or None, description=description)
+
+        yield update
 
 
 def _forecast(what: str) -> Update:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -12,6 +12,7 @@ from alps import statistics
 from alps.cli import json_output, options, printing, progress_bar, tables
 from alps.cli.app import app
 from alps.errors import ArgumentError, CheckpointError
+from alps.geometry import ranges
 from alps.heads import HeadSet
 from alps.scores import DEFAULT_RATIO, HeadScores, Rule
 from alps.statistics import Form
@@ -21,9 +22,9 @@ from alps.visual.terminal_map import count_map
 @app.command()
 def scan(
     base: Annotated[
-        str, typer.Argument(help="The checkpoint before tuning: folder, file or cached hub name.")
+        str, typer.Argument(help="The checkpoint before tuning: folder, file, name on the hub or URL.")
     ],
-    tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning.")],
+    tuned: Annotated[str, typer.Argument(help="The checkpoint or the adapter after tuning, likewise.")],
     ratio: Annotated[float, options.Ratio] = DEFAULT_RATIO,
     component: options.ComponentOption = None,
     form: Annotated[Form, typer.Option(help="What a head's weight vector is.")] = "qkv",
@@ -43,6 +44,19 @@ def scan(
         bool | None,
         typer.Option(help="Map files or copy them; when not given, ALPS_MMAP (1 or 0) decides, else map."),
     ] = None,
+    memory: options.Memory = None,
+    local_files_only: options.LocalFilesOnly = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep finished layers here, and take them from here if it exists."),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Scan the layers of one of N parts only, and write them to --output for `alps merge`.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Score every head of a model by how far tuning has moved it.
@@ -50,21 +64,88 @@ def scan(
     The exit code is 3 if heads are to be written and the attention weights of both checkpoints are equal.
     """
     statistics.resolve([statistic], form)
+    chosen_part = options.part_of(part)
     printing.check_outputs(output, heads, plot=plot, report=report)
-    wanted = dict.fromkeys((*statistics.resolve(None, form), statistic))
+    arguments: dict[str, Any] = {
+        "adapter_base": adapter_base,
+        "component": component,
+        "form": form,
+        "temperature": temperature,
+        "statistics": tuple(dict.fromkeys((*statistics.resolve(None, form), statistic))),
+        "threads": threads,
+        "mmap": mmap,
+        "memory": None if memory is None else memory * options.MIB,
+        "local_files_only": local_files_only,
+    }
+    if chosen_part is not None:
+        others = {"--heads": heads, "--plot": plot, "--report": report, "--resume": resume}
+        _scan_part(base, tuned, chosen_part, output, others, arguments, as_json)
+        return
     with progress_bar.of_bytes(quiet=as_json) as progress:
-        scores = alps.scan(
-            base,
-            tuned,
-            adapter_base=adapter_base,
-            component=component,
-            form=form,
-            temperature=temperature,
-            statistics=tuple(wanted),
-            threads=threads,
-            mmap=mmap,
-            progress=progress,
+        scores = alps.scan(base, tuned, resume=resume, progress=progress, **arguments)
+    _show(scores, ratio, statistic, output, heads, plot, report, as_json)
+
+
+def _scan_part(
+    base: str,
+    tuned: str,
+    part: tuple[int, int],
+    output: Path | None,
+    others: dict[str, Path | None],
+    arguments: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Scans one part, and writes it."""
+    if output is None:
+        raise typer.BadParameter("a part goes with --output FILE.", param_hint="--part")
+    for option, value in others.items():
+        if value is not None:
+            raise typer.BadParameter(f"a part has no {option}: merge the parts first.", param_hint=option)
+    with progress_bar.of_bytes(quiet=as_json) as progress:
+        found = alps.scan_part(base, tuned, *part, progress=progress, **arguments)
+    found.save(output)
+    layers = [found.geometry.layers[place] for place in sorted(found.rows)]
+    if as_json:
+        printing.print_json(
+            {"part": {"path": str(output), "layers": layers}, "fetched": json_output.fetched()}
         )
+        return
+    typer.echo(f"{len(layers)} of {len(found.geometry.layers)} layers: {ranges(layers)}")
+    printing.print_written(part=output)
+
+
+@app.command()
+def merge(
+    parts: Annotated[
+        list[Path], typer.Argument(metavar="PART PART ...", help="What `alps scan --part` wrote.")
+    ],
+    ratio: Annotated[float, options.Ratio] = DEFAULT_RATIO,
+    statistic: Annotated[str, options.Statistic] = statistics.DEFAULT,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
+    ] = None,
+    heads: Annotated[Path | None, options.HeadsFile] = None,
+    plot: options.PlotFile = None,
+    report: options.ReportFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Put the parts of a scan together, which several machines have made."""
+    printing.check_outputs(output, heads, plot=plot, report=report)
+    scores = alps.merge(parts)
+    _show(scores, ratio, statistic, output, heads, plot, report, as_json)
+
+
+def _show(
+    scores: HeadScores,
+    ratio: float,
+    statistic: str,
+    output: Path | None,
+    heads: Path | None,
+    plot: Path | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Writes and prints the scores, and the heads that they choose."""
     if output is not None:
         scores.save(output)
     # Without a file for the heads, a warning of equal weights is enough.
@@ -76,7 +157,9 @@ def scan(
     printing.draw(plot, report, scores, selection, statistic)
     if as_json:
         chosen = None if selection is None else json_output.document(selection)
-        printing.print_json({"scores": json_output.document(scores), "heads": chosen})
+        printing.print_json(
+            {"scores": json_output.document(scores), "heads": chosen, "fetched": json_output.fetched()}
+        )
         return
     printing.print_scores(scores, statistic, selection)
     printing.print_sources(scores.provenance)

@@ -66,7 +66,8 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
     formats = ", ".join(sorted({module.dtype for module in found.modules}))
     yield Text(
         f"component {geometry.component}, layout {geometry.layout}, {formats}, {len(found.modules)} tensors, "
-        f"{found.bytes:,} bytes to read from {found.files}"
+        f"{found.bytes:,} of {found.weight_bytes:,} bytes to read from {found.files}"
+        + (f" ({len(found.weight_files)} files)" if len(found.weight_files) > 1 else "")
     )
     if found.quantisation is not None:
         yield Text(f"quantised: {found.quantisation}")

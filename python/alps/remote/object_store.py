@@ -81,6 +81,9 @@ class _Listing:
 
 
 def _opens(filesystem: Any) -> bool:
+    """Whether `cat_file` is that of the base class."""
     from fsspec import AbstractFileSystem
 
+    if getattr(filesystem, "async_impl", False):
+        return False  # has a `cat_file` of its own, made for the object
     return getattr(type(filesystem), "cat_file", None) is AbstractFileSystem.cat_file

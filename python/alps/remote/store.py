@@ -92,11 +92,14 @@ class Traffic:
     bytes: int = 0
 
 
+TOTAL = Traffic()
+"""What was asked of all stores of this process."""
+
+
 class Store(ABC):
     """A place elsewhere that has files. Its methods but `submit` wait for the network and may be called by any thread."""
 
     def __init__(self, connections: int = CONNECTIONS):
-        self.traffic = Traffic()
         self._lock = threading.Lock()
         self._documents: dict[tuple[str, int, int], bytes] = {}
         """The JSON files that were read, some of which are read twice."""
@@ -149,8 +152,7 @@ class Store(ABC):
         if (known := self._documents.get(key)) is not None:
             return known
         data = self._attempt(file, read)
-        with self._lock:
-            self.traffic.bytes += len(data)
+        _count("bytes", len(data))
         if file.endswith(".json"):
             self._documents[key] = data
         return data
@@ -176,11 +178,15 @@ class Store(ABC):
     def _attempt(self, file: str, ask: Callable[[], _T], attempts: int | None = None) -> _T:
         attempt, most = 1, attempts or ATTEMPTS
         while True:
-            with self._lock:
-                self.traffic.requests += 1
+            _count("requests", 1)
             try:
                 return ask()
-            except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError):
+            except FileNotFoundError as error:
+                reason = error.strerror or "there is no such file or folder"
+                raise FileNotFoundError(errno.ENOENT, reason, file) from None
+            except PermissionError as error:
+                raise PermissionError(errno.EACCES, describe(error), file) from None
+            except (NotADirectoryError, IsADirectoryError):
                 raise
             except StatusError as error:
                 if attempt >= min(error.attempts, most):
@@ -193,8 +199,15 @@ class Store(ABC):
             backoff = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
             time.sleep(backoff if wait is None else min(wait, LONGEST_WAIT))
             attempt += 1
-            with self._lock:
-                self.traffic.retries += 1
+            _count("retries", 1)
+
+
+_counting = threading.Lock()
+
+
+def _count(what: str, number: int) -> None:
+    with _counting:
+        setattr(TOTAL, what, getattr(TOTAL, what) + number)
 
 
 def _work(tasks: "_Tasks") -> None:

@@ -1,9 +1,9 @@
 """Checkpoints on web servers."""
 
+import asyncio
 import errno
 import posixpath
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -54,29 +54,33 @@ class WebStore(Store):
         if posixpath.splitext(folder)[1] in (".safetensors", ".json"):
             self.status(folder)
             raise NotADirectoryError(errno.ENOTDIR, "it is a file", folder)
-        with ThreadPoolExecutor(len(USUAL_NAMES)) as threads:
-            there = threads.map(lambda name: self._is_there(f"{folder}/{name}"), USUAL_NAMES)
-            names = [name for name, is_there in zip(USUAL_NAMES, there, strict=True) if is_there]
+        files = [f"{folder}/{name}" for name in USUAL_NAMES]
+        self._attempt(folder, lambda: self._ask_status(files))
+        names = [name for name, file in zip(USUAL_NAMES, files, strict=True) if self._known[file]]
         if not names:
             reason = f"there is none of the usual files of a checkpoint ({', '.join(USUAL_NAMES[:5])})"
             raise FileNotFoundError(errno.ENOENT, reason, folder)
         return names
 
-    def _is_there(self, file: str) -> bool:
-        try:
-            self.status(file)
-        except FileNotFoundError:
-            return False
-        return True
+    def _ask_status(self, files: Sequence[str]) -> None:
+        """Asks for the status of several files at a time."""
+
+        async def status(file: str) -> tuple[int, str] | None:
+            try:
+                return await self._fetch(file, 0, 1, _status_of)
+            except StatusError as error:
+                if error.status in (404, 410):
+                    return None
+                raise
+
+        async def all_of_them() -> list[tuple[int, str] | None]:
+            return await asyncio.gather(*map(status, files))
+
+        self._known.update(zip(files, self._wait(all_of_them), strict=True))
 
     def _status(self, file: str, fresh: bool) -> tuple[int, str]:
         if fresh or file not in self._known:
-            try:
-                self._known[file] = self._get(file, 0, 1, _status_of)
-            except StatusError as error:
-                if error.status not in (404, 410):
-                    raise
-                self._known[file] = None
+            self._ask_status([file])
         if (found := self._known[file]) is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", file)
         return found
@@ -92,21 +96,22 @@ class WebStore(Store):
                 raise StatusError(412)
             return bytes(await response.read())
 
-        return self._get(file, start, end, content)
+        return self._wait(lambda: self._fetch(file, start, end, content))
 
-    def _get(self, file: str, start: int, end: int, take: Callable[[Any], Awaitable[_T]]) -> _T:
+    async def _fetch(self, file: str, start: int, end: int, take: Callable[[Any], Awaitable[_T]]) -> _T:
         """Asks for a range, and returns what `take` makes of the answer."""
+        session = await self._filesystem.set_session()
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        async with session.get(self._address(file), headers=headers, timeout=self._timeout) as response:
+            if response.status not in (200, 206):
+                raise StatusError(response.status, delay(response.headers))
+            return await take(response)
+
+    def _wait(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Waits for an answer, in fsspec's thread for such."""
         from fsspec.asyn import sync
 
-        async def get() -> _T:
-            session = await self._filesystem.set_session()
-            headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-            async with session.get(self._address(file), headers=headers, timeout=self._timeout) as response:
-                if response.status not in (200, 206):
-                    raise StatusError(response.status, delay(response.headers))
-                return await take(response)
-
-        found: _T = sync(self._filesystem.loop, get)
+        found: _T = sync(self._filesystem.loop, ask)
         return found
 
     def _address(self, file: str) -> str:
