@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 import alps
 from alps.training import attention, quantised
@@ -289,6 +290,30 @@ def test_gradient_checkpointing_of_a_model(bases: dict[str, Path]) -> None:
         loss_of(model).backward()
         found.append([it.grad for it in trainable(model)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_hooks_of_accelerate_are_kept(bases: dict[str, Path]) -> None:
+    model = load(bases["llama"])
+    module = model.model.layers[0].self_attn.q_proj
+    add_hook_to_module(module, hook := AlignDevicesHook("cpu", io_same_device=True))
+    before = logits(model)
+    alps.restrict(model, heads_of(model))
+    assert (logits(model) - before).abs().max() < 1e-5
+    alps.release(model)
+    assert model.model.layers[0].self_attn.q_proj._hf_hook is hook
+    assert (logits(model) - before).abs().max() < 1e-5
+
+
+def test_columns_of_packed_weights_are_refused(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"n_embd": 128, "n_inner": 128, "n_layer": 1, "n_head": 4, "vocab_size": 100}
+    plain: Model = AutoModelForCausalLM.from_config(GPT2Config(**sizes))
+    heads = alps.HeadSet.from_pairs([(0, 1)], attention.find(plain).geometry)
+    plain.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    modules = [(name, id(it)) for name, it in model.named_modules()]
+    with pytest.raises(alps.ModelError, match=r"c_attn"):
+        alps.restrict(model, heads)
+    assert [(name, id(it)) for name, it in model.named_modules()] == modules
 
 
 def test_generation(bases: dict[str, Path]) -> None:

@@ -472,6 +472,7 @@ def test_the_state_of_the_base(base: Path) -> None:
     assert all(torch.equal(it, original[name]) for name, it in get_base_model_state_dict(model).items())
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 def test_what_is_not_there_is_refused(base: Path, tmp_path: Path) -> None:
     model = adapted(base)
     assert not model.supports_lora_conversion()

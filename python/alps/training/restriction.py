@@ -70,7 +70,8 @@ def restrict(
         ArgumentError: The heads are not those of this model, the model is restricted already, or `others` is neither
             "train" nor "freeze".
         ModelError: The model has no known layout, contradicts its configuration, is quantised otherwise than by
-            bitsandbytes, sharded, partitioned by DeepSpeed's ZeRO-3 or offloaded, or two of its projections are one module. The model is unchanged.
+            bitsandbytes, sharded, partitioned by DeepSpeed's ZeRO-3 or offloaded, or two of its projections are one
+            module. The model is unchanged.
 
     Warns:
         AlpsWarning: At the first step, of rows that had no gradient though other parameters had; in training, of rows
@@ -89,6 +90,8 @@ def restrict(
         module = model.get_submodule(name)
         for weight in weights:
             attention.check_parameter(f"{name}.{weight}", module, parameter := module.get_parameter(weight))
+            if quantised.is_packed(parameter):
+                attention.check_projection(name, module, found.modules[name])
             if (other := owners.setdefault(parameter, name)) != name:
                 raise ModelError(f"{name}: expected a weight of its own, found that of {other}")
     quantised.keep_order(model)
