@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -244,8 +247,9 @@ def test_a_model_that_was_evaluated_trains(bases: dict[str, Path]) -> None:
         assert all((one - it).abs().max() < 2e-2 * one.abs().max() for it in rest)
 
 
-def test_an_adapter_over_int8_that_was_evaluated(bases: dict[str, Path]) -> None:
-    model = load(bases["llama"], "int8").eval()
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_adapter_over_a_base_that_was_evaluated(kind: str, bases: dict[str, Path]) -> None:
+    model = load(bases["llama"], kind).eval()
     before = logits(model)
     model = get_peft_model(model, alps.AlpsConfig(heads=heads_of(model)))
     assert (logits(model) - before).abs().max() < 2e-2 * before.abs().max()
@@ -314,6 +318,60 @@ def test_columns_of_packed_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(alps.ModelError, match=r"c_attn"):
         alps.restrict(model, heads)
     assert [(name, id(it)) for name, it in model.named_modules()] == modules
+
+
+DDP = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+import alps
+from test_training_packed import SIZES, heads_of, load, loss_of, tokens, trainable
+
+dist.init_process_group("gloo")
+rows = []
+for shared in (False, True):
+    model = load(Path(sys.argv[1]))
+    alps.restrict(model, heads_of(model), others="freeze")
+    run = DistributedDataParallel(model) if shared else model
+    optimizer = torch.optim.SGD(trainable(model), lr=1.0)
+    for step in range(3):
+        batch = tokens(step).remainder(SIZES["vocab_size"])
+        batch = batch.chunk(2)[dist.get_rank()] if shared else batch
+        run(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows.append([it.detach().clone() for it in trainable(model)])
+assert all((one - other).abs().max() < 1e-5 for one, other in zip(*rows))
+try:
+    run.state_dict()
+except alps.ModelError:
+    alps.release(run)
+    assert run.state_dict()
+    dist.barrier()
+    dist.destroy_process_group()
+else:
+    sys.exit("a state was saved")
+"""
+
+
+def test_two_processes_train_the_same_as_one(bases: dict[str, Path], tmp_path: Path) -> None:
+    (script := tmp_path / "train.py").write_text(DDP)
+    launcher = [
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    run = subprocess.run(
+        [sys.executable, "-m", *launcher, str(script), str(bases["qwen2"])],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_generation(bases: dict[str, Path]) -> None:
