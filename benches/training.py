@@ -1,6 +1,7 @@
 """Step time and peak memory of full fine-tuning, of LoRA, and of training the selected heads only.
 
     python benches/training.py            a model of the shape of Llama-3.2-1B on a GPU, a small one without
+    python benches/training.py --equal    a small model: restrict(freeze) and LoRA with as many parameters, in turns
     python benches/training.py --layer    one projection of 4096 x 4096: forward and backward, and one token without
     python benches/training.py --count    the operations of one projection and the bytes that they move, on any machine
 
@@ -97,19 +98,17 @@ def peak_on_cpu(step: Callable[[], None]) -> int:
     return peak
 
 
-def measure(
+def prepare(
     method: str,
     sizes: dict[str, Any],
     dtype: torch.dtype,
     batch: int,
     length: int,
-    steps: int,
     compiled: bool = False,
     checkpointing: bool = False,
-) -> tuple[float, int, int]:
-    """Returns the seconds of a step, the peak bytes beyond the weights, and the number of trainable parameters."""
+) -> tuple[Callable[[], None], int, int, int]:
+    """Returns a step of training, the bytes of the untouched model and of what the method added, and how many train."""
     model = build(sizes, dtype)
-    before = torch.cuda.memory_allocated() if GPU else 0
     weights = sum(it.numel() * it.element_size() for it in model.parameters())
     model = METHODS[method](model)
     rows = sum(it.numel() * it.element_size() for it in model.parameters()) - weights
@@ -125,21 +124,39 @@ def measure(
         optimizer.step()
         optimizer.zero_grad()
 
+    return step, weights, rows, sum(it.numel() for it in parameters)
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """Returns the seconds of one step."""
+    wait()
+    start = time.perf_counter()
+    step()
+    wait()
+    return time.perf_counter() - start
+
+
+def measure(
+    method: str,
+    sizes: dict[str, Any],
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    steps: int,
+    compiled: bool = False,
+    checkpointing: bool = False,
+) -> tuple[float, int, int]:
+    """Returns the seconds of a step, the peak bytes beyond the weights, and the number of trainable parameters."""
+    before = torch.cuda.memory_allocated() if GPU else 0
+    step, weights, rows, count = prepare(method, sizes, dtype, batch, length, compiled, checkpointing)
     if GPU:
         step()
         torch.cuda.reset_peak_memory_stats()
         step()
-        peak = torch.cuda.max_memory_allocated() - before
+        peak = torch.cuda.max_memory_allocated() - before - weights
     else:
         peak = rows + peak_on_cpu(step)  # with the state of the optimizer, which the first step allocates
-    times = []
-    for _ in range(steps):
-        wait()
-        start = time.perf_counter()
-        step()
-        wait()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times), peak, sum(it.numel() for it in parameters)
+    return statistics.median(seconds_of(step) for _ in range(steps)), peak, count
 
 
 def compare_models(options: argparse.Namespace) -> None:
@@ -159,6 +176,25 @@ def compare_models(options: argparse.Namespace) -> None:
         print(
             f"{method:<22}{count:>15,}{1e3 * seconds:>9.1f} ms{seconds / first[0]:>8.2f}"
             f"{peak / 2**20:>16,.0f} MiB{peak / first[1]:>6.2f}"
+        )
+
+
+def compare_with_lora(options: argparse.Namespace) -> None:
+    """Prints the time of a step of restrict(freeze) against one of LoRA with as many parameters, made in turns."""
+    METHODS["LoRA"] = lora(43)
+    for dtype in (torch.float32, torch.bfloat16):
+        trainings = {name: prepare(name, SMALL, dtype, 4, 128) for name in ("LoRA", "restrict(freeze)")}
+        rounds = [
+            {name: seconds_of(step) for name, (step, *_) in trainings.items()}
+            for _ in range(2 + options.steps)  # the first steps allocate and warm up
+        ][2:]
+        medians = {name: statistics.median(it[name] for it in rounds) for name in trainings}
+        shown = ", ".join(
+            f"{name} ({trainings[name][-1]:,} parameters) {1e3 * it:.1f} ms" for name, it in medians.items()
+        )
+        ratio = statistics.median(it["restrict(freeze)"] / it["LoRA"] for it in rounds)
+        print(
+            f"{DEVICE}, {dtype}, 4 x 128 tokens: {shown}; median ratio of {options.steps} pairs {ratio:.2f}"
         )
 
 
@@ -266,6 +302,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--equal", action="store_true", help="restrict(freeze) and LoRA, as many parameters")
     parser.add_argument("--layer", action="store_true", help="one projection instead of a model")
     parser.add_argument("--count", action="store_true", help="operations and bytes of one projection")
     parser.add_argument("--compile", action="store_true", help="compile the model")
@@ -273,4 +310,11 @@ if __name__ == "__main__":
     parser.add_argument("--large", action="store_true", help="the shape of Llama-3.2-1B without a GPU too")
     parser.add_argument("--steps", type=int, default=7)
     chosen = parser.parse_args()
-    (count_operations if chosen.count else compare_layers if chosen.layer else compare_models)(chosen)
+    if chosen.count:
+        count_operations(chosen)
+    elif chosen.layer:
+        compare_layers(chosen)
+    elif chosen.equal:
+        compare_with_lora(chosen)
+    else:
+        compare_models(chosen)

@@ -34,6 +34,8 @@ JOBS = [
     f"fsdp-resumed:{EXACT}",
     "ddp:llama:adapter:float64",
     "fsdp:llama:adapter:float64",
+    "fsdp1:llama:freeze:float64",
+    "fsdp1:llama:adapter:float64",
     "fsdp-dcp:llama:train:float64",
     "fsdp-dcp:llama:adapter:float64",
 ]
@@ -47,15 +49,18 @@ MASKED = [f"fsdp-{computed_in}:llama:masked:float32" for computed_in in ("float3
 MEASURED = "measure:llama:float64"
 
 
-def launch(launcher: tuple[str, ...], folder: Path, jobs: list[str]) -> None:
+def launch(
+    launcher: tuple[str, ...], folder: Path, jobs: list[str], worker: str = "support.distributed_worker"
+) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", *launcher, "-m", "support.distributed_worker", str(folder), *jobs],
+        [sys.executable, "-m", *launcher, "-m", worker, str(folder), *jobs],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
+    assert "AlpsWarning" not in run.stderr, run.stderr
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +147,7 @@ def test_a_distributed_checkpoint_is_resumed_by_another_number_of_processes(resu
     expected = load_file(results / "fsdp:llama:train:float64.safetensors")
     for name, tensor in model.state_dict().items():
         assert (tensor - expected[name]).abs().max() <= 1e-6 * expected[name].abs().max(), name
+
+
+def test_tensor_parallelism_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    launch(TORCHRUN, tmp_path, [], "support.tensor_parallel_worker")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from peft import (
+    LoraConfig,
     PeftModel,
     get_base_model_state_dict,
     get_peft_model,
@@ -32,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import alps
 from alps import AlpsConfig, ArgumentError, HeadSet, WeightsError
 from alps.training.peft.layer import AlpsLayer
-from support.training import Model, chosen, loss_of, tiny_model, tokens
+from support.training import Model, chosen, loss_of, states, tiny_model, tokens
 
 pytestmark = [
     # PEFT still asks what transformers deprecates.
@@ -471,11 +472,19 @@ def test_the_state_of_the_base(base: Path) -> None:
     assert all(torch.equal(it, original[name]) for name, it in get_base_model_state_dict(model).items())
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 def test_what_is_not_there_is_refused(base: Path, tmp_path: Path) -> None:
     model = adapted(base)
     assert not model.supports_lora_conversion()
     model.save_pretrained(tmp_path)
+    before = states(model)
     with pytest.raises(ValueError, match="Hotswapping only supports LORA but ALPS was passed"):
         hotswap_adapter(model, str(tmp_path), adapter_name="default")
+    with_lora = get_peft_model(load(base), LoraConfig(target_modules="all-linear"))
+    before_lora = states(with_lora)
+    with pytest.raises(ValueError, match="Incompatible PEFT types found: LORA and ALPS"):
+        hotswap_adapter(with_lora, str(tmp_path), adapter_name="default")
+    for it, state in ((model, before), (with_lora, before_lora)):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in it.state_dict().items())
     with pytest.raises(TypeError, match="runtime_config"):
         config_of(load(base), runtime_config=None)

@@ -107,6 +107,7 @@ def _prove(model: Any, runs: list[run_model.Run], heads: alps.HeadSet) -> str:
     reached = 0
     parameters = dict(reference.named_parameters(remove_duplicate=False))
     for name, projection in restricted_projections(restricted).items():
+        assert isinstance(projection, RestrictedProjection)
         problem, count = _compare(name, projection, parameters)
         if problem:
             return f"wrong: {problem}"

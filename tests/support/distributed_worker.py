@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -108,7 +108,7 @@ def work(folder: Path, method: str, model_type: str, others: str, dtype: str) ->
 
     Args:
         folder: For checkpoints of torch.distributed.
-        method: "single", "ddp", "accelerate", "fsdp", "fsdp-resumed", "fsdp-dcp", or "fsdp-" and the format that FSDP2
+        method: "single", "ddp", "accelerate", "fsdp1", "fsdp", "fsdp-resumed", "fsdp-dcp", or "fsdp-" and the format that FSDP2
             computes in.
         model_type: Of transformers.
         others: As `restricted` takes it.
@@ -118,6 +118,8 @@ def work(folder: Path, method: str, model_type: str, others: str, dtype: str) ->
     computed_in = getattr(torch, method.removeprefix("fsdp-"), None)
     if method == "ddp":
         model = DistributedDataParallel(model)
+    elif method == "fsdp1":
+        model = whole = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
     elif method.startswith("fsdp"):
         model = whole = shard(model, computed_in)
     settings = {"lr": 1e-3, "weight_decay": 0.1}
@@ -148,7 +150,8 @@ def work(folder: Path, method: str, model_type: str, others: str, dtype: str) ->
     if accelerator is not None:
         return dict(accelerator.get_state_dict(model))
     state: dict[str, Any] = get_model_state_dict(whole, options=FULL)
-    return state
+    # FSDP1 keeps the rows of `restrict` besides the weights that hold them.
+    return {name: it for name, it in state.items() if others == "adapter" or not name.endswith("rows")}
 
 
 def sharded_state(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,12 +15,10 @@ import alps._alps as _alps
 from alps.errors import ArgumentError, ModelError
 from alps.geometry import Geometry
 from alps.heads import HeadSet
+from alps.training.quantised import is_packed
 
 Projection: TypeAlias = nn.Linear | Conv1D
 """A module whose rows can train. The outputs are axis 0 of the weight of a Linear and axis 1 of that of a Conv1D."""
-
-_PACKED = ("Int8Params", "Params4bit")
-"""The parameters of bitsandbytes that PEFT dequantises."""
 
 TRAINABLE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -156,7 +153,7 @@ def find(
     parameters = model.named_parameters(remove_duplicate=False)
     shapes = {parameter.replace(wrapper, ""): list(tensor.shape) for parameter, tensor in parameters}
     for module_name, module in model.named_modules():
-        if quantised and isinstance(module, nn.Linear) and not module.weight.is_floating_point():
+        if quantised and isinstance(module, nn.Linear) and is_packed(module.weight):
             weight = f"{module_name}.weight".replace(wrapper, "")
             shapes[weight] = [module.out_features, module.in_features]
     geometry, matrices = _alps.live_attention(
@@ -201,12 +198,6 @@ def features(module: nn.Module, axis: int) -> tuple[int, int]:
     return shape[axis], shape[1 - axis]
 
 
-def float_weight(module: nn.Module) -> torch.Tensor:
-    """The weight of a projection as floating-point numbers."""
-    weight = module.get_parameter("weight")
-    return weight if weight.is_floating_point() else dequantize_module_weight(module)
-
-
 def check_projection(name: str, module: nn.Module, axis: int) -> nn.Module:
     """Returns the module if an adapter can replace some of its outputs.
 
@@ -219,18 +210,17 @@ def check_projection(name: str, module: nn.Module, axis: int) -> nn.Module:
         found = type(module)
         raise ModelError(f"{name}: expected a {kind.__name__}, found a {found.__module__}.{found.__name__}")
     for parameter, tensor in module.named_parameters():
-        check_parameter(f"{name}.{parameter}", module, tensor, is_packed=type(tensor).__name__ in _PACKED)
+        check_parameter(f"{name}.{parameter}", module, tensor)
     return module
 
 
-def check_parameter(name: str, module: nn.Module, tensor: torch.Tensor, is_packed: bool = False) -> None:
+def check_parameter(name: str, module: nn.Module, tensor: torch.Tensor) -> None:
     """Refuses a parameter of a module whose rows cannot train.
 
     Args:
         name: Of the parameter, for messages.
         module: That holds the parameter.
         tensor: The parameter.
-        is_packed: Whether bitsandbytes has packed it, which an adapter can train rows over.
 
     Raises:
         ModelError: It is sharded, not in memory, or of a format that cannot train.
@@ -245,11 +235,11 @@ def check_parameter(name: str, module: nn.Module, tensor: torch.Tensor, is_packe
             f"{name}: expected a weight in memory, found one that accelerate loads for each pass, which would lose "
             "what was trained; load the model without offloading"
         )
-    if is_packed:
+    if is_packed(tensor):  # rows train beside it
         return
     if tensor.dtype not in TRAINABLE_DTYPES:
         raise ModelError(
-            f"{name}: expected float16, bfloat16, float32 or float64, or for adapters weights quantised by bitsandbytes, "
+            f"{name}: expected float16, bfloat16, float32 or float64, or weights quantised by bitsandbytes, "
             f"found {str(tensor.dtype).removeprefix('torch.')}; quantised weights cannot train"
         )
     if type(tensor.data) is not torch.Tensor:

@@ -76,6 +76,29 @@ def with_rows(whole: Tensor, rows: Tensor, indices: Tensor, axis: int, rows_in: 
     return tensor
 
 
+def replace_outputs(
+    outputs: Tensor, inputs: Tensor, rows: Tensor, bias_rows: Tensor | None, indices: Tensor, axis: int
+) -> Tensor:
+    """Computes the outputs of a projection at `indices` anew, from rows beside its weight.
+
+    For weights that cannot hold the rows: those that are packed, or that a module multiplies in its own way. The
+    gradient of the outputs reaches the module at all other places and the rows at these.
+
+    Args:
+        outputs: [..., out], of the module.
+        inputs: [..., in].
+        rows: [n, in] with axis 0, [in, n] with axis 1.
+        bias_rows: [n], or None.
+        indices: int64 [n], without duplicates.
+        axis: The axis of the rows that holds the outputs.
+
+    Returns:
+        [..., out], in the dtype of the outputs; computed in that of the rows, or of autocast where it is on.
+    """
+    own = functional.linear(inputs.to(rows.dtype), rows if axis == 0 else rows.t(), bias_rows)
+    return outputs.index_copy(-1, indices.to(outputs.device), own.to(outputs.device, outputs.dtype))
+
+
 def rows_at(whole: Tensor, indices: Tensor, axis: int) -> Tensor:
     """Copies the rows at `indices`: of axis 0, or of all later axes as one with axis 1."""
     return _as_matrix(whole, axis).index_select(axis, indices)

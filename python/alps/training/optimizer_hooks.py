@@ -93,7 +93,9 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
     if optimizer not in _checked and any(parameter.grad is not None for parameter in own.values()):
         _checked.add(optimizer)
         rows = [(name, it) for module in _modules for name, it in module.named_rows() if id(it) in own]
-        if without := sorted(name for name, it in rows if it.grad is None and it.requires_grad):
+        # FSDP1 leaves a process nothing of a parameter that others hold.
+        used = {name for name, it in rows if it.grad is not None or not it.requires_grad or not it.numel()}
+        if without := sorted({name for name, _ in rows} - used):
             shown = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
             warnings.warn(
                 f"alps.restrict: {len(without)} of {len(rows)} restricted parameters had no gradient at the first "

@@ -26,8 +26,47 @@ from alps.training import optimizer_hooks
 from alps.training.autograd import RowsIn, project, rows_at, with_rows, write_rows
 
 
-class RestrictedProjection(nn.Module):
-    """A Linear or a Conv1D of which only some rows (columns, for a Conv1D) train; the base of all restricted modules.
+class RestrictedModule(nn.Module):
+    """A module of which only some rows train: a `RestrictedProjection`, or a `PackedProjection`.
+
+    Attributes:
+        rows: The rows of the weight that train, in float32 or wider; None if there are none.
+        bias_rows: The entries of the bias that train, in float32 or wider; None if there are none.
+        indices: int64, ascending: the positions of the rows.
+    """
+
+    _alps_restricted = True
+    rows: nn.Parameter | None
+    bias_rows: nn.Parameter | None
+    indices: Tensor
+    _name: str
+
+    def restricted_parameters(self) -> list[nn.Parameter]:
+        """The whole parameters and the rows of them that train."""
+        raise NotImplementedError
+
+    def biases(self) -> list[nn.Parameter]:
+        """The biases of the restricted weights, whole."""
+        raise NotImplementedError
+
+    def freeze(self) -> None:
+        """Freezes the whole parameters."""
+        raise NotImplementedError
+
+    def release(self, dtype: torch.dtype) -> nn.Module:
+        """Ends the restriction.
+
+        Args:
+            dtype: Of the weight, if it was packed and is no longer.
+
+        Returns:
+            The module for the place of this one, with the trained rows in its weight: often the same object.
+        """
+        raise NotImplementedError
+
+
+class RestrictedProjection(RestrictedModule):
+    """A Linear or a Conv1D of which only some rows (columns, for a Conv1D) train; the base of all such modules.
 
     `restrict_rows` makes one of an ordinary module by changing its class. It saves and loads like that module.
 
@@ -40,18 +79,13 @@ class RestrictedProjection(nn.Module):
         axis: The axis of the weight that holds the outputs.
     """
 
-    _alps_restricted = True
     axis: int
-    rows: nn.Parameter | None
-    bias_rows: nn.Parameter | None
-    indices: Tensor
     _wholes: dict[str, str]
     """The names of the row parameters, with the name of the parameter that each holds rows of."""
     _indices: Tensor
     _records: "dict[str, _Record | None]"
     _ordinary: type[nn.Module]
     _trained_before: tuple[str, ...]
-    _name: str
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Projects [..., in] to [..., out]."""
@@ -107,8 +141,8 @@ class RestrictedProjection(nn.Module):
                 write_rows(whole, rows, self.indices, self._axis_of(name))
             self._note(name, written=True)
 
-    def release(self) -> nn.Module:
-        """Makes it the ordinary module again, with the trained rows in place."""
+    def release(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """Makes it the ordinary module again, with the trained rows in place and the format that it has."""
         self.write()
         optimizer_hooks.forget_rows(self)
         for name, whole in self._wholes.items():
@@ -260,16 +294,7 @@ class RestrictedProjection(nn.Module):
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "RestrictedProjection":
         """Moves and converts the module, but never narrows the rows."""
-        row_parameters = [rows for rows, _ in self.row_parameters()]
-        wide = {id(tensor) for rows in row_parameters for tensor in (rows, rows.grad) if tensor is not None}
-
-        def convert(tensor: Tensor) -> Tensor:
-            converted = function(tensor)
-            if id(tensor) in wide and converted.dtype.itemsize < torch.float32.itemsize:
-                return tensor.to(converted.device)
-            return converted
-
-        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keep_wide(function, [rows for rows, _ in self.row_parameters()]), recurse)  # type: ignore[no-untyped-call]
         self._place_indices()
         self._note_all()
         return self
@@ -401,15 +426,30 @@ def _rows_name(whole: str) -> str:
     return "rows" if whole == "weight" else f"{whole}_rows"
 
 
-def restricted_projections(model: nn.Module) -> dict[str, RestrictedProjection]:
+def restricted_projections(model: nn.Module) -> dict[str, RestrictedModule]:
     """The restricted modules of a model by name."""
-    return {name: it for name, it in model.named_modules() if isinstance(it, RestrictedProjection)}
+    return {name: it for name, it in model.named_modules() if isinstance(it, RestrictedModule)}
 
 
 def select_rows(whole: Tensor, indices: Tensor, axis: int) -> Tensor:
     """Copies the rows at `indices` in float32 or wider, since narrower numbers would round small steps away."""
     rows = rows_at(whole.detach(), indices.to(whole.device), axis)
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def keep_wide(
+    function: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]
+) -> Callable[[Tensor], Tensor]:
+    """Returns a function that converts tensors as `function` does, but never narrows these parameters below float32."""
+    wide = {id(tensor) for it in parameters for tensor in (it, it.grad) if tensor is not None}
+
+    def convert(tensor: Tensor) -> Tensor:
+        converted = function(tensor)
+        if id(tensor) in wide and converted.dtype.itemsize < torch.float32.itemsize:
+            return tensor.to(converted.device)
+        return converted
+
+    return convert
 
 
 def freeze(parameter: nn.Parameter) -> None:

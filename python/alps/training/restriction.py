@@ -5,6 +5,7 @@ The chosen rows train as parameters of their own; `alps.training.projection` say
 
 import inspect
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from torch.distributed.tensor import DTensor
 
 from alps.errors import ArgumentError, ModelError
 from alps.heads import HeadSet
-from alps.training import attention
-from alps.training.projection import freeze, restrict_rows, restricted_projections
+from alps.training import attention, quantised
+from alps.training.packed_projection import PackedProjection
+from alps.training.projection import RestrictedModule, freeze, restrict_rows, restricted_projections
 from alps.training.summary import Restriction, summarize
 
 _FROZEN = "_alps_frozen"
@@ -44,6 +46,12 @@ def restrict(
     group must have one dtype. FSDP1 keeps the rows in its state dict besides, under names that end in `rows`. The empty
     set freezes Q, K and V whole; the full set trains them.
 
+    Weights that bitsandbytes has packed (int8, nf4, fp4) cannot hold the rows. Their modules are wrapped, and the outputs
+    of the rows are computed from float32 rows, which begin as the dequantised ones. `state_dict` and `save_pretrained`
+    then refuse, since they would lose the rows; after `alps.release`, Linear modules with the rows in place stand for
+    the packed ones, and the model saves and loads with these in floating point. The Trainer trains no packed model
+    without an adapter: train in a loop of your own, or use `AlpsConfig`, which can also be resumed.
+
     torch's `ignore_frozen_params` leaves the weights and the rows out of a state: save the whole state. Write averages of
     weights to the parameters, not to their `.data`: autograd counts no change of `.data`, so it is overwritten.
 
@@ -61,8 +69,9 @@ def restrict(
     Raises:
         ArgumentError: The heads are not those of this model, the model is restricted already, or `others` is neither
             "train" nor "freeze".
-        ModelError: The model has no known layout, contradicts its configuration, is quantised, sharded, partitioned by
-            DeepSpeed's ZeRO-3 or offloaded, or two of its projections are one module. The model is unchanged.
+        ModelError: The model has no known layout, contradicts its configuration, is quantised otherwise than by
+            bitsandbytes, sharded, partitioned by DeepSpeed's ZeRO-3 or offloaded, or two of its projections are one
+            module. The model is unchanged.
 
     Warns:
         AlpsWarning: At the first step, of rows that had no gradient though other parameters had; in training, of rows
@@ -74,19 +83,20 @@ def restrict(
         raise ArgumentError("the model is restricted already; alps.release(model) ends that")
     if not isinstance(heads, HeadSet):
         raise ArgumentError(f"heads: expected an alps.HeadSet, found {type(heads).__name__}")
-    found = attention.find(model, heads.geometry.component)
+    found = attention.find(model, heads.geometry.component, quantised=quantised.has_packed_weights(model))
     rows = found.rows(heads)
     owners: dict[torch.Tensor, str] = {}
     for name, weights in found.parameters.items():
         module = model.get_submodule(name)
         for weight in weights:
             attention.check_parameter(f"{name}.{weight}", module, parameter := module.get_parameter(weight))
+            if quantised.is_packed(parameter):
+                attention.check_projection(name, module, found.modules[name])
             if (other := owners.setdefault(parameter, name)) != name:
                 raise ModelError(f"{name}: expected a weight of its own, found that of {other}")
+    quantised.keep_order(model)
     restricted = [
-        restrict_rows(
-            model.get_submodule(name), rows[name], axis, found.parameters[name], name, _is_read(model, name)
-        )
+        _restricted(model, name, rows[name], axis, found.parameters[name])
         for name, axis in found.modules.items()
     ]
     for projection in restricted:
@@ -106,6 +116,11 @@ def release(model: nn.Module) -> None:
     Works in place. The rows are rounded to the dtype of the weight, as in every forward pass. Parameters that
     `restrict` froze can train again.
 
+    Where bitsandbytes has packed the weight, a Linear takes the module's place, with the dequantised weight and the
+    trained rows in the format that the model computes in. The configuration names these Linears as not to be packed
+    (`llm_int8_skip_modules`), so that `from_pretrained` loads what is then saved. A projection of which no rows train
+    stays packed. Call the model's `dequantize()` afterwards for a checkpoint without packed weights.
+
     Args:
         model: A model that `restrict` was called on, or a wrapper around one.
 
@@ -121,11 +136,44 @@ def release(model: nn.Module) -> None:
             raise ModelError(
                 f"{name}: expected a plain tensor, found a shard of one; save the model and load it anew instead"
             )
-    for projection in restricted.values():
-        projection.release()
+    dtype = _format_of(model, restricted.values())
+    unpacked = []
+    for name, projection in restricted.items():
+        module = projection.release(dtype)
+        if module is not projection:
+            model.set_submodule(name, module)
+            if not quantised.is_packed(module.get_parameter("weight")):
+                unpacked.append(name)
+    quantised.note_unpacked(model, unpacked)
     for module in model.modules():
         for name in vars(module).pop(_FROZEN, ()):
             module.get_parameter(name).requires_grad_(True)
+
+
+def _restricted(
+    model: nn.Module, name: str, indices: torch.Tensor, axis: int, parameters: tuple[str, ...]
+) -> RestrictedModule:
+    """Lets only the rows at `indices` of a module of a model train."""
+    module = model.get_submodule(name)
+    if not quantised.is_packed(module.get_parameter(parameters[0])):
+        return restrict_rows(module, indices, axis, parameters, name, _is_read(model, name))
+    assert isinstance(module, nn.Linear)  # as both kinds of bitsandbytes are
+    projection = PackedProjection(module, indices, name)
+    model.set_submodule(name, projection)
+    return projection
+
+
+def _format_of(model: nn.Module, restricted: Iterable[RestrictedModule]) -> torch.dtype:
+    """The number format that a model computes in: that of its first parameter which is neither packed nor a row."""
+    inside = {id(parameter) for projection in restricted for parameter in projection.restricted_parameters()}
+    formats = (
+        parameter.dtype
+        for parameter in model.parameters()
+        if parameter.is_floating_point()
+        and not quantised.is_packed(parameter)
+        and id(parameter) not in inside
+    )
+    return next(formats, torch.get_default_dtype())
 
 
 def _is_read(model: nn.Module, name: str) -> bool:

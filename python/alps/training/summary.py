@@ -7,6 +7,7 @@ from torch import nn
 from alps.heads import HeadSet
 from alps.training.attention import Attention
 from alps.training.projection import restricted_projections
+from alps.training.quantised import entries
 
 KINDS = ("query", "key", "value", "bias", "other")
 """The weights of the Q, K and V projections by role, their biases, and all other parameters of the model."""
@@ -63,7 +64,7 @@ def summarize(model: nn.Module, attention: Attention, heads: HeadSet) -> Restric
             frozen["bias"] += len(bias) - len(projection.indices)
     for parameter in model.parameters():
         if id(parameter) not in inside:
-            (trainable if parameter.requires_grad else frozen)["other"] += parameter.numel()
+            (trainable if parameter.requires_grad else frozen)["other"] += entries(parameter)
     by_layer = [
         {
             layer: tuple(mask[row].nonzero()[0].tolist())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from alps.errors import PairError
+from alps.training import quantised
 
 _FORMATS = ("float32", "bfloat16", "float16")
 
@@ -63,6 +64,7 @@ def _hash(projections: dict[str, nn.Module], rows: dict[str, Tensor], rounded_to
     """Hashes names, weights as float32 and rows as int64, little-endian, by SHA-256; None for weights on `meta`."""
     digest = hashlib.sha256()
     for module_name, module in projections.items():
+        quantised.keep_order(module)
         for name, parameter in module.named_parameters():
             if parameter.is_meta:
                 return None

@@ -9,8 +9,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from alps.errors import ArgumentError, CheckpointError, ModelError, WeightsError
-from alps.training import attention
-from alps.training.autograd import RowsIn, project, with_rows
+from alps.training import attention, quantised
+from alps.training.autograd import RowsIn, project, replace_outputs, with_rows
 from alps.training.projection import select_rows
 
 
@@ -45,7 +45,7 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
     def add(self, adapter: str, indices: Tensor) -> None:
         """Adds an adapter of the rows at `indices`, with the values of the base."""
         self.alps_indices[adapter] = indices.to(self.base_layer.weight.device)
-        whole = attention.float_weight(self.base_layer)
+        whole = quantised.float_weight(self.base_layer)
         self.alps_rows[adapter] = nn.Parameter(select_rows(whole, self.alps_indices[adapter], self.axis))
         if (bias := self.base_layer.bias) is not None:
             self.alps_bias_rows[adapter] = nn.Parameter(select_rows(bias, self.alps_indices[adapter], 0))
@@ -54,7 +54,7 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         """Converts the rows of an adapter to the number format of the base."""
         dtype = self.base_layer.weight.dtype
         for rows in (self.alps_rows, self.alps_bias_rows):
-            if adapter in rows and dtype.is_floating_point:
+            if adapter in rows and not quantised.is_packed(self.base_layer.weight):
                 rows[adapter].data = rows[adapter].data.to(dtype)
 
     def forward(self, inputs: Tensor, adapter_names: list[str] | None = None) -> Tensor:
@@ -76,14 +76,7 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         rows, bias_rows, indices = active
         if attention.is_ordinary(base, self.axis):
             return project(inputs, base.weight, base.bias, rows, bias_rows, indices, self.axis)
-        return self._replace_outputs(base(inputs), inputs, rows, bias_rows, indices)
-
-    def _replace_outputs(
-        self, outputs: Tensor, inputs: Tensor, rows: Tensor, bias_rows: Tensor | None, indices: Tensor
-    ) -> Tensor:
-        """The outputs of the base with those of the rows at `indices` computed anew."""
-        own = nn.functional.linear(inputs.to(rows.dtype), rows if self.axis == 0 else rows.t(), bias_rows)
-        return outputs.index_copy(-1, indices.to(outputs.device), own.to(outputs.device, outputs.dtype))
+        return replace_outputs(base(inputs), inputs, rows, bias_rows, indices, self.axis)
 
     def _project_mixed(self, inputs: Tensor, adapter_names: list[str]) -> Tensor:
         """Projects a batch whose sequences have an adapter each."""
@@ -102,7 +95,8 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
             sequences = torch.tensor(places, device=outputs.device)
             rows, bias_rows = self.alps_rows[name], self.alps_bias_rows.get(name, None)
             indices = self.alps_indices[name]
-            part = self._replace_outputs(outputs[sequences], inputs[sequences], rows, bias_rows, indices)
+            own, given = outputs[sequences], inputs[sequences]
+            part = replace_outputs(own, given, rows, bias_rows, indices, self.axis)
             outputs = outputs.index_copy(0, sequences, part)
         return outputs
 
@@ -142,7 +136,7 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
     def _with_rows(self, name: str) -> Tensor:
         whole: Tensor = getattr(self.base_layer, name)
         active = self._active_rows()
-        if active is None or not whole.is_floating_point() or whole.is_meta:
+        if active is None or quantised.is_packed(whole) or whole.is_meta:
             return whole
         rows, bias_rows, indices = active
         if name == "bias":
@@ -174,7 +168,7 @@ class AlpsLayer(nn.Module, BaseTunerLayer):
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.alps_rows]
         self.check_disjoint(names)
-        if names and not self.base_layer.weight.is_floating_point():
+        if names and quantised.is_packed(self.base_layer.weight):
             raise ModelError(
                 f"adapter {names[0]}: expected weights that are floating-point numbers, found quantised ones, into "
                 "which no rows can be merged; load the base without quantisation and merge the adapter there"

@@ -14,7 +14,7 @@ from torch import nn
 
 from alps.errors import ArgumentError
 from alps.heads import HeadSet
-from alps.training import attention
+from alps.training import attention, quantised
 from alps.training.peft import fingerprint
 from alps.training.peft.config import PEFT_TYPE, AlpsConfig
 from alps.training.peft.layer import AlpsLayer
@@ -47,6 +47,8 @@ class AlpsModel(BaseTuner):
             module = model.get_submodule(name)
             base = module.base_layer if isinstance(module, AlpsLayer) else module
             projections[name] = attention.check_projection(name, base, axis)
+        if not peft_config.inference_mode:
+            quantised.keep_order(model)
         own = copy.copy(peft_config)
         fingerprint.check(own, projections, rows)
         axes = found.modules
