@@ -5,7 +5,7 @@
 //! A [`Plan`] is told which ranges the steps of a call will read, in the order of the steps. It joins ranges that lie
 //! close together and cuts long ones, so that a large checkpoint takes a few hundred large requests. The [`Transfers`]
 //! ask for these pieces in the order in which the steps need them, as many at a time as there are connections, as long
-//! as the pieces that were asked for and are not yet given back have at most `memory` bytes. A piece is given back once
+//! as the pieces that were asked for and are not yet given back fit into the `memory`. A piece is given back once
 //! the last step that reads it has ended. The pieces of the first step that has not ended are always asked for, so a
 //! small `memory` makes a call slow and never stops it; it then takes what one step reads.
 //!
@@ -33,12 +33,12 @@ const LONGEST_CUT: u64 = 128 << 20;
 
 /// The length of pieces where memory is short.
 const SMALLEST_CUT: u64 = 256 << 10;
-const REQUESTS: u64 = 1500;
+const REQUESTS: u64 = 1200;
 
 /// The bounds of what is fetched ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransferLimits {
-    /// The most bytes that are asked for and not yet given back.
+    /// The most bytes that a call holds of files: seven eighths of them in pieces that are asked for and not yet given back.
     pub memory: u64,
     /// The most requests at a time.
     pub connections: usize,
@@ -96,8 +96,11 @@ impl Plan {
 
     /// Begins to fetch. The files take the ranges from the transfers until these are dropped.
     pub(crate) fn begin(self, limits: TransferLimits) -> Transfers {
+        // The rest is for what the steps hold beside the pieces.
+        let limits = TransferLimits { memory: limits.memory - limits.memory / 8, ..limits };
         let total: u64 = self.files.iter().flat_map(|(_, ranges)| ranges).map(PlannedRange::length).sum();
-        let cut = (total / REQUESTS).clamp(SHORTEST_CUT, LONGEST_CUT).min((limits.memory / 8).max(SMALLEST_CUT));
+        let cut =
+            (total / REQUESTS).clamp(SHORTEST_CUT, LONGEST_CUT).min((limits.memory / 4).max(SMALLEST_CUT));
         let mut pieces: Vec<Piece> = Vec::new();
         for (file, ranges) in self.files {
             let cut = cut_into_pieces(ranges, cut);

@@ -36,8 +36,8 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Adapter, HeadWeights, Pair, PyReply, adapter, check_options, geometry, graft, inspect, layouts, live_attention,
-        ranking, report, select_random, select_ranked, select_within_budget,
+        Adapter, HeadWeights, Pair, PyReply, adapter, check_options, geometry, graft, inspect, layouts,
+        live_attention, ranking, report, select_random, select_ranked, select_within_budget,
     };
 
     #[pymodule_init]

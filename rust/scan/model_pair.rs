@@ -1,6 +1,8 @@
 //! Two models of which every head can be compared, and the scan that does it.
 
+use std::panic::resume_unwind;
 use std::sync::atomic::Ordering;
+use std::thread;
 
 use super::compatibility::{check_pair, check_product};
 use super::layer_scores::FinishedLayers;
@@ -41,8 +43,14 @@ impl ModelPair {
     ///
     /// Those of [`OpenedModel::open`]; [`Error::Pair`] if the two are of different models or sizes.
     pub fn open(base: &ModelPath, tuned: &ModelPath, component: Option<Component>) -> Result<Self> {
-        let base = OpenedModel::open(base, component)?;
-        let tuned = OpenedModel::open(tuned, component)?;
+        let open = |path| OpenedModel::open(path, component);
+        // Files that are elsewhere answer after a while, so both models are opened at a time.
+        let (base, tuned) = thread::scope(|scope| {
+            let opening = scope.spawn(|| open(base));
+            let tuned = open(tuned);
+            (opening.join().unwrap_or_else(|panic| resume_unwind(panic)), tuned)
+        });
+        let (base, tuned) = (base?, tuned?);
         check_pair(&base, &tuned)?;
         Ok(Self { base, tuned })
     }

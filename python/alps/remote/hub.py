@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from alps.optional import needed
-from alps.remote.store import TIMEOUT, StatusError, Store, UnsupportedError, delay
+from alps.remote.store import StatusError, Store, UnsupportedError, delay
+from alps.remote.web import WebClient
 
 
 class HubStore(Store):
@@ -30,6 +31,7 @@ class HubStore(Store):
             import huggingface_hub
             from huggingface_hub import errors
         self._hub: Any = huggingface_hub
+        self._client = WebClient("a checkpoint on the hub")
 
         def ask() -> Any:
             try:
@@ -84,22 +86,11 @@ class HubStore(Store):
             with Path(cached).open("rb") as stream:
                 stream.seek(start)
                 return stream.read(end - start)
-        response = self._hub.utils.http_backoff(
-            "GET",
-            self._hub.hf_hub_url(self._id, path, revision=self.commit),
-            headers={**self._hub.utils.build_hf_headers(), "range": f"bytes={start}-{end - 1}"},
-            timeout=TIMEOUT,
-            max_retries=0,
-            retry_on_exceptions=(),
-            retry_on_status_codes=(),
-        )
-        if response.status_code == 200 and end - start != self._sizes[path]:
-            raise UnsupportedError(
-                "expected a range of the file, found all of it: the server knows no ranges"
-            )
-        if response.status_code not in (200, 206):
-            raise _status_error(response)
-        return bytes(response.content)
+        address = self._hub.hf_hub_url(self._id, path, revision=self.commit)
+        response = self._client.get(address, start, end, self._hub.utils.build_hf_headers())
+        if response.status_code != 206 and end - start != self._sizes[path]:
+            raise UnsupportedError("expected a range of the file, found all of it: the server knows no ranges")
+        return self._client.content(response, end - start)
 
     def _path(self, location: str) -> str:
         """The path within the repository."""

@@ -142,8 +142,7 @@ class Store(ABC):
 
         def read() -> bytes:
             data = self._read(file, start, end)
-            if len(data) < end - start:
-                raise ConnectionError(f"expected {end - start} bytes, found {len(data)}")
+            check_count(data, end - start)
             if len(data) > end - start:
                 raise UnsupportedError("expected a range of the file, found more: the server knows no ranges")
             return data
@@ -202,6 +201,12 @@ class Store(ABC):
             _count("retries", 1)
 
 
+def check_count(data: bytes, expected: int) -> None:
+    """Refuses an answer with fewer bytes than were asked for."""
+    if len(data) < expected:
+        raise ConnectionError(f"expected {expected} bytes, found {len(data)}")
+
+
 _counting = threading.Lock()
 
 
@@ -220,11 +225,14 @@ def _work(tasks: "_Tasks") -> None:
 _SECRET = re.compile(r"(\w+://)([^/\s@]*@)?([^\s?#'\"<>]*)([?#][^\s'\"<>]*)?")
 """A URL: its scheme, a password, its path, and a query, in which signatures are."""
 
+_QUERY = re.compile(r"\?[^\s'\"<>()]*=[^\s'\"<>()]*")
+"""The query of an address without its beginning."""
+
 
 def describe(error: BaseException) -> str:
     """An exception in one line, without passwords and signatures of URLs."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    plain = _SECRET.sub(lambda match: match[1] + match[3], text)
+    plain = _QUERY.sub("", _SECRET.sub(lambda match: match[1] + match[3], text))
     line = " ".join(plain.split())
     return line if len(line) <= 300 else line[:299] + "…"
 

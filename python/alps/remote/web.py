@@ -1,27 +1,27 @@
 """Checkpoints on web servers."""
 
-import asyncio
 import errno
 import posixpath
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from alps.optional import needed
-from alps.remote.store import TIMEOUT, StatusError, Store, UnsupportedError, delay
+from alps.remote.store import TIMEOUT, StatusError, Store, UnsupportedError, check_count, delay
 
-USUAL_NAMES = (
-    "config.json",
+FIRST_NAMES = ("config.json", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
+"""The files that are looked for first, since web servers do not list folders."""
+OTHER_NAMES = (
     "params.json",
-    "adapter_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
     "adapter_model.safetensors",
     "consolidated.safetensors",
     "consolidated.safetensors.index.json",
 )
-"""The files that are looked for, since web servers do not list folders."""
-_T = TypeVar("_T")
+"""The files that are looked for where no usual file of weights is found."""
+_BEGINNING = 100 << 10
+"""The bytes that come with the status of a file: most headers, and all of a small file."""
 
 
 class WebStore(Store):
@@ -35,84 +35,83 @@ class WebStore(Store):
         """Takes an address; asks nothing of the server.
 
         Raises:
-            ImportError: fsspec or aiohttp is not installed.
+            MissingPackageError: requests is not installed.
         """
         super().__init__()
-        with needed("a checkpoint on a web server", "'alps-heads[remote]'"):
-            import aiohttp
-            import fsspec
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
-        self._filesystem: Any = fsspec.filesystem("https")
+        self._client = WebClient(f"a checkpoint at {urlsplit(url).scheme}://")
         parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
         self._netloc, self._query = parts.netloc, parts.query
-        self.root = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        self.root = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
         self._known: dict[str, tuple[int, str] | None] = {}
+        self._beginnings: dict[str, bytes] = {}
 
     def names(self, folder: str) -> list[str]:
         """The usual names that are there; of a file, that it is none."""
         if posixpath.splitext(folder)[1] in (".safetensors", ".json"):
             self.status(folder)
             raise NotADirectoryError(errno.ENOTDIR, "it is a file", folder)
-        files = [f"{folder}/{name}" for name in USUAL_NAMES]
-        self._attempt(folder, lambda: self._ask_status(files))
-        names = [name for name, file in zip(USUAL_NAMES, files, strict=True) if self._known[file]]
+        names = self._there(folder, FIRST_NAMES)
+        if not any(name.startswith("model.") for name in names):
+            names += self._there(folder, OTHER_NAMES)
         if not names:
-            reason = f"there is none of the usual files of a checkpoint ({', '.join(USUAL_NAMES[:5])})"
+            reason = f"there is none of the usual files of a checkpoint ({', '.join(FIRST_NAMES)})"
             raise FileNotFoundError(errno.ENOENT, reason, folder)
         return names
 
-    def _ask_status(self, files: Sequence[str]) -> None:
-        """Asks for the status of several files at a time."""
+    def _there(self, folder: str, names: tuple[str, ...]) -> list[str]:
+        """Those of the names that are there; asks for all of them at a time."""
+        asked = [(name, self._later(self._is_there, f"{folder}/{name}")) for name in names]
+        return [name for name, there in asked if there.result()]
 
-        async def status(file: str) -> tuple[int, str] | None:
+    def _later(self, function: Any, file: str) -> "Future[bool]":
+        # The threads of concurrent.futures would keep an interrupted process until the server answers.
+        future: Future[bool] = Future()
+
+        def run() -> None:
             try:
-                return await self._fetch(file, 0, 1, _status_of)
-            except StatusError as error:
-                if error.status in (404, 410):
-                    return None
-                raise
+                future.set_result(function(file))
+            except BaseException as error:
+                future.set_exception(error)
 
-        async def all_of_them() -> list[tuple[int, str] | None]:
-            return await asyncio.gather(*map(status, files))
+        threading.Thread(target=run, daemon=True, name="alps-store").start()
+        return future
 
-        self._known.update(zip(files, self._wait(all_of_them), strict=True))
+    def _is_there(self, file: str) -> bool:
+        try:
+            self.status(file)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _status(self, file: str, fresh: bool) -> tuple[int, str]:
         if fresh or file not in self._known:
-            self._ask_status([file])
+            count = 1 if fresh else _BEGINNING
+            try:
+                response = self._client.get(self._address(file), 0, count)
+            except StatusError as error:
+                if error.status not in (404, 410):
+                    raise
+                self._known[file] = None
+            else:
+                self._known[file] = size, _ = _status_of(response)
+                if not fresh and (response.status_code == 206 or size <= _BEGINNING):
+                    self._beginnings[file] = self._client.content(response, min(size, count))
+                    check_count(self._beginnings[file], min(size, count))
+                response.close()
         if (found := self._known[file]) is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", file)
         return found
 
     def _read(self, file: str, start: int, end: int) -> bytes:
-        async def content(response: Any) -> bytes:
-            size, version = await _status_of(response)
-            if response.status != 206 and size != end - start:
-                raise UnsupportedError(
-                    "expected a range of the file, found all of it: the server knows no ranges"
-                )
-            if version and (known := self._known.get(file)) and known != (size, version):
-                raise StatusError(412)
-            return bytes(await response.read())
-
-        return self._wait(lambda: self._fetch(file, start, end, content))
-
-    async def _fetch(self, file: str, start: int, end: int, take: Callable[[Any], Awaitable[_T]]) -> _T:
-        """Asks for a range, and returns what `take` makes of the answer."""
-        session = await self._filesystem.set_session()
-        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        async with session.get(self._address(file), headers=headers, timeout=self._timeout) as response:
-            if response.status not in (200, 206):
-                raise StatusError(response.status, delay(response.headers))
-            return await take(response)
-
-    def _wait(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Waits for an answer, in fsspec's thread for such."""
-        from fsspec.asyn import sync
-
-        found: _T = sync(self._filesystem.loop, ask)
-        return found
+        if start == 0 and len(beginning := self._beginnings.pop(file, b"")) >= end:
+            return beginning[:end]
+        response = self._client.get(self._address(file), start, end)
+        size, version = _status_of(response)
+        if response.status_code != 206 and size != end - start:
+            raise UnsupportedError("expected a range of the file, found all of it: the server knows no ranges")
+        if version and (known := self._known.get(file)) and known != (size, version):
+            raise StatusError(412)
+        return self._client.content(response, end - start)
 
     def _address(self, file: str) -> str:
         """The address of a file, with the password and the query that were given."""
@@ -120,10 +119,47 @@ class WebStore(Store):
         return urlunsplit((parts.scheme, self._netloc, parts.path, self._query, ""))
 
 
-async def _status_of(response: Any) -> tuple[int, str]:
+class WebClient:
+    """Asks web servers for ranges of files. Redirections to other hosts are followed without authorization."""
+
+    def __init__(self, purpose: str):
+        """Takes what it is for ("a checkpoint on the hub").
+
+        Raises:
+            MissingPackageError: requests is not installed.
+        """
+        with needed(purpose, "'alps-heads[remote]'"):
+            import requests
+        self._new_session = requests.Session
+        self._of_thread = threading.local()
+
+    def get(self, url: str, start: int, end: int, headers: Mapping[str, str] | None = None) -> Any:
+        """Asks for a range, and returns the answer without its content.
+
+        Raises:
+            StatusError: The answer is no file.
+        """
+        if (session := getattr(self._of_thread, "session", None)) is None:
+            session = self._of_thread.session = self._new_session()
+        wanted = {**(headers or {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        response = session.get(url, headers=wanted, stream=True, timeout=TIMEOUT)
+        if response.status_code not in (200, 206):
+            response.close()
+            raise StatusError(response.status_code, delay(response.headers))
+        return response
+
+    @staticmethod
+    def content(response: Any, count: int) -> bytes:
+        """The first bytes of an answer, in one piece of memory."""
+        data: bytes = response.raw.read(count, decode_content=False)
+        response.close() if len(data) < count else response.raw.release_conn()
+        return data
+
+
+def _status_of(response: Any) -> tuple[int, str]:
     """The number of bytes of the file, and what tells it from other states of itself."""
     headers = response.headers
-    total = headers.get("Content-Range", "").rpartition("/")[2] if response.status == 206 else None
+    total = headers.get("Content-Range", "").rpartition("/")[2] if response.status_code == 206 else None
     size = total or headers.get("Content-Length", "")
     if not size.isdecimal():
         raise UnsupportedError("expected the size of the file, found none: the server does not name it")

@@ -96,13 +96,18 @@ impl Quantisation {
     /// [`Error::Model`] if the section on quantisation is malformed. A method that is not read is an error only when a
     /// module is opened.
     pub fn of(checkpoint: &Arc<Checkpoint>, config: &Map<String, Value>) -> Result<Self> {
-        let mut read = QuantisationConfig::read(checkpoint.path(), checkpoint.config_file(), config)?;
+        let read = QuantisationConfig::read(checkpoint.path(), checkpoint.config_file(), config)?;
+        let mut found = Self { checkpoint: Arc::clone(checkpoint), config: read };
+        if found.modules().is_empty() {
+            return Ok(found);
+        }
         for file in config::FILES {
-            if let (Method::Unstated, Some(section)) = (&read.method, checkpoint.read_beside(file.0)?) {
-                read = QuantisationConfig::of_file(checkpoint.path(), file, &section)?;
+            if let (Method::Unstated, Some(section)) = (&found.config.method, checkpoint.read_beside(file.0)?)
+            {
+                found.config = QuantisationConfig::of_file(checkpoint.path(), file, &section)?;
             }
         }
-        Ok(Self { checkpoint: Arc::clone(checkpoint), config: read })
+        Ok(found)
     }
 
     /// The names of the quantised modules. A module is named as its tensor in an unquantised checkpoint, without
