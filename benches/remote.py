@@ -67,7 +67,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e9, help="bytes in a second")
     parser.add_argument("--memory", type=int, default=512 << 20, help="bytes that a scan may hold")
     parser.add_argument("--faults", type=int, default=0, help="instead, so many scans with random faults")
-    parser.add_argument("--folder", type=Path, help="where to write the checkpoints; a temporary folder by default")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write the checkpoints; a temporary folder by default"
+    )
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
@@ -185,7 +187,9 @@ def write_shards(folder: Path, shape: Shape, *, empty: bool, shard: int = SHARD)
     pool = CheckpointPairs(folder)._weights if not empty else {}
     hidden, rows = shape.hidden_size, shape.rows()
     inner = 53248 if hidden == 16384 else 7 * hidden // 2
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"model.embed_tokens.weight": ("BF16", (128256, hidden))}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+        "model.embed_tokens.weight": ("BF16", (128256, hidden))
+    }
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}"
         tensors[f"{prefix}.input_layernorm.weight"] = ("BF16", (hidden,))
@@ -208,11 +212,15 @@ def write_shards(folder: Path, shape: Shape, *, empty: bool, shard: int = SHARD)
     for role in ("base", "tuned"):
         (folder / role).mkdir(parents=True)
         (folder / role / "config.json").write_text(json.dumps(shape.config()))
-        index = {}
+        index: dict[str, str] = {}
         for number, names in enumerate(shards, 1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
             index |= dict.fromkeys(names, file)
-            written = {key: dict(_pieces(pool[role], key, tensors[key][1])) for key in names if pool and _is_read(key)}
+            written = {
+                key: dict(_pieces(pool[role], key, tensors[key][1]))
+                for key in names
+                if pool and _is_read(key)
+            }
             write_sparse(folder / role / file, {key: tensors[key] for key in names}, written)
         document = {"metadata": {}, "weight_map": index}
         (folder / role / "model.safetensors.index.json").write_text(json.dumps(document))

@@ -78,7 +78,7 @@ def test_a_worker_with_other_files_is_refused(pair: tuple[Path, Path], tmp_path:
             os.utime(pair[1] / "model.safetensors", ns=(1, 1))
             return super().submit(function, *arguments, **named)
 
-    state = os.stat(pair[1] / "model.safetensors")
+    state = (pair[1] / "model.safetensors").stat()
     try:
         with pytest.raises(CheckpointError, match=f"the worker on {socket.gethostname()} found other files"):
             alps.scan(*pair, executor=Elsewhere(1))
@@ -140,7 +140,9 @@ def test_gcs(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         for folder in pair:
             for file in folder.iterdir():
                 upload = f"http://127.0.0.1:{port}/upload/storage/v1/b/models/o?uploadType=media&name={folder.name}/{file.name}"
-                urlopen(Request(upload, file.read_bytes(), {"Content-Type": "application/octet-stream"})).close()
+                urlopen(
+                    Request(upload, file.read_bytes(), {"Content-Type": "application/octet-stream"})
+                ).close()
         expected = alps.scan(*pair)
         found = alps.scan(
             alps.RemotePath(filesystem, "models/base"), alps.RemotePath(filesystem, "models/tuned")

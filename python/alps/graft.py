@@ -198,7 +198,7 @@ def _read_beside(host: Source, name: str) -> bytes | None:
         size, _ = host.store.status(file)
     except FileNotFoundError:
         return None
-    return host.store.read(file, 0, size) if size else b""
+    return bytes(host.store.read(file, 0, size)) if size else b""
 
 
 def _folder(host: Source) -> Path:

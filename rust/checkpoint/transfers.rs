@@ -96,11 +96,16 @@ impl Plan {
 
     /// Begins to fetch. The files take the ranges from the transfers until these are dropped.
     pub(crate) fn begin(self, limits: TransferLimits) -> Transfers {
-        // The rest is for what the steps hold beside the pieces.
-        let limits = TransferLimits { memory: limits.memory - limits.memory / 8, ..limits };
         let total: u64 = self.files.iter().flat_map(|(_, ranges)| ranges).map(PlannedRange::length).sum();
-        let cut =
-            (total / REQUESTS).clamp(SHORTEST_CUT, LONGEST_CUT).min((limits.memory / 4).max(SMALLEST_CUT));
+        let longest = LONGEST_CUT.min((limits.memory / 4).max(SMALLEST_CUT));
+        let cut = (total / REQUESTS).max(SHORTEST_CUT).min(longest);
+        // The rest is for what the steps hold beside the pieces.
+        let memory = limits.memory - limits.memory / 8;
+        self.begin_with_cut(TransferLimits { memory, ..limits }, cut)
+    }
+
+    /// Begins to fetch, in pieces of about `cut` bytes.
+    fn begin_with_cut(self, limits: TransferLimits, cut: u64) -> Transfers {
         let mut pieces: Vec<Piece> = Vec::new();
         for (file, ranges) in self.files {
             let cut = cut_into_pieces(ranges, cut);
@@ -163,7 +168,8 @@ fn cut_into_pieces(mut ranges: Vec<PlannedRange>, cut: u64) -> Vec<PlannedRange>
             let piece = PlannedRange { range, first, last };
             match pieces.last_mut() {
                 Some(before)
-                    if piece.range.start <= before.range.end + LARGEST_GAP
+                    if number == 0
+                        && piece.range.start <= before.range.end + LARGEST_GAP
                         && piece.range.end - before.range.start <= JOINED.min(2 * cut) =>
                 {
                     before.join(&piece);
@@ -359,5 +365,222 @@ impl FileTransfers {
         }
         let until = self.pieces.range(offset + 1..).next().map_or(u64::MAX, |(start, _)| *start);
         Ok(Planned::No { until })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::Location;
+    use super::super::store::{FileStatus, Reply, Store};
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn range(first: usize, last: usize, range: Range<u64>) -> PlannedRange {
+        PlannedRange { range, first, last }
+    }
+
+    #[test]
+    fn a_layer_of_eight_billion_takes_three_requests() {
+        // K, then an output projection, then Q and V; eight groups.
+        let mut ranges = Vec::new();
+        for group in 0..8_u64 {
+            let step = group as usize;
+            ranges.push(range(step, step, group * MIB..(group + 1) * MIB));
+            ranges.push(range(step, step, (40 + 4 * group) * MIB..(44 + 4 * group) * MIB));
+            ranges.push(range(step, step, (72 + group) * MIB..(73 + group) * MIB));
+        }
+        let pieces = cut_into_pieces(ranges, SHORTEST_CUT);
+        let expected =
+            [range(0, 7, 0..8 * MIB), range(0, 3, 40 * MIB..56 * MIB), range(0, 7, 56 * MIB..80 * MIB)];
+        assert_eq!(pieces, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_cover_all_ranges_and_none_overlap(
+            ranges in prop::collection::vec((0..40 * MIB, 1..9 * MIB, 0usize..9, 0usize..3), 1..30),
+            cut in MIB..20 * MIB,
+        ) {
+            let ranges: Vec<PlannedRange> = ranges
+                .into_iter()
+                .map(|(start, length, first, more)| range(first, first + more, start..start + length))
+                .collect();
+            let pieces = cut_into_pieces(ranges.clone(), cut);
+            for pair in pieces.windows(2) {
+                prop_assert!(pair[0].range.end <= pair[1].range.start);
+            }
+            for wanted in &ranges {
+                let mut at = wanted.range.start;
+                for piece in &pieces {
+                    if at < wanted.range.end && piece.range.contains(&at) {
+                        at = piece.range.end;
+                        prop_assert!(piece.first <= wanted.first && wanted.last <= piece.last);
+                    }
+                }
+                prop_assert!(at >= wanted.range.end);
+            }
+            let wanted: u64 = ranges.iter().map(PlannedRange::length).sum();
+            let fetched: u64 = pieces.iter().map(PlannedRange::length).sum();
+            prop_assert!(fetched <= wanted + LARGEST_GAP * ranges.len() as u64);
+        }
+    }
+
+    /// A store whose files hold the number of each byte modulo 251. It answers from threads of its own.
+    #[derive(Debug, Default)]
+    struct Numbers {
+        cancelled: AtomicBool,
+        asked: AtomicUsize,
+        held: AtomicU64,
+        most: AtomicU64,
+        /// The call of `read` that fails; none if 0.
+        fails_at: AtomicUsize,
+    }
+
+    const LENGTH: u64 = 300_000;
+
+    fn byte(place: u64) -> u8 {
+        (place % 251) as u8
+    }
+
+    /// Bytes that count how many of them there are.
+    struct Counted(Vec<u8>, Arc<Numbers>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.held.fetch_sub(self.0.len() as u64, Ordering::SeqCst);
+        }
+    }
+
+    #[derive(Debug)]
+    struct Shared(Arc<Numbers>);
+
+    impl Store for Shared {
+        fn names(&self, _folder: &str, reply: Reply<Vec<String>>) {
+            reply(Ok(Vec::new()));
+        }
+
+        fn status(&self, _file: &str, _fresh: bool, reply: Reply<FileStatus>) {
+            reply(Ok(FileStatus { length: LENGTH, version: String::new() }));
+        }
+
+        fn read(&self, _file: &str, range: Range<u64>, reply: Reply<StoredBytes>) {
+            let numbers = Arc::clone(&self.0);
+            let call = numbers.asked.fetch_add(1, Ordering::SeqCst) + 1;
+            thread::spawn(move || {
+                thread::sleep(Duration::from_micros(range.start % 700));
+                if call == numbers.fails_at.load(Ordering::SeqCst) {
+                    return reply(Err(io::Error::other("lost")));
+                }
+                let length = range.end - range.start;
+                let held = numbers.held.fetch_add(length, Ordering::SeqCst) + length;
+                numbers.most.fetch_max(held, Ordering::SeqCst);
+                reply(Ok(Box::new(Counted(range.map(byte).collect(), numbers))));
+            });
+        }
+
+        fn is_cancelled(&self) -> bool {
+            self.0.cancelled.load(Ordering::SeqCst)
+        }
+    }
+
+    fn file(numbers: &Arc<Numbers>) -> Arc<RemoteFile> {
+        let store: Arc<dyn Store> = Arc::new(Shared(Arc::clone(numbers)));
+        Arc::new(RemoteFile::open(&Location::in_store("file", Arc::clone(&store)), store).unwrap())
+    }
+
+    /// Steps that read `width` bytes each, one after the other, by several threads.
+    fn run(file: &Arc<RemoteFile>, width: u64, memory: u64, threads: usize) -> crate::Result<()> {
+        let steps = (LENGTH / width) as usize;
+        let mut plan = Plan::default();
+        for step in 0..steps {
+            let start = step as u64 * width;
+            plan.add_of_file(step, file, start..start + width);
+        }
+        let transfers = plan.begin_with_cut(TransferLimits { memory, connections: 3 }, 1000);
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let work = || {
+                loop {
+                    let step = next.fetch_add(1, Ordering::SeqCst);
+                    if step >= steps {
+                        return Ok(());
+                    }
+                    let start = step as u64 * width;
+                    let mut buffer = vec![0; width as usize];
+                    let read = file.read(start, &mut buffer);
+                    transfers.end_step(step);
+                    read?;
+                    assert!(buffer.iter().enumerate().all(|(place, it)| *it == byte(start + place as u64)));
+                }
+            };
+            let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            all.into_iter().try_for_each(|thread| thread.join().unwrap())
+        })
+    }
+
+    #[test]
+    fn steps_get_their_bytes_within_the_memory() {
+        for threads in [1, 4] {
+            for (width, memory) in [(700, 8000), (3000, 8000), (3000, 100), (10_000, 1 << 30)] {
+                let numbers = Arc::new(Numbers::default());
+                run(&file(&numbers), width, memory, threads).unwrap();
+                // Beside the memory, the pieces of the steps that are being done.
+                let most = numbers.most.load(Ordering::SeqCst);
+                assert!(most <= memory.max(2000 * threads as u64 + 4 * width), "{most} of {memory}");
+                assert_eq!(
+                    numbers.asked.load(Ordering::SeqCst),
+                    (LENGTH / width * width).div_ceil(1000) as usize
+                );
+                assert_eq!(numbers.held.load(Ordering::SeqCst), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_that_fails_at_any_call_is_an_error_and_nothing_is_held() {
+        for call in (1..=300).step_by(23) {
+            let numbers = Arc::new(Numbers::default());
+            numbers.fails_at.store(call, Ordering::SeqCst);
+            let error = run(&file(&numbers), 3000, 8000, 3).unwrap_err();
+            assert!(matches!(error, crate::Error::Io { source, .. } if source.to_string() == "lost"));
+            numbers.fails_at.store(0, Ordering::SeqCst);
+            // Answers that are still under way are thrown away.
+            while numbers.held.load(Ordering::SeqCst) > 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            run(&file(&numbers), 3000, 8000, 3).unwrap();
+        }
+    }
+
+    #[test]
+    fn bytes_outside_the_plan_are_fetched_when_they_are_read() {
+        let numbers = Arc::new(Numbers::default());
+        let file = file(&numbers);
+        let mut plan = Plan::default();
+        plan.add_of_file(0, &file, 1000..2000);
+        let transfers = plan.begin(TransferLimits::default());
+        let mut buffer = vec![0; 3000];
+        file.read(500, &mut buffer).unwrap();
+        assert!(buffer.iter().zip(500..).all(|(it, place)| *it == byte(place)));
+        transfers.end_step(0);
+        file.read(500, &mut buffer).unwrap();
+        drop(transfers);
+        file.read(500, &mut buffer).unwrap();
+        assert!(buffer.iter().zip(500..).all(|(it, place)| *it == byte(place)));
+        numbers.cancelled.store(true, Ordering::SeqCst);
+        assert!(matches!(file.read(500, &mut buffer), Err(crate::Error::Interrupted)));
     }
 }

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::{PyFileNotFoundError, PyNotADirectoryError, PyPermissionError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -72,15 +73,40 @@ impl Store for PythonStore {
     }
 
     fn read(&self, file: &str, range: Range<u64>, reply: Reply<StoredBytes>) {
-        let reply = PyReply::new(reply, |bytes| {
-            let bytes: PyBackedBytes = bytes.extract()?;
-            Ok(Box::new(bytes) as StoredBytes)
+        let reply = PyReply::new(reply, |bytes| match bytes.extract::<PyBackedBytes>() {
+            Ok(bytes) => Ok(Box::new(bytes) as StoredBytes),
+            Err(_) => Ok(Box::new(ArrayBytes::new(bytes.extract()?)?) as StoredBytes),
         });
         self.submit("read", (file, range.start, range.end), reply);
     }
 
     fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// The bytes of an array of numpy.
+struct ArrayBytes {
+    _owner: Py<PyArray1<u8>>,
+    bytes: *const [u8],
+}
+
+// SAFETY: the bytes are read only, and any thread may drop a reference to a Python object.
+unsafe impl Send for ArrayBytes {}
+// SAFETY: as above.
+unsafe impl Sync for ArrayBytes {}
+
+impl ArrayBytes {
+    fn new(array: Bound<'_, PyArray1<u8>>) -> PyResult<Self> {
+        let bytes: *const [u8] = array.try_readonly()?.as_slice()?;
+        Ok(Self { _owner: array.unbind(), bytes })
+    }
+}
+
+impl AsRef<[u8]> for ArrayBytes {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the array lives as long as `_owner`. A store writes to it no more once it has delivered it.
+        unsafe { &*self.bytes }
     }
 }
 

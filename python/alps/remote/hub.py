@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from alps.optional import needed
-from alps.remote.store import StatusError, Store, UnsupportedError, delay
-from alps.remote.web import WebClient
+from alps.remote import store, web
+from alps.remote.store import Content, StatusError, Store, UnsupportedError, delay
 
 
 class HubStore(Store):
@@ -31,9 +31,9 @@ class HubStore(Store):
             import huggingface_hub
             from huggingface_hub import errors
         self._hub: Any = huggingface_hub
-        self._client = WebClient("a checkpoint on the hub")
 
         def ask() -> Any:
+            store.count("requests")
             try:
                 return huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
             except errors.GatedRepoError:
@@ -79,7 +79,7 @@ class HubStore(Store):
             raise FileNotFoundError(errno.ENOENT, "there is no such file", file)
         return size, self.commit
 
-    def _read(self, file: str, start: int, end: int) -> bytes:
+    def _read(self, file: str, start: int, end: int) -> Content:
         path = self._path(file)
         cached = self._hub.try_to_load_from_cache(self._id, path, revision=self.commit)
         if isinstance(cached, str):
@@ -87,10 +87,12 @@ class HubStore(Store):
                 stream.seek(start)
                 return stream.read(end - start)
         address = self._hub.hf_hub_url(self._id, path, revision=self.commit)
-        response = self._client.get(address, start, end, self._hub.utils.build_hf_headers())
-        if response.status_code != 206 and end - start != self._sizes[path]:
-            raise UnsupportedError("expected a range of the file, found all of it: the server knows no ranges")
-        return self._client.content(response, end - start)
+        response = web.get(address, start, end, self._hub.utils.build_hf_headers())
+        if response.status != 206 and end - start != self._sizes[path]:
+            raise UnsupportedError(
+                "expected a range of the file, found all of it: the server knows no ranges"
+            )
+        return web.content(response, end - start)
 
     def _path(self, location: str) -> str:
         """The path within the repository."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+from alps.remote import store
 from alps.remote.store import Store
 
 _VERSION = ("ETag", "etag", "md5Hash", "generation", "VersionId", "content_hash", "mtime", "LastModified", "last_modified",
@@ -27,6 +28,7 @@ class ObjectStore(Store):
 
         def names() -> list[str]:
             path = self._path(folder)
+            store.count("requests")
             entries = self._filesystem.ls(path, detail=True)
             if [self._path(entry["name"]) for entry in entries] == [path] and entries[0]["type"] == "file":
                 raise NotADirectoryError(errno.ENOTDIR, "it is a file", folder)
@@ -55,6 +57,7 @@ class ObjectStore(Store):
     def _list(self, folder: str) -> "_Listing":
         """Asks what a folder holds now."""
         self._filesystem.invalidate_cache(folder)
+        store.count("requests")
         try:
             return _Listing(self._filesystem.ls(folder, detail=True))
         except FileNotFoundError:
@@ -64,6 +67,7 @@ class ObjectStore(Store):
         filesystem, path = self._filesystem, self._path(file)
         # The method of the base class opens the file, and reads more than it is asked for unless told otherwise.
         options = {"cache_type": "none"} if _opens(filesystem) else {}
+        store.count("requests")
         return bytes(filesystem.cat_file(path, start=start, end=end, **options))
 
     def _path(self, location: str) -> str:

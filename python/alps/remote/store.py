@@ -18,7 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
+    from email.message import Message
+
     from alps._alps import Reply
 
 CONNECTIONS = 16
@@ -33,6 +38,8 @@ LONGEST_WAIT = 600.0
 """The most seconds that a server may ask to wait."""
 
 _T = TypeVar("_T")
+Content: TypeAlias = bytes | NDArray[np.uint8]
+"""Bytes of a file."""
 _Tasks: TypeAlias = "queue.SimpleQueue[Callable[[], None] | None]"
 
 
@@ -82,7 +89,7 @@ class Traffic:
     """What was asked of a store.
 
     Attributes:
-        requests: The number of questions, each attempt counted.
+        requests: The number of requests, each attempt counted.
         retries: The attempts after the first.
         bytes: Bytes of files that were received.
     """
@@ -101,7 +108,7 @@ class Store(ABC):
 
     def __init__(self, connections: int = CONNECTIONS):
         self._lock = threading.Lock()
-        self._documents: dict[tuple[str, int, int], bytes] = {}
+        self._documents: dict[tuple[str, int, int], Content] = {}
         """The JSON files that were read, some of which are read twice."""
         self._tasks: _Tasks = queue.SimpleQueue()
         self._threads_left = connections
@@ -121,7 +128,7 @@ class Store(ABC):
         """The number of bytes of a file, and a text that changes with its content."""
 
     @abstractmethod
-    def _read(self, file: str, start: int, end: int) -> bytes:
+    def _read(self, file: str, start: int, end: int) -> Content:
         """The bytes of a range of a file."""
 
     def status(self, file: str, fresh: bool = False) -> tuple[int, str]:
@@ -133,14 +140,14 @@ class Store(ABC):
         """
         return self._attempt(file, lambda: self._status(file, fresh))
 
-    def read(self, file: str, start: int, end: int) -> bytes:
+    def read(self, file: str, start: int, end: int) -> Content:
         """The bytes of a range of a file.
 
         Raises:
             OSError: The store refuses them, or sends other bytes, or cannot be reached.
         """
 
-        def read() -> bytes:
+        def read() -> Content:
             data = self._read(file, start, end)
             check_count(data, end - start)
             if len(data) > end - start:
@@ -151,7 +158,7 @@ class Store(ABC):
         if (known := self._documents.get(key)) is not None:
             return known
         data = self._attempt(file, read)
-        _count("bytes", len(data))
+        count("bytes", len(data))
         if file.endswith(".json"):
             self._documents[key] = data
         return data
@@ -177,7 +184,6 @@ class Store(ABC):
     def _attempt(self, file: str, ask: Callable[[], _T], attempts: int | None = None) -> _T:
         attempt, most = 1, attempts or ATTEMPTS
         while True:
-            _count("requests", 1)
             try:
                 return ask()
             except FileNotFoundError as error:
@@ -198,10 +204,10 @@ class Store(ABC):
             backoff = FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
             time.sleep(backoff if wait is None else min(wait, LONGEST_WAIT))
             attempt += 1
-            _count("retries", 1)
+            count("retries", 1)
 
 
-def check_count(data: bytes, expected: int) -> None:
+def check_count(data: Content, expected: int) -> None:
     """Refuses an answer with fewer bytes than were asked for."""
     if len(data) < expected:
         raise ConnectionError(f"expected {expected} bytes, found {len(data)}")
@@ -210,7 +216,8 @@ def check_count(data: bytes, expected: int) -> None:
 _counting = threading.Lock()
 
 
-def _count(what: str, number: int) -> None:
+def count(what: str, number: int = 1) -> None:
+    """Adds to one of the numbers of `TOTAL`."""
     with _counting:
         setattr(TOTAL, what, getattr(TOTAL, what) + number)
 
@@ -237,7 +244,7 @@ def describe(error: BaseException) -> str:
     return line if len(line) <= 300 else line[:299] + "…"
 
 
-def delay(headers: Mapping[str, str]) -> float | None:
+def delay(headers: "Mapping[str, str] | Message[str, str]") -> float | None:
     """The seconds that a server asks to wait; None if it does not."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():

@@ -1,15 +1,22 @@
 """Checkpoints on web servers."""
 
 import errno
+import mmap
 import posixpath
 import threading
+from base64 import b64encode
 from collections.abc import Mapping
 from concurrent.futures import Future
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from http.client import HTTPMessage
+from typing import IO, Any
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from alps.optional import needed
-from alps.remote.store import TIMEOUT, StatusError, Store, UnsupportedError, check_count, delay
+import numpy as np
+
+from alps.remote import store
+from alps.remote.store import TIMEOUT, Content, StatusError, Store, UnsupportedError, check_count, delay
 
 FIRST_NAMES = ("config.json", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
 """The files that are looked for first, since web servers do not list folders."""
@@ -20,6 +27,7 @@ OTHER_NAMES = (
     "consolidated.safetensors.index.json",
 )
 """The files that are looked for where no usual file of weights is found."""
+_UNQUOTED = ":/%~!$&'()*+,;=@"
 _BEGINNING = 100 << 10
 """The bytes that come with the status of a file: most headers, and all of a small file."""
 
@@ -32,18 +40,17 @@ class WebStore(Store):
     """
 
     def __init__(self, url: str):
-        """Takes an address; asks nothing of the server.
-
-        Raises:
-            MissingPackageError: requests is not installed.
-        """
+        """Takes an address; asks nothing of the server."""
         super().__init__()
-        self._client = WebClient(f"a checkpoint at {urlsplit(url).scheme}://")
         parts = urlsplit(url)
-        self._netloc, self._query = parts.netloc, parts.query
-        self.root = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+        password, _, host = parts.netloc.rpartition("@")
+        self._query = parts.query
+        self._headers: dict[str, str] = {}
+        if password:
+            self._headers["Authorization"] = "Basic " + b64encode(unquote(password).encode()).decode()
+        self.root = urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
         self._known: dict[str, tuple[int, str] | None] = {}
-        self._beginnings: dict[str, bytes] = {}
+        self._beginnings: dict[str, Content] = {}
 
     def names(self, folder: str) -> list[str]:
         """The usual names that are there; of a file, that it is none."""
@@ -87,79 +94,92 @@ class WebStore(Store):
         if fresh or file not in self._known:
             count = 1 if fresh else _BEGINNING
             try:
-                response = self._client.get(self._address(file), 0, count)
+                response = get(self._address(file), 0, count, self._headers)
             except StatusError as error:
                 if error.status not in (404, 410):
                     raise
                 self._known[file] = None
             else:
                 self._known[file] = size, _ = _status_of(response)
-                if not fresh and (response.status_code == 206 or size <= _BEGINNING):
-                    self._beginnings[file] = self._client.content(response, min(size, count))
+                if not fresh and (response.status == 206 or size <= _BEGINNING):
+                    self._beginnings[file] = content(response, min(size, count))
                     check_count(self._beginnings[file], min(size, count))
                 response.close()
         if (found := self._known[file]) is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", file)
         return found
 
-    def _read(self, file: str, start: int, end: int) -> bytes:
+    def _read(self, file: str, start: int, end: int) -> Content:
         if start == 0 and len(beginning := self._beginnings.pop(file, b"")) >= end:
             return beginning[:end]
-        response = self._client.get(self._address(file), start, end)
+        response = get(self._address(file), start, end, self._headers)
         size, version = _status_of(response)
-        if response.status_code != 206 and size != end - start:
-            raise UnsupportedError("expected a range of the file, found all of it: the server knows no ranges")
+        if response.status != 206 and size != end - start:
+            raise UnsupportedError(
+                "expected a range of the file, found all of it: the server knows no ranges"
+            )
         if version and (known := self._known.get(file)) and known != (size, version):
             raise StatusError(412)
-        return self._client.content(response, end - start)
+        return content(response, end - start)
 
     def _address(self, file: str) -> str:
-        """The address of a file, with the password and the query that were given."""
-        parts = urlsplit(file)
-        return urlunsplit((parts.scheme, self._netloc, parts.path, self._query, ""))
+        """The address of a file, with the query that was given."""
+        return f"{quote(file, safe=_UNQUOTED)}?{self._query}" if self._query else quote(file, safe=_UNQUOTED)
 
 
-class WebClient:
-    """Asks web servers for ranges of files. Redirections to other hosts are followed without authorization."""
+class _SameHost(HTTPRedirectHandler):
+    """Follows redirections; to another host, without authorization."""
 
-    def __init__(self, purpose: str):
-        """Takes what it is for ("a checkpoint on the hub").
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+            request.remove_header("Authorization")
+        return request
 
-        Raises:
-            MissingPackageError: requests is not installed.
-        """
-        with needed(purpose, "'alps-heads[remote]'"):
-            import requests
-        self._new_session = requests.Session
-        self._of_thread = threading.local()
 
-    def get(self, url: str, start: int, end: int, headers: Mapping[str, str] | None = None) -> Any:
-        """Asks for a range, and returns the answer without its content.
+_opener = build_opener(_SameHost)
 
-        Raises:
-            StatusError: The answer is no file.
-        """
-        if (session := getattr(self._of_thread, "session", None)) is None:
-            session = self._of_thread.session = self._new_session()
-        wanted = {**(headers or {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        response = session.get(url, headers=wanted, stream=True, timeout=TIMEOUT)
-        if response.status_code not in (200, 206):
-            response.close()
-            raise StatusError(response.status_code, delay(response.headers))
-        return response
 
-    @staticmethod
-    def content(response: Any, count: int) -> bytes:
-        """The first bytes of an answer, in one piece of memory."""
-        data: bytes = response.raw.read(count, decode_content=False)
-        response.close() if len(data) < count else response.raw.release_conn()
-        return data
+def get(url: str, start: int, end: int, headers: Mapping[str, str] | None = None) -> Any:
+    """Asks for a range of a file, and returns the answer without its content, an `http.client.HTTPResponse`.
+
+    Raises:
+        StatusError: The answer is no file.
+        OSError: The server cannot be reached.
+    """
+    wanted = {**(headers or {}), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    store.count("requests")
+    try:
+        return _opener.open(Request(url, headers=wanted), timeout=TIMEOUT)
+    except HTTPError as error:
+        error.close()
+        raise StatusError(error.code, delay(error.headers)) from None
+
+
+def content(response: Any, count: int) -> Content:
+    """The first bytes of an answer, fewer if it ends before. Closes the answer.
+
+    They are received in memory of their own: what the C library frees of blocks of that size it keeps, for every thread.
+    """
+    with response:
+        if count < mmap.PAGESIZE:
+            data: bytes = response.read(count)
+            return data
+        memory, received = mmap.mmap(-1, count), 0
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)  # a page fault for each 2 MiB instead of 4 KiB
+        with memoryview(memory) as view:
+            while received < count and (read := response.readinto(view[received:])):
+                received += read
+        return np.frombuffer(memory, np.uint8, received)
 
 
 def _status_of(response: Any) -> tuple[int, str]:
     """The number of bytes of the file, and what tells it from other states of itself."""
     headers = response.headers
-    total = headers.get("Content-Range", "").rpartition("/")[2] if response.status_code == 206 else None
+    total = headers.get("Content-Range", "").rpartition("/")[2] if response.status == 206 else None
     size = total or headers.get("Content-Length", "")
     if not size.isdecimal():
         raise UnsupportedError("expected the size of the file, found none: the server does not name it")
