@@ -19,6 +19,7 @@ use crate::error::{BadWeight, Error, Result};
 use crate::progress::{Progress, run_with_progress};
 use crate::scan::{Form, ModelPath, OpenedModel, Options, Provenance, scan as scan_checkpoints};
 use crate::select::{self, LayerShape, Shape};
+use crate::simd::Instructions;
 use crate::statistics::{STATISTICS, Statistic};
 use crate::weights::adapter::{AdapterOrigin, adapter_origin};
 
@@ -172,7 +173,9 @@ fn scan<'py>(
         _ => return Err(Error::Argument(format!("no form {form:?}; expected \"qkv\" or \"product\"")).into()),
     };
     let component = component_of_name(component)?;
-    let options = Options { form, component, temperature, sorted, threads, mmap, ..Options::default() };
+    let instructions = Instructions::from_environment()?;
+    let options =
+        Options { form, component, temperature, sorted, threads, mmap, instructions, ..Options::default() };
     let (base, tuned) = (model_path(base), model_path(tuned));
     let scores = long_call(py, progress, |progress| scan_checkpoints(base, tuned, &options, progress))?;
     let shape = [scores.geometry.layers.len(), scores.geometry.width()];
