@@ -13,9 +13,12 @@ use super::vectors::read;
 #[derive(Clone, Copy)]
 pub(crate) struct F32Lanes<S: Vectors>(S, S::f32s);
 
-/// A vector of `f64`: the first half of its lanes, and the second.
+/// A vector of `f64`.
 #[derive(Clone, Copy)]
-pub(crate) struct F64Lanes<S: Vectors>(S, [S::f64s; 2]);
+pub(crate) struct F64Lanes<S: Vectors>(S, Halves<S>);
+
+/// The first half of the lanes, and the second.
+type Halves<S> = [<S as pulp::Simd>::f64s; 2];
 
 macro_rules! real {
     ($float:ident, $lanes:ident, mantissa: $mantissa:literal, ln_2: $high:literal + $low:literal,
@@ -68,7 +71,7 @@ operators!(F64Lanes: Add::add = both(S::add_f64s), Sub::sub = both(S::sub_f64s),
 #[inline(always)]
 fn both<S: Vectors>(
     operation: impl Fn(S, S::f64s, S::f64s) -> S::f64s,
-) -> impl Fn(S, [S::f64s; 2], [S::f64s; 2]) -> [S::f64s; 2] {
+) -> impl Fn(S, Halves<S>, Halves<S>) -> Halves<S> {
     #[inline(always)]
     move |simd, a, b| [operation(simd, a[0], b[0]), operation(simd, a[1], b[1])]
 }

@@ -194,23 +194,13 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     #[inline(always)]
     fn sums(simd: Self::Vectors, vectors: &[[Self::Number; LANES]; LANES]) -> [f64; LANES] {
         let mut sums = [0.0; LANES];
-        for (sums, vectors) in sums.chunks_mut(Self::Vectors::WIDTH).zip(vectors.chunks(Self::Vectors::WIDTH))
-        {
-            let mut rows = [Self::splat(simd, 0.0); LANES];
-            for (row, vector) in rows.iter_mut().zip(vectors) {
-                let part = |part| Self::load(simd, vector, part);
-                *row = match Self::Vectors::PARTS {
-                    1 => part(0),
-                    2 => part(0) + part(1),
-                    _ => (part(0) + part(2)) + (part(1) + part(3)),
-                };
-            }
-            fold_rows::<Self, 8>(&mut rows);
-            fold_rows::<Self, 4>(&mut rows);
-            fold_rows::<Self, 2>(&mut rows);
-            fold_rows::<Self, 1>(&mut rows);
-            for (sum, number) in sums.iter_mut().zip(rows[0].to_array()) {
-                *sum = number.to_f64();
+        for first in (0..LANES).step_by(Self::Vectors::WIDTH) {
+            let rows = Rows::<Self> { simd, vectors };
+            let folded = rows.fold_twos(first).fold_with::<1>(rows.fold_twos(first + 1));
+            let mut numbers = [Self::Number::default(); LANES];
+            folded.store(&mut numbers, 0);
+            for lane in 0..Self::Vectors::WIDTH {
+                sums[first + lane] = numbers[lane].to_f64();
             }
         }
         sums
@@ -220,26 +210,54 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     /// taken from `self`, the others from `other`.
     #[inline(always)]
     fn fold_with<const DISTANCE: usize>(self, other: Self) -> Self {
-        let both = [self.to_array(), other.to_array()];
-        let pick = |lane: usize, flipped: usize| both[usize::from(lane & DISTANCE != 0)][lane ^ flipped];
-        Self::from_lanes(
-            self.simd(),
-            #[inline(always)]
-            |lane| pick(lane, 0),
-        ) + Self::from_lanes(
-            self.simd(),
-            #[inline(always)]
-            |lane| pick(lane, DISTANCE),
-        )
+        let (own, other) = (self.to_array(), other.to_array());
+        let (mut kept, mut moved) = (own, own);
+        for lane in 0..Self::Vectors::WIDTH {
+            let is_own = lane & DISTANCE == 0;
+            kept[lane] = if is_own { own[lane] } else { other[lane] };
+            moved[lane] = if is_own { own[lane ^ DISTANCE] } else { other[lane ^ DISTANCE] };
+        }
+        Self::load(self.simd(), &kept, 0) + Self::load(self.simd(), &moved, 0)
     }
 }
 
-/// Halves the rows that are not yet added up.
-#[inline(always)]
-fn fold_rows<N: Lanes, const DISTANCE: usize>(rows: &mut [N; LANES]) {
-    if DISTANCE < N::Vectors::WIDTH {
-        for row in 0..DISTANCE {
-            rows[row] = rows[row].fold_with::<DISTANCE>(rows[row + DISTANCE]);
+/// Vectors whose lanes are added up. Each function folds as many of them, a distance apart, as it says.
+#[derive(Clone, Copy)]
+struct Rows<'a, N: Lanes> {
+    simd: N::Vectors,
+    vectors: &'a [[N::Number; LANES]; LANES],
+}
+
+impl<N: Lanes> Rows<'_, N> {
+    /// One vector, its parts added up.
+    #[inline(always)]
+    fn one(self, row: usize) -> N {
+        let part = |part| N::load(self.simd, &self.vectors[row], part);
+        match N::Vectors::PARTS {
+            1 => part(0),
+            2 => part(0) + part(1),
+            _ => (part(0) + part(2)) + (part(1) + part(3)),
         }
+    }
+
+    #[inline(always)]
+    fn fold_eights(self, row: usize) -> N {
+        if N::Vectors::WIDTH <= 8 {
+            return self.one(row);
+        }
+        self.one(row).fold_with::<8>(self.one(row + 8))
+    }
+
+    #[inline(always)]
+    fn fold_fours(self, row: usize) -> N {
+        if N::Vectors::WIDTH <= 4 {
+            return self.one(row);
+        }
+        self.fold_eights(row).fold_with::<4>(self.fold_eights(row + 4))
+    }
+
+    #[inline(always)]
+    fn fold_twos(self, row: usize) -> N {
+        self.fold_fours(row).fold_with::<2>(self.fold_fours(row + 2))
     }
 }

@@ -28,7 +28,10 @@ pub(crate) struct BlockSums {
 }
 
 /// The memory of [`SumBlock`], kept from block to block, since clearing it costs as much as filling it.
+///
+/// No vector of it crosses a line of the cache.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct SumBuffers<R> {
     /// w and y of the first entries of a segment and of the second ones. The chain of dependent operations from a weight to
     /// its sums is longer than a core's out-of-order window; in two loops, later entries start while earlier ones end.
@@ -140,7 +143,6 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
     }
     let high_moments = high_moments.as_flattened_mut();
     let into = rest[SEGMENTS + of_block.len()..].iter_mut().chain(high_moments);
-    #[expect(clippy::needless_range_loop, reason = "a range is unrolled, which keeps the lanes in registers")]
     for (k, into) in (2..=POWERS).zip(into) {
         if k == POWERS { block.last_moment } else { block.moments[k] }.store(into, part);
     }

@@ -8,6 +8,8 @@
 //! exponentials of blocks with other segments once more, for all heads together, and adds |D| entry by entry over these
 //! undecided segments, about an eighth of all.
 
+use std::hint::black_box;
+
 use super::block::{BLOCK, Block, BlockEntries, DecodedBlock, Entries, SEGMENT, SEGMENTS, STEP, STEPS};
 use super::block_operation::{BlockOperation, DecodeBuffers, VectorBlock};
 use super::segments::RunningDifference;
@@ -58,13 +60,13 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
     fn run<S: Vectors>(self, simd: S) {
         let Self { entries, valid, heads, .. } = self;
         // u and c of the even entries of each step, and of the odd ones. All heads need them.
-        let mut all_terms = [[[[E::Number::default(); LANES]; 2]; 2]; STEPS];
+        let mut all_terms = Aligned([[[[E::Number::default(); LANES]; 2]; 2]; STEPS]);
         for segment in 0..SEGMENTS {
             if !heads.iter().any(|head| head.is_undecided(segment)) {
                 continue;
             }
             // As in the first pass, two loops are faster than one.
-            for (step, terms) in (segment * STEPS..).zip(&mut all_terms) {
+            for (step, terms) in (segment * STEPS..).zip(&mut all_terms.0) {
                 for part in 0..S::PARTS {
                     let [even, odd] = entries.load_pairs(simd, step, part);
                     for (Entries { delta, sum, .. }, terms) in [even, odd].into_iter().zip(&mut *terms) {
@@ -78,7 +80,8 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
             for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
                 let mut difference =
                     DifferenceLanes::<<E::Number as Real>::Lanes<S>>::new(simd, head, segment);
-                for (step, terms) in (segment * STEPS..).zip(&all_terms) {
+                // Otherwise the compiler reads all of them before the first head, and writes them to memory again.
+                for (step, terms) in (segment * STEPS..).zip(black_box(&all_terms.0)) {
                     difference.add(terms, valid, step);
                 }
                 let mut areas = [E::Number::default(); LANES];
@@ -90,6 +93,10 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
         }
     }
 }
+
+/// Memory of which no vector crosses a line of the cache.
+#[repr(align(64))]
+struct Aligned<T>(T);
 
 /// D of one head within a segment, step after step.
 struct DifferenceLanes<N> {
