@@ -64,15 +64,6 @@ impl Weights {
     }
 }
 
-/// The instruction sets worth timing: the portable one emulates fused multiply-add on x86-64.
-fn instruction_sets() -> Vec<Instructions> {
-    let mut sets = Instructions::available();
-    if cfg!(target_arch = "x86_64") && sets.len() > 1 {
-        sets.retain(|set| !matches!(set, Instructions::Portable));
-    }
-    sets
-}
-
 fn group<'c>(criterion: &'c mut Criterion, name: &str, entries: usize) -> BenchmarkGroup<'c, WallTime> {
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(entries as u64));
@@ -120,7 +111,7 @@ fn exponential(criterion: &mut Criterion) {
 fn sums(criterion: &mut Criterion) {
     let weights = Weights::small(Dtype::BF16, 1);
     let mut group = group(criterion, "sums", ENTRIES);
-    for instructions in instruction_sets() {
+    for instructions in Instructions::available() {
         time_sums(&mut group, instructions.name(), &weights, instructions);
     }
 }
@@ -129,7 +120,7 @@ fn sums(criterion: &mut Criterion) {
 fn transport(criterion: &mut Criterion) {
     let matrices = [1, 2, 3].map(|seed| Weights::small(Dtype::BF16, seed));
     let mut group = group(criterion, "transport", (HEADS + 2) * ENTRIES);
-    for instructions in instruction_sets() {
+    for instructions in Instructions::available() {
         let sums = matrices.each_ref().map(|matrix| {
             let mut sums = VectorSums::new(1.0, instructions);
             let _ = sums.add_up_to(ENTRIES, &matrix.vector());

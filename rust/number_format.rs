@@ -225,7 +225,7 @@ fn bf16_to_f32(bytes: [u8; 2]) -> f32 {
 /// Converts an `F16` exactly, by operations that vectorise: a multiplication rebiases the exponent, which
 /// also normalises the subnormal numbers.
 #[inline(always)]
-fn f16_to_f32(bytes: [u8; 2]) -> f32 {
+pub(crate) fn f16_to_f32(bytes: [u8; 2]) -> f32 {
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23); // 2^(127 - 15)
     let half = u16::from_le_bytes(bytes);
     let magnitude = u32::from(half & 0x7fff) << 13;

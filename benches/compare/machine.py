@@ -18,8 +18,7 @@ def describe() -> list[str]:
     """Returns a line about the machine and its load, and a line with the versions."""
     processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = re.search(r"^model name\s*: (.*)$", processor, re.MULTILINE)
-    flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", processor, re.MULTILINE)[0].split())
-    vectors = next((name for flag, name in VECTORS.items() if flag in flags), "no vector instructions")
+    vectors = next(iter(vector_sets()), "no vector instructions")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     build = "debug" if _alps.DEBUG_BUILD else "release"
     return [
@@ -28,6 +27,13 @@ def describe() -> list[str]:
         f"alps {alps.__version__} ({build} build), Python {platform.python_version()}, "
         + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
     ]
+
+
+def vector_sets() -> list[str]:
+    """Returns the names of the vector instruction sets of this machine, widest first."""
+    processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    flags = set(re.findall(r"^(?:flags|Features)\s*: (.*)$", processor, re.MULTILINE)[0].split())
+    return [name for flag, name in VECTORS.items() if flag in flags]
 
 
 def cores() -> int:

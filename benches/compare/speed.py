@@ -1,5 +1,6 @@
 """Compares the time of a scan with that of other programs, which compute the same numbers or less."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compare import published, reading, torch_script
+from compare import machine, published, reading, torch_script
 from compare.bench import Bench, median
 from compare.pairs import CheckpointPair
 from compare.products import Products
@@ -42,6 +43,41 @@ def _read(bench: Bench, what: str, pair: CheckpointPair) -> Result:
         unit="x the time",
         target=Target(2),
     )
+
+
+def instructions(bench: Bench) -> Iterator[Result]:
+    """Time with each instruction set of this machine, against reading the same bytes from the page cache."""
+    sets = [*machine.vector_sets(), "portable"]
+    for model, pair in bench.everyday():
+        read_only = partial(reading.read_bytes_only, pair.files, bench.threads)
+        scans = {name: partial(_with_instructions, name, bench.scan(pair)) for name in sets}
+        seconds = time_in_turns({**scans, "read": read_only}, bench.rounds)
+        for name in sets:
+            yield Result(
+                row="instructions",
+                what=f"{model}, `qkv`, {name}",
+                against=f"reading the {megabytes(pair.bytes)}, cached",
+                ours=median(seconds[name]),
+                theirs=median(seconds["read"]),
+                figure=quotient(seconds[name], seconds["read"]),
+                unit="x the time",
+                target=INSTRUCTIONS_TARGETS.get(name),
+            )
+
+
+INSTRUCTIONS_TARGETS = {"AVX-512": Target(1.75), "AVX2": Target(2), "NEON": Target(2)}
+
+
+def _with_instructions(name: str, scan: Callable[[], object]) -> None:
+    before = os.environ.get("ALPS_INSTRUCTIONS")
+    os.environ["ALPS_INSTRUCTIONS"] = name
+    try:
+        scan()
+    finally:
+        if before is None:
+            del os.environ["ALPS_INSTRUCTIONS"]
+        else:
+            os.environ["ALPS_INSTRUCTIONS"] = before
 
 
 def as_published(bench: Bench) -> Iterator[Result]:

@@ -24,6 +24,7 @@ use crate::scan::{
     FinishedLayers, Form, LayerScores, ModelPair, ModelPath, OpenedModel, Options, Provenance, StoredFile,
 };
 use crate::select::{self, LayerShape, Shape};
+use crate::simd::Instructions;
 use crate::statistics::{STATISTICS, Statistic};
 use crate::weights::adapter::{AdapterOrigin, adapter_origin};
 
@@ -169,7 +170,8 @@ fn options(form: &str, temperature: f64, sorted: bool, threads: Option<usize>) -
             return Err(Error::Argument(problem));
         }
     };
-    Ok(Options { form, temperature, sorted, threads, ..Options::default() })
+    let instructions = Instructions::from_environment()?;
+    Ok(Options { form, temperature, sorted, threads, instructions, ..Options::default() })
 }
 
 /// Refuses options that are out of their domains, before anything is opened.

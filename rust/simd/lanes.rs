@@ -2,18 +2,23 @@
 
 use std::ops::{Add, Mul, Sub};
 
-use pulp::{cast, f32x16, f64x8};
+use pulp::bytemuck::{bytes_of, cast_slice_mut};
+use pulp::cast;
 
+use super::Vectors;
 use super::real::{Lanes, Real};
-use super::{LANES, Vectors};
+use super::vectors::read;
 
 /// A vector of `f32`.
 #[derive(Clone, Copy)]
-pub(crate) struct F32Lanes<S>(S, f32x16);
+pub(crate) struct F32Lanes<S: Vectors>(S, S::f32s);
 
 /// A vector of `f64`.
 #[derive(Clone, Copy)]
-pub(crate) struct F64Lanes<S>(S, [f64x8; 2]);
+pub(crate) struct F64Lanes<S: Vectors>(S, Halves<S>);
+
+/// The first half of the lanes, and the second.
+type Halves<S> = [<S as pulp::Simd>::f64s; 2];
 
 macro_rules! real {
     ($float:ident, $lanes:ident, mantissa: $mantissa:literal, ln_2: $high:literal + $low:literal,
@@ -34,10 +39,6 @@ macro_rules! real {
             #[inline(always)]
             fn to_f64(self) -> f64 {
                 self as f64
-            }
-            #[inline(always)]
-            fn mul_add(self, factor: Self, term: Self) -> Self {
-                <$float>::mul_add(self, factor, term)
             }
             #[inline(always)]
             fn times_power_of_two(self, rounded: Self) -> Self {
@@ -69,10 +70,18 @@ operators!(F64Lanes: Add::add = both(S::add_f64s), Sub::sub = both(S::sub_f64s),
 /// Applies an operation on one vector of `f64` to both halves.
 #[inline(always)]
 fn both<S: Vectors>(
-    operation: impl Fn(S, f64x8, f64x8) -> f64x8,
-) -> impl Fn(S, [f64x8; 2], [f64x8; 2]) -> [f64x8; 2] {
+    operation: impl Fn(S, S::f64s, S::f64s) -> S::f64s,
+) -> impl Fn(S, Halves<S>, Halves<S>) -> Halves<S> {
     #[inline(always)]
     move |simd, a, b| [operation(simd, a[0], b[0]), operation(simd, a[1], b[1])]
+}
+
+impl<S: Vectors> F32Lanes<S> {
+    /// A vector that a register holds.
+    #[inline(always)]
+    pub(crate) fn of(simd: S, numbers: S::f32s) -> Self {
+        Self(simd, numbers)
+    }
 }
 
 impl<S: Vectors> Lanes for F32Lanes<S> {
@@ -84,12 +93,12 @@ impl<S: Vectors> Lanes for F32Lanes<S> {
         Self(simd, simd.splat_f32s(value as f32))
     }
     #[inline(always)]
-    fn load(simd: S, numbers: &[f32; LANES]) -> Self {
-        Self(simd, cast(*numbers))
+    fn read(simd: S, numbers: &[f32]) -> Self {
+        Self(simd, read(numbers))
     }
     #[inline(always)]
-    fn to_array(self) -> [f32; LANES] {
-        cast(self.1)
+    fn write(self, numbers: &mut [f32]) {
+        cast_slice_mut(numbers).copy_from_slice(bytes_of(&self.1));
     }
     #[inline(always)]
     fn simd(self) -> S {
@@ -97,7 +106,11 @@ impl<S: Vectors> Lanes for F32Lanes<S> {
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
-        Self(self.0, self.0.mul_add_f32s(self.1, factor.1, term.1))
+        if S::FUSES {
+            Self(self.0, self.0.mul_add_f32s(self.1, factor.1, term.1))
+        } else {
+            self * factor + term
+        }
     }
     #[inline(always)]
     fn abs(self) -> Self {
@@ -107,37 +120,22 @@ impl<S: Vectors> Lanes for F32Lanes<S> {
     // floating-point units; integer instructions run beside them.
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        let (mut bits, other): ([u32; LANES], [u32; LANES]) = (cast(self.1), cast(other.1));
-        for (bits, other) in bits.iter_mut().zip(other) {
-            *bits = (*bits).max(other);
-        }
-        Self(self.0, cast(bits))
+        Self(self.0, cast(self.0.max_u32s(cast(self.1), cast(other.1))))
     }
     #[inline(always)]
     fn count_positive(self, size: Self) -> Self {
-        let Self(simd, counts) = self;
-        let is_positive = simd.greater_than_f32s(size.1, simd.splat_f32s(0.0));
-        Self(simd, simd.select_f32s(is_positive, simd.add_f32s(counts, simd.splat_f32s(1.0)), counts))
+        Self(self.0, cast(self.0.count_positive(cast(self.1), cast(size.1))))
     }
     #[inline(always)]
-    fn sum(self) -> f64 {
-        f64::from(self.0.reduce_sum_f32s(self.1))
+    fn counted(self) -> Self {
+        self.map(
+            #[inline(always)]
+            |count| count.to_bits() as f32,
+        )
     }
     #[inline(always)]
     fn largest(self) -> f64 {
         f64::from(self.0.reduce_max_f32s(self.1))
-    }
-    #[inline(always)]
-    fn fold_with<const DISTANCE: usize>(self, other: Self) -> Self {
-        let Self(simd, numbers) = self;
-        let mut has_bit = [0.0; LANES];
-        for (lane, has_bit) in has_bit.iter_mut().enumerate() {
-            *has_bit = (lane & DISTANCE) as f32;
-        }
-        let has_bit = simd.greater_than_f32s(cast(has_bit), simd.splat_f32s(0.0));
-        let kept = simd.select_f32s(has_bit, other.1, numbers);
-        let moved = simd.select_f32s(has_bit, numbers, other.1);
-        Self(simd, simd.add_f32s(kept, simd.rotate_left_f32s(moved, DISTANCE)))
     }
 }
 
@@ -150,12 +148,13 @@ impl<S: Vectors> Lanes for F64Lanes<S> {
         Self(simd, [simd.splat_f64s(value); 2])
     }
     #[inline(always)]
-    fn load(simd: S, numbers: &[f64; LANES]) -> Self {
-        Self(simd, cast(*numbers))
+    fn read(simd: S, numbers: &[f64]) -> Self {
+        let (low, high) = numbers.split_at(S::F64_LANES);
+        Self(simd, [read(low), read(high)])
     }
     #[inline(always)]
-    fn to_array(self) -> [f64; LANES] {
-        cast(self.1)
+    fn write(self, numbers: &mut [f64]) {
+        cast_slice_mut(numbers).copy_from_slice(bytes_of(&self.1));
     }
     #[inline(always)]
     fn simd(self) -> S {
@@ -163,8 +162,12 @@ impl<S: Vectors> Lanes for F64Lanes<S> {
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
-        let [(a, b), (c, d)] = [(self.1[0], factor.1[0]), (self.1[1], factor.1[1])];
-        Self(self.0, [self.0.mul_add_f64s(a, b, term.1[0]), self.0.mul_add_f64s(c, d, term.1[1])])
+        if S::FUSES {
+            let [(a, b), (c, d)] = [(self.1[0], factor.1[0]), (self.1[1], factor.1[1])];
+            Self(self.0, [self.0.mul_add_f64s(a, b, term.1[0]), self.0.mul_add_f64s(c, d, term.1[1])])
+        } else {
+            self * factor + term
+        }
     }
     #[inline(always)]
     fn abs(self) -> Self {
@@ -182,31 +185,20 @@ impl<S: Vectors> Lanes for F64Lanes<S> {
         )
     }
     #[inline(always)]
-    fn sum(self) -> f64 {
-        let Self(simd, [low, high]) = self;
-        simd.reduce_sum_f64s(simd.add_f64s(low, high))
+    fn counted(self) -> Self {
+        self
     }
     #[inline(always)]
     fn largest(self) -> f64 {
         let Self(simd, [low, high]) = self;
         simd.reduce_max_f64s(simd.max_f64s(low, high))
     }
-    #[inline(always)]
-    fn fold_with<const DISTANCE: usize>(self, other: Self) -> Self {
-        let both = [self.to_array(), other.to_array()];
-        let mut numbers = [0.0; LANES];
-        for (lane, number) in numbers.iter_mut().enumerate() {
-            let from = &both[usize::from(lane & DISTANCE != 0)];
-            *number = from[lane] + from[(lane + DISTANCE) % LANES];
-        }
-        Self::load(self.0, &numbers)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Instructions, Kernel};
+    use crate::simd::{Instructions, Kernel, LANES, MOST_PARTS};
     use proptest::prelude::*;
 
     /// Computes the sums of vectors, and the prefix sums of the first.
@@ -217,8 +209,16 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Vectors>(self, simd: S) -> Self::Output {
-            let first = R::Lanes::<S>::load(simd, &self.0[0]);
-            (R::Lanes::<S>::sums(simd, self.0), first.prefix_sums().to_array())
+            let mut parts = [R::Lanes::<S>::splat(simd, 0.0); MOST_PARTS];
+            for (part, lanes) in parts.iter_mut().enumerate().take(S::PARTS) {
+                *lanes = R::Lanes::<S>::load(simd, &self.0[0], part);
+            }
+            R::Lanes::<S>::prefix_sums(&mut parts);
+            let mut running = [R::default(); LANES];
+            for (part, lanes) in parts.into_iter().enumerate().take(S::PARTS) {
+                lanes.store(&mut running, part);
+            }
+            (R::Lanes::<S>::sums(simd, self.0), running)
         }
     }
 

@@ -2,10 +2,10 @@
 
 use crate::simd::lanes::F32Lanes;
 use crate::simd::real::{Lanes, Real};
+use crate::simd::vectors::read;
 use crate::simd::{LANES, Vectors};
 
-/// Entries that a kernel loads at a time: one vector of even entries and one of odd entries, since a
-/// 32-bit word of two 16-bit weights yields one of each.
+/// Entries that a kernel loads at a time, all parts of the lanes together: two for each lane.
 pub(crate) const STEP: usize = 2 * LANES;
 
 /// Steps of a segment.
@@ -38,12 +38,61 @@ pub(crate) struct Entries<N> {
 /// A vector of entries of type `E`.
 pub(crate) type EntryLanes<E, S> = Entries<<<E as BlockEntries>::Number as Real>::Lanes<S>>;
 
-/// The entries of a whole block.
+/// The entries of a whole block, which a kernel loads two to a lane.
 pub(crate) trait BlockEntries: Copy {
     type Number: Real;
 
-    /// Loads the even and the odd entries of a step.
-    fn load<S: Vectors>(self, simd: S, step: usize) -> [EntryLanes<Self, S>; 2];
+    /// The place in a step of a lane's first entry, divided by the lane.
+    const LANE_STRIDE: usize;
+    /// The entries from a lane's first entry to its second.
+    const SECOND: usize;
+
+    /// Loads the first and the second entries of a step, for a part of the lanes.
+    fn load<S: Vectors>(self, simd: S, step: usize, part: usize) -> [EntryLanes<Self, S>; 2];
+
+    /// Loads the even and the odd entries of a step, for a part of the lanes, which is slower where [`Self::load`]
+    /// divides them otherwise.
+    fn load_pairs<S: Vectors>(self, simd: S, step: usize, part: usize) -> [EntryLanes<Self, S>; 2];
+}
+
+/// Entries that lie side by side in memory, one after the other.
+pub(crate) trait ConsecutiveEntries: Copy {
+    type Number: Real;
+
+    /// Loads entries from `first` on, one for each lane of a part.
+    fn load_from<S: Vectors>(self, simd: S, first: usize) -> Entries<<Self::Number as Real>::Lanes<S>>;
+}
+
+/// The first entries of a step are those of its first half: no entry has to change its place.
+impl<E: ConsecutiveEntries> BlockEntries for E {
+    type Number = E::Number;
+
+    const LANE_STRIDE: usize = 1;
+    const SECOND: usize = LANES;
+
+    #[inline(always)]
+    fn load<S: Vectors>(self, simd: S, step: usize, part: usize) -> [EntryLanes<Self, S>; 2] {
+        let first = step * STEP + part * S::WIDTH;
+        [self.load_from(simd, first), self.load_from(simd, first + LANES)]
+    }
+
+    #[inline(always)]
+    fn load_pairs<S: Vectors>(self, simd: S, step: usize, part: usize) -> [EntryLanes<Self, S>; 2] {
+        let first = step * STEP + 2 * part * S::WIDTH;
+        let (low, high) = (self.load_from(simd, first), self.load_from(simd, first + S::WIDTH));
+        [
+            Entries {
+                base: low.base.every_other::<0>(high.base),
+                delta: low.delta.every_other::<0>(high.delta),
+                sum: low.sum.every_other::<0>(high.sum),
+            },
+            Entries {
+                base: low.base.every_other::<1>(high.base),
+                delta: low.delta.every_other::<1>(high.delta),
+                sum: low.sum.every_other::<1>(high.sum),
+            },
+        ]
+    }
 }
 
 /// A block whose entries were decoded before.
@@ -53,34 +102,67 @@ pub(crate) struct DecodedBlock<'a, R> {
     pub(crate) delta: &'a Block<R>,
 }
 
-impl<R: Real> BlockEntries for DecodedBlock<'_, R> {
+impl<R: Real> ConsecutiveEntries for DecodedBlock<'_, R> {
     type Number = R;
 
     #[inline(always)]
-    fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<R::Lanes<S>>; 2] {
-        let (base, delta) = (&self.base.as_chunks::<STEP>().0[step], &self.delta.as_chunks::<STEP>().0[step]);
-        [entries(simd, base, delta, 0), entries(simd, base, delta, 1)]
+    fn load_from<S: Vectors>(self, simd: S, first: usize) -> Entries<R::Lanes<S>> {
+        let base = R::Lanes::<S>::read(simd, &self.base[first..][..S::WIDTH]);
+        let delta = R::Lanes::<S>::read(simd, &self.delta[first..][..S::WIDTH]);
+        Entries { base, delta, sum: base.mul_add(base.constant(2.0), delta) }
     }
 }
 
-#[inline(always)]
-fn entries<N: Lanes>(
-    simd: N::Vectors,
-    base: &[N::Number; STEP],
-    delta: &[N::Number; STEP],
-    first: usize,
-) -> Entries<N> {
-    let (base, delta) = (every_other(simd, base, first), every_other(simd, delta, first));
-    Entries { base, delta, sum: base.mul_add(base.constant(2.0), delta) }
+/// A block of `F32` weights.
+#[derive(Clone, Copy)]
+pub(crate) struct F32Block<'a> {
+    base: &'a [[u8; 4]; BLOCK],
+    tuned: &'a [[u8; 4]; BLOCK],
 }
 
-#[inline(always)]
-fn every_other<N: Lanes>(simd: N::Vectors, numbers: &[N::Number; STEP], first: usize) -> N {
-    let mut lanes = [N::Number::default(); LANES];
-    for (lane, number) in lanes.iter_mut().enumerate() {
-        *number = numbers[2 * lane + first];
+/// A block of `F16` weights, most machines having an instruction that decodes them.
+#[derive(Clone, Copy)]
+pub(crate) struct F16Block<'a> {
+    base: &'a [[u8; 2]; BLOCK],
+    tuned: &'a [[u8; 2]; BLOCK],
+}
+
+impl<'a> F32Block<'a> {
+    /// The weights of a whole block; `None` if there are fewer, or if they are not the machine's own numbers.
+    pub(crate) fn new(base: &'a [u8], tuned: &'a [u8]) -> Option<Self> {
+        let [base, tuned] = [base, tuned].map(|bytes| bytes.as_chunks().0.try_into().ok());
+        cfg!(target_endian = "little").then_some(Self { base: base?, tuned: tuned? })
     }
-    N::load(simd, &lanes)
+}
+
+impl<'a> F16Block<'a> {
+    /// The weights of a whole block; `None` if there are fewer.
+    pub(crate) fn new(base: &'a [u8], tuned: &'a [u8]) -> Option<Self> {
+        let [base, tuned] = [base, tuned].map(|bytes| bytes.as_chunks().0.try_into().ok());
+        Some(Self { base: base?, tuned: tuned? })
+    }
+}
+
+impl ConsecutiveEntries for F32Block<'_> {
+    type Number = f32;
+
+    #[inline(always)]
+    fn load_from<S: Vectors>(self, simd: S, first: usize) -> Entries<F32Lanes<S>> {
+        let base = F32Lanes::of(simd, read(&self.base[first..][..S::WIDTH]));
+        let tuned = F32Lanes::of(simd, read(&self.tuned[first..][..S::WIDTH]));
+        Entries { base, delta: tuned - base, sum: tuned + base }
+    }
+}
+
+impl ConsecutiveEntries for F16Block<'_> {
+    type Number = f32;
+
+    #[inline(always)]
+    fn load_from<S: Vectors>(self, simd: S, first: usize) -> Entries<F32Lanes<S>> {
+        let base = F32Lanes::of(simd, simd.widen_f16(&self.base[first..][..S::WIDTH]));
+        let tuned = F32Lanes::of(simd, simd.widen_f16(&self.tuned[first..][..S::WIDTH]));
+        Entries { base, delta: tuned - base, sum: tuned + base }
+    }
 }
 
 /// A block of `BF16` weights, which are so cheap to decode that the kernel does it while it loads them.
@@ -92,37 +174,33 @@ pub(crate) struct Bf16Block<'a> {
 }
 
 impl<'a> Bf16Block<'a> {
-    /// The weights of a whole block; `None` if there are fewer.
+    /// The weights of a whole block; `None` if there are fewer, or if the machine reads words in the other order.
     pub(crate) fn new(base: &'a [u8], tuned: &'a [u8]) -> Option<Self> {
         let [base, tuned] = [base, tuned].map(|bytes| bytes.as_chunks().0.try_into().ok());
-        Some(Self { base: base?, tuned: tuned? })
+        cfg!(target_endian = "little").then_some(Self { base: base?, tuned: tuned? })
     }
 }
 
+/// A word of two weights yields an even entry and an odd one.
 impl BlockEntries for Bf16Block<'_> {
     type Number = f32;
 
-    #[inline(always)]
-    fn load<S: Vectors>(self, simd: S, step: usize) -> [Entries<F32Lanes<S>>; 2] {
-        let [base_even, base_odd] = widen(simd, self.base, step);
-        let [tuned_even, tuned_odd] = widen(simd, self.tuned, step);
-        [
-            Entries { base: base_even, delta: tuned_even - base_even, sum: tuned_even + base_even },
-            Entries { base: base_odd, delta: tuned_odd - base_odd, sum: tuned_odd + base_odd },
-        ]
-    }
-}
+    const LANE_STRIDE: usize = 2;
+    const SECOND: usize = 1;
 
-/// Decodes words of two weights. The first weight of a word is the lower half of its bits; a `BF16` is the
-/// upper half of an `f32`.
-#[inline(always)]
-fn widen<S: Vectors>(simd: S, words: &[[u8; 4]; BLOCK / 2], step: usize) -> [F32Lanes<S>; 2] {
-    let words = &words.as_chunks::<LANES>().0[step];
-    let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
-    for lane in 0..LANES {
-        let word = u32::from_le_bytes(words[lane]);
-        even[lane] = f32::from_bits(word << 16);
-        odd[lane] = f32::from_bits(word & 0xffff_0000);
+    #[inline(always)]
+    fn load<S: Vectors>(self, simd: S, step: usize, part: usize) -> [Entries<F32Lanes<S>>; 2] {
+        let first = step * LANES + part * S::WIDTH;
+        let [base_even, base_odd] = simd.widen_bf16(read(&self.base[first..][..S::WIDTH]));
+        let [tuned_even, tuned_odd] = simd.widen_bf16(read(&self.tuned[first..][..S::WIDTH]));
+        let (base, tuned) = (F32Lanes::of(simd, base_even), F32Lanes::of(simd, tuned_even));
+        let even = Entries { base, delta: tuned - base, sum: tuned + base };
+        let (base, tuned) = (F32Lanes::of(simd, base_odd), F32Lanes::of(simd, tuned_odd));
+        [even, Entries { base, delta: tuned - base, sum: tuned + base }]
     }
-    [F32Lanes::load(simd, &even), F32Lanes::load(simd, &odd)]
+
+    #[inline(always)]
+    fn load_pairs<S: Vectors>(self, simd: S, step: usize, part: usize) -> [Entries<F32Lanes<S>>; 2] {
+        self.load(simd, step, part)
+    }
 }

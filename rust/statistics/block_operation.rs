@@ -1,11 +1,12 @@
 //! Runs an operation on the entries of a block, compiled for the precision and the series of the block.
 
-use super::block::{BLOCK, Block, BlockEntries, DecodedBlock};
+use super::block::{BLOCK, Bf16Block, Block, BlockEntries, DecodedBlock, F16Block, F32Block};
 use super::precision::{F64Method, Precision, SeriesLengths};
 use super::series::FULL;
 use super::softmax_sums::SoftmaxSettings;
 use super::weight_change::Magnitudes;
 use super::weight_vector::WeightVector;
+use crate::number_format::Dtype;
 use crate::simd::real::Real;
 
 /// An operation on the exponents x and y of a block.
@@ -84,11 +85,20 @@ impl DecodeBuffers {
     ) -> Magnitudes {
         let VectorBlock { vector, index, settings } = block;
         let is_unscaled = settings.temperature == 1.0;
-        if let Some(stored) = vector.bf16_block(index).filter(|_| is_unscaled) {
-            return run_series(stored, lengths, operation);
-        }
-        if let Some(computed) = vector.f32_block(index).filter(|_| is_unscaled) {
-            return run_series(computed, lengths, operation);
+        if is_unscaled {
+            let stored = |dtype| vector.stored_block(index, dtype);
+            if let Some(block) = stored(Dtype::BF16).and_then(|[base, tuned]| Bf16Block::new(base, tuned)) {
+                return run_series(block, lengths, operation);
+            }
+            if let Some(block) = stored(Dtype::F16).and_then(|[base, tuned]| F16Block::new(base, tuned)) {
+                return run_series(block, lengths, operation);
+            }
+            if let Some(block) = stored(Dtype::F32).and_then(|[base, tuned]| F32Block::new(base, tuned)) {
+                return run_series(block, lengths, operation);
+            }
+            if let Some(block) = vector.f32_block(index) {
+                return run_series(block, lengths, operation);
+            }
         }
         let Buffers { f32s, f64s } = self.get();
         if is_unscaled && vector.fits_f32() {

@@ -10,7 +10,7 @@ use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS};
 use super::divergence::DIVERGENCE_DEGREE;
 use super::segments::BlockSegments;
 use super::series::{Terms, exponential, terms_from, weight_of_power};
-use super::weight_change::{BlockChange, Magnitudes, PartialSquares, WeightChange};
+use super::weight_change::{self, BlockChange, Magnitudes, PartialSquares, WeightChange};
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Kernel, LANES, Vectors};
 
@@ -28,9 +28,12 @@ pub(crate) struct BlockSums {
 }
 
 /// The memory of [`SumBlock`], kept from block to block, since clearing it costs as much as filling it.
+///
+/// No vector of it crosses a line of the cache.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct SumBuffers<R> {
-    /// w and y of the even entries of a segment and of the odd ones. The chain of dependent operations from a weight to
+    /// w and y of the first entries of a segment and of the second ones. The chain of dependent operations from a weight to
     /// its sums is longer than a core's out-of-order window; in two loops, later entries start while earlier ones end.
     exponentials: [[Exponential<R>; 2]; STEPS],
     /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
@@ -38,6 +41,8 @@ pub(crate) struct SumBuffers<R> {
     totals: [[R; LANES]; LANES],
     areas: [[R; LANES]; LANES],
     rest: [[R; LANES]; LANES],
+    /// The sums of w y^k from k = 5 on.
+    high_moments: [[[R; LANES]; LANES]; 2],
 }
 
 #[derive(Debug, Default)]
@@ -58,57 +63,31 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel for SumBl
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) {
-        let Self { entries, sums, buffers: SumBuffers { exponentials, totals, areas, rest } } = self;
-        let mut block = BlockLanes::<<E::Number as Real>::Lanes<S>, POWERS>::zero(simd);
-        for place in 0..SEGMENTS {
-            let mut squares = PartialSquares::zero(simd);
-            for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
-                for (entries, stored) in entries.load(simd, step).into_iter().zip(both) {
-                    let Entries { base, delta: y, sum } = entries;
-                    if E::Number::IS_F32 {
-                        block.change.add(base, y, &mut squares);
-                    }
-                    *stored = Exponential { w: exponential::<_, DEGREE>(sum).to_array(), y: y.to_array() };
-                }
+        let Self { entries, sums, buffers } = self;
+        let mut largest = [0.0_f64; 2];
+        for part in 0..S::PARTS {
+            let of_part = sum_part::<E, S, DEGREE, POWERS>(simd, entries, part, buffers);
+            for (largest, of_part) in largest.iter_mut().zip(of_part) {
+                *largest = largest.max(of_part);
             }
-            let mut segment = SegmentLanes::zero(simd);
-            for both in &*exponentials {
-                segment.add(block.add(simd, both));
-            }
-            block.change.add_squares(squares);
-            totals[place] = segment.u.to_array();
-            totals[SEGMENTS + place] = segment.c.to_array();
-            areas[place] = area(segment.u, segment.u_running, segment.u_odd).to_array();
-            areas[SEGMENTS + place] = area(segment.c, segment.c_running, segment.c_odd).to_array();
-            rest[place] = segment.uu.to_array();
         }
-        let [base_squares, delta_squares, changed] = block.change.lanes();
-        let third = if POWERS == 3 { block.last_moment } else { block.moments[3] };
-        let of_block = [block.cc, block.uc, base_squares, delta_squares, changed, block.moments[2], third];
-        for (vector, place) in of_block.into_iter().zip(SEGMENTS..) {
-            rest[place] = vector.to_array();
-        }
-
+        let SumBuffers { totals, areas, rest, high_moments, .. } = buffers;
         let BlockSegments { u, c, u_area, c_area, uu, cc } = &mut sums.segments;
         split(<E::Number as Real>::Lanes::<S>::sums(simd, totals), u, c);
         split(<E::Number as Real>::Lanes::<S>::sums(simd, areas), u_area, c_area);
         let mut others = [0.0; SEGMENTS];
         split(<E::Number as Real>::Lanes::<S>::sums(simd, rest), uu, &mut others);
-        let [c_squares, uc, base_squares, delta_squares, changed, second, third, _] = others;
+        let [c_squares, uc, base_squares, delta_squares, changed, low_moments @ ..] = others;
         (*cc, sums.uc) = (c_squares, uc);
-        (sums.change, sums.magnitudes) = block.change.finish([base_squares, delta_squares, changed]);
+        (sums.change, sums.magnitudes) =
+            weight_change::finish([base_squares, delta_squares, changed], largest);
         let moments = &mut sums.moments;
-        #[expect(
-            clippy::needless_range_loop,
-            reason = "a range is unrolled, which keeps the lanes in registers"
-        )]
-        for k in 2..=POWERS {
-            moments[k] = match k {
-                2 => second,
-                3 => third,
-                k if k == POWERS => block.last_moment.sum(),
-                _ => block.moments[k].sum(),
-            };
+        moments[2..5].copy_from_slice(&low_moments);
+        if POWERS > 4 {
+            for (moments, vectors) in moments[5..].chunks_mut(LANES).zip(&*high_moments) {
+                let sums = <E::Number as Real>::Lanes::<S>::sums(simd, vectors);
+                moments.copy_from_slice(&sums[..moments.len()]);
+            }
         }
         // c also contains the even powers above w, and u the odd ones above w y.
         moments[0] = c.iter().sum();
@@ -120,6 +99,54 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel for SumBl
             moments[1] -= weight_of_power(k) * moments[k];
         }
     }
+}
+
+/// Sums one part of the lanes over a block, into the buffers. Returns the largest of [`BlockChange::largest`].
+#[inline(always)]
+fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usize>(
+    simd: S,
+    entries: E,
+    part: usize,
+    buffers: &mut SumBuffers<E::Number>,
+) -> [f64; 2] {
+    let SumBuffers { exponentials, totals, areas, rest, high_moments } = buffers;
+    let mut block = BlockLanes::<<E::Number as Real>::Lanes<S>, POWERS>::zero(simd);
+    for place in 0..SEGMENTS {
+        let mut squares = PartialSquares::zero(simd);
+        for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
+            for (entries, stored) in entries.load(simd, step, part).into_iter().zip(both) {
+                let Entries { base, delta: y, sum } = entries;
+                if E::Number::IS_F32 {
+                    block.change.add(base, y, &mut squares);
+                }
+                exponential::<_, DEGREE>(sum).store(&mut stored.w, part);
+                y.store(&mut stored.y, part);
+            }
+        }
+        let mut segment = SegmentLanes::zero(simd);
+        for both in &*exponentials {
+            segment.add(block.add(simd, both, part));
+        }
+        block.change.add_squares(squares);
+        segment.u.store(&mut totals[place], part);
+        segment.c.store(&mut totals[SEGMENTS + place], part);
+        area::<_, E>(simd, part, segment.u, segment.u_running, segment.u_second)
+            .store(&mut areas[place], part);
+        area::<_, E>(simd, part, segment.c, segment.c_running, segment.c_second)
+            .store(&mut areas[SEGMENTS + place], part);
+        segment.uu.store(&mut rest[place], part);
+    }
+    let [base_squares, delta_squares, changed] = block.change.lanes();
+    let of_block = [block.cc, block.uc, base_squares, delta_squares, changed];
+    for (vector, into) in of_block.into_iter().zip(&mut rest[SEGMENTS..]) {
+        vector.store(into, part);
+    }
+    let high_moments = high_moments.as_flattened_mut();
+    let into = rest[SEGMENTS + of_block.len()..].iter_mut().chain(high_moments);
+    for (k, into) in (2..=POWERS).zip(into) {
+        if k == POWERS { block.last_moment } else { block.moments[k] }.store(into, part);
+    }
+    block.change.largest()
 }
 
 /// The sums of one block, lane by lane.
@@ -141,12 +168,12 @@ impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
         Self { change, cc: zero, uc: zero, moments: [zero; POWERS], last_moment: zero }
     }
 
-    /// Adds the even entries and the odd ones, and returns their u and c.
+    /// Adds the first entries of a step and the second ones, and returns their u and c.
     #[inline(always)]
-    fn add(&mut self, simd: N::Vectors, both: &[Exponential<N::Number>; 2]) -> [(N, N); 2] {
+    fn add(&mut self, simd: N::Vectors, both: &[Exponential<N::Number>; 2], part: usize) -> [(N, N); 2] {
         let mut terms = [(self.cc, self.cc); 2];
         for (Exponential { w, y }, term) in both.iter().zip(&mut terms) {
-            let (w, y) = (N::load(simd, w), N::load(simd, y));
+            let (w, y) = (N::load(simd, w, part), N::load(simd, y, part));
             let Terms { c, u, powers } = terms_from::<N, POWERS>(w, y);
             self.cc = c.mul_add(c, self.cc);
             self.uc = u.mul_add(c, self.uc);
@@ -178,9 +205,9 @@ struct SegmentLanes<N> {
     /// The sums, over the steps, of the running sums of u and c.
     u_running: N,
     c_running: N,
-    /// The sums over the odd entries.
-    u_odd: N,
-    c_odd: N,
+    /// The sums over the second entries.
+    u_second: N,
+    c_second: N,
     uu: N,
 }
 
@@ -188,31 +215,33 @@ impl<N: Lanes> SegmentLanes<N> {
     #[inline(always)]
     fn zero(simd: N::Vectors) -> Self {
         let u = N::splat(simd, 0.0);
-        Self { u, c: u, u_running: u, c_running: u, u_odd: u, c_odd: u, uu: u }
+        Self { u, c: u, u_running: u, c_running: u, u_second: u, c_second: u, uu: u }
     }
 
-    /// Adds u and c of the even entries and of the odd ones.
+    /// Adds u and c of the first entries of a step and of the second ones.
     #[inline(always)]
-    fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2]) {
-        self.u = self.u + (u + u_odd);
-        self.c = self.c + (c + c_odd);
+    fn add(&mut self, [(u, c), (u_second, c_second)]: [(N, N); 2]) {
+        self.u = self.u + (u + u_second);
+        self.c = self.c + (c + c_second);
         self.u_running = self.u_running + self.u;
         self.c_running = self.c_running + self.c;
-        self.u_odd = self.u_odd + u_odd;
-        self.c_odd = self.c_odd + c_odd;
-        self.uu = u_odd.mul_add(u_odd, u.mul_add(u, self.uu));
+        self.u_second = self.u_second + u_second;
+        self.c_second = self.c_second + c_second;
+        self.uu = u_second.mul_add(u_second, u.mul_add(u, self.uu));
     }
 }
 
 /// The sum of the running sums over a segment, lane by lane, given the sums of all entries, of the running sums over
-/// the steps and of the odd entries. The even entry of a lane in step i is entry j = STEP i + 2 lane; the odd one is
-/// the next.
+/// the steps and of the second entries. The first entry of a lane in step i is entry j = STEP i + LANE_STRIDE lane; the
+/// second one follows it at the distance SECOND.
 #[inline(always)]
-fn area<N: Lanes>(sums: N, running: N, odd: N) -> N {
-    let mut place = [N::Number::default(); LANES];
-    for (lane, place) in place.iter_mut().enumerate() {
-        *place = N::Number::from_f64(-2.0 * lane as f64);
-    }
-    let place = N::load(sums.simd(), &place);
-    running.mul_add(sums.constant(STEP as f64), sums * place) - odd
+fn area<N: Lanes, E: BlockEntries>(simd: N::Vectors, part: usize, sums: N, running: N, second: N) -> N {
+    let place = N::from_lanes(
+        simd,
+        #[inline(always)]
+        |lane| N::Number::from_f64(-((E::LANE_STRIDE * lane) as f64)),
+    );
+    let place = place - N::splat(simd, (E::LANE_STRIDE * part * N::Vectors::WIDTH) as f64);
+    let of_first = running.mul_add(sums.constant(STEP as f64), sums * place);
+    second.mul_add(sums.constant(-(E::SECOND as f64)), of_first)
 }

@@ -286,13 +286,17 @@ impl<R: Real> Kernel for DecodeTile<'_, R> {
         delta_last[..delta_rest.len()].copy_from_slice(delta_rest);
         let base_lanes = base_lanes.iter().chain([&base_last]);
         for (base, delta) in base_lanes.zip(delta_lanes.iter().chain([&delta_last])) {
-            let (base, delta) = (R::Lanes::<S>::load(simd, base), R::Lanes::<S>::load(simd, delta));
-            largest_base = largest_base.max(base.abs());
-            largest_delta = largest_delta.max(delta.abs());
-            // A maximum may ignore NaN; a sum does not.
-            sums = delta.mul_add(zero, sums);
+            for part in 0..S::PARTS {
+                let base = R::Lanes::<S>::load(simd, base, part);
+                let delta = R::Lanes::<S>::load(simd, delta, part);
+                largest_base = largest_base.max(base.abs());
+                largest_delta = largest_delta.max(delta.abs());
+                // A maximum may ignore NaN; a sum does not.
+                sums = delta.mul_add(zero, sums);
+            }
         }
-        let delta = if sums.sum() == 0.0 { largest_delta.largest() } else { f64::NAN };
+        let is_finite = sums.to_array().into_iter().all(|sum| sum.to_f64() == 0.0);
+        let delta = if is_finite { largest_delta.largest() } else { f64::NAN };
         Magnitudes { base: largest_base.largest(), delta }
     }
 }

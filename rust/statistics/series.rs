@@ -10,7 +10,6 @@
 //! only every other power of y occurs in each series. [`super::precision`] says which powers are right for which
 //! weights.
 
-use super::block::Entries;
 use super::exponential::{INVERSE_FACTORIALS, exp};
 use crate::simd::real::Lanes;
 
@@ -31,15 +30,6 @@ pub(crate) struct Terms<N, const POWERS: usize> {
     pub(crate) u: N,
     /// w, w y and so on to w y^(POWERS - 1).
     pub(crate) powers: [N; POWERS],
-}
-
-/// Evaluates e^m by a polynomial of degree `DEGREE`, or [`FULL`], and the series in the first `POWERS` powers of y,
-/// from y^0 on.
-#[inline(always)]
-pub(crate) fn terms<N: Lanes, const DEGREE: usize, const POWERS: usize>(
-    entries: Entries<N>,
-) -> Terms<N, POWERS> {
-    terms_from(exponential::<N, DEGREE>(entries.sum), entries.delta)
 }
 
 /// Evaluates the series in y, given w.
@@ -79,7 +69,7 @@ pub(crate) const fn exponent_reach(degree: usize) -> f64 {
 #[inline(always)]
 pub(crate) fn exponential<N: Lanes, const DEGREE: usize>(doubled: N) -> N {
     if DEGREE == FULL {
-        return (doubled * doubled.constant(0.5)).map(exp);
+        return exp(doubled * doubled.constant(0.5));
     }
     let mut power = doubled.constant(coefficient::<DEGREE>(DEGREE));
     for k in (0..DEGREE).rev() {
@@ -130,9 +120,9 @@ mod tests {
 
         #[inline(always)]
         fn run<S: Vectors>(self, simd: S) -> Self::Output {
-            let (x, y) = (R::Lanes::<S>::load(simd, &self.0), R::Lanes::<S>::load(simd, &self.1));
-            let sum = x.mul_add(x.constant(2.0), y);
-            let Terms { c, u, .. } = terms::<_, DEGREE, POWERS>(Entries { base: x, delta: y, sum });
+            let (x, y) = (R::Lanes::<S>::load(simd, &self.0, 0), R::Lanes::<S>::load(simd, &self.1, 0));
+            let w = exponential::<_, DEGREE>(x.mul_add(x.constant(2.0), y));
+            let Terms { c, u, .. } = terms_from::<_, POWERS>(w, y);
             (c.to_array(), u.to_array())
         }
     }
@@ -158,13 +148,15 @@ mod tests {
                 x.to_f64(),
                 y.to_f64()
             );
-            all.push((c[0].to_f64().to_bits(), u[0].to_f64().to_bits()));
+            if instructions.fuses() {
+                all.push((c[0].to_f64().to_bits(), u[0].to_f64().to_bits()));
+            }
         }
         assert!(all.iter().all(|bits| *bits == all[0]), "{all:?}");
     }
 
     proptest! {
-        /// The bits are the same on every instruction set.
+        /// The bits are the same on every instruction set that fuses multiply-adds.
         #[test]
         fn the_series_are_right_within_their_reach(unit_x in -1f64..1.0, unit_y in -1f64..1.0) {
             let near = |degree| unit_x * exponent_reach(degree);

@@ -8,17 +8,17 @@
 //! exponentials of blocks with other segments once more, for all heads together, and adds |D| entry by entry over these
 //! undecided segments, about an eighth of all.
 
-use std::array;
+use std::hint::black_box;
 
 use super::block::{BLOCK, Block, BlockEntries, DecodedBlock, Entries, SEGMENT, SEGMENTS, STEP, STEPS};
 use super::block_operation::{BlockOperation, DecodeBuffers, VectorBlock};
 use super::segments::RunningDifference;
-use super::series::{ClosedForm, FULL, Terms, terms};
+use super::series::{ClosedForm, FULL, Terms, exponential, terms_from};
 use super::vector_sums::VectorSums;
 use super::weight_change::Magnitudes;
 use super::weight_vector::WeightVector;
 use crate::simd::real::{Lanes, Real};
-use crate::simd::{Instructions, Kernel, LANES, Vectors};
+use crate::simd::{Instructions, Kernel, LANES, MOST_PARTS, Vectors};
 
 /// Passes heads through a weight vector: adds to the area of each the sum of |D| over the entries of the vector.
 pub(crate) fn add_areas(
@@ -59,42 +59,51 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) {
         let Self { entries, valid, heads, .. } = self;
+        // u and c of the even entries of each step, and of the odd ones. All heads need them.
+        let mut all_terms = Aligned([[[[E::Number::default(); LANES]; 2]; 2]; STEPS]);
         for segment in 0..SEGMENTS {
             if !heads.iter().any(|head| head.is_undecided(segment)) {
                 continue;
             }
-            let steps = segment * STEPS..(segment + 1) * STEPS;
-            // All heads need these. As in the first pass, two loops are faster than one.
-            let all_terms: [_; STEPS] = array::from_fn(
-                #[inline(always)]
-                |step| {
-                    let [even, odd] = entries.load(simd, segment * STEPS + step);
-                    [u_and_c::<_, DEGREE, POWERS>(even), u_and_c::<_, DEGREE, POWERS>(odd)]
-                },
-            );
-            for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
-                let mut difference = DifferenceLanes::new(simd, head, segment);
-                for (step, terms) in steps.clone().zip(&all_terms) {
-                    difference.add(*terms, valid, step);
+            // As in the first pass, two loops are faster than one.
+            for (step, terms) in (segment * STEPS..).zip(&mut all_terms.0) {
+                for part in 0..S::PARTS {
+                    let [even, odd] = entries.load_pairs(simd, step, part);
+                    for (Entries { delta, sum, .. }, terms) in [even, odd].into_iter().zip(&mut *terms) {
+                        let Terms { u, c, .. } =
+                            terms_from::<_, POWERS>(exponential::<_, DEGREE>(sum), delta);
+                        u.store(&mut terms[0], part);
+                        c.store(&mut terms[1], part);
+                    }
                 }
-                head.add_areas(difference.areas.to_array());
+            }
+            for head in heads.iter_mut().filter(|head| head.is_undecided(segment)) {
+                let mut difference =
+                    DifferenceLanes::<<E::Number as Real>::Lanes<S>>::new(simd, head, segment);
+                // Otherwise the compiler reads all of them before the first head, and writes them to memory again.
+                for (step, terms) in (segment * STEPS..).zip(black_box(&all_terms.0)) {
+                    difference.add(terms, valid, step);
+                }
+                let mut areas = [E::Number::default(); LANES];
+                for (part, lanes) in difference.areas.into_iter().enumerate().take(S::PARTS) {
+                    lanes.store(&mut areas, part);
+                }
+                head.add_areas(areas);
             }
         }
     }
 }
 
-#[inline(always)]
-fn u_and_c<N: Lanes, const DEGREE: usize, const POWERS: usize>(entries: Entries<N>) -> (N, N) {
-    let Terms { u, c, .. } = terms::<N, DEGREE, POWERS>(entries);
-    (u, c)
-}
+/// Memory of which no vector crosses a line of the cache.
+#[repr(align(64))]
+struct Aligned<T>(T);
 
 /// D of one head within a segment, step after step.
 struct DifferenceLanes<N> {
     negative_ratio: N,
     before: N,
     /// The sum of |D| so far, lane by lane.
-    areas: N,
+    areas: [N; MOST_PARTS],
 }
 
 impl<N: Lanes> DifferenceLanes<N> {
@@ -103,23 +112,33 @@ impl<N: Lanes> DifferenceLanes<N> {
         Self {
             negative_ratio: N::splat(simd, -head.ratio),
             before: N::splat(simd, head.before[segment]),
-            areas: N::splat(simd, 0.0),
+            areas: [N::splat(simd, 0.0); MOST_PARTS],
         }
     }
 
     /// Adds |D| over the entries of a step. Those from entry `valid` of the block on do not exist.
     #[inline(always)]
-    fn add(&mut self, [(u, c), (u_odd, c_odd)]: [(N, N); 2], valid: usize, step: usize) {
-        let odd = c_odd.mul_add(self.negative_ratio, u_odd);
-        let sums = (c.mul_add(self.negative_ratio, u) + odd).prefix_sums();
-        let after_odd = sums + self.before;
-        let mut sizes = [(after_odd - odd).abs(), after_odd.abs()];
-        // All blocks in `f32` are whole.
-        if !N::Number::IS_F32 && valid < (step + 1) * STEP {
-            sizes = keep_first(sizes, valid.saturating_sub(step * STEP));
+    fn add(&mut self, [even, odd]: &[[[N::Number; LANES]; 2]; 2], valid: usize, step: usize) {
+        let (parts, simd) = (N::Vectors::PARTS, self.before.simd());
+        let (mut sums, mut odds) = (self.areas, self.areas);
+        for part in 0..parts {
+            let (u, c) = (N::load(simd, &even[0], part), N::load(simd, &even[1], part));
+            let (u_odd, c_odd) = (N::load(simd, &odd[0], part), N::load(simd, &odd[1], part));
+            odds[part] = c_odd.mul_add(self.negative_ratio, u_odd);
+            sums[part] = c.mul_add(self.negative_ratio, u) + odds[part];
         }
-        self.areas = self.areas + (sizes[0] + sizes[1]);
-        self.before = self.before + sums.constant(sums.to_array()[LANES - 1].to_f64());
+        N::prefix_sums(&mut sums);
+        for part in 0..parts {
+            let after_odd = sums[part] + self.before;
+            let mut sizes = [(after_odd - odds[part]).abs(), after_odd.abs()];
+            // All blocks in `f32` are whole.
+            if !N::Number::IS_F32 && valid < (step + 1) * STEP {
+                let lanes_before = 2 * part * N::Vectors::WIDTH;
+                sizes = keep_first(sizes, valid.saturating_sub(step * STEP + lanes_before));
+            }
+            self.areas[part] = self.areas[part] + (sizes[0] + sizes[1]);
+        }
+        self.before = self.before + sums[parts - 1].last();
     }
 }
 
@@ -127,9 +146,8 @@ impl<N: Lanes> DifferenceLanes<N> {
 #[cold]
 fn keep_first<N: Lanes>([even, odd]: [N; 2], count: usize) -> [N; 2] {
     let cut = |half: N, count: usize| {
-        let mut numbers = half.to_array();
-        numbers[count..].fill(N::Number::default());
-        N::load(half.simd(), &numbers)
+        let numbers = half.to_array();
+        N::from_lanes(half.simd(), |lane| if lane < count { numbers[lane] } else { N::Number::default() })
     };
     [cut(even, count.div_ceil(2)), cut(odd, count / 2)]
 }

@@ -2,7 +2,7 @@
 
 use super::block::{BLOCK, BlockEntries, DecodedBlock, STEP};
 use crate::simd::real::{Lanes, Real};
-use crate::simd::{Kernel, Vectors};
+use crate::simd::{Kernel, LANES, Vectors};
 
 /// Sums over the entries of theta that need neither the temperature nor a normaliser.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,7 +41,7 @@ impl WeightChange {
 /// infinite or NaN where an entry is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Magnitudes {
-    /// The largest |theta_B| or, of exponents, |x|; in `f32` up to 4 times it ([`BlockChange::finish`]).
+    /// The largest |theta_B| or, of exponents, |x|; in `f32` up to 4 times it ([`finish`]).
     pub(crate) base: f64,
     /// The largest |theta_T - theta_B|.
     pub(crate) delta: f64,
@@ -114,27 +114,32 @@ impl<N: Lanes> BlockChange<N> {
         self.delta_squares = self.delta_squares + squares.delta;
     }
 
-    /// The vectors whose lanes have to be summed for [`Self::finish`].
+    /// The vectors whose lanes have to be summed for [`finish`].
     #[inline(always)]
     pub(crate) fn lanes(&self) -> [N; 3] {
-        [self.base_squares, self.delta_squares, self.changed]
+        [self.base_squares, self.delta_squares, self.changed.counted()]
     }
 
-    /// The change and the magnitudes, given the sums of [`Self::lanes`]. The magnitude of the base is the root of the
-    /// largest partial sum, of 16 squares in a kernel in `f32`: from 1 to 4 times the largest |theta_B|, seldom more
-    /// than twice. A maximum of its own would cost more.
+    /// The largest partial sum of theta_B^2 and the largest |theta_T - theta_B|.
     #[inline(always)]
-    pub(crate) fn finish(&self, sums: [f64; 3]) -> (WeightChange, Magnitudes) {
-        let [base_squares, delta_squares, changed] = sums;
-        let (largest_norm, largest_delta) =
-            (self.largest_squares.largest().sqrt(), self.largest_delta.largest());
-        // A maximum may ignore NaN; a sum does not.
-        let magnitudes = Magnitudes {
-            base: if base_squares.is_nan() { base_squares } else { largest_norm },
-            delta: if delta_squares.is_nan() { delta_squares } else { largest_delta },
-        };
-        (WeightChange { delta_squares, base_squares, largest_delta, changed }, magnitudes)
+    pub(crate) fn largest(&self) -> [f64; 2] {
+        [self.largest_squares.largest(), self.largest_delta.largest()]
     }
+}
+
+/// The change and the magnitudes, given the sums of [`BlockChange::lanes`] and the largest of [`BlockChange::largest`].
+/// The magnitude of the base is the root of the largest partial sum, of 16 squares in a kernel in `f32`: from 1 to 4
+/// times the largest |theta_B|, seldom more than twice. A maximum of its own would cost more.
+#[inline(always)]
+pub(crate) fn finish(sums: [f64; 3], largest: [f64; 2]) -> (WeightChange, Magnitudes) {
+    let [base_squares, delta_squares, changed] = sums;
+    let [largest_squares, largest_delta] = largest;
+    // A maximum may ignore NaN; a sum does not.
+    let magnitudes = Magnitudes {
+        base: if base_squares.is_nan() { base_squares } else { largest_squares.sqrt() },
+        delta: if delta_squares.is_nan() { delta_squares } else { largest_delta },
+    };
+    (WeightChange { delta_squares, base_squares, largest_delta, changed }, magnitudes)
 }
 
 /// Measures the change of one block in `f64`.
@@ -145,14 +150,24 @@ impl Kernel for MeasureChange<'_> {
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) -> WeightChange {
-        let mut change = BlockChange::<<f64 as Real>::Lanes<S>>::zero(simd);
-        let mut squares = PartialSquares::zero(simd);
-        for step in 0..BLOCK / STEP {
-            for entries in self.0.load(simd, step) {
-                change.add(entries.base, entries.delta, &mut squares);
+        let (mut totals, mut largest) = ([[0.0; LANES]; LANES], [0.0_f64; 2]);
+        for part in 0..S::PARTS {
+            let mut change = BlockChange::<<f64 as Real>::Lanes<S>>::zero(simd);
+            let mut squares = PartialSquares::zero(simd);
+            for step in 0..BLOCK / STEP {
+                for entries in self.0.load(simd, step, part) {
+                    change.add(entries.base, entries.delta, &mut squares);
+                }
+            }
+            change.add_squares(squares);
+            for (total, lanes) in totals.iter_mut().zip(change.lanes()) {
+                lanes.store(total, part);
+            }
+            for (largest, of_part) in largest.iter_mut().zip(change.largest()) {
+                *largest = largest.max(of_part);
             }
         }
-        change.add_squares(squares);
-        change.finish(change.lanes().map(Lanes::sum)).0
+        let [base_squares, delta_squares, changed, ..] = <f64 as Real>::Lanes::<S>::sums(simd, &totals);
+        finish([base_squares, delta_squares, changed], largest).0
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::block::{BLOCK, Bf16Block, Block, DecodedBlock};
+use super::block::{BLOCK, Block, DecodedBlock};
 use crate::number_format::Dtype;
 use crate::simd::real::Real;
 
@@ -97,11 +97,12 @@ impl WeightVector<'_> {
         }
     }
 
-    /// A whole block in its stored form, if both checkpoints store `BF16`.
-    pub(crate) fn bf16_block(&self, block: usize) -> Option<Bf16Block<'_>> {
+    /// The bytes of a block, if both checkpoints store this format.
+    #[inline]
+    pub(crate) fn stored_block(&self, block: usize, dtype: Dtype) -> Option<[&[u8]; 2]> {
         match self {
-            Self::Stored { base, tuned } if base.dtype == Dtype::BF16 && tuned.dtype == Dtype::BF16 => {
-                Bf16Block::new(base.block(block), tuned.block(block))
+            Self::Stored { base, tuned } if base.dtype == dtype && tuned.dtype == dtype => {
+                Some([base.block(block), tuned.block(block)])
             }
             _ => None,
         }

@@ -194,10 +194,26 @@ fn scan_with_all_options(
     }
     for variant in variants {
         let found = score(&base, &tuned, &variant);
-        assert_eq!(bits(&found), expected, "{model_type:?} {dtypes:?} {variant:?}");
+        if variant.instructions.fuses() {
+            assert_eq!(bits(&found), expected, "{model_type:?} {dtypes:?} {variant:?}");
+        } else {
+            assert_nearly_the_same(&found, &reference);
+        }
         assert_eq!((&found.geometry, found.bytes), (&reference.geometry, reference.bytes));
     }
     reference
+}
+
+/// Two roundings of a multiply-add instead of one change a score by less than 5e-7 of it.
+fn assert_nearly_the_same(found: &Scores, expected: &Scores) {
+    for ((name, found), (_, expected)) in found.statistics.iter().zip(&expected.statistics) {
+        for (found, expected) in found.iter().zip(expected) {
+            // A score near 0 is the difference of larger numbers.
+            let scale = if *name == "wasserstein_z" { expected.abs().max(1.0) } else { expected.abs() };
+            let is_close = (found - expected).abs() <= 5e-7 * scale || (found.is_nan() && expected.is_nan());
+            assert!(is_close, "{name}: {found:e}, not {expected:e}");
+        }
+    }
 }
 
 /// Heads of one group, one of which has to be measured again in `f64`: the changes of all its weights alternate.
