@@ -90,7 +90,7 @@ def measure(folder: Path, shape: Shape, model: str, options: argparse.Namespace)
     with server(folder, options) as (url, counts):
         base, tuned = f"{url}/base", f"{url}/tuned"
         if "405B" in model:
-            found = scan(base, tuned, str(folder / "scores"), options.memory, part=0.02)
+            found = scan(base, tuned, str(folder / "scores"), options.memory, part=0.1)
             # Planned twice, and at the end the status of every file is asked for once more.
             planning, files = found["planning"], len(list(folder.rglob("*.safetensors")))
             requests = planning + files + (found["requests"] - 2 * planning) / found["share"]

@@ -38,7 +38,8 @@ impl Progress {
 
 /// Runs `work` on a thread of its own, and `report` on this one every `interval` and once more after success.
 ///
-/// Both see `progress`. A failure of `report` cancels the work and is the result once the work has stopped. The call returns as soon as the
+/// Both see `progress`. A failure of `report` cancels the work and is the result once the work has stopped. The call
+/// returns as soon as the
 /// work ends, and passes its panic on.
 pub fn run_with_progress<T: Send, E: From<Error>>(
     progress: &Progress,

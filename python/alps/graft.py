@@ -30,7 +30,7 @@ class Graft:
 
     Attributes:
         path: Its folder.
-        bytes: Of the rows that differ from the first checkpoint.
+        bytes: The bytes of the rows that were overwritten with those of the chosen heads.
         files: The files that were copied along: configuration, tokenizer and what else was there.
     """
 

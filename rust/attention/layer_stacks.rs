@@ -100,7 +100,7 @@ pub(super) type Stack<'a> = BTreeMap<Vec<usize>, LayerModules<'a>>;
 ///
 /// # Errors
 ///
-/// As of [`layouts`].
+/// Those of [`layouts`].
 pub fn may_be_attention(module: &str) -> Result<bool> {
     let own_names = layouts()?.iter().flat_map(|layout| layout.names.iter().flatten());
     let is_of = |own: &String| module.strip_suffix(&**own).is_some_and(|path| path.ends_with('.'));

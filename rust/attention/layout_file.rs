@@ -1,4 +1,6 @@
 //! Reads the layouts, which say how models store their attention, from the data files in `layouts/`.
+//!
+//! A new layout is a new file there and its name in `FILES`; "Adding a layout" in CONTRIBUTING.md says what to write.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,7 +25,8 @@ pub struct Layout {
     hybrids: Vec<String>,
     /// The paths that may stand between the number of the layer and a tensor's own name; `#` is one more number.
     pub(super) attention: Vec<String>,
-    /// Parts of a name that count as the numbers 0, 1 and so on: stacks that follow each other.
+    /// Parts of a name that stand for the numbers 0, 1 and so on. With `transformer` and `global_transformer`,
+    /// the layers of `transformer` come first, and those of `global_transformer` after them.
     #[serde(default)]
     pub(super) counted: Vec<String>,
     pub(super) tensors: Vec<LayoutTensor>,

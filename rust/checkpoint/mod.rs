@@ -240,7 +240,8 @@ impl Checkpoint {
         self.files[tensor.file].path()
     }
 
-    /// Gives a file that is in a store to `to`, piece by piece, and fetches the next ones meanwhile. Returns whether the file is in a store; one that is not has to be copied by the system.
+    /// Gives a file that is in a store to `to`, piece by piece, and fetches the next ones meanwhile. Returns whether the
+    /// file is in a store; one that is not has to be copied by the system.
     pub(crate) fn fetch_file(&self, file: usize, mut to: impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
         let file = &self.files[file];
         let Some(remote) = file.remote() else { return Ok(false) };

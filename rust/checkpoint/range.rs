@@ -156,7 +156,7 @@ impl<'a> RangeBuffer<'a> {
     ///
     /// # Errors
     ///
-    /// As of [`Checkpoint::read_at`]; [`Error::Changed`] if the bytes can be read again.
+    /// Those of [`Checkpoint::read_at`]; [`Error::Changed`] if the bytes can be read again.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.mapped {
             Some((range, mapped)) if mapped.has_lost_bytes() => Err(range.report_lost_bytes()),

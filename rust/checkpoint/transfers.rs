@@ -38,7 +38,8 @@ const REQUESTS: u64 = 1200;
 /// The bounds of what is fetched ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransferLimits {
-    /// The most bytes that a call holds of files: seven eighths of them in pieces that are asked for and not yet given back.
+    /// The most bytes that a call holds of files: seven eighths of them in pieces that are asked for and not yet given
+    /// back.
     pub memory: u64,
     /// The most requests at a time.
     pub connections: usize,

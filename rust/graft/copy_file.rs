@@ -13,7 +13,7 @@ pub(super) fn copy_file(from: &Path, to: &Path, progress: &Progress) -> Result<(
     use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
     use rustix::io::Errno;
 
-    /// Bytes between two looks whether the copy was cancelled.
+    /// The bytes after which the copy checks whether it was cancelled.
     const PIECE: u64 = 64 << 20;
     let source = File::open(from).map_err(|error| Error::io(from, error))?;
     let target = File::create_new(to).map_err(|error| Error::io(to, error))?;

@@ -48,12 +48,13 @@ impl Donor {
     }
 }
 
-/// Writes the weights of `base` with the chosen heads of the donors into `folder`, which exists and is empty. Returns
+/// Writes the weights of `base` with the chosen heads of the donors into `folder`, which exists and is empty: a temporary
+/// one of the caller, `python/alps/graft.py`, which renames it when all is written. Returns
 /// the bytes of the rows that were overwritten.
 ///
 /// # Errors
 ///
-/// As of [`OpenedModel::open`]; [`Error::Pair`] if a donor is of another model or other sizes, or lacks a bias that
+/// Those of [`OpenedModel::open`]; [`Error::Pair`] if a donor is of another model or other sizes, or lacks a bias that
 /// the base has; [`Error::Model`] if rows of the base cannot be overwritten, since they are quantised or those of an
 /// adapter, or if a donor is quantised; [`Error::Interrupted`] if the caller cancels it.
 pub fn graft(

@@ -2,7 +2,7 @@
 //!
 //! # How a scan works
 //!
-//! 1. Both models are opened (`opened_model`), their tensors checked (`tensor_checks`) and their layers, heads and
+//! 1. Both models are opened (`opened_model`), their tensors checked (`tensor_names`) and their layers, heads and
 //!    sizes compared (`compatibility`, by `model_pair`).
 //! 2. The threads take one key/value group after the other, in the order of the layers, and share the heads of the last
 //!    ones (`schedule`). The key and value matrices of a group are read and summed once for all query heads that share
@@ -23,7 +23,7 @@ mod model_pair;
 mod opened_model;
 mod options;
 mod schedule;
-mod tensor_checks;
+mod tensor_names;
 
 pub(crate) use self::compatibility::check_pair;
 pub(crate) use self::head_rows::StoredNumbers;

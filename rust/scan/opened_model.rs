@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::head_rows::{HeadRows, StoredNumbers};
-use super::tensor_checks::{check_merged, check_tensors, find_missing};
+use super::tensor_names::{check_merged, check_tensors, find_missing};
 use crate::attention::{Attention, Component, Geometry, Projection, Role, TensorShapes, may_be_attention};
 pub use crate::checkpoint::StoredFile;
 use crate::checkpoint::{Checkpoint, Location, Tensor};

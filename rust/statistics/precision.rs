@@ -19,10 +19,13 @@
 //!
 //! The weights of large models take one of the first three rows, at any usual temperature. Vectors of
 //! [`MIN_F32_ENTRIES`] entries and more are summed in `f32`: their rounding errors average out far below the precision
-//! of a score. Smaller vectors cost next to nothing in `f64`. This choice is for a block; after the measurement
-//! [`needs_f64`](super::HeadMeasurements::needs_f64) decides whether a whole head is measured again in `f64`. [`super::VectorSums`] calls [`may_be_f32`], [`SeriesLengths::choose`] and
-//! [`F64Method::choose`] for each block. The choice depends on the weights and the temperature only, not on the threads
-//! or on how a file is read.
+//! of a score. Smaller vectors cost next to nothing in `f64`. [`super::VectorSums`] calls [`may_be_f32`],
+//! [`SeriesLengths::choose`] and [`F64Method::choose`] for each block. The choice depends on the weights and the
+//! temperature only, not on the threads or on how a file is read.
+//!
+//! This choice is for a block. Two others are for a whole head, once its sums are known, in `group_measurement`: a head
+//! whose changes undo one another is measured with an offset (`is_well_conditioned`), and one whose sums in `f32` lost too
+//! much is measured again in `f64` ([`needs_f64`](super::HeadMeasurements::needs_f64)).
 
 use super::block::BLOCK;
 use super::series::{FULL, exponent_reach};

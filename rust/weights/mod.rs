@@ -58,7 +58,7 @@ pub trait WeightMatrix: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// As of [`crate::checkpoint::Checkpoint::read_at`]; [`crate::Error::Checkpoint`] if what is stored
+    /// Those of [`crate::checkpoint::Checkpoint::read_at`]; [`crate::Error::Checkpoint`] if what is stored
     /// makes no weights, such as a scale that is not finite.
     ///
     /// # Panics

@@ -1,4 +1,5 @@
-//! Finds the module of a base checkpoint that a module of an adapter corresponds to.
+//! Finds the module of a base checkpoint that a module of an adapter corresponds to. Which checkpoint is the base,
+//! `python/alps/sources.py` decides.
 //!
 //! # How modules are found
 //!

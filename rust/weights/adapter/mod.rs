@@ -56,7 +56,7 @@ pub struct AdapterOrigin {
 ///
 /// # Errors
 ///
-/// As of [`Adapter::open`], for the configuration.
+/// Those of [`Adapter::open`], for the configuration.
 pub fn adapter_origin(location: &Location) -> Result<Option<AdapterOrigin>> {
     let is_file = location.file_name() == WEIGHTS;
     let folder = if is_file { location.parent() } else { location.clone() };

@@ -1,4 +1,5 @@
-//! Checks that every tensor of the attention is understood, and that none is missing.
+//! Checks the names of tensors: that every tensor of the attention is understood, and that none is missing. Their numbers
+//! are checked when they are summed (`matrix_pair`).
 
 use std::collections::BTreeSet;
 
