@@ -99,6 +99,39 @@ def test_a_web_server_serves_little_more_than_what_is_scanned(folder: Path, loca
         assert len(heads) == 3  # its header, its weights, its size at the end
 
 
+def test_the_command_tells_how_much_was_fetched(folder: Path) -> None:
+    with serve(folder) as server:
+        base, tuned = f"{server.url}/owner/base", f"{server.url}/owner/tuned"
+        command = [sys.executable, "-m", "alps.cli"]
+        ran = subprocess.run([*command, "scan", base, tuned, "--json"], check=True, capture_output=True)
+        fetched = json.loads(ran.stdout)["fetched"]
+        assert fetched["requests"] == server.requests
+        assert fetched["bytes"] <= server.sent
+        files = [*(folder / "owner/base").glob("*.safetensors"), folder / "owner/tuned/model.safetensors"]
+        assert fetched["stored"] == sum(file.stat().st_size for file in files)
+        assert fetched["retries"] == 0
+        ran = subprocess.run([*command, "inspect", base], check=True, capture_output=True)
+        bytes_ = alps.inspect(folder / "owner/base")
+        said = f"{bytes_.bytes:,} of {bytes_.weight_bytes:,} bytes to read from model.safetensors.index.json (2 files)"
+        assert said in " ".join(ran.stdout.decode().split())
+        ran = subprocess.run(
+            [*command, "scan", base, tuned, "--part", "2/3", "--output", os.devnull],
+            check=False,
+            capture_output=True,
+        )
+        assert ran.returncode == 1
+        for arguments, error in (
+            (["--part", "4/3", "--output", "x"], "expected I/N"),
+            (["--part", "1/3"], "--output"),
+            (["--part", "1/3", "--output", "x", "--heads", "y"], "merge the parts first"),
+        ):
+            ran = subprocess.run(
+                [*command, "scan", base, tuned, *arguments], check=False, capture_output=True
+            )
+            assert ran.returncode == 2
+            assert error in " ".join(ran.stderr.decode().split())
+
+
 def test_everything_takes_an_address(folder: Path, tmp_path: Path, local: alps.HeadScores) -> None:
     heads = local.select(ratio=0.2)
     expected = alps.graft(folder / "owner/base", folder / "owner/tuned", heads, tmp_path / "expected")
@@ -339,6 +372,9 @@ def test_the_hub(folder: Path, hub: Server, local: alps.HeadScores) -> None:
     assert set(asked) == {"Bearer hf_secret"}
     assert all(token is None for *_, token in hub.cdn_server.listed)  # type: ignore[attr-defined]
     assert alps.scan(f"hf://owner/base@{COMMIT}", "https://huggingface.co/owner/tuned/tree/main") == local
+    (folder / "solo").symlink_to(folder / "owner/base")
+    assert alps.geometry("solo") == local.geometry
+    (folder / "solo").unlink()
     with pytest.raises(FileNotFoundError, match="no such model on the hub") as raised:
         alps.geometry("owner/missing")
     assert raised.value.filename == "owner/missing"
@@ -499,7 +535,7 @@ def test_parts_make_the_whole(folder: Path, tmp_path: Path, local: alps.HeadScor
                 "--output",
                 file,
             ],
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
         )
         for number, file in enumerate(files, 1)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import socket
@@ -95,6 +96,19 @@ def test_dask_with_a_worker_that_is_killed(pair: tuple[Path, Path]) -> None:
     ):
         os.kill(next(iter(cluster.workers.values())).pid, 9)
         assert alps.scan(*pair, executor=client.get_executor()) == expected
+
+
+def test_ray_by_the_adapter_of_the_docs(pair: tuple[Path, Path]) -> None:
+    ray = pytest.importorskip("ray")
+    page = (Path(__file__).parents[1] / "docs/remote.md").read_text()
+    code = page.split("Ray has no executor. This is one:")[1].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {"concurrent": concurrent, "ray": ray}
+    exec(code, names)
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        assert alps.scan(*pair, executor=names["RayExecutor"]()) == alps.scan(*pair)
+    finally:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def document(content: HeadScores | HeadSet | Comparison | Inspection) -> dict[st
 
 
 def fetched() -> dict[str, int]:
-    """What this process has asked of stores: requests, repeated ones, and bytes of files that it received."""
+    """What this process has fetched: requests, repeated ones, bytes, and the bytes of all files of weights."""
     return asdict(store.TOTAL)
 
 

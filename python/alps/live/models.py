@@ -21,7 +21,10 @@ def load(model: Name, over: Name | None = None) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    source = sources.find(model) if over is None else sources.find_both(over, model, None)[1]
+    if over is None:
+        source = sources.find(model, local_files_only=True)
+    else:
+        source = sources.find_both(over, model, None, local_files_only=True)[1]
     loaded: nn.Module = AutoModelForCausalLM.from_pretrained(source.path, dtype="auto")
     if source.adapter is None:
         return loaded

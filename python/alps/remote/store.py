@@ -92,11 +92,13 @@ class Traffic:
         requests: The number of requests, each attempt counted.
         retries: The attempts after the first.
         bytes: Bytes of files that were received.
+        stored: Bytes of all files of weights of which the size was asked for.
     """
 
     requests: int = 0
     retries: int = 0
     bytes: int = 0
+    stored: int = 0
 
 
 TOTAL = Traffic()
@@ -108,6 +110,7 @@ class Store(ABC):
 
     def __init__(self, connections: int = CONNECTIONS):
         self._lock = threading.Lock()
+        self._weights: set[str] = set()
         self._documents: dict[tuple[str, int, int], Content] = {}
         """The JSON files that were read, some of which are read twice."""
         self._tasks: _Tasks = queue.SimpleQueue()
@@ -138,7 +141,11 @@ class Store(ABC):
             FileNotFoundError: There is no such file.
             OSError: The store refuses it, or cannot be reached.
         """
-        return self._attempt(file, lambda: self._status(file, fresh))
+        size, version = self._attempt(file, lambda: self._status(file, fresh))
+        if file.endswith(".safetensors") and file not in self._weights:
+            self._weights.add(file)
+            count("stored", size)
+        return size, version
 
     def read(self, file: str, start: int, end: int) -> Content:
         """The bytes of a range of a file.
