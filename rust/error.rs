@@ -148,7 +148,8 @@ pub struct HeadName {
     pub layer: usize,
 }
 
-/// A weight that no score can be made of.
+/// A weight that no score can be made of: NaN, infinite, or too far from that of the other checkpoint. Made by
+/// `HeadRows::refusal` in `scan/head_rows.rs`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadWeight {
     /// The tensor.

@@ -1,4 +1,8 @@
-"""The files of alps: written whole or not at all, and checked when they are read."""
+"""The files of alps: written whole or not at all, and checked when they are read.
+
+A file has a temporary name until it is whole (`write_whole`). So has the folder of a graft (`graft.py`) and that of a
+demo (`demo/steps.py`).
+"""
 
 import errno
 import json

@@ -1,4 +1,5 @@
-//! Reads the sizes of a layer's attention from the configuration, or from the shapes of its tensors.
+//! Reads the sizes of a layer's attention from the configuration (`num_attention_heads`, `head_dim` and their other names),
+//! or from the shapes of its tensors.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

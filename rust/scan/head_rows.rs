@@ -1,4 +1,7 @@
-//! Reads one matrix of one head of a model, by rows. `Attention::projection_rows` says which rows it has.
+//! Reads one matrix of one head of a model, by rows, and makes the error of a NaN or infinite entry.
+//!
+//! Which rows of which tensor a head has, `attention/layers.rs` explains with the formula; `Attention::projection_rows` in
+//! `attention/find.rs` computes them.
 
 use std::ops::Range;
 

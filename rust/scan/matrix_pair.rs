@@ -1,4 +1,7 @@
 //! One matrix of a head in both models: its rows, its bytes and the sums over them.
+//!
+//! The sums tell of the first entry that is NaN or infinite; [`LoadedMatrix::refusal`] makes the error of it, which names the
+//! tensor and the position (`HeadRows::refusal`).
 
 use std::ops::Range;
 

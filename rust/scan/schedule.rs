@@ -2,8 +2,9 @@
 //!
 //! Groups are numbered by the caller; those of a scan are in the order of the layers. Each thread claims the next
 //! group, prepares what its tasks share and does its tasks. It prepares one group at a time, which bounds the memory.
-//! When no group is left to claim, a thread joins one in progress, so that no thread is idle while there are tasks, and
-//! all threads share the last groups.
+//! When no group is left to claim, a thread joins one in progress ([`Schedule::join`]) and takes its tasks by a counter
+//! ([`OpenGroup::tasks`]), so that no thread is idle while there are tasks, and all threads share the last groups. A task of
+//! a scan is a head (`measure.rs`).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};

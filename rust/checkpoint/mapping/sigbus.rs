@@ -4,7 +4,8 @@
 //!
 //! The handler is installed while any file is mapped. Each mapping has a [`Guard`], whose addresses are in a table that
 //! the handler reads. After a fault at one of these addresses, the handler maps zeros at all addresses of the guard and
-//! sets its flag. The thread then goes on, and the scan fails when it checks the range (`RangeBuffer::check`). For
+//! sets its flag. The thread then goes on, and the scan fails with `Error::Truncated`, or with `Error::Changed` if the file
+//! has the bytes again, when it checks the range (`RangeBuffer::check` in `checkpoint/range.rs`). For
 //! every other fault or signal, the handler calls the one that was installed before. A signal handler may neither lock
 //! nor allocate, so the table has a fixed size and atomic fields.
 
