@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import secrets
+import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all.
 
     A temporary file in the same folder gets the content, and then the name. A symbolic link keeps pointing to
-    its file, and the file gets the permissions of any new file.
+    its file. A new file gets the permissions of any new file, one that is replaced keeps its own.
 
     Raises:
         OSError: The file cannot be written; what was there before is untouched.
@@ -50,12 +52,25 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            if target.exists():
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))  # noqa: PTH101
         temporary.replace(target)
+        sync_folder(target.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder outlast a crash of the system, where the system has this."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) -> str:
@@ -86,15 +101,49 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
         raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {error}") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
+    if has_lone_surrogate(document):
+        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: a surrogate stands alone in a string")
     return document
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    """Whether a string in a JSON document is no text of Unicode."""
+    match value:
+        case str():
+            return not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value)
+        case dict():
+            return any(has_lone_surrogate(name) or has_lone_surrogate(it) for name, it in value.items())
+        case list():
+            return any(map(has_lone_surrogate, value))
+        case _:
+            return False
+
+
+def check_regular(path: str | os.PathLike[str]) -> int:
+    """The number of bytes of a regular file. Opening a named pipe or a device could wait for ever.
+
+    Raises:
+        OSError: There is no such file, or it is something else.
+    """
+    state = Path(path).stat()
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return state.st_size
+
+
+def shorten(text: str) -> str:
+    """The text, cut to 100 characters, for a message."""
+    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} stands twice in one object")
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"the name {shorten(twice)!r} stands twice in one object")
     return document
 
 
@@ -113,7 +162,7 @@ def check_document(
     """
     if document.get("format") != form:
         raise ArgumentError(f"format: expected {form!r}, found {document.get('format')!r}")
-    if document.get("version") != version:
+    if type(document.get("version")) is not int or document["version"] != version:
         raise ArgumentError(f"version: this alps reads {version}, found {document.get('version')!r}")
     expected = {"format", "version", *fields}
     for name in sorted(expected ^ set(document)):

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alps import limits
 from alps.errors import ArgumentError
+from alps.escaping import escape
 
 _LARGEST_SIZE = 2**32 - 1
 
@@ -89,13 +91,20 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for name in ("model_type", "layout", "component"):
-            if not isinstance(getattr(self, name), str):
-                raise ArgumentError(f"{name}: expected a string, found {getattr(self, name)!r}")
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise ArgumentError(f"{name}: expected a string, found {text!r}")
+            if not text.isprintable() or len(text) > limits.LONGEST_NAME:
+                found = escape(text[: limits.LONGEST_NAME])
+                raise ArgumentError(
+                    f"{name}: expected at most {limits.LONGEST_NAME} printable characters, found {found!r}"
+                )
         for name in _LARGEST_OF:
             _check_size(name, getattr(self, name), least=0 if name == "value_size" and self.per_layer else 1)
         if not self.per_layer:
             _check_groups("key_value_heads", self.query_heads, self.key_value_heads)
         object.__setattr__(self, "layers", tuple(self.layers))
+        _check_limits(len(self.layers), self.query_heads)
         for layer in self.layers:
             if not _is_whole(layer) or not 0 <= layer <= _LARGEST_SIZE:
                 raise ArgumentError(f"layers: expected layer numbers, found {layer!r}")
@@ -304,6 +313,16 @@ def _check_size(name: str, size: object, least: int) -> None:
     if not _is_whole(size) or not least <= size <= _LARGEST_SIZE:  # type: ignore[operator]
         positive = "a positive whole number" if least else "a whole number"
         raise ArgumentError(f"{name}: expected {positive}, found {size!r}")
+
+
+def _check_limits(layers: int, heads: int) -> None:
+    for what, most, found in (
+        ("layers", limits.MOST_LAYERS, layers),
+        ("query_heads", limits.MOST_HEADS, heads),
+        ("layers times query_heads", limits.MOST_CELLS, layers * heads),
+    ):
+        if found > most:
+            raise ArgumentError(f"{what}: expected at most {most}, found {found}")
 
 
 def _check_groups(name: str, query_heads: int, key_value_heads: int) -> None:

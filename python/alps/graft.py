@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import alps._alps as _alps
 from alps import sources
 from alps.errors import ArgumentError
+from alps.files import sync_folder
 from alps.geometry import Geometry
 from alps.heads import HeadSet, check_head_set
 from alps.sources import Name, Source
@@ -118,9 +119,9 @@ def graft(
             progress,
         )
         files = _copy_along(host, temporary)
-        _sync(temporary)
+        sync_folder(temporary)
         temporary.rename(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -204,13 +205,3 @@ def _read_beside(host: Source, name: str) -> bytes | None:
 def _folder(host: Source) -> Path:
     path = Path(host.path)
     return path if path.is_dir() else path.parent
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder last, where the system has this."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

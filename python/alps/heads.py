@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import alps._alps as _alps
+from alps import limits
 from alps.errors import ArgumentError, CheckpointError
-from alps.files import check_document, parse_json, write_whole
+from alps.files import check_document, check_regular, parse_json, shorten, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.optional import visual
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "alps-heads"
 _VERSION = 1
-_LARGEST_FILE = 64 * 2**20
 """Bytes. A set of ten thousand layers takes less, and a checkpoint given by mistake is not read."""
 
 
@@ -286,7 +286,7 @@ class HeadSet:
             OSError: The file cannot be read.
         """
         file = Path(path)
-        if (size := file.stat().st_size) > _LARGEST_FILE:
+        if (size := check_regular(file)) > limits.LARGEST_HEAD_SET:
             raise CheckpointError(f"{file}: expected a head set, found a file of {size} bytes")
         return cls.from_json(file.read_bytes(), file)
 
@@ -324,8 +324,9 @@ def _parse(document: Mapping[str, Any]) -> HeadSet:
     check_document(document, _FORMAT, _VERSION, {"geometry": dict, "provenance": dict, "heads": dict})
     heads: dict[str, Any] = document["heads"]
     for layer in heads:
-        if not (layer.isascii() and layer.isdigit() and (layer == "0" or layer[0] != "0")):
-            raise ArgumentError(f"heads: expected a layer number, found {layer!r}")
+        is_number = layer.isascii() and layer.isdigit() and (layer == "0" or layer[0] != "0")
+        if not is_number or len(layer) > limits.LONGEST_LAYER:
+            raise ArgumentError(f"heads: expected a layer number, found {shorten(layer)!r}")
     if "layers" in document["geometry"]:
         raise ArgumentError("geometry.layers: unknown field")
     geometry = geometry_of(document["geometry"] | {"layers": list(map(int, heads))})

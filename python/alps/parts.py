@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alps.errors import ArgumentError, CheckpointError
-from alps.files import check_document, parse_json, write_whole
+from alps.files import check_document, check_regular, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of
 
 _FORMAT = "alps-part"
@@ -74,8 +74,7 @@ class Part:
         """
         from safetensors import SafetensorError, safe_open
 
-        with open(path, "rb"):  # noqa: PTH123  # raises Python's own error for a missing file or a folder
-            pass
+        check_regular(path)
         try:
             with safe_open(os.fspath(path), framework="numpy") as file:
                 metadata = file.metadata() or {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import alps._alps as _alps
-from alps import sources
+from alps import limits, sources
 from alps import statistics as statistics_table
 from alps.errors import AlpsWarning, ArgumentError
 from alps.files import check_writable
@@ -202,8 +202,8 @@ def _open(
     local_files_only: bool = False,
 ) -> OpenedPair:
     names = statistics_table.resolve(statistics, form)
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"threads must be 1 or more, found {threads}")
+    if threads is not None and not 1 <= threads <= limits.MOST_THREADS:
+        raise ArgumentError(f"threads must be 1 to {limits.MOST_THREADS}, found {_shown(threads)}")
     if memory is not None and memory < 1:
         raise ArgumentError(f"memory must be 1 byte or more, found {memory}")
     _alps.check_options(form, temperature, threads)
@@ -222,6 +222,10 @@ def _open(
             local_files_only=local_files_only,
         )
     )
+
+
+def _shown(number: int) -> str:
+    return str(number) if abs(number) < 10**18 else "a number of more than 18 digits"
 
 
 def _may_map(mmap: bool | None) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import alps._alps as _alps
 from alps.errors import AlpsWarning, ArgumentError, CheckpointError, UnchangedError
-from alps.files import check_document, parse_json, write_whole
+from alps.files import check_document, check_regular, parse_json, shorten, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.heads import HeadSet
 from alps.optional import visual
@@ -364,8 +364,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         """
         from safetensors import SafetensorError, safe_open
 
-        with open(path, "rb"):  # noqa: PTH123  # raises Python's own error for a missing file or a folder
-            pass
+        check_regular(path)
         try:
             with safe_open(os.fspath(path), framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -381,6 +380,8 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
 def _parse(document: Mapping[str, Any], file: Any) -> HeadScores:
     check_document(document, _FORMAT, _VERSION, {"statistics": list, "geometry": dict, "provenance": dict})
     names = document["statistics"]
+    if not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"statistics: expected names, found {shorten(repr(names))}")
     if sorted(names) != sorted(file.keys()):
         raise ArgumentError(f"statistics: expected the tensors {sorted(file.keys())}, found {names!r}")
     for name in names:

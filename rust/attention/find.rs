@@ -14,6 +14,12 @@ use super::submodels::{ModelConfig, submodel_table};
 use super::types::{Component, Geometry, Omission, OrProblem, Projection, ProjectionRows, Role};
 use crate::error::{Error, Result, quote};
 
+/// The most layers with attention, query heads of a layer, and cells of a table of scores. `python/alps/limits.py` has the
+/// same limits for saved files.
+const MOST_LAYERS: usize = 4096;
+const MOST_HEADS: usize = 16_384;
+const MOST_CELLS: usize = 1 << 19;
+
 /// The number of levels of models within models that are read.
 const DEPTH: usize = 4;
 
@@ -132,7 +138,23 @@ fn resolve(
     omissions.extend(unowned);
     let (model_type, layout) = (model.model_type.to_owned(), layout.name.clone());
     let geometry = Geometry { model_type, layout, component, layers };
+    check_limits(&geometry)?;
     Ok(Attention { geometry, owner_type: owner.model_type.to_owned(), projections, rows, omissions })
+}
+
+/// Refuses a geometry whose scores would take much more memory than its files.
+fn check_limits(geometry: &Geometry) -> OrProblem<()> {
+    let (layers, heads) = (geometry.layers.len(), geometry.width());
+    for (what, most, found) in [
+        ("layers with attention", MOST_LAYERS, layers),
+        ("heads in a layer", MOST_HEADS, heads),
+        ("layers times the most heads of a layer", MOST_CELLS, layers.saturating_mul(heads)),
+    ] {
+        if found > most {
+            return Err(format!("expected at most {most} {what}, found {found}"));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the configuration as models of known types.

@@ -41,7 +41,7 @@ pub(super) fn tabulate(
 ) -> Result<LayerScores> {
     let mut statistics = Vec::new();
     for statistic in options.computed_statistics() {
-        let mut values = Vec::with_capacity(measured.len());
+        let mut values = Vec::with_capacity(tuned.geometry().width());
         for (head, measured) in measured.iter().enumerate() {
             let value = measured.as_ref().map(statistic.value);
             if value.is_some_and(|value| !statistic.allows(value)) {
@@ -54,6 +54,7 @@ pub(super) fn tabulate(
             }
             values.push(value.unwrap_or(f64::NAN));
         }
+        values.resize(tuned.geometry().width(), f64::NAN);
         statistics.push((statistic.name, values));
     }
     Ok(LayerScores { layer_index, statistics })

@@ -42,7 +42,7 @@ pub(super) fn measure_layers(
         .map(|layer_index| {
             Mutex::new(LayerInProgress {
                 groups_left: count_of(layer_index),
-                measured: vec![None; geometry.width()],
+                measured: vec![None; geometry.layers[layer_index].query_heads],
             })
         })
         .collect();

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 import alps
 from alps.errors import AlpsError, UnchangedError
+from alps.escaping import escape
 
 _EXIT_UNCHANGED = 3
 """The exit code where both models have equal attention weights."""
@@ -34,11 +35,11 @@ def _line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    return " ".join(text.split())
+    return escape(" ".join(text.split()))
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"alps: warning: {' '.join(str(message).split())}", err=True)
+    typer.echo(f"alps: warning: {escape(' '.join(str(message).split()))}", err=True)
 
 
 def _version(wanted: bool) -> None:

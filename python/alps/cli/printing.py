@@ -12,6 +12,7 @@ from rich.text import Text
 from alps.audits import Audit
 from alps.cli import tables
 from alps.compare import Comparison
+from alps.escaping import escape
 from alps.files import check_writable
 from alps.heads import HeadSet
 from alps.report import check_report, write_report
@@ -83,14 +84,15 @@ def _print_summary(console: Console, heads: HeadSet | None) -> None:
 
 def print_sources(provenance: dict[str, str]) -> None:
     """Prints which files were read, and what is to be noted of them."""
-    typer.echo(f"base read from {provenance['base_files']}, tuned from {provenance['tuned_files']}")
+    typer.echo(escape(f"base read from {provenance['base_files']}, tuned from {provenance['tuned_files']}"))
     for name in ("base", "tuned"):
         if over := provenance.get(f"{name}_adapter_over"):
             trained_on = provenance.get(f"{name}_adapter_trained_on", over)
             named = f"; its configuration names {trained_on}" if trained_on != over else ""
-            typer.echo(f"{name} is an adapter ({provenance[f'{name}_adapter']}) over {over}{named}")
+            kind = provenance[f"{name}_adapter"]
+            typer.echo(escape(f"{name} is an adapter ({kind}) over {over}{named}"))
         if note := provenance.get(f"{name}_note"):
-            typer.echo(f"note on {name}: {note}")
+            typer.echo(escape(f"note on {name}: {note}"))
 
 
 def print_written(**files: Path | None) -> None:

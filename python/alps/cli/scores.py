@@ -12,6 +12,7 @@ from alps import statistics
 from alps.cli import json_output, options, printing, progress_bar, tables
 from alps.cli.app import app
 from alps.errors import ArgumentError, CheckpointError
+from alps.escaping import escape
 from alps.geometry import ranges
 from alps.heads import HeadSet
 from alps.scores import DEFAULT_RATIO, HeadScores, Rule
@@ -214,7 +215,7 @@ def show(
         printing.print_json(json_output.document(content))
         return
     for name, value in content.provenance.items():
-        typer.echo(f"{name}: {value}")
+        typer.echo(escape(f"{name}: {value}"))
     if isinstance(content, HeadScores):
         printing.print_scores(content, content.ranking_statistic(), None)
     else:

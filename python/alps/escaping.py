@@ -1,0 +1,12 @@
+"""Text from files, made fit to be shown."""
+
+
+def escape(text: str) -> str:
+    """The text with every character that is not printable as an escape sequence, as `repr` writes it."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode()
