@@ -537,7 +537,7 @@ def test_inspect_shows_what_a_scan_reads(checkpoint: Path) -> None:
     printed = invoke("inspect", checkpoint).stdout
     for said in (
         "llama, 2 layers x 4 heads",
-        "layout separate, F64, 6 tensors, 12,288 bytes",
+        "layout separate, F64, 6 tensors, 12,288 of 12,896 bytes",
         "0-1",
         "4 x 24",
     ):

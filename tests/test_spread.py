@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -87,23 +88,38 @@ def test_a_worker_with_other_files_is_refused(pair: tuple[Path, Path], tmp_path:
         os.utime(pair[1] / "model.safetensors", ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def test_dask_with_a_worker_that_is_killed(pair: tuple[Path, Path]) -> None:
+def test_dask_with_a_worker_that_is_killed(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
     expected = alps.scan(*pair)
+    monkeypatch.chdir(pair[0].parent)  # that of the workers as well
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
         os.kill(next(iter(cluster.workers.values())).pid, 9)
-        assert alps.scan(*pair, executor=client.get_executor()) == expected
+        names: dict[str, Any] = {"alps": alps, "client": client}
+        exec(EXAMPLES[1], names)
+        assert names["scores"] == expected
 
 
-def test_ray_by_the_adapter_of_the_docs(pair: tuple[Path, Path]) -> None:
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs/remote.md").read_text(), re.DOTALL
+)
+"""The examples of the docs: processes, Dask, Ray."""
+
+
+def test_the_processes_of_the_docs(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pair[0].parent)
+    names: dict[str, Any] = {"alps": alps}
+    exec(EXAMPLES[0], names)
+    assert names["scores"] == alps.scan(*pair)
+    assert len(EXAMPLES) == 3
+
+
+def test_the_executor_of_the_docs_for_ray(pair: tuple[Path, Path]) -> None:
     ray = pytest.importorskip("ray")
-    page = (Path(__file__).parents[1] / "docs/remote.md").read_text()
-    code = page.split("Ray has no executor. This is one:")[1].split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {"concurrent": concurrent, "ray": ray}
-    exec(code, names)
+    exec(EXAMPLES[2], names)
     ray.init(num_cpus=2, include_dashboard=False)
     try:
         assert alps.scan(*pair, executor=names["RayExecutor"]()) == alps.scan(*pair)

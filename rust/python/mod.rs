@@ -387,9 +387,9 @@ struct Adapter {
 
 /// Reads the configuration of the adapter at `path`; `None` if there is no adapter.
 #[pyfunction]
-fn adapter(py: Python<'_>, path: PyLocation) -> PyResult<Option<Adapter>> {
+fn adapter(py: Python<'_>, location: PyLocation) -> PyResult<Option<Adapter>> {
     let progress = Progress::default();
-    let location = location(path, &progress.cancelled);
+    let location = store::location(location, &progress.cancelled);
     let origin = long_call(py, &progress, |_| Ok(()), |_| adapter_origin(&location))?;
     Ok(origin.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
         folder: folder.path().to_string_lossy().into_owned(),

@@ -1,5 +1,6 @@
 """The command `alps`, its errors and its exit codes."""
 
+import logging
 import warnings
 from typing import Annotated, Any
 
@@ -67,4 +68,6 @@ def _alps(
 
 def main() -> None:
     """Runs the command."""
+    # PEFT imports it, and it says on some processors which of its kernels it cannot load.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app(prog_name="alps")
