@@ -249,7 +249,7 @@ impl Checkpoint {
         let range = |start: u64| start..file.length.min(start + COPIED_AT_A_TIME);
         let mut plan = Plan::default();
         for (step, start) in starts().enumerate() {
-            plan.add_of_file(step, remote, range(start));
+            plan.add(step, remote, range(start));
         }
         let transfers = plan.begin(TransferLimits::default());
         let mut buffer = Vec::new();

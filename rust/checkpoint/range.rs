@@ -13,10 +13,10 @@
 
 use std::mem::take;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use super::mapping::MappedRange;
-use super::remote_file::RemoteFile;
+use super::transfers::Plan;
 use super::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
 
@@ -54,15 +54,12 @@ impl<'a> ByteRange<'a> {
         file.map(self.tensor.offset + self.offset, self.length)
     }
 
-    /// The file, if it is in a store.
-    pub(super) fn remote_file(&self) -> Option<&'a Arc<RemoteFile>> {
-        self.checkpoint.files[self.tensor.file].remote()
-    }
-
-    /// The bytes that it has of the file.
-    pub(super) fn in_file(&self) -> Range<u64> {
-        let start = self.tensor.offset + self.offset;
-        start..start + self.length as u64
+    /// Adds the range to what a step will read, unless the file is on this machine.
+    pub(crate) fn add_to(&self, plan: &mut Plan, step: usize) {
+        if let Some(file) = self.checkpoint.files[self.tensor.file].remote() {
+            let start = self.tensor.offset + self.offset;
+            plan.add(step, file, start..start + self.length as u64);
+        }
     }
 
     /// Rereads a range whose file became shorter, to report where the file ends, or else that it changed.

@@ -16,7 +16,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::ByteRange;
 use super::remote_file::RemoteFile;
 use super::store::{CANCELLATION_INTERVAL, StoredBytes, cancelled};
 
@@ -79,15 +78,8 @@ impl PlannedRange {
 }
 
 impl Plan {
-    /// Adds what a step reads. Ranges of files on this machine need no plan.
-    pub(crate) fn add(&mut self, step: usize, range: &ByteRange<'_>) {
-        if let Some(file) = range.remote_file() {
-            self.add_of_file(step, file, range.in_file());
-        }
-    }
-
     /// Adds a range of a file that a step reads.
-    pub(super) fn add_of_file(&mut self, step: usize, file: &Arc<RemoteFile>, range: Range<u64>) {
+    pub(super) fn add(&mut self, step: usize, file: &Arc<RemoteFile>, range: Range<u64>) {
         let place = self.files.iter().position(|(other, _)| Arc::ptr_eq(other, file)).unwrap_or_else(|| {
             self.files.push((Arc::clone(file), Vec::new()));
             self.files.len() - 1
@@ -508,7 +500,7 @@ mod tests {
         let mut plan = Plan::default();
         for step in 0..steps {
             let start = step as u64 * width;
-            plan.add_of_file(step, file, start..start + width);
+            plan.add(step, file, start..start + width);
         }
         let transfers = plan.begin_with_cut(TransferLimits { memory, connections: 3 }, 1000);
         let next = AtomicUsize::new(0);
@@ -571,7 +563,7 @@ mod tests {
         let numbers = Arc::new(Numbers::default());
         let file = file(&numbers);
         let mut plan = Plan::default();
-        plan.add_of_file(0, &file, 1000..2000);
+        plan.add(0, &file, 1000..2000);
         let transfers = plan.begin(TransferLimits::default());
         let mut buffer = vec![0; 3000];
         file.read(500, &mut buffer).unwrap();

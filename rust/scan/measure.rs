@@ -7,7 +7,7 @@ use rayon::ThreadPoolBuilder;
 
 use super::group::{HeadMeasurer, ThreadMemory};
 use super::layer_scores::{FinishedLayers, LayerScores, tabulate};
-use super::model_pair::ModelPair;
+use super::opened_model::OpenedModel;
 use super::options::Options;
 use super::schedule::Schedule;
 use crate::checkpoint::Plan;
@@ -26,14 +26,15 @@ struct LayerInProgress {
 ///
 /// Of several failures that of the first group and head is returned, whichever thread fails first.
 pub(super) fn measure_layers(
-    pair: &ModelPair,
+    base: &OpenedModel,
+    tuned: &OpenedModel,
     options: &Options,
     threads: usize,
     layers: &[usize],
     finished: &FinishedLayers,
     progress: &Progress,
 ) -> Result<Vec<LayerScores>> {
-    let geometry = pair.base().geometry();
+    let geometry = base.geometry();
     let count_of = |layer_index: usize| geometry.layers[layer_index].key_value_heads;
     let groups: Vec<(usize, usize)> = (layers.iter())
         .flat_map(|layer_index| (0..count_of(*layer_index)).map(|group| (*layer_index, group)))
@@ -47,7 +48,7 @@ pub(super) fn measure_layers(
         })
         .collect();
     let layer = |layer_index: usize| in_progress[layer_index].lock().unwrap_or_else(PoisonError::into_inner);
-    let measurer = HeadMeasurer::new(pair.base(), pair.tuned(), options, threads, progress);
+    let measurer = HeadMeasurer::new(base, tuned, options, threads, progress);
     let transfers = plan(&measurer, &groups).begin(options.transfers);
     let schedule = Schedule::new(groups.len());
     let first_failed = AtomicUsize::new(usize::MAX);
@@ -103,7 +104,7 @@ pub(super) fn measure_layers(
             layer.groups_left -= 1;
             // After a failure some heads may be missing, so no layer is finished.
             if layer.groups_left == 0 && first_failed.load(Ordering::Relaxed) > position {
-                match tabulate(pair.tuned(), options, layer_index, &layer.measured) {
+                match tabulate(tuned, options, layer_index, &layer.measured) {
                     Ok(layer) => {
                         finished.add(layer.clone());
                         scores.push(layer);
@@ -125,7 +126,7 @@ pub(super) fn measure_layers(
 fn plan(measurer: &HeadMeasurer<'_>, groups: &[(usize, usize)]) -> Plan {
     let mut plan = Plan::default();
     for (step, (layer_index, index)) in groups.iter().enumerate() {
-        measurer.covering_ranges(*layer_index, *index).for_each(|range| plan.add(step, &range));
+        measurer.covering_ranges(*layer_index, *index).for_each(|range| range.add_to(&mut plan, step));
     }
     plan
 }
