@@ -57,8 +57,6 @@ HEAD_SETS = {
     ),
     "a layer of 5000 digits": head_set(heads={"1" * 5000: [1]}),
     "a version that is true": head_set(version=True),
-    "an escape sequence": head_set(geometry=GEOMETRY | {"component": "\x1b[31m"}),
-    "a line break": head_set(geometry=GEOMETRY | {"model_type": "llama\nalps: error: forged"}),
     "a long name": head_set(geometry=GEOMETRY | {"layout": "x" * 10_000}),
     "half of a surrogate pair": head_set(provenance={"base": "\ud800"}),
     "100,000 levels": '{"a":' * 100_000 + "1" + "}" * 100_000,
@@ -162,6 +160,11 @@ def test_text_from_files_is_escaped_on_the_terminal(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "alps.cli", "show", str(file)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "base: model\\x1b[2J\\nalps: warning: forged\\x07\n" in ran.stdout
+    file.write_text(head_set(geometry=GEOMETRY | {"model_type": forged, "component": "\x1b[31m"}))
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "\x1b" not in ran.stdout
+    assert "model\\x1b[2J\\nalps: warning: forged\\x07 \\x1b[31m, 1 layers" in ran.stdout
+    assert str(alps.HeadSet.load(file).geometry).isprintable()
     named = tmp_path / "a\x1b[31mb.json"
     ran = subprocess.run([*command[:-1], str(named)], capture_output=True, text=True, check=False)
     assert (ran.returncode, "\x1b" in ran.stderr) == (1, False)
@@ -180,7 +183,9 @@ def test_a_named_pipe_is_no_file(tmp_path: Path, load: Callable[[Path], object])
 
 def test_a_number_of_threads_has_a_limit(tmp_path: Path) -> None:
     for threads in (0, 4097, 10**30, 10**5000):
-        with pytest.raises(alps.ArgumentError, match=r"threads must be 1 to 4096, found"):
+        with pytest.raises(
+            alps.ArgumentError, match=r"threads (must be 1 or more|is .*; expected 1 to 4096)"
+        ):
             alps.scan(tmp_path, tmp_path, threads=threads)
 
 

@@ -236,6 +236,100 @@ def test_a_fault_once_is_retried(folder: Path, local: alps.HeadScores, kind: str
     assert len(failed) == 4
 
 
+def test_a_bucket_that_lists_nothing_refuses_what_is_not_there(folder: Path, local: alps.HeadScores) -> None:
+    """Object stores answer 403 for a missing file unless the caller may list the bucket."""
+    with serve(folder, missing=403) as server:
+        assert alps.scan(f"{server.url}/owner/base", f"{server.url}/owner/tuned") == local
+        with pytest.raises(PermissionError, match="refuses access"):
+            alps.geometry(f"{server.url}/owner/nothing")
+
+
+def test_an_empty_file_is_said_to_be_empty(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "owner/base/config.json").read_bytes())
+    (tmp_path / "model.safetensors").touch()
+    with serve(tmp_path) as server, pytest.raises(CheckpointError, match="the file is empty"):
+        alps.geometry(server.url)
+
+
+def test_a_folder_that_looks_like_an_address_with_a_part(local: alps.HeadScores, folder: Path) -> None:
+    """What is hidden in messages is no part of the path that is read."""
+    memory = fsspec.filesystem("memory")
+    for name, source in (("run#3", "tuned"), ("run", "base"), ("a  b?c=d", "tuned")):
+        for file in (folder / "owner" / source).iterdir():
+            memory.pipe_file(f"/models/{name}/{file.name}", file.read_bytes())
+    try:
+        for name in ("run#3", "a  b?c=d"):
+            assert alps.scan("memory://models/run", alps.RemotePath(memory, f"/models/{name}")) == local
+    finally:
+        memory.rm("/models", recursive=True)
+
+
+def test_a_store_that_cannot_say_what_is_there_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a folder with weights and an adapter would be read without the adapter."""
+    monkeypatch.setattr(store, "ATTEMPTS", 2)
+
+    def fault(request: Request) -> str | None:
+        return "503" if request.path.endswith("adapter_config.json") else None
+
+    (folder / "owner/base/adapter_config.json").write_text("{}")
+    try:
+        with serve(folder, fault=fault) as server, pytest.raises(OSError, match="status 503"):
+            alps.geometry(f"{server.url}/owner/base")
+    finally:
+        (folder / "owner/base/adapter_config.json").unlink()
+
+
+@pytest.mark.parametrize("url", ["https://[bad/model", "http://[::1/model"])
+def test_a_malformed_address_is_an_argument_error(url: str) -> None:
+    with pytest.raises(ArgumentError, match="IPv6"):
+        alps.geometry(url)
+
+
+def test_a_missing_local_path_of_a_filesystem_is_not_looked_for_on_the_hub(hub: Server) -> None:
+    with pytest.raises(FileNotFoundError):
+        alps.geometry(alps.RemotePath(fsspec.filesystem("file"), "owner/base"))
+    assert hub.listed == []
+
+
+def test_kept_layers_are_of_one_configuration(folder: Path, tmp_path: Path) -> None:
+    """What the weights stand for is in configurations too."""
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+        for file in (folder / "owner" / name).iterdir():
+            (tmp_path / name / file.name).symlink_to(file)
+    kept = tmp_path / "kept"
+    alps.scan(tmp_path / "base", tmp_path / "tuned", resume=kept)
+    config = json.loads((tmp_path / "tuned/config.json").read_text()) | {"rope_theta": 7}
+    (tmp_path / "tuned/config.json").unlink()
+    (tmp_path / "tuned/config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="tuned_configuration"):
+        alps.scan(tmp_path / "base", tmp_path / "tuned", resume=kept)
+
+
+def test_an_unfinished_layer_is_not_kept(folder: Path, tmp_path: Path) -> None:
+    """A layer in which one group fails while another ends."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    (tuned / "config.json").write_bytes((folder / "owner/tuned/config.json").read_bytes())
+    weights = load_file(folder / "owner/tuned/model.safetensors")
+    weights["model.layers.3.self_attn.q_proj.weight"][-1, -1] = torch.nan
+    save_file(weights, tuned / "model.safetensors")
+    for run in range(5):
+        kept = tmp_path / f"kept{run}"
+        with serve(folder, latency=0.01) as server:
+            for _ in range(2):
+                with pytest.raises(alps.WeightsError, match="holds NaN"):
+                    alps.scan(f"{server.url}/owner/base", tuned, resume=kept, threads=4, memory=1)
+        part = alps.Part.load(kept)
+        assert 3 not in part.rows
+        assert all(np.isfinite(row["kl"]).all() for row in part.rows.values())
+
+
 def test_a_server_without_ranges_is_refused(folder: Path) -> None:
     with serve(folder, fault=lambda request: "whole" if request.end > 1 else None) as server:
         with pytest.raises(OSError, match="knows no ranges") as raised:

@@ -67,7 +67,7 @@ class Faulty(Executor):
 def test_a_lost_range_is_sent_again_twice(pair: tuple[Path, Path]) -> None:
     assert alps.scan(*pair, executor=Faulty(2)) == alps.scan(*pair)
     with pytest.raises(
-        WorkerError, match=r"layers \d to \d failed 3 times, last by ConnectionError: the worker is lost"
+        WorkerError, match=r"layers \d to \d failed at attempt 3: ConnectionError: the worker is lost"
     ):
         alps.scan(*pair, executor=Faulty(3))
 

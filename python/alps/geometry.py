@@ -94,10 +94,9 @@ class Geometry:
             text = getattr(self, name)
             if not isinstance(text, str):
                 raise ArgumentError(f"{name}: expected a string, found {text!r}")
-            if not text.isprintable() or len(text) > limits.LONGEST_NAME:
-                found = escape(text[: limits.LONGEST_NAME])
+            if len(text) > limits.LONGEST_NAME:
                 raise ArgumentError(
-                    f"{name}: expected at most {limits.LONGEST_NAME} printable characters, found {found!r}"
+                    f"{name}: expected at most {limits.LONGEST_NAME} characters, found {len(text)}"
                 )
         for name in _LARGEST_OF:
             _check_size(name, getattr(self, name), least=0 if name == "value_size" and self.per_layer else 1)
@@ -233,7 +232,7 @@ class Geometry:
         layers, heads = self.shape
         most = "up to " if any(sizes.query_heads != heads for sizes in self.per_layer) else ""
         return (
-            f"{self.model_type}{'' if self.component == 'decoder' else ' ' + self.component}, {layers} layers x "
+            f"{escape(self.model_type)}{'' if self.component == 'decoder' else ' ' + escape(self.component)}, {layers} layers x "
             f"{most}{heads} heads, {self.key_value_heads} key/value groups"
         )
 
@@ -273,7 +272,7 @@ class Geometry:
         def text(name: str, value: Any) -> str:
             if name == "per_layer":
                 return f"of {len(set(value))} kinds" if value else "all alike"
-            return ranges(value) if name == "layers" else str(value)
+            return ranges(value) if name == "layers" else escape(str(value))
 
         return ", ".join(
             f"{name} {text(name, mine)} and {text(name, theirs)}"

@@ -64,9 +64,16 @@ class OpenedPair:
             "form": options.form,
             "temperature": options.temperature,
             "statistics": list(options.statistics),
+            "geometry": self.geometry.to_fields(),
             "base_files": base_files,
             "tuned_files": tuned_files,
+            "base_configuration": sources.configuration_digests(base),
+            "tuned_configuration": sources.configuration_digests(tuned),
         }
+        # Where nothing tells two states of a file apart, the names have to.
+        for role, source, files in (("base", base, base_files), ("tuned", tuned, tuned_files)):
+            if not all(_tells_states_apart(str(version)) for _, _, version in files):
+                self.identity[f"{role}_name"] = source.name
 
     @classmethod
     def open(cls, options: PairOptions) -> "OpenedPair":
@@ -156,6 +163,11 @@ class OpenedPair:
             "temperature": repr(self.options.temperature),
             "alps": _alps.__version__,
         }
+
+
+def _tells_states_apart(version: str) -> bool:
+    """Whether a version is none of those that tools give to all files: no text, or a time before 1990."""
+    return bool(version) and not (version.isdecimal() and int(version) < 631_152_000 * 10**9)
 
 
 def scores_of(part: Part) -> HeadScores:

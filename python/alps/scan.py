@@ -202,8 +202,10 @@ def _open(
     local_files_only: bool = False,
 ) -> OpenedPair:
     names = statistics_table.resolve(statistics, form)
-    if threads is not None and not 1 <= threads <= limits.MOST_THREADS:
-        raise ArgumentError(f"threads must be 1 to {limits.MOST_THREADS}, found {_shown(threads)}")
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"threads must be 1 or more, found {_shown(threads)}")
+    if threads is not None and threads > limits.MOST_THREADS:
+        raise ArgumentError(f"threads is {_shown(threads)}; expected 1 to {limits.MOST_THREADS}")
     if memory is not None and memory < 1:
         raise ArgumentError(f"memory must be 1 byte or more, found {memory}")
     _alps.check_options(form, temperature, threads)

@@ -6,8 +6,10 @@ import json
 import os
 import re
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import alps._alps as _alps
 from alps.errors import ArgumentError, CheckpointError
@@ -18,7 +20,7 @@ _HUB_NAME = re.compile(r"(?P<name>([\w][\w.-]*/)?[\w][\w.-]*)(@(?P<revision>[^@\
 """`owner/name[@revision]`, or `name[@revision]` of an old model such as gpt2."""
 _HUB_URL = re.compile(
     r"(hf://(models/)?|https://(huggingface\.co|hf\.co)/)(?P<name>[\w][\w.-]*/[\w][\w.-]*)"
-    r"(@(?P<revision>[^@/\s]+))?(/(tree|blob|resolve)/(?P<branch>[^/?\s]+))?(?P<folder>/[^?\s]*)?",
+    r"(@(?P<revision>refs/(pr|convert)/[^@/\s]+|[^@/\s]+))?(/(tree|blob|resolve)/(?P<branch>[^/?\s]+))?(?P<folder>/[^?\s]*)?",
     re.ASCII,
 )
 """A model on the hub, or a folder of it: by the scheme of huggingface_hub, or by its page."""
@@ -217,15 +219,18 @@ def locate(name: Name, local_files_only: bool = False) -> Source:
 def _locate_url(url: str, local_files_only: bool) -> Source:
     plain = describe(ValueError(url))
     if (found := _HUB_URL.fullmatch(url)) is not None:
-        revision = found["revision"] or found["branch"]
-        folder = (found["folder"] or "").strip("/")
+        revision = unquote(found["revision"] or found["branch"] or "") or None
+        folder = unquote(found["folder"] or "").strip("/")
         return _locate_on_hub(plain, found["name"], revision, folder, local_files_only)
     if local_files_only:
         raise FileNotFoundError(errno.ENOENT, "expected a file of this machine (local_files_only)", plain)
     if url.startswith(("http://", "https://")):
         from alps.remote.web import WebStore
 
-        web = WebStore(url)
+        try:
+            web = WebStore(url)
+        except ValueError as error:
+            raise ArgumentError(f"{plain}: {describe(error)}") from None
         return Source(path=web.root, name=web.root, commit=None, store=web)
     with needed(f"a checkpoint at {plain}", "'alps-heads[remote]'"):
         import fsspec
@@ -242,13 +247,16 @@ def _locate_url(url: str, local_files_only: bool) -> Source:
 def _locate_in_filesystem(filesystem: Any, path: str, local_files_only: bool) -> Source:
     protocols = filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)
     if {"file", "local"} & set(protocols):
-        return locate(path, local_files_only)
-    name = describe(ValueError(filesystem.unstrip_protocol(path))).rstrip("/")
+        return locate(Path(path), local_files_only)
+    if {"http", "https"} & set(protocols):
+        return _locate_url(path, local_files_only)
+    name = describe(ValueError(filesystem.unstrip_protocol(path)))
     if local_files_only:
         raise FileNotFoundError(errno.ENOENT, "expected a file of this machine (local_files_only)", name)
     from alps.remote.object_store import ObjectStore
 
-    return Source(path=name, name=name, commit=None, store=ObjectStore(filesystem))
+    store = ObjectStore(filesystem, path)
+    return Source(path=store.location, name=name, commit=None, store=store)
 
 
 def _locate_on_hub(text: str, name: str, revision: str | None, folder: str, local_files_only: bool) -> Source:
@@ -297,4 +305,36 @@ def _has_all_weights(folder: Path) -> bool:
             return True  # the scan says what is wrong with it
         if not all((folder / str(shard)).exists() for shard in shards):
             return False
-    return bool(indexes) or any(folder.glob("*.safetensors"))
+    # A shard without an index is one of several.
+    return bool(indexes) or any("-of-" not in file.name for file in folder.glob("*.safetensors"))
+
+
+def configuration_digests(source: Source) -> list[str]:
+    """SHA-256 of each configuration of a checkpoint, and of the adapter over it."""
+    folders = [_Folder(*source.location)]
+    if source.adapter is not None:
+        folders.append(_Folder(source.adapter, source.adapter_store))
+    contents = (folder.read(name) for folder in folders for name in _CONFIGURATIONS)
+    return [sha256(content).hexdigest() for content in contents if content is not None]
+
+
+class _Folder:
+    """The folder of a checkpoint, of which the path may be that of a file in it."""
+
+    def __init__(self, path: str, store: Store | None):
+        is_file = path.endswith((".safetensors", ".json")) if store else Path(path).is_file()
+        self._path, self._store = (str(Path(path).parent) if is_file and store is None else path), store
+        if is_file and store is not None:
+            self._path = path.rpartition("/")[0]
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none."""
+        if self._store is None:
+            file = Path(self._path) / name
+            return file.read_bytes() if file.is_file() else None
+        path = f"{self._path}/{name}"
+        try:
+            size, _ = self._store.status(path)
+        except FileNotFoundError:
+            return None
+        return bytes(self._store.read(path, 0, size)) if size else b""

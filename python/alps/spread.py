@@ -54,7 +54,11 @@ def spread(
 
     def submit(layers: tuple[int, ...]) -> None:
         attempts[layers] = attempts.get(layers, 0) + 1
-        waiting[executor.submit(_scan_layers, opened.options, list(layers))] = layers
+        try:
+            future = executor.submit(_scan_layers, opened.options, list(layers))
+        except RuntimeError as error:  # the executor is broken, or was shut down
+            raise WorkerError(_failure(opened, layers, attempts[layers], error)) from error
+        waiting[future] = layers
 
     total = sum(opened.layer_bytes)
     saved = time.monotonic()
@@ -70,7 +74,7 @@ def spread(
                     raise
                 except Exception as error:
                     if attempts[layers] >= _ATTEMPTS:
-                        raise WorkerError(_failure(opened, layers, error)) from error
+                        raise WorkerError(_failure(opened, layers, _ATTEMPTS, error)) from error
                     submit(layers)
                     continue
                 _add(opened, part, result)
@@ -110,6 +114,6 @@ def _add(opened: OpenedPair, part: Part, result: _Result) -> None:
     part.provenance = part.provenance or result.part.provenance
 
 
-def _failure(opened: OpenedPair, layers: tuple[int, ...], error: BaseException) -> str:
+def _failure(opened: OpenedPair, layers: tuple[int, ...], attempts: int, error: BaseException) -> str:
     first, last = (opened.geometry.layers[place] for place in (layers[0], layers[-1]))
-    return f"layers {first} to {last} failed {_ATTEMPTS} times, last by {type(error).__name__}: {error}"
+    return f"layers {first} to {last} failed at attempt {attempts}: {type(error).__name__}: {error}"

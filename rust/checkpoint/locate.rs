@@ -25,8 +25,13 @@ pub(super) enum EntryFile {
 }
 
 /// Whether a folder holds the weights of a model under one of the usual names.
-pub(crate) fn has_weights(folder: &Location) -> bool {
-    USUAL.iter().any(|name| folder.join(name).exists())
+pub(crate) fn has_weights(folder: &Location) -> Result<bool> {
+    for name in USUAL {
+        if folder.join(name).exists()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Finds the entry file, given a folder, a file of weights or an index.
@@ -117,7 +122,8 @@ fn locate_in_folder(location: &Location, names: &[String]) -> Result<EntryFile> 
             }
             let found = if names.is_empty() { "an empty folder".to_owned() } else { describe(names) };
             let within = |file: &str| -> Vec<&String> {
-                names.iter().filter(|name| location.join(name).join(file).is_file()).collect()
+                let is_there = |name: &&String| location.join(name).join(file).is_file().unwrap_or(false);
+                names.iter().filter(is_there).collect()
             };
             let adapters = within("adapter_config.json");
             let inner = USUAL.iter().flat_map(|usual| within(usual)).filter(|name| !adapters.contains(name));

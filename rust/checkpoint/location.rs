@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::store::{Store, ask};
+use crate::error::{Error, Result};
 
 /// The path of a file or folder, and the store that has it if it is not on this machine. Parts of a path in a store are
 /// divided by `/`.
@@ -92,16 +93,20 @@ impl Location {
         Ok(Some(names))
     }
 
-    /// Whether it is a file.
-    pub(crate) fn is_file(&self) -> bool {
-        match &self.store {
-            Some(store) => ask(&**store, |reply| store.status(&self.in_words(), false, reply)).is_ok(),
-            None => self.path.is_file(),
+    /// Whether it is a file. A store that cannot say it is an error.
+    pub(crate) fn is_file(&self) -> Result<bool> {
+        let Some(store) = &self.store else { return Ok(self.path.is_file()) };
+        match ask(&**store, |reply| store.status(&self.in_words(), false, reply)) {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Ok(false)
+            }
+            Err(error) => Err(Error::io(&self.path, error)),
         }
     }
 
     /// Whether there is a file or a folder. In a store, only files are looked for.
-    pub(crate) fn exists(&self) -> bool {
-        if self.store.is_some() { self.is_file() } else { self.path.exists() }
+    pub(crate) fn exists(&self) -> Result<bool> {
+        if self.store.is_some() { self.is_file() } else { Ok(self.path.exists()) }
     }
 }

@@ -123,7 +123,7 @@ impl Checkpoint {
     pub(crate) fn open_file(folder: &Location, name: &str) -> Result<Self> {
         let location = folder.join(name);
         let pickled = Path::new(name).with_extension("bin").to_string_lossy().into_owned();
-        if !location.exists() && folder.join(&pickled).exists() {
+        if !location.exists()? && folder.join(&pickled).exists()? {
             return Err(pickle::refusal(folder.path(), &pickled));
         }
         let Opened { files, tensors, missing } = open_file(&location)?;

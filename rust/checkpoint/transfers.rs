@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use super::remote_file::RemoteFile;
 use super::store::{CANCELLATION_INTERVAL, StoredBytes, cancelled};
@@ -294,6 +295,22 @@ impl Shared {
         self.request_more();
     }
 
+    /// Fails every piece that is not there yet.
+    fn abandon(&self) {
+        let mut state = self.state();
+        state.next = self.pieces.len();
+        for slot in &mut state.slots {
+            if matches!(slot, Slot::Planned | Slot::InFlight) {
+                *slot = Slot::Failed(
+                    io::ErrorKind::Other,
+                    "the call ended before the bytes were there".to_owned(),
+                );
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
     fn give_back(&self, state: &mut State, which: impl Fn(&Piece) -> bool) {
         for (slot, piece) in state.slots.iter_mut().zip(&self.pieces) {
             if matches!(slot, Slot::Fetched(_) | Slot::Failed(..)) && which(piece) {
@@ -312,10 +329,26 @@ pub(crate) struct Transfers {
 }
 
 impl Transfers {
+    /// A guard for a thread that does steps: should it panic, the others do not wait for pieces that are never fetched.
+    pub(crate) fn abandon_on_panic(&self) -> AbandonOnPanic<'_> {
+        AbandonOnPanic(self)
+    }
+
     /// Tells that a step has ended, in whatever way.
     pub(crate) fn end_step(&self, step: usize) {
         if !self.shared.pieces.is_empty() {
             self.shared.end_step(step);
+        }
+    }
+}
+
+/// Ends the waiting of all threads if the thread that holds it panics.
+pub(crate) struct AbandonOnPanic<'a>(&'a Transfers);
+
+impl Drop for AbandonOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.shared.abandon();
         }
     }
 }
@@ -368,7 +401,6 @@ mod tests {
     use super::super::store::{FileStatus, Reply, Store};
     use super::*;
     use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-    use std::thread;
     use std::time::Duration;
 
     use proptest::prelude::*;

@@ -350,7 +350,7 @@ impl HeadWeights {
     ) -> PyResult<Option<Bound<'py, PyArray1<f64>>>> {
         let (_, slice) = self.find(role, layer_index, index)?;
         let Some(slice) = slice else { return Ok(None) };
-        let entries = self.model.bias_entries(slice.projection, &slice.rows)?;
+        let entries = py.detach(|| self.model.bias_entries(slice.projection, &slice.rows))?;
         Ok(entries.map(|entries| entries.decode().into_pyarray(py)))
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use numpy::{PyArray1, PyArrayMethods};
-use pyo3::exceptions::{PyFileNotFoundError, PyNotADirectoryError, PyPermissionError};
+use pyo3::exceptions::{PyFileNotFoundError, PyNotADirectoryError, PyPermissionError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 
@@ -54,7 +54,7 @@ impl PythonStore {
             }
             PyResult::Ok(())
         })
-        // Without memory for a reply, dropping the question tells the one who waits for it.
+        // Without memory for a reply, dropping it tells the one who waits for it.
         .unwrap_or_default();
     }
 }
@@ -133,6 +133,13 @@ impl PyReply {
         if let Some(take) = take {
             take(answer);
         }
+    }
+}
+
+impl Drop for PyReply {
+    /// Tells the one who waits that there is no answer, if none was given.
+    fn drop(&mut self) {
+        self.answer(Err(PyRuntimeError::new_err("the store gave no answer")));
     }
 }
 

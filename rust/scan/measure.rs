@@ -18,6 +18,8 @@ use crate::statistics::HeadMeasurements;
 /// A layer whose groups are being measured.
 struct LayerInProgress {
     groups_left: usize,
+    /// Whether a group of it failed: heads may be missing, or made of bytes that were lost.
+    failed: bool,
     /// By head.
     measured: Vec<Option<HeadMeasurements>>,
 }
@@ -43,6 +45,7 @@ pub(super) fn measure_layers(
         .map(|layer_index| {
             Mutex::new(LayerInProgress {
                 groups_left: count_of(layer_index),
+                failed: false,
                 measured: vec![None; geometry.layers[layer_index].query_heads],
             })
         })
@@ -58,6 +61,7 @@ pub(super) fn measure_layers(
         .build()
         .map_err(|error| Error::Argument(format!("{threads} threads cannot be started: {error}")))?;
     let results = pool.broadcast(|_| {
+        let _guard = transfers.abandon_on_panic();
         let mut memory = ThreadMemory::new(options);
         let mut scores = Vec::new();
         let mut failures = Vec::new();
@@ -68,6 +72,8 @@ pub(super) fn measure_layers(
         loop {
             let group = if let Some(claim) = schedule.claim() {
                 if first_failed.load(Ordering::Relaxed) < claim.position {
+                    // Others may wait for pieces that are fetched only once this step has ended.
+                    transfers.end_step(claim.position);
                     break;
                 }
                 let (layer_index, index) = groups[claim.position];
@@ -93,17 +99,21 @@ pub(super) fn measure_layers(
                     let mut layer = layer(layer_index);
                     measured.into_iter().for_each(|(head, it)| layer.measured[head] = Some(it));
                 }
-                Err((head, error)) => fail(position, head, error),
+                Err((head, error)) => {
+                    layer(layer_index).failed = true;
+                    fail(position, head, error);
+                }
             }
             let Some(group) = schedule.leave(group) else { continue };
             transfers.end_step(position);
-            if let Err(error) = measurer.finish(group, &mut memory) {
+            let ended = measurer.finish(group, &mut memory);
+            let mut layer = layer(layer_index);
+            if let Err(error) = ended {
+                layer.failed = true;
                 fail(position, 0, error);
             }
-            let mut layer = layer(layer_index);
             layer.groups_left -= 1;
-            // After a failure some heads may be missing, so no layer is finished.
-            if layer.groups_left == 0 && first_failed.load(Ordering::Relaxed) > position {
+            if layer.groups_left == 0 && !layer.failed {
                 match tabulate(tuned, options, layer_index, &layer.measured) {
                     Ok(layer) => {
                         finished.add(layer.clone());

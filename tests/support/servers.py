@@ -46,6 +46,7 @@ class Server:
         fault: What is wrong with an answer.
         token: What requests have to bring as authorization; anything when None.
         hub: Whether it speaks as the hub: models by name, at one commit.
+        missing: The status of a file that is not there.
         cdn: Where files are, if elsewhere: requests for them are redirected there.
         listed: What each request asked for: method, path, range, authorization.
         sent: Bytes of files.
@@ -57,6 +58,7 @@ class Server:
     fault: Fault = lambda request: None
     token: str | None = None
     hub: bool = False
+    missing: int = 404
     cdn: str | None = None
     listed: list[tuple[str, str, str, str | None]] = field(default_factory=list)
     sent: int = 0
@@ -109,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
             path = f"/{name}/{rest.partition('/')[2]}"
         file = owner.folder / path.lstrip("/")
         if not file.is_file():
-            return self._refuse(404)
+            return self._refuse(owner.missing)
         if owner.cdn is not None:
             self.send_response(302)
             self.send_header("Location", f"{owner.cdn}{path}?X-Signature=secret")
@@ -168,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "whole":
                 wanted, start, end = "", 0, state.st_size
         if start >= state.st_size:
-            return self._refuse(416)
+            return self._refuse(416, {"Content-Range": f"bytes */{state.st_size}"})
         sent = (end - start) // 2 if fault in ("short", "cut") else end - start
         self.send_response(206 if wanted else 200)
         if wanted:

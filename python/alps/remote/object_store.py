@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from alps.remote import store
-from alps.remote.store import Store
+from alps.remote.store import Store, describe
 
 _VERSION = ("ETag", "etag", "md5Hash", "generation", "VersionId", "content_hash", "mtime", "LastModified", "last_modified",
             "updated", "created")  # fmt: skip
@@ -15,11 +15,21 @@ _VERSION = ("ETag", "etag", "md5Hash", "generation", "VersionId", "content_hash"
 
 
 class ObjectStore(Store):
-    """The files of a filesystem of fsspec. It asks with the credentials that the filesystem has."""
+    """The files of a filesystem of fsspec. It asks with the credentials that the filesystem has.
 
-    def __init__(self, filesystem: Any):
+    Attributes:
+        location: The location of the path: its address without secrets, which is for messages.
+    """
+
+    def __init__(self, filesystem: Any, path: str):
         super().__init__()
         self._filesystem = filesystem
+        self._folder, _, name = filesystem._strip_protocol(path).rstrip("/").rpartition("/")
+        address = (
+            filesystem.unstrip_protocol(self._folder) if self._folder else filesystem.unstrip_protocol("")
+        )
+        self._shown = describe(ValueError(address)).rstrip("/") if self._folder else address.rstrip("/") + "/"
+        self.location = f"{self._shown}/{name}" if name else self._shown
         self._folders: dict[str, _Listing] = {}
         self._listing = threading.Lock()
 
@@ -28,9 +38,10 @@ class ObjectStore(Store):
 
         def names() -> list[str]:
             path = self._path(folder)
+            self._filesystem.invalidate_cache(path)
             store.count("requests")
             entries = self._filesystem.ls(path, detail=True)
-            if [self._path(entry["name"]) for entry in entries] == [path] and entries[0]["type"] == "file":
+            if [entry["name"].rstrip("/") for entry in entries] == [path] and entries[0]["type"] == "file":
                 raise NotADirectoryError(errno.ENOTDIR, "it is a file", folder)
             if not entries:
                 raise FileNotFoundError(errno.ENOENT, "there is no such file or folder", folder)
@@ -71,8 +82,9 @@ class ObjectStore(Store):
         return bytes(filesystem.cat_file(path, start=start, end=end, **options))
 
     def _path(self, location: str) -> str:
-        path: str = self._filesystem._strip_protocol(location)
-        return path.rstrip("/")
+        """The path in the filesystem."""
+        within = location[len(self._shown) :].strip("/")
+        return f"{self._folder}/{within}" if self._folder else within
 
 
 class _Listing:

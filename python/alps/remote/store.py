@@ -56,12 +56,14 @@ class StatusError(Exception):
     Attributes:
         status: The status of HTTP.
         wait: The seconds that the server asks to wait before the next attempt; None if it does not.
+        is_empty: Whether the server says that there is no range of the file since it has no bytes.
     """
 
-    def __init__(self, status: int, wait: float | None = None):
+    def __init__(self, status: int, wait: float | None = None, is_empty: bool = False):
         super().__init__(f"the server answers with the status {status}")
         self.status = status
         self.wait = wait
+        self.is_empty = is_empty
 
     @property
     def attempts(self) -> int:
@@ -176,7 +178,7 @@ class Store(ABC):
         def task() -> None:
             try:
                 result = getattr(self, method)(*arguments)
-            except Exception as error:
+            except BaseException as error:
                 reply.fail(error)
             else:
                 reply.deliver(result)

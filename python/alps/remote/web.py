@@ -66,9 +66,20 @@ class WebStore(Store):
         return names
 
     def _there(self, folder: str, names: tuple[str, ...]) -> list[str]:
-        """Those of the names that are there; asks for all of them at a time."""
+        """Those of the names that are there; asks for all of them at a time.
+
+        Object stores that list nothing to a stranger refuse access to files that are not there.
+        """
         asked = [(name, self._later(self._is_there, f"{folder}/{name}")) for name in names]
-        return [name for name, there in asked if there.result()]
+        refusals = [error for _, there in asked if isinstance(error := there.exception(), PermissionError)]
+        found = [
+            name
+            for name, there in asked
+            if not isinstance(there.exception(), PermissionError) and there.result()
+        ]
+        if refusals and not found and not any(self._known.values()):
+            raise refusals[0]
+        return found
 
     def _later(self, function: Any, file: str) -> "Future[bool]":
         # The threads of concurrent.futures would keep an interrupted process until the server answers.
@@ -85,10 +96,22 @@ class WebStore(Store):
 
     def _is_there(self, file: str) -> bool:
         try:
-            self.status(file)
+            super().status(file)
         except FileNotFoundError:
             return False
         return True
+
+    def status(self, file: str, fresh: bool = False) -> tuple[int, str]:
+        """As of any store. Refused access to a document beside readable files counts as no such file."""
+        try:
+            return super().status(file, fresh)
+        except PermissionError:
+            if not file.endswith(".json"):
+                raise
+            if not any(self._known.values()):
+                self._there(posixpath.dirname(file), FIRST_NAMES)
+            self._known[file] = None
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", file) from None
 
     def _status(self, file: str, fresh: bool) -> tuple[int, str]:
         if fresh or file not in self._known:
@@ -96,9 +119,12 @@ class WebStore(Store):
             try:
                 response = get(self._address(file), 0, count, self._headers)
             except StatusError as error:
-                if error.status not in (404, 410):
+                if error.is_empty:
+                    self._known[file] = 0, ""
+                elif error.status in (404, 410):
+                    self._known[file] = None
+                else:
                     raise
-                self._known[file] = None
             else:
                 self._known[file] = size, _ = _status_of(response)
                 if not fresh and (response.status == 206 or size <= _BEGINNING):
@@ -128,13 +154,13 @@ class WebStore(Store):
 
 
 class _SameHost(HTTPRedirectHandler):
-    """Follows redirections; to another host, without authorization."""
+    """Follows redirections; to another host or scheme, without authorization."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+        if request is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
             request.remove_header("Authorization")
         return request
 
@@ -155,7 +181,8 @@ def get(url: str, start: int, end: int, headers: Mapping[str, str] | None = None
         return _opener.open(Request(url, headers=wanted), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        raise StatusError(error.code, delay(error.headers)) from None
+        is_empty = error.code == 416 and error.headers.get("Content-Range", "").endswith("/0")
+        raise StatusError(error.code, delay(error.headers), is_empty) from None
 
 
 def content(response: Any, count: int) -> Content:

@@ -60,11 +60,11 @@ pub struct AdapterOrigin {
 pub fn adapter_origin(location: &Location) -> Result<Option<AdapterOrigin>> {
     let is_file = location.file_name() == WEIGHTS;
     let folder = if is_file { location.parent() } else { location.clone() };
-    if !is_file && !folder.join(CONFIG).is_file() {
+    if !is_file && !folder.join(CONFIG).is_file()? {
         return Ok(None);
     }
     let AdapterConfig { base, revision, .. } = AdapterConfig::read(&folder.join(CONFIG))?;
-    let is_whole = !is_file && has_weights(&folder);
+    let is_whole = !is_file && has_weights(&folder)?;
     Ok(Some(AdapterOrigin { folder, is_whole, base, revision }))
 }
 
