@@ -146,6 +146,17 @@ def test_a_checkpoint_with_a_layer_of_many_heads_is_refused_in_little_memory(tmp
     assert "expected at most 16384 heads in a layer, found 200000" in ran.stdout
 
 
+def test_a_large_configuration_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    for name, other in (("config.json", "model.safetensors"), ("adapter_config.json", "adapter_model.safetensors")):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / other).write_bytes((2).to_bytes(8, "little") + b"{}")
+        with (folder / name).open("wb") as file:
+            file.truncate(1 << 30)
+        with pytest.raises(CheckpointError, match=f"{name}: the file has 1073741824 bytes, more than the 8388608"):
+            alps.geometry(folder)
+
+
 def test_the_limits_are_those_of_the_core() -> None:
     source = (Path(__file__).parents[1] / "rust/attention/find.rs").read_text()
     assert f"MOST_LAYERS: usize = {limits.MOST_LAYERS};" in source

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// Numbers that are not finite become strings. Python writes them as bare words that JSON does not have, such as
 /// `Infinity` in the `time_step_limit` of hybrid models.
 pub(super) fn read(location: &Location) -> Result<Option<Map<String, Value>>> {
-    let text = match json::read_text(location) {
+    let text = match json::read_text(location, json::MAX_CONFIG) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };

@@ -17,7 +17,7 @@ struct Index {
 
 /// Reads the shards that the index at `location` names, each with its tensors, both in order of name.
 pub(super) fn read(location: &Location) -> Result<BTreeMap<String, Vec<String>>> {
-    let (path, text) = (location.path(), json::read_text(location)?);
+    let (path, text) = (location.path(), json::read_text(location, json::MAX_INDEX)?);
     let Record(Index { weight_map: Object(weight_map) }) =
         serde_json::from_str(&text).map_err(|error| json::refusal(path, "the index", &error))?;
 

@@ -13,16 +13,20 @@ use super::Location;
 use super::file::OpenFile;
 use crate::error::{Error, Result, quote, shorten};
 
-/// The largest JSON file that is read into memory. The largest known index files have about 10 MB.
-const MAX_FILE: u64 = 256 << 20;
+/// The largest index that is read into memory. The largest known ones have about 10 MB.
+pub(super) const MAX_INDEX: u64 = 256 << 20;
 
-/// Reads the whole text of a small file.
-pub(crate) fn read_text(location: &Location) -> Result<String> {
+/// The largest configuration that is read. Its values take up to thirteen times its bytes of memory; the largest known
+/// ones have about 1 MB.
+pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+
+/// Reads the whole text of a file of at most `most` bytes.
+pub(crate) fn read_text(location: &Location, most: u64) -> Result<String> {
     let file = OpenFile::open(location, 0, &Arc::default())?;
     let (path, length) = (location.path(), file.length);
-    if length > MAX_FILE {
+    if length > most {
         let problem =
-            format!("the file has {length} bytes, more than the {MAX_FILE} that are read of a JSON file");
+            format!("the file has {length} bytes, more than the {most} that are read of such a file");
         return Err(Error::checkpoint(path, problem));
     }
     let mut bytes = vec![0; length as usize];

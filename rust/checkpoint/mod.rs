@@ -32,7 +32,7 @@ use serde_json::{Map, Value};
 
 pub use self::config::parse as parse_config;
 use self::file::OpenFile;
-pub(crate) use self::json::{read_text, refusal as json_refusal};
+pub(crate) use self::json::{MAX_CONFIG, read_text, refusal as json_refusal};
 use self::local_file::LocalFile;
 use self::locate::EntryFile;
 pub(crate) use self::locate::has_weights;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::base_modules::is_outside_attention;
 use crate::attention::may_be_attention;
-use crate::checkpoint::{Location, json_refusal, read_text};
+use crate::checkpoint::{Location, MAX_CONFIG, json_refusal, read_text};
 use crate::error::{Error, Result, quote, shorten};
 
 /// The parts of an adapter's configuration that concern weights.
@@ -201,7 +201,7 @@ const ADVICE: &str =
 impl AdapterConfig {
     /// Reads the configuration at `location`.
     pub(super) fn read(location: &Location) -> Result<Self> {
-        let (path, text) = (location.path(), read_text(location)?);
+        let (path, text) = (location.path(), read_text(location, MAX_CONFIG)?);
         let fields = serde_json::from_str(&text)
             .map_err(|error| json_refusal(path, "the configuration of the adapter", &error))?;
         check(fields).map_err(|problem| Error::checkpoint(path, problem))
