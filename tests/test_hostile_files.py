@@ -147,13 +147,18 @@ def test_a_checkpoint_with_a_layer_of_many_heads_is_refused_in_little_memory(tmp
 
 
 def test_a_large_configuration_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    for name, other in (("config.json", "model.safetensors"), ("adapter_config.json", "adapter_model.safetensors")):
+    for name, other in (
+        ("config.json", "model.safetensors"),
+        ("adapter_config.json", "adapter_model.safetensors"),
+    ):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / other).write_bytes((2).to_bytes(8, "little") + b"{}")
         with (folder / name).open("wb") as file:
             file.truncate(1 << 30)
-        with pytest.raises(CheckpointError, match=f"{name}: the file has 1073741824 bytes, more than the 8388608"):
+        with pytest.raises(
+            CheckpointError, match=f"{name}: the file has 1073741824 bytes, more than the 8388608"
+        ):
             alps.geometry(folder)
 
 
