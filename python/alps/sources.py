@@ -314,7 +314,10 @@ def configuration_digests(source: Source) -> list[str]:
     folders = [_Folder(*source.location)]
     if source.adapter is not None:
         folders.append(_Folder(source.adapter, source.adapter_store))
-    contents = (folder.read(name) for folder in folders for name in _CONFIGURATIONS)
+    contents = []
+    for folder in folders:
+        contents.append(folder.read("config.json") or folder.read("params.json"))
+        contents.append(folder.read("adapter_config.json"))
     return [sha256(content).hexdigest() for content in contents if content is not None]
 
 
