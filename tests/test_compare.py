@@ -18,7 +18,8 @@ from support.scores import geometries, small_geometry, small_scores
 
 @st.composite
 def tasks(draw: st.DrawFn) -> list[HeadScores]:
-    geometry = draw(geometries())
+    # Several large tables are more than hypothesis draws, which then gives up on most of them.
+    geometry = draw(geometries(largest=3))
     number = st.one_of(
         st.integers(-2, 2).map(float), st.floats(width=16, allow_nan=True, allow_infinity=False)
     )
