@@ -18,8 +18,7 @@ from support.scores import geometries, small_geometry, small_scores
 
 @st.composite
 def tasks(draw: st.DrawFn) -> list[HeadScores]:
-    # Several large tables are more than hypothesis draws, which then gives up on most of them.
-    geometry = draw(geometries(largest=3))
+    geometry = draw(geometries())
     # Not `st.floats(width=16)`: hypothesis also tries the constants of the project, few of which have 16 bits.
     sixteenths = st.integers(-(2**15), 2**15).map(lambda number: number / 16)
     number = st.one_of(st.integers(-2, 2).map(float), sixteenths, st.just(math.nan))

@@ -52,8 +52,8 @@ def small_scores() -> HeadScores:
 
 
 @st.composite
-def geometries(draw: st.DrawFn, largest: int = 5) -> Geometry:
-    size = st.integers(1, largest)
+def geometries(draw: st.DrawFn) -> Geometry:
+    size = st.integers(1, 5)
     groups = draw(size)
     return Geometry(
         model_type=draw(st.text(max_size=5)),
