@@ -60,6 +60,7 @@ HEAD_SETS = {
     "a long name": head_set(geometry=GEOMETRY | {"layout": "x" * 10_000}),
     "half of a surrogate pair": head_set(provenance={"base": "\ud800"}),
     "100,000 levels": '{"a":' * 100_000 + "1" + "}" * 100_000,
+    **{f"{depth} levels": '{"a":' * depth + "1" + "}" * depth for depth in (300, 600, 900)},
     "no text": b"\xff\xfe\0",
 }
 SCORES = {

@@ -68,9 +68,6 @@ class _SourceFiles(TypedDict):
     note: str | None
 
 class _Scan(TypedDict):
-    statistics: dict[str, NDArray[np.float64]]  # each [layers, heads]
-    geometry: _Geometry
-    bytes: int  # of weights read, from both checkpoints
     base: _SourceFiles
     tuned: _SourceFiles
 
@@ -117,7 +114,8 @@ class Pair:
     ) -> _Scan:
         """Scores every head of the layers with attention at these places, or of all.
 
-        `finished` is called with the place of every layer that is done, and its statistics by head.
+        `finished` is called with the place of every layer that is done, and its statistics by head. Returns what the
+        weights were read from.
         """
 
 @final

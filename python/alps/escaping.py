@@ -10,3 +10,8 @@ def escape(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def shorten(text: str) -> str:
+    """The text, cut to 100 characters, for a message."""
+    return text if len(text) <= 100 else text[:99] + "…"

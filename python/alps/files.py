@@ -10,11 +10,19 @@ import os
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from alps.errors import ArgumentError, CheckpointError
+from alps.escaping import shorten
+
+_METADATA = "alps"
+"""The entry of the metadata of safetensors that holds a document."""
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -97,26 +105,14 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
     """
     try:
         document = json.loads(text, object_pairs_hook=_unique)
+        json.dumps(
+            document, ensure_ascii=False
+        ).encode()  # refuses half of a surrogate pair, which is no text
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {error}") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
-    if has_lone_surrogate(document):
-        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: a surrogate stands alone in a string")
     return document
-
-
-def has_lone_surrogate(value: Any) -> bool:
-    """Whether a string in a JSON document is no text of Unicode."""
-    match value:
-        case str():
-            return not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value)
-        case dict():
-            return any(has_lone_surrogate(name) or has_lone_surrogate(it) for name, it in value.items())
-        case list():
-            return any(map(has_lone_surrogate, value))
-        case _:
-            return False
 
 
 def check_regular(path: str | os.PathLike[str]) -> int:
@@ -133,9 +129,43 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     return state.st_size
 
 
-def shorten(text: str) -> str:
-    """The text, cut to 100 characters, for a message."""
-    return text if len(text) <= 100 else text[:99] + "…"
+def write_tensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[np.float64]], document: Mapping[str, Any]
+) -> None:
+    """Writes arrays as safetensors with a document in the metadata, whole or not at all.
+
+    The same content gives the same bytes.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    # The metadata is one entry, since safetensors writes several in no fixed order.
+    write_whole(path, save(dict(arrays), metadata={_METADATA: json.dumps(document)}))
+
+
+@contextmanager
+def open_tensors(path: str | os.PathLike[str], what: str) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Opens what `write_tensors` wrote: the document, and the file of safetensors. Messages call the file `what`.
+
+    Raises:
+        CheckpointError: The file is something else; or the block raised an ArgumentError, of what the file holds.
+        OSError: The file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_regular(path)
+    try:
+        with safe_open(os.fspath(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if _METADATA not in metadata:
+                raise CheckpointError(f"{os.fspath(path)}: expected {what}, found other tensors")
+            yield parse_json(path, metadata[_METADATA]), file
+    except SafetensorError as error:
+        raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
+    except ArgumentError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

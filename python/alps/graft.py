@@ -166,42 +166,13 @@ def _check_target(output: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _copy_along(host: Source, folder: Path) -> tuple[str, ...]:
+def _copy_along(host: Source, into: Path) -> tuple[str, ...]:
     """Copies what is beside the weights: files of other kinds, and none of a folder within."""
-    copied = []
-    for name in _names_beside(host):
+    beside, copied = sources.Folder(*host.location), []
+    for name in beside.names():
         is_weights = name.endswith(_WEIGHTS) or name.startswith(".") or name == "README.md"
-        if is_weights or (folder / name).exists() or (content := _read_beside(host, name)) is None:
+        if is_weights or (into / name).exists() or (content := beside.read(name)) is None:
             continue
-        (folder / name).write_bytes(content)
+        (into / name).write_bytes(content)
         copied.append(name)
     return tuple(copied)
-
-
-def _names_beside(host: Source) -> list[str]:
-    """The names in the folder of the weights."""
-    if host.store is None:
-        return sorted(path.name for path in _folder(host).iterdir())
-    try:
-        return host.store.names(host.path)
-    except NotADirectoryError:
-        return host.store.names(host.path.rpartition("/")[0])
-
-
-def _read_beside(host: Source, name: str) -> bytes | None:
-    """The content of a file in the folder of the weights; None of a folder."""
-    if host.store is None:
-        path = _folder(host) / name
-        return path.read_bytes() if path.is_file() else None
-    root = host.path.rpartition("/")[0] if host.path.endswith((".safetensors", ".json")) else host.path
-    file = f"{root}/{name}"
-    try:
-        size, _ = host.store.status(file)
-    except FileNotFoundError:
-        return None
-    return bytes(host.store.read(file, 0, size)) if size else b""
-
-
-def _folder(host: Source) -> Path:
-    path = Path(host.path)
-    return path if path.is_dir() else path.parent

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 import alps._alps as _alps
 from alps import limits
 from alps.errors import ArgumentError, CheckpointError
-from alps.files import check_document, check_regular, parse_json, shorten, write_whole
+from alps.escaping import shorten
+from alps.files import check_document, check_regular, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.optional import visual
 

@@ -1,7 +1,6 @@
 """Two checkpoints, opened to be compared: what a scan of them is of, and the scan of some of their layers."""
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,36 +9,68 @@ import numpy as np
 from numpy.typing import NDArray
 
 import alps._alps as _alps
-from alps import sources
+from alps import limits, sources
 from alps import statistics as statistics_table
-from alps.errors import CheckpointError
+from alps.errors import ArgumentError, CheckpointError
 from alps.geometry import Geometry
-from alps.parts import Part, differences
+from alps.parts import KeptPart, Part, differences
 from alps.scores import HEADS_MOVED, ZERO_IF_UNMOVED, HeadScores
 from alps.sources import Name, Source
 from alps.statistics import Form
 
 Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
 
-_SAVED_EVERY = 1.0
-"""Seconds between two times that an unfinished scan is saved."""
-
 
 @dataclass(frozen=True)
 class PairOptions:
-    """The arguments of `alps.scan` that a worker on another machine needs as well."""
+    """The arguments of `alps.scan` that a worker on another machine needs as well, checked when they are put together.
+
+    Raises:
+        ArgumentError: An argument is out of its domain.
+    """
 
     base: Name
     tuned: Name
-    component: Component | None
-    adapter_base: Name | None
-    form: Form
-    temperature: float
-    statistics: tuple[str, ...]
-    threads: int | None
-    mmap: bool
-    memory: int | None
-    local_files_only: bool
+    component: Component | None = None
+    adapter_base: Name | None = None
+    form: Form = "qkv"
+    temperature: float = 1.0
+    statistics: Sequence[str] | None = None
+    threads: int | None = None
+    mmap: bool | None = None
+    memory: int | None = None
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        statistics = statistics_table.resolve(self.statistics, self.form)
+        if self.threads is not None and self.threads < 1:
+            raise ArgumentError(f"threads must be 1 or more, found {_shown(self.threads)}")
+        if self.threads is not None and self.threads > limits.MOST_THREADS:
+            raise ArgumentError(f"threads is {_shown(self.threads)}; expected 1 to {limits.MOST_THREADS}")
+        if self.memory is not None and self.memory < 1:
+            raise ArgumentError(f"memory must be 1 byte or more, found {self.memory}")
+        _alps.check_options(self.form, self.temperature, self.threads)
+        # What the environment of this process decides holds for every worker.
+        resolved = {"statistics": statistics, "temperature": float(self.temperature), "mmap": self.may_map()}
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
+
+    def named_statistics(self) -> tuple[str, ...]:
+        """The statistics to return: those named, or all that one pass yields."""
+        return tuple(self.statistics or ())
+
+    def may_map(self) -> bool:
+        """Whether files may be mapped: by the argument, else by the environment variable, else yes."""
+        if self.mmap is not None:
+            return self.mmap
+        value = os.environ.get("ALPS_MMAP", "1")
+        if value not in ("0", "1"):
+            raise ArgumentError(f"the environment variable ALPS_MMAP must be 0 or 1, found {value!r}")
+        return value == "1"
+
+
+def _shown(number: int) -> str:
+    return str(number) if abs(number) < 10**18 else "a number of more than 18 digits"
 
 
 class OpenedPair:
@@ -63,7 +94,7 @@ class OpenedPair:
             "component": self.geometry.component,
             "form": options.form,
             "temperature": options.temperature,
-            "statistics": list(options.statistics),
+            "statistics": list(options.named_statistics()),
             "geometry": self.geometry.to_fields(),
             "base_files": base_files,
             "tuned_files": tuned_files,
@@ -116,14 +147,11 @@ class OpenedPair:
         wanted = range(len(self.geometry.layers)) if layers is None else layers
         missing = [place for place in wanted if place not in part.rows]
         before = sum(self.layer_bytes[place] for place in part.rows)
-        saved = time.monotonic()
+        kept = KeptPart(part, resume)
 
         def finished(place: int, values: dict[str, NDArray[np.float64]]) -> None:
-            nonlocal saved
             part.rows[place] = values
-            if resume is not None and time.monotonic() - saved >= _SAVED_EVERY:
-                part.save(resume)
-                saved = time.monotonic()
+            kept.update()
 
         def report(done: int, total: int) -> None:
             if progress is not None and total:
@@ -135,9 +163,9 @@ class OpenedPair:
             found = self._pair.scan(
                 options.form,
                 options.temperature,
-                any(name in statistics_table.ON_REQUEST for name in options.statistics),
+                any(name in statistics_table.ON_REQUEST for name in options.named_statistics()),
                 options.threads,
-                options.mmap,
+                options.may_map(),
                 options.memory,
                 missing,
                 finished,
@@ -146,8 +174,7 @@ class OpenedPair:
         finally:
             if found is not None:
                 part.provenance = self._provenance(found)
-            if resume is not None:
-                part.save(resume)
+            kept.save()
 
     def _provenance(self, found: "_alps._Scan") -> dict[str, str]:
         fields: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """The scores of some layers of a pair: what is kept of an unfinished scan, and what one of several machines finds."""
 
-import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alps.errors import ArgumentError, CheckpointError
-from alps.files import check_document, check_regular, parse_json, write_whole
+from alps.errors import ArgumentError
+from alps.files import check_document, open_tensors, write_tensors
 from alps.geometry import Geometry, geometry_of
 
 _FORMAT = "alps-part"
 _VERSION = 1
-_METADATA = "alps"
+_SAVED_EVERY = 1.0
+"""Seconds between two times that an unfinished scan is saved."""
 
 
 @dataclass
@@ -52,8 +53,6 @@ class Part:
         Raises:
             OSError: The file cannot be written.
         """
-        from safetensors.numpy import save
-
         document = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -62,7 +61,7 @@ class Part:
             "identity": self.identity,
             "provenance": self.provenance,
         }
-        write_whole(path, save(self.arrays(), metadata={_METADATA: json.dumps(document)}))
+        write_tensors(path, self.arrays(), document)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Part":
@@ -72,22 +71,27 @@ class Part:
             CheckpointError: The file is no part, or contradicts itself.
             OSError: The file cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
+        with open_tensors(path, "a part of a scan") as (document, file):
+            names = file.keys()
+            return _parse(document, {name: file.get_tensor(name) for name in names})
 
-        check_regular(path)
-        try:
-            with safe_open(os.fspath(path), framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if _METADATA not in metadata:
-                    raise CheckpointError(
-                        f"{os.fspath(path)}: expected a part of a scan, found other tensors"
-                    )
-                document = parse_json(path, metadata[_METADATA])
-                return _parse(document, {name: file.get_tensor(name) for name in (*file.keys(),)})
-        except SafetensorError as error:
-            raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
-        except ArgumentError as error:
-            raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+
+class KeptPart:
+    """Keeps a part in a file while it grows; does nothing without a file."""
+
+    def __init__(self, part: Part, path: str | os.PathLike[str] | None):
+        self._part, self._path, self._saved = part, path, time.monotonic()
+
+    def update(self) -> None:
+        """Saves the part if that is a second ago."""
+        if time.monotonic() - self._saved >= _SAVED_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the part."""
+        if self._path is not None:
+            self._part.save(self._path)
+            self._saved = time.monotonic()
 
 
 def _parse(document: Mapping[str, Any], arrays: dict[str, NDArray[np.float64]]) -> Part:
@@ -126,10 +130,12 @@ def merge(parts: Iterable[tuple[str, Part]]) -> Part:
         if difference := differences(merged.identity, part.identity):
             raise ArgumentError(f"{name} is no part of the scan of {first}: {difference}")
         for place, values in part.rows.items():
-            if (other := owners.setdefault(place, name)) != name or place in merged.rows:
+            if place in owners:
                 layer = part.geometry.layers[place]
-                raise ArgumentError(f"layer {layer} is in {other} and in {name}; expected every layer once")
-            merged.rows[place] = values
+                raise ArgumentError(
+                    f"layer {layer} is in {owners[place]} and in {name}; expected every layer once"
+                )
+            owners[place], merged.rows[place] = name, values
     if merged is None:
         raise ArgumentError("expected at least one part, found none")
     layers = merged.geometry.layers
@@ -140,13 +146,14 @@ def merge(parts: Iterable[tuple[str, Part]]) -> Part:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What differs between two identities, for a message; empty if nothing does."""
-    names = [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
-    return "; ".join(
-        f"{name} differs"
-        if "files" in name
-        else f"{name} is {one.get(name)!r} in the one, {other.get(name)!r} in the other"
-        for name in names
-    )
+
+    def difference(name: str) -> str:
+        values = one.get(name), other.get(name)
+        if any(isinstance(value, dict | list) for value in values):
+            return f"{name} differs"
+        return f"{name} is {values[0]!r} in the one, {values[1]!r} in the other"
+
+    return "; ".join(difference(name) for name in sorted({*one, *other}) if one.get(name) != other.get(name))
 
 
 def split(count: int, part: int, parts: int) -> list[int]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import alps._alps as _alps
-from alps import limits, sources
-from alps import statistics as statistics_table
-from alps.errors import AlpsWarning, ArgumentError
+from alps import sources
+from alps.errors import AlpsWarning
 from alps.files import check_writable
 from alps.geometry import Geometry
 from alps.pair import Component, OpenedPair, PairOptions, scores_of
@@ -108,7 +107,7 @@ def scan(
         MissingPackageError: A package that reads a remote checkpoint is not installed.
         OSError: A file cannot be read.
     """
-    opened = _open(
+    options = PairOptions(
         base,
         tuned,
         component=component,
@@ -121,6 +120,7 @@ def scan(
         memory=memory,
         local_files_only=local_files_only,
     )
+    opened = OpenedPair.open(options)
     part = opened.new_part()
     if resume is not None:
         check_writable(resume)
@@ -164,7 +164,7 @@ def scan_part(
         OSError: A file cannot be read.
     """
     split(0, part, parts)
-    opened = _open(base, tuned, **options)
+    opened = OpenedPair.open(PairOptions(base, tuned, **options))
     found = opened.new_part()
     opened.finish(found, progress, layers=split(len(opened.geometry.layers), part, parts))
     return found
@@ -185,59 +185,6 @@ def merge(files: Iterable[str | os.PathLike[str]]) -> HeadScores:
     if scores.all_equal():
         warnings.warn(EQUAL_WEIGHTS, AlpsWarning, stacklevel=2)
     return scores
-
-
-def _open(
-    base: Name,
-    tuned: Name,
-    *,
-    component: Component | None = None,
-    adapter_base: Name | None = None,
-    form: Form = "qkv",
-    temperature: float = 1.0,
-    statistics: Sequence[str] | None = None,
-    threads: int | None = None,
-    mmap: bool | None = None,
-    memory: int | None = None,
-    local_files_only: bool = False,
-) -> OpenedPair:
-    names = statistics_table.resolve(statistics, form)
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"threads must be 1 or more, found {_shown(threads)}")
-    if threads is not None and threads > limits.MOST_THREADS:
-        raise ArgumentError(f"threads is {_shown(threads)}; expected 1 to {limits.MOST_THREADS}")
-    if memory is not None and memory < 1:
-        raise ArgumentError(f"memory must be 1 byte or more, found {memory}")
-    _alps.check_options(form, temperature, threads)
-    return OpenedPair.open(
-        PairOptions(
-            base=base,
-            tuned=tuned,
-            component=component,
-            adapter_base=adapter_base,
-            form=form,
-            temperature=float(temperature),
-            statistics=names,
-            threads=threads,
-            mmap=_may_map(mmap),
-            memory=memory,
-            local_files_only=local_files_only,
-        )
-    )
-
-
-def _shown(number: int) -> str:
-    return str(number) if abs(number) < 10**18 else "a number of more than 18 digits"
-
-
-def _may_map(mmap: bool | None) -> bool:
-    """Whether files may be mapped: by the argument, else by the environment variable, else yes."""
-    if mmap is not None:
-        return mmap
-    value = os.environ.get("ALPS_MMAP", "1")
-    if value not in ("0", "1"):
-        raise ArgumentError(f"the environment variable ALPS_MMAP must be 0 or 1, found {value!r}")
-    return value == "1"
 
 
 def geometry(path: Name, *, component: Component | None = None, local_files_only: bool = False) -> Geometry:

@@ -1,6 +1,5 @@
 """Scores of attention heads, and the rules that select heads by them."""
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import alps._alps as _alps
-from alps.errors import AlpsWarning, ArgumentError, CheckpointError, UnchangedError
-from alps.files import check_document, check_regular, parse_json, shorten, write_whole
+from alps.errors import AlpsWarning, ArgumentError, UnchangedError
+from alps.escaping import shorten
+from alps.files import check_document, open_tensors, write_tensors
 from alps.geometry import Geometry, geometry_of
 from alps.heads import HeadSet
 from alps.optional import visual
@@ -46,7 +46,6 @@ HEADS_MOVED = "heads_moved"
 
 _FORMAT = "alps-scores"
 _VERSION = 1
-_METADATA = "alps"
 _LARGEST = 2**64 - 1
 """The largest seed, and more parameters than any model has."""
 
@@ -342,8 +341,6 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         Raises:
             OSError: The file cannot be written.
         """
-        from safetensors.numpy import save
-
         document = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -351,8 +348,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
             "geometry": self._geometry.to_fields(),
             "provenance": self._provenance,
         }
-        # The metadata is one entry, since safetensors writes several in no fixed order.
-        write_whole(path, save(self._arrays, metadata={_METADATA: json.dumps(document)}))
+        write_tensors(path, self._arrays, document)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "HeadScores":
@@ -362,19 +358,8 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
             CheckpointError: The file holds no scores, or contradicts itself; names the field.
             OSError: The file cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
-        check_regular(path)
-        try:
-            with safe_open(os.fspath(path), framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if _METADATA not in metadata:
-                    raise CheckpointError(f"{os.fspath(path)}: expected scores of alps, found other tensors")
-                return _parse(parse_json(path, metadata[_METADATA]), file)
-        except SafetensorError as error:
-            raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
-        except ArgumentError as error:
-            raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+        with open_tensors(path, "scores of alps") as (document, file):
+            return _parse(document, file)
 
 
 def _parse(document: Mapping[str, Any], file: Any) -> HeadScores:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import alps._alps as _alps
 from alps.errors import ArgumentError, CheckpointError
 from alps.optional import needed
-from alps.remote.store import Store, describe
+from alps.remote.store import Store, describe, without_secrets
 
 _HUB_NAME = re.compile(r"(?P<name>([\w][\w.-]*/)?[\w][\w.-]*)(@(?P<revision>[^@\s]+))?", re.ASCII)
 """`owner/name[@revision]`, or `name[@revision]` of an old model such as gpt2."""
@@ -217,7 +217,7 @@ def locate(name: Name, local_files_only: bool = False) -> Source:
 
 
 def _locate_url(url: str, local_files_only: bool) -> Source:
-    plain = describe(ValueError(url))
+    plain = without_secrets(url)
     if (found := _HUB_URL.fullmatch(url)) is not None:
         revision = unquote(found["revision"] or found["branch"] or "") or None
         folder = unquote(found["folder"] or "").strip("/")
@@ -250,7 +250,7 @@ def _locate_in_filesystem(filesystem: Any, path: str, local_files_only: bool) ->
         return locate(Path(path), local_files_only)
     if {"http", "https"} & set(protocols):
         return _locate_url(path, local_files_only)
-    name = describe(ValueError(filesystem.unstrip_protocol(path)))
+    name = without_secrets(filesystem.unstrip_protocol(path))
     if local_files_only:
         raise FileNotFoundError(errno.ENOENT, "expected a file of this machine (local_files_only)", name)
     from alps.remote.object_store import ObjectStore
@@ -311,9 +311,9 @@ def _has_all_weights(folder: Path) -> bool:
 
 def configuration_digests(source: Source) -> list[str]:
     """SHA-256 of each configuration of a checkpoint, and of the adapter over it."""
-    folders = [_Folder(*source.location)]
+    folders = [Folder(*source.location)]
     if source.adapter is not None:
-        folders.append(_Folder(source.adapter, source.adapter_store))
+        folders.append(Folder(source.adapter, source.adapter_store))
     contents = []
     for folder in folders:
         contents.append(folder.read("config.json") or folder.read("params.json"))
@@ -321,17 +321,25 @@ def configuration_digests(source: Source) -> list[str]:
     return [sha256(content).hexdigest() for content in contents if content is not None]
 
 
-class _Folder:
-    """The folder of a checkpoint, of which the path may be that of a file in it."""
+class Folder:
+    """The folder of a checkpoint, given its location, which may be that of a file in it."""
 
     def __init__(self, path: str, store: Store | None):
-        is_file = path.endswith((".safetensors", ".json")) if store else Path(path).is_file()
-        self._path, self._store = (str(Path(path).parent) if is_file and store is None else path), store
-        if is_file and store is not None:
-            self._path = path.rpartition("/")[0]
+        self._store = store
+        is_file = path.endswith((".safetensors", ".json")) if store else not Path(path).is_dir()
+        if not is_file:
+            self._path = path
+        else:
+            self._path = path.rpartition("/")[0] if store else str(Path(path).parent)
+
+    def names(self) -> list[str]:
+        """The names of the files and folders in it, sorted."""
+        if self._store is None:
+            return sorted(path.name for path in Path(self._path).iterdir())
+        return sorted(self._store.names(self._path))
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none."""
+        """The content of a file; None if there is none of that name."""
         if self._store is None:
             file = Path(self._path) / name
             return file.read_bytes() if file.is_file() else None

@@ -6,20 +6,18 @@ come back. A head is never split, so the scores are those of one machine, to the
 
 import os
 import socket
-import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 
 from alps.errors import AlpsError, CheckpointError, WorkerError
 from alps.pair import OpenedPair, PairOptions
-from alps.parts import Part, differences
+from alps.parts import KeptPart, Part, differences
 
 _PARTS_PER_WORKER = 4
 _WORKERS = 8
 """The number of workers that is taken for an executor that does not say how many it has."""
 _ATTEMPTS = 3
-_SAVED_EVERY = 1.0
 
 
 @dataclass
@@ -61,7 +59,7 @@ def spread(
         waiting[future] = layers
 
     total = sum(opened.layer_bytes)
-    saved = time.monotonic()
+    kept = KeptPart(part, resume)
     try:
         for layers in ranges:
             submit(layers)
@@ -80,14 +78,11 @@ def spread(
                 _add(opened, part, result)
             if progress is not None:
                 progress(sum(opened.layer_bytes[place] for place in part.rows), total)
-            if resume is not None and time.monotonic() - saved >= _SAVED_EVERY:
-                part.save(resume)
-                saved = time.monotonic()
+            kept.update()
     finally:
         for future in waiting:
             future.cancel()
-        if resume is not None:
-            part.save(resume)
+        kept.save()
     if not part.provenance:
         opened.finish(part)  # reads nothing: no layer is missing
 

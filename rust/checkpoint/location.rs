@@ -47,7 +47,7 @@ impl Location {
     }
 
     /// The path as text, as stores take it.
-    pub(super) fn in_words(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.path.to_string_lossy().into_owned()
     }
 
@@ -80,7 +80,7 @@ impl Location {
     /// The names of the files and folders in a folder, sorted; nothing if it is a file.
     pub(super) fn names(&self) -> io::Result<Option<Vec<String>>> {
         let mut names = match &self.store {
-            Some(store) => match ask(&**store, |reply| store.names(&self.in_words(), reply)) {
+            Some(store) => match ask(&**store, |reply| store.names(&self.text(), reply)) {
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
                 names => names?,
             },
@@ -96,7 +96,7 @@ impl Location {
     /// Whether it is a file. A store that cannot say it is an error.
     pub(crate) fn is_file(&self) -> Result<bool> {
         let Some(store) = &self.store else { return Ok(self.path.is_file()) };
-        match ask(&**store, |reply| store.status(&self.in_words(), false, reply)) {
+        match ask(&**store, |reply| store.status(&self.text(), false, reply)) {
             Ok(_) => Ok(true),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 Ok(false)

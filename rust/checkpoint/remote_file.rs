@@ -25,7 +25,7 @@ pub(super) struct RemoteFile {
 
 impl RemoteFile {
     pub(super) fn open(location: &Location, store: Arc<dyn Store>) -> Result<Self> {
-        let (path, name) = (location.path().to_path_buf(), location.in_words());
+        let (path, name) = (location.path().to_path_buf(), location.text());
         let opened = ask(&*store, |reply| store.status(&name, false, reply))
             .map_err(|error| Error::io(&path, error))?;
         Ok(Self { path, name, store, opened, planned: RwLock::default() })
@@ -54,8 +54,8 @@ impl RemoteFile {
         self.store.read(&self.name, range, Box::new(checked));
     }
 
-    /// Takes the ranges of a plan from there from now on, or with nothing no longer.
-    pub(super) fn follow(&self, planned: Option<FileTransfers>) {
+    /// Reads planned ranges from these transfers from now on; with `None`, all ranges from the store.
+    pub(super) fn set_transfers(&self, planned: Option<FileTransfers>) {
         *self.planned.write().unwrap_or_else(PoisonError::into_inner) = planned;
     }
 

@@ -26,14 +26,15 @@ const LARGEST_GAP: u64 = 1 << 20;
 /// Pieces are joined up to this length, whatever the number of requests.
 const JOINED: u64 = 32 << 20;
 
-/// The lengths of the pieces into which long ranges are cut, and the number of requests that decides between them: hubs
-/// allow a few thousand in five minutes.
+/// Long ranges are cut into pieces of a length between these two, so that about [`REQUESTS`] fetch everything.
 const SHORTEST_CUT: u64 = 16 << 20;
 const LONGEST_CUT: u64 = 128 << 20;
 
+/// Hubs allow a few thousand requests in five minutes.
+const REQUESTS: u64 = 1200;
+
 /// The length of pieces where memory is short.
 const SMALLEST_CUT: u64 = 256 << 10;
-const REQUESTS: u64 = 1200;
 
 /// The bounds of what is fetched ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +101,16 @@ impl Plan {
 
     /// Begins to fetch, in pieces of about `cut` bytes.
     fn begin_with_cut(self, limits: TransferLimits, cut: u64) -> Transfers {
+        let (files, ranges): (Vec<_>, Vec<_>) = self.files.into_iter().unzip();
         let mut pieces: Vec<Piece> = Vec::new();
-        for (file, ranges) in self.files {
-            let cut = cut_into_pieces(ranges, cut);
-            pieces.extend(cut.into_iter().map(|range| Piece { file: Arc::clone(&file), range }));
+        for (file, ranges) in ranges.into_iter().enumerate() {
+            pieces.extend(cut_into_pieces(ranges, cut).into_iter().map(|range| Piece { file, range }));
         }
         pieces.sort_by_key(|piece| piece.range.first);
+        let mut by_file = vec![BTreeMap::new(); files.len()];
+        for (number, Piece { file, range }) in pieces.iter().enumerate() {
+            by_file[*file].insert(range.range.start, number);
+        }
         let state = State {
             next: 0,
             in_flight: 0,
@@ -114,21 +119,13 @@ impl Plan {
             ended: Vec::new(),
             slots: pieces.iter().map(|_| Slot::Planned).collect(),
         };
-        let shared = Arc::new(Shared { pieces, limits, state: Mutex::new(state), changed: Condvar::new() });
-        let mut files: Vec<(Arc<RemoteFile>, BTreeMap<u64, usize>)> = Vec::new();
-        for (number, piece) in shared.pieces.iter().enumerate() {
-            let place =
-                files.iter().position(|(file, _)| Arc::ptr_eq(file, &piece.file)).unwrap_or_else(|| {
-                    files.push((Arc::clone(&piece.file), BTreeMap::new()));
-                    files.len() - 1
-                });
-            files[place].1.insert(piece.range.range.start, number);
-        }
-        for (file, pieces) in &files {
-            file.follow(Some(FileTransfers { shared: Arc::clone(&shared), pieces: pieces.clone() }));
+        let state = Mutex::new(state);
+        let shared = Arc::new(Shared { files, pieces, limits, state, changed: Condvar::new() });
+        for (file, pieces) in shared.files.iter().zip(by_file) {
+            file.set_transfers(Some(FileTransfers { shared: Arc::clone(&shared), pieces }));
         }
         shared.request_more();
-        Transfers { shared, files: files.into_iter().map(|(file, _)| file).collect() }
+        Transfers { shared }
     }
 }
 
@@ -178,7 +175,8 @@ fn cut_into_pieces(mut ranges: Vec<PlannedRange>, cut: u64) -> Vec<PlannedRange>
 /// A range that is fetched by one request.
 #[derive(Debug)]
 struct Piece {
-    file: Arc<RemoteFile>,
+    /// The number of the file.
+    file: usize,
     range: PlannedRange,
 }
 
@@ -205,6 +203,7 @@ struct State {
 }
 
 struct Shared {
+    files: Vec<Arc<RemoteFile>>,
     /// In the order of the steps that need them first.
     pieces: Vec<Piece>,
     limits: TransferLimits,
@@ -244,7 +243,8 @@ impl Shared {
         for number in wanted {
             let shared = Arc::clone(self);
             let Piece { file, range } = &self.pieces[number];
-            file.request(range.range.clone(), Box::new(move |answer| shared.take(number, answer)));
+            self.files[*file]
+                .request(range.range.clone(), Box::new(move |answer| shared.take(number, answer)));
         }
     }
 
@@ -273,7 +273,7 @@ impl Shared {
                 Slot::GivenBack => return Ok(None),
                 Slot::Planned | Slot::InFlight => {}
             }
-            if self.pieces[number].file.store().is_cancelled() {
+            if self.files[self.pieces[number].file].store().is_cancelled() {
                 return Err(cancelled());
             }
             let waited = self.changed.wait_timeout(state, CANCELLATION_INTERVAL);
@@ -325,7 +325,6 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Transfers {
     shared: Arc<Shared>,
-    files: Vec<Arc<RemoteFile>>,
 }
 
 impl Transfers {
@@ -355,7 +354,7 @@ impl Drop for AbandonOnPanic<'_> {
 
 impl Drop for Transfers {
     fn drop(&mut self) {
-        self.files.iter().for_each(|file| file.follow(None));
+        self.shared.files.iter().for_each(|file| file.set_transfers(None));
         let mut state = self.shared.state();
         state.next = self.shared.pieces.len();
         self.shared.give_back(&mut state, |_| true);

@@ -63,14 +63,9 @@ impl From<Statistic> for StatisticRecord {
     }
 }
 
-/// What a scan found. Every record becomes a dictionary in Python; `_alps.pyi` types it.
+/// What the weights of a pair were read from. Every record becomes a dictionary in Python; `_alps.pyi` types it.
 #[derive(IntoPyObject)]
-struct Scan<'py> {
-    /// A float64 array [layers, heads] for each statistic.
-    statistics: Bound<'py, PyDict>,
-    geometry: Geometry,
-    /// Bytes of weights read, from both checkpoints.
-    bytes: u64,
+struct Scan {
     base: SourceFiles,
     tuned: SourceFiles,
 }
@@ -224,9 +219,9 @@ impl Pair {
     /// Scores every head of these layers, or of all. `finished(layer index, {statistic: values by head})` is called for
     /// every layer that is done, `progress(bytes done, bytes to do)` now and then.
     #[expect(clippy::too_many_arguments, reason = "one for each argument of alps.scan")]
-    fn scan<'py>(
+    fn scan(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         form: &str,
         temperature: f64,
         sorted: bool,
@@ -236,7 +231,7 @@ impl Pair {
         layers: Option<Vec<usize>>,
         finished: Option<Py<PyAny>>,
         progress: Option<Py<PyAny>>,
-    ) -> PyResult<Scan<'py>> {
+    ) -> PyResult<Scan> {
         let mut options = Options { mmap, ..options(form, temperature, sorted, threads)? };
         options.transfers.memory = memory.unwrap_or(options.transfers.memory);
         let done = FinishedLayers::default();
@@ -250,23 +245,12 @@ impl Pair {
                     }
                     finished.call1(py, (layer_index, values))?;
                 }
-                progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, made.bytes()).map(drop))
+                report_bytes(py, progress.as_ref(), made)
             })
         };
         let scan = |made: &Progress| self.pair.scan(&options, layers.as_deref(), &done, made);
         let scores = long_call(py, &self.progress, report, scan)?;
-        let shape = [scores.geometry.layers.len(), scores.geometry.width()];
-        let statistics = PyDict::new(py);
-        for (name, values) in scores.statistics {
-            statistics.set_item(name, values.into_pyarray(py).reshape(shape)?)?;
-        }
-        Ok(Scan {
-            statistics,
-            geometry: (&scores.geometry).into(),
-            bytes: scores.bytes,
-            base: scores.base.into(),
-            tuned: scores.tuned.into(),
-        })
+        Ok(Scan { base: scores.base.into(), tuned: scores.tuned.into() })
     }
 }
 
@@ -298,11 +282,7 @@ fn graft(
         })
         .collect();
     let base = model_path(base, &made);
-    let report = |made: &Progress| {
-        Python::attach(|py| {
-            progress.as_ref().map_or(Ok(()), |progress| progress.call1(py, made.bytes()).map(drop))
-        })
-    };
+    let report = |made: &Progress| Python::attach(|py| report_bytes(py, progress.as_ref(), made));
     long_call(py, &made, report, |made| crate::graft::graft(&base, &donors, component, &folder, made))
 }
 
@@ -690,6 +670,11 @@ fn long_call<T: Send>(
         report(made)
     };
     py.detach(|| run_with_progress(made, REPORT_INTERVAL, work, report))
+}
+
+/// Calls `callback(done_bytes, total_bytes)`, if there is one.
+fn report_bytes(py: Python<'_>, callback: Option<&Py<PyAny>>, progress: &Progress) -> PyResult<()> {
+    callback.map_or(Ok(()), |callback| callback.call1(py, progress.bytes()).map(drop))
 }
 
 impl From<Error> for PyErr {

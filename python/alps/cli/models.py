@@ -130,9 +130,7 @@ def measure(
     length: options.Length = None,
     windows: options.Windows = 16,
     device: options.Device = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
-    ] = None,
+    output: Annotated[Path | None, options.ScoresFile] = None,
     heads: Annotated[Path | None, options.HeadsFile] = None,
     as_json: options.Json = False,
 ) -> None:

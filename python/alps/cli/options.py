@@ -27,6 +27,7 @@ ComponentOption = Annotated[
         help="Whose heads; when not given, the first that the model has of decoder, encoder, vision, audio, cross."
     ),
 ]
+ScoresFile = typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
 HeadsFile = typer.Option(metavar="FILE", help="Write the selected heads here (JSON).")
 PlotFile = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture here: .png, .svg or .pdf.")

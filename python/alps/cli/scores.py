@@ -34,9 +34,7 @@ def scan(
     adapter_base: Annotated[
         str | None, typer.Option(metavar="NAME", help="What adapters change, if not what they say.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
-    ] = None,
+    output: Annotated[Path | None, options.ScoresFile] = None,
     heads: Annotated[Path | None, options.HeadsFile] = None,
     plot: options.PlotFile = None,
     report: options.ReportFile = None,
@@ -122,9 +120,7 @@ def merge(
     ],
     ratio: Annotated[float, options.Ratio] = DEFAULT_RATIO,
     statistic: Annotated[str, options.Statistic] = statistics.DEFAULT,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
-    ] = None,
+    output: Annotated[Path | None, options.ScoresFile] = None,
     heads: Annotated[Path | None, options.HeadsFile] = None,
     plot: options.PlotFile = None,
     report: options.ReportFile = None,

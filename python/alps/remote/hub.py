@@ -7,7 +7,7 @@ from typing import Any
 
 from alps.optional import needed
 from alps.remote import store, web
-from alps.remote.store import Content, StatusError, Store, UnsupportedError, delay
+from alps.remote.store import Content, StatusError, Store, delay
 
 
 class HubStore(Store):
@@ -88,10 +88,7 @@ class HubStore(Store):
                 return stream.read(end - start)
         address = self._hub.hf_hub_url(self._id, path, revision=self.commit)
         response = web.get(address, start, end, self._hub.utils.build_hf_headers())
-        if response.status != 206 and end - start != self._sizes[path]:
-            raise UnsupportedError(
-                "expected a range of the file, found all of it: the server knows no ranges"
-            )
+        web.check_range(response, self._sizes[path] or 0, end - start)
         return web.content(response, end - start)
 
     def _path(self, location: str) -> str:

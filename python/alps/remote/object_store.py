@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from alps.remote import store
-from alps.remote.store import Store, describe
+from alps.remote.store import Store, without_secrets
 
 _VERSION = ("ETag", "etag", "md5Hash", "generation", "VersionId", "content_hash", "mtime", "LastModified", "last_modified",
             "updated", "created")  # fmt: skip
@@ -25,10 +25,9 @@ class ObjectStore(Store):
         super().__init__()
         self._filesystem = filesystem
         self._folder, _, name = filesystem._strip_protocol(path).rstrip("/").rpartition("/")
-        address = (
-            filesystem.unstrip_protocol(self._folder) if self._folder else filesystem.unstrip_protocol("")
-        )
-        self._shown = describe(ValueError(address)).rstrip("/") if self._folder else address.rstrip("/") + "/"
+        address = filesystem.unstrip_protocol(self._folder)
+        # At the top there is only the scheme, as in `s3://bucket`.
+        self._shown = without_secrets(address).rstrip("/") if self._folder else address.rstrip("/") + "/"
         self.location = f"{self._shown}/{name}" if name else self._shown
         self._folders: dict[str, _Listing] = {}
         self._listing = threading.Lock()

@@ -247,7 +247,11 @@ _QUERY = re.compile(r"\?[^\s'\"<>()]*=[^\s'\"<>()]*")
 
 def describe(error: BaseException) -> str:
     """An exception in one line, without passwords and signatures of URLs."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return without_secrets(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def without_secrets(text: str) -> str:
+    """The text in one line of at most 300 characters, without passwords and signatures of URLs."""
     plain = _QUERY.sub("", _SECRET.sub(lambda match: match[1] + match[3], text))
     line = " ".join(plain.split())
     return line if len(line) <= 300 else line[:299] + "…"

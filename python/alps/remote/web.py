@@ -70,7 +70,7 @@ class WebStore(Store):
 
         Object stores that list nothing to a stranger refuse access to files that are not there.
         """
-        asked = [(name, self._later(self._is_there, f"{folder}/{name}")) for name in names]
+        asked = [(name, self._later(f"{folder}/{name}")) for name in names]
         refusals = [error for _, there in asked if isinstance(error := there.exception(), PermissionError)]
         found = [
             name
@@ -81,13 +81,13 @@ class WebStore(Store):
             raise refusals[0]
         return found
 
-    def _later(self, function: Any, file: str) -> "Future[bool]":
-        # The threads of concurrent.futures would keep an interrupted process until the server answers.
+    def _later(self, file: str) -> "Future[bool]":
+        """Asks in a thread of its own: those of an executor keep an interrupted process until the server answers."""
         future: Future[bool] = Future()
 
         def run() -> None:
             try:
-                future.set_result(function(file))
+                future.set_result(self._is_there(file))
             except BaseException as error:
                 future.set_exception(error)
 
@@ -102,7 +102,7 @@ class WebStore(Store):
         return True
 
     def status(self, file: str, fresh: bool = False) -> tuple[int, str]:
-        """As of any store. Refused access to a document beside readable files counts as no such file."""
+        """The status, as in `Store`. A document that is refused beside readable files counts as one that is not there."""
         try:
             return super().status(file, fresh)
         except PermissionError:
@@ -140,10 +140,7 @@ class WebStore(Store):
             return beginning[:end]
         response = get(self._address(file), start, end, self._headers)
         size, version = _status_of(response)
-        if response.status != 206 and size != end - start:
-            raise UnsupportedError(
-                "expected a range of the file, found all of it: the server knows no ranges"
-            )
+        check_range(response, size, end - start)
         if version and (known := self._known.get(file)) and known != (size, version):
             raise StatusError(412)
         return content(response, end - start)
@@ -183,6 +180,12 @@ def get(url: str, start: int, end: int, headers: Mapping[str, str] | None = None
         error.close()
         is_empty = error.code == 416 and error.headers.get("Content-Range", "").endswith("/0")
         raise StatusError(error.code, delay(error.headers), is_empty) from None
+
+
+def check_range(response: Any, size: int, count: int) -> None:
+    """Refuses an answer, of which nothing was received yet, that has all `size` bytes of a file instead of `count`."""
+    if response.status != 206 and size != count:
+        raise UnsupportedError("expected a range of the file, found all of it: the server knows no ranges")
 
 
 def content(response: Any, count: int) -> Content:
