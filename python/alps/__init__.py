@@ -35,7 +35,7 @@ from alps.statistics import STATISTICS
 
 if TYPE_CHECKING:
     from alps.live import audit, grafted, measure
-    from alps.training import AlpsConfig, Restriction, release, restrict
+    from alps.training import AlpsConfig, RestrictCallback, Restriction, release, restrict
 
 __all__ = [
     "STATISTICS",
@@ -59,6 +59,7 @@ __all__ = [
     "Part",
     "RemotePath",
     "Report",
+    "RestrictCallback",
     "Restriction",
     "Trial",
     "UnchangedError",
@@ -83,7 +84,7 @@ __all__ = [
 
 _LAZY = {
     "alps.live": ("audit", "grafted", "measure"),
-    "alps.training": ("AlpsConfig", "Restriction", "release", "restrict"),
+    "alps.training": ("AlpsConfig", "RestrictCallback", "Restriction", "release", "restrict"),
 }
 """What is imported when it is first asked for, since it needs torch, transformers and PEFT: names by package."""
 
