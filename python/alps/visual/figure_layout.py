@@ -32,9 +32,11 @@ class FigureLayout:
     top: float
 
     @classmethod
-    def titled(cls, width: float, body: float, title: str, lines: Sequence[str]) -> "FigureLayout":
-        """A figure of at least `width` inches, as high as its title and `body` inches below it."""
-        width = max(width, _NARROWEST)
+    def titled(
+        cls, width: float, body: float, title: str = "", lines: Sequence[str] = ()
+    ) -> "FigureLayout":
+        """A figure of `width` inches, or more if a title needs them, as high as the title and `body` below it."""
+        width = max(width, _NARROWEST) if title else width
         room = width - 2 * RIGHT
         titles = _wrapped([title], room, 11, "bold")  # an empty one takes no room
         texts = _wrapped(lines, room, 8)

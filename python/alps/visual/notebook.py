@@ -29,7 +29,7 @@ def scores_html(scores: HeadScores) -> str:
     return _block(
         f"<b>HeadScores</b> {escape(text.model(geometry))}",
         _map(grid, BLUE, f"heads by {name}"),
-        _small(f"{text.printable(name)}: darker is higher, from {low:.3g} to {high:.3g}"),
+        _small(f"{text.elided(name, 40)}: darker is higher, from {low:.3g} to {high:.3g}"),
         _table(("layer", "head", "K/V group", *scores.statistics), rows),
         _small(text.checkpoints(scores.provenance), text.method(scores.provenance)),
     )
