@@ -33,7 +33,7 @@ from alps.visual.page_map import PageMap
 _TOP = 50
 """How many heads a report lists when none are selected."""
 
-_TOGETHER = 3
+_TOGETHER = 2
 """How many statistics stand in one of the further tables of heads."""
 
 _LONGEST = 300

@@ -51,7 +51,7 @@ for (const map of document.querySelectorAll(".map")) {
     const row = inside(place[0] + step[0], data.layers.length);
     show(row, inside(place[1] + step[1], data.heads[row]));
   });
-  readout.textContent = "Point at a head, or go from head to head with the arrow keys.";
+  readout.textContent = "Point at a head or tap it, or go from head to head with the arrow keys.";
 }
 
 const key = (text) => {
@@ -86,9 +86,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
-let opened = [];
+let opened = []; // on paper, all is open but long tables
 addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll("details:not([open])")];
+  opened = [...document.querySelectorAll("details:not([open], .further)")];
   for (const details of opened) details.open = true;
 });
 addEventListener("afterprint", () => {
