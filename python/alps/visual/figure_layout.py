@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
 from alps.visual.colours import INK
+from alps.visual.notebook_figure import NotebookFigure
 from alps.visual.text import elided
 
 # Inches.
@@ -43,7 +44,7 @@ class FigureLayout:
         top = _MARGIN_UNTITLED
         if titles or texts:
             top = _MARGIN_TOP + len(titles) * _TITLE + len(texts) * _LINE + _BELOW_TITLE
-        layout = cls(Figure(figsize=(width, top + body)), width, top + body, top)
+        layout = cls(NotebookFigure(figsize=(width, top + body)), width, top + body, top)
         y = _MARGIN_TOP - top
         for line in titles:
             layout.text(RIGHT, y, line, va="top", fontsize=11, fontweight="bold")

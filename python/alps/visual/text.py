@@ -6,7 +6,7 @@ from typing import Any
 
 from alps.compare import Pair
 from alps.escaping import escape
-from alps.geometry import Geometry
+from alps.geometry import Geometry, LayerSizes, ranges
 from alps.heads import HeadSet
 from alps.scores import HeadScores
 from alps.statistics import NAMES
@@ -79,8 +79,24 @@ def ranked_cells(
             yield [rank, layer, head, geometry.group_of(head, layer), *numbers]
 
 
+def layer_rows(geometry: Geometry) -> Iterator[tuple[str, ...]]:
+    """A row for all layers of the same sizes: their numbers, heads, groups, and the rows and entries of Q, K and V."""
+    layers: dict[LayerSizes, list[int]] = {}
+    for layer, sizes in zip(geometry.layers, geometry.sizes, strict=True):
+        layers.setdefault(sizes, []).append(layer)
+    for sizes, numbers in layers.items():
+        matrices = (
+            (sizes.query_size, sizes.query_width),
+            (sizes.key_size, sizes.key_width),
+            (sizes.value_size, sizes.value_width),
+        )
+        heads, groups = str(sizes.query_heads), str(sizes.key_value_heads)
+        shapes = (f"{rows} x {width}" if rows else "-" for rows, width in matrices)
+        yield ranges(numbers), heads, groups, *shapes
+
+
 def pair_cells(pair: Pair) -> tuple[str, ...]:
     """A row of the table of a comparison: two tasks, and the numbers that say how alike they are."""
     correlation = "" if math.isnan(pair.rank_correlation) else f"{pair.rank_correlation:.3f}"
     numbers = f"{pair.shared:,}", f"{pair.by_chance:,.1f}", f"{pair.jaccard:.3f}", correlation
-    return pair.first, pair.second, *numbers
+    return elided(pair.first, 60), elided(pair.second, 60), *numbers
