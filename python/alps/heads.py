@@ -62,6 +62,10 @@ class Report:
         """The heads, the key/value groups and the share of the parameters, in one line."""
         return f"{self._counts}, {100 * self.share:.1f} % of Q/K/V parameters"
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").report_html(self)
+        return html
+
     @property
     def _counts(self) -> str:
         return (
