@@ -90,9 +90,9 @@ def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) 
     suffix = Path(path).suffix
     if suffix.lower() not in suffixes:
         *others, last = suffixes
+        expected = f"{', '.join(others)} or {last}" if others else last
         raise ArgumentError(
-            f"{os.fspath(path)}: a {what}'s name ends in {', '.join(others)} or {last}; "
-            f"found {suffix or 'no suffix'}"
+            f"{os.fspath(path)}: a {what}'s name ends in {expected}; found {suffix or 'no suffix'}"
         )
     return suffix.lower()
 

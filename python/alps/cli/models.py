@@ -28,12 +28,13 @@ def graft(
             help="The checkpoint or the adapter after tuning; or several, whose changes are added."
         ),
     ],
-    heads: Annotated[
+    heads_files: Annotated[
         list[Path],
-        typer.Option(metavar="FILE", help="The chosen heads (JSON), once for each tuned model."),
+        typer.Option("--heads", metavar="FILE", help="The chosen heads (JSON), once for each tuned model."),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Write the checkpoint here; it must not exist.")
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="Write the checkpoint here; it must not exist."),
     ],
     scale: Annotated[
         list[float] | None,
@@ -47,6 +48,7 @@ def graft(
         typer.Option(help="The checkpoint that everything but the chosen heads is taken from."),
     ] = "base",
     local_files_only: options.LocalFilesOnly = False,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Write a checkpoint with the tuned Q/K/V rows of the chosen heads, and everything else of the base."""
@@ -54,15 +56,15 @@ def graft(
     if len(scales) == 1:
         scales = scales * len(tuned)
     for option, values, expected in (
-        ("--heads", heads, "one file for each tuned model"),
+        ("--heads", heads_files, "one file for each tuned model"),
         ("--scale", scales, "one factor for all tuned models or one for each"),
     ):
         if len(values) != len(tuned):
             message = f"expected {expected} ({len(tuned)}), found {len(values)}."
             raise typer.BadParameter(message, param_hint=option)
-    sets = [HeadSet.load(file) for file in heads]
+    sets = [HeadSet.load(file) for file in heads_files]
     donors = list(zip(tuned, sets, scales, strict=True))
-    with progress_bar.of_bytes(quiet=as_json) as progress:
+    with progress_bar.of_bytes(quiet=quiet or as_json) as progress:
         written = alps.graft(
             base, donors, output=output, rest=rest, local_files_only=local_files_only, progress=progress
         )
@@ -70,16 +72,16 @@ def graft(
     if as_json:
         document = {"path": str(output), "bytes": written.bytes, "files": list(written.files)}
         printing.print_json({"graft": document, "heads": json_output.document(chosen)})
-        return
-    printing.print_heads(chosen)
-    printing.print_written(checkpoint=output)
+    elif not quiet:
+        printing.print_heads(chosen)
+        printing.print_written(checkpoint=output)
 
 
 @app.command()
 def audit(
     base: Annotated[str, typer.Argument(help="The model before tuning: folder or cached hub name.")],
     tuned: Annotated[str, typer.Argument(help="The model or the adapter after tuning.")],
-    heads: Annotated[Path, typer.Option(metavar="FILE", help="The chosen heads (JSON).")],
+    heads_file: Annotated[Path, typer.Option("--heads", metavar="FILE", help="The chosen heads (JSON).")],
     text: Annotated[Path, typer.Option(metavar="FILE", help="A text of the task, in UTF-8.")],
     draws: Annotated[int, typer.Option(min=1, help="Random sets of each of the two kinds.")] = 100,
     length: options.Length = None,
@@ -87,33 +89,34 @@ def audit(
     device: options.Device = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random sets.")] = 0,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here (JSON).")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all numbers here (.json).")
     ] = None,
     plot: options.PlotFile = None,
     report: options.ReportFile = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure how much of a tuning the chosen heads carry, against random sets, without training.
 
     The rows of the heads change places between the two models; the loss on the text says what that does.
     """
-    printing.check_outputs(output, plot=plot, report=report)
-    chosen = HeadSet.load(heads)
+    printing.check_outputs(audit=output, plot=plot, report=report)
+    chosen = HeadSet.load(heads_file)
     with needed("an audit", "'alps-heads[train]'"):
         from alps.live import texts
         from alps.live.models import load_quietly
     batches = texts.windows(text, base, length=length, count=windows)
     first, second = load_quietly(base, device=device), load_quietly(tuned, base, device)
-    with progress_bar.of_steps("evaluations", quiet=as_json) as progress:
+    with progress_bar.of_steps("evaluations", quiet=quiet or as_json) as progress:
         found = alps.audit(first, second, chosen, batches, draws=draws, seed=seed, progress=progress)
     if output is not None:
         found.save(output)
     printing.draw(plot, report, found)
     if as_json:
         printing.print_json(json.loads(found.to_json()))
-        return
-    typer.echo(str(found))
-    printing.print_written(audit=output, picture=plot, report=report)
+    elif not quiet:
+        typer.echo(str(found))
+        printing.print_written(audit=output, picture=plot, report=report)
 
 
 @app.command()
@@ -130,12 +133,14 @@ def measure(
     length: options.Length = None,
     windows: options.Windows = 16,
     device: options.Device = None,
-    output: Annotated[Path | None, options.ScoresFile] = None,
-    heads: Annotated[Path | None, options.HeadsFile] = None,
+    scores_file: options.ScoresFile = None,
+    heads_file: options.HeadsFile = None,
+    top: options.Top = options.TOP,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Score every head of a model by gradients on a text, or by what the loss would lose without the head."""
-    printing.check_outputs(output, heads)
+    printing.check_outputs(scores=scores_file, heads=heads_file)
     with needed("a measure", "'alps-heads[train]'"):
         from alps.live import measuring, texts
         from alps.live.models import load_quietly
@@ -146,17 +151,17 @@ def measure(
     scores = alps.measure(load_quietly(model, device=device), batches, tuned=tuned, statistics=names)
     ranked_by = scores.statistics[0]
     selection = scores.select(ratio, statistic=ranked_by)
-    if output is not None:
-        scores.save(output)
-    if heads is not None:
-        selection.save(heads)
+    if scores_file is not None:
+        scores.save(scores_file)
+    if heads_file is not None:
+        selection.save(heads_file)
     if as_json:
         printing.print_json(
             {"scores": json_output.document(scores), "heads": json_output.document(selection)}
         )
-        return
-    printing.print_scores(scores, ranked_by, selection)
-    printing.print_written(scores=output, heads=heads)
+    elif not quiet:
+        printing.print_scores(scores, ranked_by, selection, top)
+        printing.print_written(scores=scores_file, heads=heads_file)
 
 
 @app.command()

@@ -20,6 +20,14 @@ def refuse_nan(value: Numbers) -> Numbers:
 
 Ratio = typer.Option(min=0, max=1, callback=refuse_nan, help="Share of the heads to select.")
 Statistic = typer.Option(metavar="NAME", help="What ranks the heads.")
+Top = Annotated[
+    int,
+    typer.Option("--top", "-n", min=0, metavar="N", help="Rows of the table of the best heads; 0 for none."),
+]
+TOP = 10
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show no progress, and print warnings and errors alone.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 ComponentOption = Annotated[
     Component | None,
@@ -27,8 +35,12 @@ ComponentOption = Annotated[
         help="Whose heads; when not given, the first that the model has of decoder, encoder, vision, audio, cross."
     ),
 ]
-ScoresFile = typer.Option(metavar="FILE", help="Write the scores here (safetensors).")
-HeadsFile = typer.Option(metavar="FILE", help="Write the selected heads here (JSON).")
+ScoresFile = Annotated[
+    Path | None, typer.Option("--scores", "-o", metavar="FILE", help="Write the scores here (.safetensors).")
+]
+HeadsFile = Annotated[
+    Path | None, typer.Option("--heads", metavar="FILE", help="Write the selected heads here (.json).")
+]
 PlotFile = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture here: .png, .svg or .pdf.")
 ]

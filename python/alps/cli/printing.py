@@ -13,7 +13,7 @@ from alps.audits import Audit
 from alps.cli import tables
 from alps.compare import Comparison
 from alps.escaping import escape
-from alps.files import check_writable
+from alps.files import check_writable, suffix_of
 from alps.heads import HeadSet
 from alps.report import check_report, write_report
 from alps.scores import HeadScores
@@ -21,10 +21,28 @@ from alps.visual import image_file
 from alps.visual.terminal_map import head_map, set_map
 
 
-def check_outputs(*files: Path | None, plot: Path | None = None, report: Path | None = None) -> None:
-    """Refuses, before the work, files that could not be written, and pictures and reports that could not be made."""
-    for file in files:
+def check_outputs(
+    *,
+    scores: Path | None = None,
+    heads: Path | None = None,
+    audit: Path | None = None,
+    plot: Path | None = None,
+    report: Path | None = None,
+) -> None:
+    """Refuses, before the work, files that could not be written, and pictures and reports that could not be made.
+
+    Raises:
+        ArgumentError: The name of a file does not say what is in it.
+        MissingPackageError: jinja2 or matplotlib is not installed.
+        OSError: A file could not be written.
+    """
+    for what, file, suffix in (
+        ("score file", scores, ".safetensors"),
+        ("head set", heads, ".json"),
+        ("JSON file", audit, ".json"),
+    ):
         if file is not None:
+            suffix_of(file, what, (suffix,))
             check_writable(file)
     if plot is not None:
         image_file.check_picture(plot)
@@ -54,15 +72,16 @@ def print_json(document: dict[str, Any]) -> None:
     typer.echo(json.dumps(document, allow_nan=False))
 
 
-def print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None) -> None:
-    """Prints the best heads, a map, and the selected heads if there are any."""
+def print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None, top: int) -> None:
+    """Prints the `top` best heads, a map, and the size of the selection if there is one."""
     console = standard_output()
     console.print(Text(str(scores.geometry)))
     for note in tables.quantisation_notes(scores):
         console.print(Text(note, style="yellow"))
     console.print()
-    console.print(Text(f"Top heads by {statistic}", style="bold"))
-    console.print(tables.top_table(console, scores, statistic, heads))
+    if top:
+        console.print(Text(f"Top heads by {statistic}", style="bold"))
+        console.print(tables.top_table(console, scores, statistic, heads, top))
     console.print(head_map(console, scores.geometry, scores[statistic], heads))
     _print_summary(console, heads)
 

@@ -34,8 +34,8 @@ def scan(
     adapter_base: Annotated[
         str | None, typer.Option(metavar="NAME", help="What adapters change, if not what they say.")
     ] = None,
-    output: Annotated[Path | None, options.ScoresFile] = None,
-    heads: Annotated[Path | None, options.HeadsFile] = None,
+    scores_file: options.ScoresFile = None,
+    heads_file: options.HeadsFile = None,
     plot: options.PlotFile = None,
     report: options.ReportFile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="As many as cores when not given.")] = None,
@@ -53,9 +53,11 @@ def scan(
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Scan the layers of one of N parts only, and write them to --output for `alps merge`.",
+            help="Scan the layers of one of N parts only, and write them to --scores for `alps merge`.",
         ),
     ] = None,
+    top: options.Top = options.TOP,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Score every head of a model by how far tuning has moved it.
@@ -64,7 +66,7 @@ def scan(
     """
     statistics.resolve([statistic], form)
     chosen_part = options.part_of(part)
-    printing.check_outputs(output, heads, plot=plot, report=report)
+    printing.check_outputs(scores=scores_file, heads=heads_file, plot=plot, report=report)
     arguments: dict[str, Any] = {
         "adapter_base": adapter_base,
         "component": component,
@@ -77,40 +79,40 @@ def scan(
         "local_files_only": local_files_only,
     }
     if chosen_part is not None:
-        others = {"--heads": heads, "--plot": plot, "--report": report, "--resume": resume}
-        _scan_part(base, tuned, chosen_part, output, others, arguments, as_json)
+        others = {"--heads": heads_file, "--plot": plot, "--report": report, "--resume": resume}
+        _scan_part(base, tuned, chosen_part, scores_file, others, arguments, quiet, as_json)
         return
-    with progress_bar.of_bytes(quiet=as_json) as progress:
+    with progress_bar.of_bytes(quiet=quiet or as_json) as progress:
         scores = alps.scan(base, tuned, resume=resume, progress=progress, **arguments)
-    _show(scores, ratio, statistic, output, heads, plot, report, as_json)
+    _show(scores, ratio, statistic, scores_file, heads_file, plot, report, top, quiet, as_json)
 
 
 def _scan_part(
     base: str,
     tuned: str,
     part: tuple[int, int],
-    output: Path | None,
+    file: Path | None,
     others: dict[str, Path | None],
     arguments: dict[str, Any],
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Scans one part, and writes it."""
-    if output is None:
-        raise typer.BadParameter("a part goes with --output FILE.", param_hint="--part")
+    if file is None:
+        raise typer.BadParameter("a part goes with --scores FILE.", param_hint="--part")
     for option, value in others.items():
         if value is not None:
             raise typer.BadParameter(f"a part has no {option}: merge the parts first.", param_hint=option)
-    with progress_bar.of_bytes(quiet=as_json) as progress:
+    with progress_bar.of_bytes(quiet=quiet or as_json) as progress:
         found = alps.scan_part(base, tuned, *part, progress=progress, **arguments)
-    found.save(output)
+    found.save(file)
     layers = [found.geometry.layers[place] for place in sorted(found.rows)]
     if as_json:
-        printing.print_json(
-            {"part": {"path": str(output), "layers": layers}, "fetched": json_output.fetched()}
-        )
+        printing.print_json({"part": {"path": str(file), "layers": layers}, "fetched": json_output.fetched()})
         return
-    typer.echo(f"{len(layers)} of {len(found.geometry.layers)} layers: {ranges(layers)}")
-    printing.print_written(part=output)
+    if not quiet:
+        typer.echo(f"{len(layers)} of {len(found.geometry.layers)} layers: {ranges(layers)}")
+        printing.print_written(part=file)
 
 
 @app.command()
@@ -120,52 +122,56 @@ def merge(
     ],
     ratio: Annotated[float, options.Ratio] = DEFAULT_RATIO,
     statistic: Annotated[str, options.Statistic] = statistics.DEFAULT,
-    output: Annotated[Path | None, options.ScoresFile] = None,
-    heads: Annotated[Path | None, options.HeadsFile] = None,
+    scores_file: options.ScoresFile = None,
+    heads_file: options.HeadsFile = None,
     plot: options.PlotFile = None,
     report: options.ReportFile = None,
+    top: options.Top = options.TOP,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Put the parts of a scan together, which several machines have made."""
-    printing.check_outputs(output, heads, plot=plot, report=report)
+    printing.check_outputs(scores=scores_file, heads=heads_file, plot=plot, report=report)
     scores = alps.merge(parts)
-    _show(scores, ratio, statistic, output, heads, plot, report, as_json)
+    _show(scores, ratio, statistic, scores_file, heads_file, plot, report, top, quiet, as_json)
 
 
 def _show(
     scores: HeadScores,
     ratio: float,
     statistic: str,
-    output: Path | None,
-    heads: Path | None,
+    scores_file: Path | None,
+    heads_file: Path | None,
     plot: Path | None,
     report: Path | None,
+    top: int,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Writes and prints the scores, and the heads that they choose."""
-    if output is not None:
-        scores.save(output)
+    if scores_file is not None:
+        scores.save(scores_file)
     # Without a file for the heads, a warning of equal weights is enough.
     selection = None
-    if heads is not None or not scores.all_equal():
+    if heads_file is not None or not scores.all_equal():
         selection = scores.select(ratio, statistic=statistic)
-    if selection is not None and heads is not None:
-        selection.save(heads)
+    if selection is not None and heads_file is not None:
+        selection.save(heads_file)
     printing.draw(plot, report, scores, selection, statistic)
     if as_json:
         chosen = None if selection is None else json_output.document(selection)
         printing.print_json(
             {"scores": json_output.document(scores), "heads": chosen, "fetched": json_output.fetched()}
         )
-        return
-    printing.print_scores(scores, statistic, selection)
-    printing.print_sources(scores.provenance)
-    printing.print_written(scores=output, heads=heads, picture=plot, report=report)
+    elif not quiet:
+        printing.print_scores(scores, statistic, selection, top)
+        printing.print_sources(scores.provenance)
+        printing.print_written(scores=scores_file, heads=heads_file, picture=plot, report=report)
 
 
 @app.command()
 def select(
-    scores_file: Annotated[Path, typer.Argument(metavar="SCORES", help="What `alps scan --output` wrote.")],
+    scores_file: Annotated[Path, typer.Argument(metavar="SCORES", help="What `alps scan --scores` wrote.")],
     ratio: Annotated[float | None, options.Ratio] = None,
     budget: Annotated[
         int | None, typer.Option(min=0, help="Q/K/V parameters that may train, instead of a ratio.")
@@ -173,27 +179,34 @@ def select(
     rule: Annotated[Rule, typer.Option(help="How heads are chosen.")] = "global",
     statistic: Annotated[str | None, options.Statistic] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the random rules.")] = None,
-    output: Annotated[Path | None, options.HeadsFile] = None,
+    heads_file: Annotated[
+        Path | None,
+        typer.Option("--heads", "-o", metavar="FILE", help="Write the selected heads here (.json)."),
+    ] = None,
     plot: options.PlotFile = None,
     report: options.ReportFile = None,
+    top: options.Top = options.TOP,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Choose heads from scores."""
-    printing.check_outputs(plot=plot, report=report)
+    printing.check_outputs(heads=heads_file, plot=plot, report=report)
     scores = HeadScores.load(scores_file)
     selection = scores.select(ratio, budget=budget, rule=rule, statistic=statistic, seed=seed)
-    if output is not None:
-        selection.save(output)
+    if heads_file is not None:
+        selection.save(heads_file)
     ranked_by = selection.provenance.get("statistic")
     printing.draw(plot, report, scores, selection, ranked_by)
     if as_json:
         printing.print_json(json_output.document(selection))
         return
+    if quiet:
+        return
     if ranked_by is None:
         printing.print_heads(selection)
     else:
-        printing.print_scores(scores, ranked_by, selection)
-    printing.print_written(heads=output, picture=plot, report=report)
+        printing.print_scores(scores, ranked_by, selection, top)
+    printing.print_written(heads=heads_file, picture=plot, report=report)
 
 
 @app.command()
@@ -201,6 +214,8 @@ def show(
     file: Annotated[Path, typer.Argument(help="A file of scores or of heads.")],
     plot: options.PlotFile = None,
     report: options.ReportFile = None,
+    top: options.Top = options.TOP,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what is in a file of scores or of heads."""
@@ -210,10 +225,12 @@ def show(
     if as_json:
         printing.print_json(json_output.document(content))
         return
+    if quiet:
+        return
     for name, value in content.provenance.items():
         typer.echo(escape(f"{name}: {value}"))
     if isinstance(content, HeadScores):
-        printing.print_scores(content, content.ranking_statistic(), None)
+        printing.print_scores(content, content.ranking_statistic(), None, top)
     else:
         printing.print_heads(content)
     printing.print_written(picture=plot, report=report)
@@ -233,6 +250,7 @@ def compare(
     statistic: Annotated[str | None, options.Statistic] = None,
     plot: options.PlotFile = None,
     report: options.ReportFile = None,
+    quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare the heads of several tasks: overlap, rank correlation, maps."""
@@ -244,6 +262,8 @@ def compare(
     printing.draw(plot, report, comparison)
     if as_json:
         printing.print_json(json_output.document(comparison))
+        return
+    if quiet:
         return
     console = printing.standard_output()
     console.print(Text(str(comparison.geometry)))

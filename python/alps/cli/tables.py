@@ -31,9 +31,9 @@ def quantisation_notes(scores: HeadScores) -> list[str]:
 
 
 def top_table(
-    console: Console, scores: HeadScores, statistic: str, heads: HeadSet | None, count: int = 10
+    console: Console, scores: HeadScores, statistic: str, heads: HeadSet | None, count: int
 ) -> Table:
-    """The best heads by `statistic`; those in `heads` are marked as in the map."""
+    """The `count` best heads by `statistic`; those in `heads` are marked as in the map."""
     names = [statistic, *(name for name in _COMPANIONS if name in scores and name != statistic)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("rank", "layer", "head", "K/V group", *(name.replace("_", "\n") for name in names)):
