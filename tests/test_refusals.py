@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import alps
 from alps import cli
+from alps.arguments import Rule
 from support.checkpoints import DTYPES, Shape, name, random_weights, write, write_pair, write_zeros
 
 SHAPE = Shape(layers=2)
@@ -647,7 +648,7 @@ def test_an_argument(good: Path, bad: Path, arguments: dict[str, Any], said: str
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0000001, 2.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("rule", ["global", "per_layer", "key_value_groups", "random", "layer_consistent"])
-def test_a_ratio(good: Path, bad: Path, rule: alps.scores.Rule, ratio: float) -> None:
+def test_a_ratio(good: Path, bad: Path, rule: Rule, ratio: float) -> None:
     with pytest.raises(alps.ArgumentError, match="ratio"):
         alps.scan(good, bad).select(ratio, rule=rule)
 

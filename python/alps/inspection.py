@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import alps._alps as _alps
 from alps import sources
+from alps.arguments import Component
 from alps.geometry import Geometry
-from alps.pair import Component
 from alps.sources import Name
 
 
