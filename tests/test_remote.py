@@ -102,15 +102,15 @@ def test_the_command_tells_how_much_was_fetched(folder: Path) -> None:
         said = f"{bytes_.bytes:,} of {bytes_.weight_bytes:,} bytes to read from model.safetensors.index.json (2 files)"
         assert said in " ".join(ran.stdout.decode().split())
         ran = subprocess.run(
-            [*command, "scan", base, tuned, "--part", "2/3", "--output", os.devnull],
+            [*command, "scan", base, tuned, "--part", "2/3", "--scores", os.devnull],
             check=False,
             capture_output=True,
         )
         assert ran.returncode == 1
         for arguments, error in (
-            (["--part", "4/3", "--output", "x"], "expected I/N"),
-            (["--part", "1/3"], "--output"),
-            (["--part", "1/3", "--output", "x", "--heads", "y"], "merge the parts first"),
+            (["--part", "4/3", "--scores", "x"], "expected I/N"),
+            (["--part", "1/3"], "--scores"),
+            (["--part", "1/3", "--scores", "x.safetensors", "--heads", "y.json"], "merge the parts first"),
         ):
             ran = subprocess.run(
                 [*command, "scan", base, tuned, *arguments], check=False, capture_output=True
@@ -564,7 +564,7 @@ def test_a_scan_goes_on_where_it_was_interrupted(
             "--memory",
             "1",
         ]
-        command += ["--threads", "1", "--output", str(output)]
+        command += ["--threads", "1", "--scores", str(output)]
         state = {"slow": True}
 
         def fault(request: Request) -> str | None:
@@ -613,7 +613,7 @@ def test_parts_make_the_whole(folder: Path, tmp_path: Path, local: alps.HeadScor
                 tuned,
                 "--part",
                 f"{number}/4",
-                "--output",
+                "--scores",
                 file,
             ],
             stdout=subprocess.DEVNULL,
@@ -625,7 +625,7 @@ def test_parts_make_the_whole(folder: Path, tmp_path: Path, local: alps.HeadScor
     assert merged == local
     assert merged.provenance == local.provenance
     output = tmp_path / "merged.safetensors"
-    command = [sys.executable, "-m", "alps.cli", "merge", *map(str, files), "--output", str(output), "--json"]
+    command = [sys.executable, "-m", "alps.cli", "merge", *map(str, files), "--scores", str(output), "--json"]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert alps.HeadScores.load(output) == local
     assert found["heads"]["report"]

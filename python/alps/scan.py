@@ -9,10 +9,11 @@ from typing import Any
 
 import alps._alps as _alps
 from alps import sources
+from alps.arguments import Component
 from alps.errors import AlpsWarning
 from alps.files import check_writable
 from alps.geometry import Geometry
-from alps.pair import Component, OpenedPair, PairOptions, scores_of
+from alps.pair import OpenedPair, PairOptions, scores_of
 from alps.parts import Part, split
 from alps.parts import merge as merge_parts
 from alps.scores import EQUAL_WEIGHTS, HeadScores
