@@ -19,6 +19,9 @@ from alps.sources import Name, Source
 from alps.statistics import Form
 
 Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
+"""An attention stack of a model: that of the text decoder, the encoder, the vision or the audio tower, or the
+cross-attention of the decoder to the encoder.
+"""
 
 
 @dataclass(frozen=True)
