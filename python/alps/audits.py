@@ -73,7 +73,8 @@ class Audit:
     Examples:
         >>> import torch
         >>> heads = alps.HeadSet.load("heads.json")
-        >>> batch = {"input_ids": torch.arange(16)[None], "labels": torch.arange(16)[None]}
+        >>> ids = torch.arange(16)[None]  # the tokens of a text
+        >>> batch = {"input_ids": ids, "labels": ids}
         >>> found = alps.audit("base", "tuned", heads, [batch], draws=3)
         >>> found.sufficiency.rank <= 1 + 3
         True

@@ -106,8 +106,8 @@ class Comparison:
         """Draws a map of layers x heads for each task, and one of how many tasks select each head.
 
         Examples:
-            >>> tasks = {"maths": alps.scan("base", "tuned"), "german": alps.scan("base", "german")}
-            >>> alps.compare(tasks).plot().savefig("tasks.svg")
+            >>> maths, german = alps.scan("base", "tuned"), alps.scan("base", "german")
+            >>> alps.compare({"maths": maths, "german": german}).plot().savefig("tasks.svg")
 
         Returns:
             A figure of matplotlib, which pyplot does not know of.
@@ -127,9 +127,8 @@ def compare(
     Of a task with scores, the best heads are compared: those that `HeadScores.select` chooses by the rule "global".
 
     Examples:
-        >>> tasks = {"maths": alps.scan("base", "tuned"), "german": alps.scan("base", "german")}
-        >>> comparison = alps.compare(tasks, ratio=0.1)
-        >>> print(comparison)
+        >>> maths, german = alps.scan("base", "tuned"), alps.scan("base", "german")
+        >>> print(alps.compare({"maths": maths, "german": german}, ratio=0.1))
                        shared  by chance  jaccard  rank correlation
         maths, german       2        0.5    0.333             ...
 

@@ -70,7 +70,8 @@ def graft(
     Examples:
         >>> maths = alps.scan("base", "tuned").select(ratio=0.1)
         >>> written = alps.graft("base", "tuned", maths, "grafted")
-        >>> alps.scan("base", written.path)["relative_delta"].argmax(axis=1)  # the head that differs most, by layer
+        >>> moved = alps.scan("base", "grafted")["relative_delta"]
+        >>> moved.argmax(axis=1)  # the head that differs most, by layer
         array([5, 3, 0, 6])
 
         The tuned model with the chosen heads as they were before:
@@ -80,7 +81,8 @@ def graft(
         The changes of two tunings, each scaled:
 
         >>> german = alps.scan("base", "german").select(ratio=0.1)
-        >>> written = alps.graft("base", [("tuned", maths, 0.7), ("german", german, 0.5)], output="both")
+        >>> donors = [("tuned", maths, 0.7), ("german", german, 0.5)]
+        >>> written = alps.graft("base", donors, output="both")
 
     Args:
         base: The checkpoint before tuning, as for `alps.scan`: a path, a name on the hub, a URL. One that is not on this

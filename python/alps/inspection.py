@@ -67,8 +67,8 @@ class Layout:
     """Describes how models of some types store their attention.
 
     Examples:
-        >>> layout = next(layout for layout in alps.layouts() if layout.name == "separate")
-        >>> "llama" in layout.model_types["decoder"]
+        >>> layouts = {layout.name: layout for layout in alps.layouts()}
+        >>> "llama" in layouts["separate"].model_types["decoder"]
         True
 
     Attributes:
@@ -123,8 +123,10 @@ def layouts() -> tuple[Layout, ...]:
     """Lists the layouts that alps knows, in order of name.
 
     Examples:
-        >>> [layout.name for layout in alps.layouts() if "gpt2" in layout.model_types.get("decoder", ())]
-        ['transposed']
+        >>> for layout in alps.layouts():
+        ...     if "gpt2" in layout.model_types.get("decoder", ()):
+        ...         print(layout.name)
+        transposed
 
     Returns:
         The layouts, each with the model types that have it.

@@ -59,7 +59,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
     for the same geometry; not-a-number equals itself.
 
     Examples:
-        >>> scores = alps.HeadScores.load("scores.safetensors")  # or alps.scan("base", "tuned")
+        >>> scores = alps.scan("base", "tuned")
         >>> scores.geometry.shape  # layers, heads
         (4, 8)
         >>> scores["relative_delta"][0].round(2)

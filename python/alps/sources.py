@@ -34,7 +34,7 @@ class RemotePath:
 
     Examples:
         >>> import fsspec
-        >>> filesystem = fsspec.filesystem("memory")  # or s3fs.S3FileSystem(profile="research")
+        >>> filesystem = fsspec.filesystem("memory")  # or any other of fsspec
         >>> filesystem.put("tuned", "/models/tuned", recursive=True)
         >>> scores = alps.scan("base", alps.RemotePath(filesystem, "/models/tuned"))
         >>> scores.top(1)  # (layer, head, score)

@@ -43,13 +43,13 @@ def audit(
     Examples:
         >>> import torch
         >>> heads = alps.scan("base", "tuned").select(ratio=0.1)
-        >>> windows = torch.arange(48).reshape(3, 16)  # tokens of the task's text
-        >>> batches = [{"input_ids": window[None], "labels": window[None]} for window in windows]
+        >>> windows = torch.arange(48).reshape(3, 1, 16)  # the tokens of a text
+        >>> batches = [{"input_ids": ids, "labels": ids} for ids in windows]
         >>> print(alps.audit("base", "tuned", heads, batches, draws=3))
         4 of 32 heads, 3 of 16 key/value groups, 15.6 % of Q/K/V parameters
-        loss: base 4.38..., tuned 4.38...; the Q/K/V rows of all heads carry 100.0 % of the difference
-        sufficiency: ... % of the tuning, random sets ... %; rank ... of 4, p = ...; within the same layers p = ...
-        necessity: ... % of the tuning, random sets ... %; rank ... of 4, p = ...; within the same layers p = ...
+        loss: base ..., tuned ...; the Q/K/V rows of all heads carry 100.0 % of the difference
+        sufficiency: ... % of the tuning, random sets ... %; rank ... of 4, p = ...
+        necessity: ... % of the tuning, random sets ... %; rank ... of 4, p = ...
 
     Args:
         base: The model before tuning: a live transformers model, or a checkpoint on this machine, which is loaded as a

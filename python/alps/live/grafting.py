@@ -176,7 +176,8 @@ def grafted(model: Model, tuned: Tuned, heads: HeadSet, *, scale: float = 1.0) -
         >>> import torch
         >>> from transformers import AutoModelForCausalLM
         >>> model = AutoModelForCausalLM.from_pretrained("base")
-        >>> batch = {"input_ids": torch.arange(16)[None], "labels": torch.arange(16)[None]}
+        >>> ids = torch.arange(16)[None]  # the tokens of a text
+        >>> batch = {"input_ids": ids, "labels": ids}
         >>> before = model(**batch).loss.item()
         >>> with alps.grafted(model, "tuned", alps.HeadSet.load("heads.json")):
         ...     grafted = model(**batch).loss.item()

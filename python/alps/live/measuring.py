@@ -54,9 +54,10 @@ def measure(
         >>> import torch
         >>> from transformers import AutoModelForCausalLM
         >>> model = AutoModelForCausalLM.from_pretrained("base")
-        >>> windows = torch.arange(48).reshape(3, 16)  # tokens of the task's text
-        >>> batches = [{"input_ids": window[None], "labels": window[None]} for window in windows]
-        >>> scores = alps.measure(model, batches, tuned="tuned", statistics=["gradient", "taylor"])
+        >>> windows = torch.arange(48).reshape(3, 1, 16)  # the tokens of a text
+        >>> batches = [{"input_ids": ids, "labels": ids} for ids in windows]
+        >>> names = ["gradient", "taylor"]
+        >>> scores = alps.measure(model, batches, tuned="tuned", statistics=names)
         >>> scores["taylor"].shape  # layers, heads
         (4, 8)
         >>> heads = scores.select(ratio=0.1, statistic="taylor")

@@ -49,13 +49,14 @@ def distill(
     Examples:
         >>> import copy, torch
         >>> from transformers import AutoModelForCausalLM
-        >>> model = AutoModelForCausalLM.from_pretrained("tuned", attn_implementation="eager")
+        >>> options = {"attn_implementation": "eager"}  # to return attention maps
+        >>> model = AutoModelForCausalLM.from_pretrained("tuned", **options)
         >>> teacher = copy.deepcopy(model).eval()
         >>> heads = alps.HeadSet.load("heads.json")
-        >>> old = {"input_ids": torch.arange(16)[None], "labels": torch.arange(16)[None]}
-        >>> new = {"input_ids": torch.arange(32, 48)[None], "labels": torch.arange(32, 48)[None]}
-        >>> loss = model(**new).loss + alps.training.distill(model, teacher, heads, old).loss
-        >>> loss.backward()
+        >>> windows = torch.arange(32).reshape(2, 1, 16)  # the tokens of two texts
+        >>> old, new = ({"input_ids": ids, "labels": ids} for ids in windows)
+        >>> held = alps.training.distill(model, teacher, heads, old)
+        >>> (model(**new).loss + held.loss).backward()
 
     Args:
         model: The model that trains, restricted or not.

@@ -74,14 +74,14 @@ def restrict(
           layer 0: heads 5; key/value groups 2
           layer 1: heads 2, 3; key/value groups 1
           layer 3: heads 6; key/value groups 3
-        >>> trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        >>> optimizer = torch.optim.AdamW(trainable, lr=1e-3)
-        >>> batch = {"input_ids": torch.arange(16)[None], "labels": torch.arange(16)[None]}
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> ids = torch.arange(16)[None]  # the tokens of a text
+        >>> batch = {"input_ids": ids, "labels": ids}
         >>> model(**batch).loss.backward()
         >>> optimizer.step()
         >>> model.save_pretrained("trained")  # an ordinary checkpoint
-        >>> moved = alps.scan("base", "trained")["delta_norm"] > 0  # also the heads that share keys and values
-        >>> moved.sum(axis=1)  # by layer
+        >>> moved = alps.scan("base", "trained")["delta_norm"] > 0
+        >>> moved.sum(axis=1)  # by layer: the chosen heads, and those of their groups
         array([2, 2, 0, 2])
 
     Args:

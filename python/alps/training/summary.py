@@ -22,7 +22,8 @@ class Restriction:
     Examples:
         >>> from transformers import AutoModelForCausalLM
         >>> model = AutoModelForCausalLM.from_pretrained("base")
-        >>> restriction = alps.restrict(model, alps.HeadSet.load("heads.json"), others="freeze")
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> restriction = alps.restrict(model, heads, others="freeze")
         >>> restriction.trainable
         {'query': 512, 'key': 384, 'value': 384, 'bias': 0, 'other': 0}
         >>> restriction.heads

@@ -28,7 +28,8 @@ class HeadsCallback(TrainerCallback):
 
     Examples:
         >>> from transformers import AutoModelForCausalLM
-        >>> model, heads = AutoModelForCausalLM.from_pretrained("base"), alps.HeadSet.load("heads.json")
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
         >>> restriction = alps.restrict(model, heads)
         >>> callback = alps.training.HeadsCallback(model, heads)
         >>> callback.changes().statistics
@@ -113,10 +114,12 @@ def log_heads(trainer: Trainer, heads: HeadSet) -> HeadsCallback:
     Examples:
         >>> import torch
         >>> from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
-        >>> model, heads = AutoModelForCausalLM.from_pretrained("base"), alps.HeadSet.load("heads.json")
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
         >>> restriction = alps.restrict(model, heads)
         >>> data = [{"input_ids": torch.arange(16), "labels": torch.arange(16)}]
-        >>> arguments = TrainingArguments("out", max_steps=1, logging_steps=1, report_to="none", disable_tqdm=True)
+        >>> options = {"max_steps": 1, "logging_steps": 1, "disable_tqdm": True}
+        >>> arguments = TrainingArguments("out", report_to="none", **options)
         >>> trainer = Trainer(model, arguments, train_dataset=data)
         >>> callback = alps.training.log_heads(trainer, heads)
         >>> result = trainer.train()
