@@ -21,7 +21,7 @@ from alps.errors import ArgumentError, CheckpointError
 from alps.remote import store
 from alps.remote.store import delay
 from support.checkpoints import Shape, random_weights, write
-from support.servers import COMMIT, Request, Server, random_faults, serve
+from support.servers import COMMIT, Request, Server, random_faults, serve, use_hub
 
 SHAPE = Shape(layers=6, query_heads=8, key_value_heads=4, head_size=64, hidden_size=512)
 
@@ -68,22 +68,9 @@ def local(folder: Path) -> alps.HeadScores:
 def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A stand-in for the hub, whose files are at another address."""
     with serve(folder) as cdn, serve(folder, hub=True, cdn=cdn.url, token="hf_secret") as server:
-        _use_hub(monkeypatch, server)
+        use_hub(monkeypatch, server)
         server.cdn_server = cdn  # type: ignore[attr-defined]
         yield server
-
-
-def _use_hub(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    import huggingface_hub.file_download
-
-    monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 def test_a_web_server_serves_little_more_than_what_is_scanned(folder: Path, local: alps.HeadScores) -> None:
@@ -520,7 +507,7 @@ def test_a_signature_that_expires_is_renewed(
         return None
 
     with serve(folder, fault=fault) as cdn, serve(folder, hub=True, cdn=cdn.url) as server:
-        _use_hub(monkeypatch, server)
+        use_hub(monkeypatch, server)
         assert alps.scan("owner/base", "owner/tuned") == local
     assert expired
 

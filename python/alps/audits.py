@@ -147,6 +147,10 @@ class Audit:
         """
         write_whole(path, self.to_json().encode())
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").audit_html(self)
+        return html
+
     def plot(self) -> "Figure":
         """Draws the share of the chosen heads among those of the random sets, for both trials.
 

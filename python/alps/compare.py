@@ -102,6 +102,10 @@ class Comparison:
         ]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").comparison_html(self)
+        return html
+
     def plot(self) -> "Figure":
         """Draws a map of layers x heads for each task, and one of how many tasks select each head.
 

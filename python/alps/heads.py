@@ -18,6 +18,7 @@ from alps.escaping import shorten
 from alps.files import check_document, check_regular, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.optional import visual
+from alps.sharing import Shareable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +70,10 @@ class Report:
         """The heads, the key/value groups and the share of the parameters, in one line."""
         return f"{self._counts}, {100 * self.share:.1f} % of Q/K/V parameters"
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").report_html(self)
+        return html
+
     @property
     def _counts(self) -> str:
         return (
@@ -81,7 +86,7 @@ class Report:
         return f"{self._counts}, {parameters} ({100 * self.share:.1f} %)"
 
 
-class HeadSet:
+class HeadSet(Shareable):
     """An immutable set of attention heads of one model.
 
     It iterates over (layer, head) in ascending order, where layer is the number of the layer. Sets of one model are
@@ -103,6 +108,7 @@ class HeadSet:
     """
 
     __slots__ = ("_geometry", "_mask", "_provenance")
+    _file = "heads.json"
 
     def __init__(
         self, mask: NDArray[np.bool_], geometry: Geometry, provenance: Mapping[str, str] | None = None
@@ -359,7 +365,13 @@ class HeadSet:
         Raises:
             OSError: The file cannot be written.
         """
-        write_whole(path, self.to_json().encode())
+        write_whole(path, self._encoded())
+
+    def _encoded(self) -> bytes:
+        return self.to_json().encode()
+
+    def _map(self) -> "Figure":
+        return self.plot()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "HeadSet":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import alps._alps as _alps
 from alps import sources
 from alps.geometry import Geometry
+from alps.optional import visual
 from alps.pair import Component
 from alps.sources import Name
 
@@ -61,6 +62,10 @@ class Inspection:
     files: str
     quantisation: str | None
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").inspection_html(self)
+        return html
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -80,6 +85,16 @@ class Layout:
     name: str
     description: str
     model_types: Mapping[str, tuple[str, ...]]
+
+
+class Layouts(tuple[Layout, ...]):
+    """Layouts, in order of name; a notebook shows them as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").layouts_html(self)
+        return html
 
 
 def inspect(path: Name, *, component: Component | None = None, local_files_only: bool = False) -> Inspection:
@@ -119,7 +134,7 @@ def inspect(path: Name, *, component: Component | None = None, local_files_only:
     )
 
 
-def layouts() -> tuple[Layout, ...]:
+def layouts() -> Layouts:
     """Lists the layouts that alps knows, in order of name.
 
     Examples:
@@ -131,4 +146,4 @@ def layouts() -> tuple[Layout, ...]:
     Returns:
         The layouts, each with the model types that have it.
     """
-    return tuple(Layout(**layout) for layout in _alps.layouts())
+    return Layouts(Layout(**layout) for layout in _alps.layouts())

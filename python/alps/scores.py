@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 import alps._alps as _alps
 from alps.errors import AlpsWarning, ArgumentError, UnchangedError
 from alps.escaping import shorten
-from alps.files import check_document, open_tensors, write_tensors
+from alps.files import check_document, encode_tensors, open_tensors, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.heads import HeadSet
 from alps.optional import visual
+from alps.sharing import Shareable
 from alps.statistics import DEFAULT
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ _LARGEST = 2**64 - 1
 """The largest seed, and more parameters than any model has."""
 
 
-class HeadScores(Mapping[str, NDArray[np.float64]]):
+class HeadScores(Shareable, Mapping[str, NDArray[np.float64]]):
     """Holds a score for every attention head of a model, by one or more statistics.
 
     It is a mapping from the name of a statistic to a read-only float64 array [layers, heads]. Where a layer has fewer
@@ -72,6 +73,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
     """
 
     __slots__ = ("_arrays", "_geometry", "_provenance")
+    _file = "scores.safetensors"
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
@@ -425,6 +427,9 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         Raises:
             OSError: The file cannot be written.
         """
+        write_whole(path, self._encoded())
+
+    def _encoded(self) -> bytes:
         document = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -432,7 +437,10 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
             "geometry": self._geometry.to_fields(),
             "provenance": self._provenance,
         }
-        write_tensors(path, self._arrays, document)
+        return encode_tensors(self._arrays, document)
+
+    def _map(self) -> "Figure":
+        return self.plot(kind="map", statistic=DEFAULT if DEFAULT in self else self.statistics[0])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "HeadScores":

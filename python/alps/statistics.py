@@ -27,6 +27,21 @@ DEFAULT = "relative_delta"
 
 The measurements are in docs/evidence.md. The paper's score is "wasserstein"."""
 
+NAMES = {
+    "wasserstein": "Wasserstein distance",
+    "kl": "Kullback-Leibler divergence",
+    "js": "Jensen-Shannon divergence",
+    "cosine": "cosine distance",
+    "euclidean": "Euclidean distance",
+    "delta_norm": "norm of the change",
+    "relative_delta": "relative change",
+    "max_delta": "largest change",
+    "changed": "share changed",
+    "wasserstein_z": "standardised Wasserstein",
+    "sorted_wasserstein": "sorted Wasserstein",
+}
+"""What people call a statistic."""
+
 UNITS = {
     "wasserstein": "of the vector's length",
     "kl": "nats",

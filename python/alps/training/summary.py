@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from alps.heads import HeadSet
+from alps.optional import visual
 from alps.training.attention import Attention
 from alps.training.projection import restricted_projections
 from alps.training.quantised import entries
@@ -60,6 +61,10 @@ class Restriction:
             numbers, groups = (", ".join(map(str, it)) for it in (heads, self.key_value_groups[layer]))
             lines.append(f"  layer {layer}: heads {numbers}; key/value groups {groups}")
         return "\n".join([f"{100 * self.share:.1f} % of the parameters train", *lines])
+
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").restriction_html(self)
+        return html
 
 
 def summarize(model: nn.Module, attention: Attention, heads: HeadSet) -> Restriction:
