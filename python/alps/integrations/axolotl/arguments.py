@@ -43,5 +43,7 @@ class AlpsArguments(BaseModel):
                 f"adapter: expected none, found {data['adapter']!r}: the plugin trains the weights of the heads themselves"
             )
         if data.get("load_in_8bit") or data.get("load_in_4bit"):
-            raise ValueError("load_in_8bit, load_in_4bit: packed weights cannot be trained without an adapter")
+            raise ValueError(
+                "load_in_8bit, load_in_4bit: packed weights cannot be trained without an adapter"
+            )
         return data
