@@ -39,7 +39,9 @@ class Ramp:
         return Color.from_rgb(*(low + (place - before) * (high - low) for low, high in channels)).name
 
 
-_DARK = Ramp((235, 238, 24, 31, 74, 117, 195), ((16, 30, 60), (40, 98, 164), (116, 168, 216), (220, 234, 247)))
+_DARK = Ramp(
+    (235, 238, 24, 31, 74, 117, 195), ((16, 30, 60), (40, 98, 164), (116, 168, 216), (220, 234, 247))
+)
 _LIGHT = Ramp((254, 153, 111, 68, 25, 18), ((214, 230, 244), (107, 174, 214), (33, 113, 181), (8, 40, 92)))
 _UNKNOWN = Ramp((238, 24, 31, 74, 117), ((28, 56, 120), (40, 108, 180), (96, 164, 220), (150, 202, 240)))
 SCORES: Mapping[Background, Ramp] = {"dark": _DARK, "light": _LIGHT, "unknown": _UNKNOWN}
