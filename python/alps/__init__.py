@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from alps.scores import HeadScores
     from alps.sources import RemotePath
     from alps.statistics import STATISTICS
-    from alps.training import AlpsConfig, Restriction, release, restrict
+    from alps.training import AlpsConfig, RestrictCallback, Restriction, release, restrict
 
 __all__ = [
     "STATISTICS",
@@ -61,6 +61,7 @@ __all__ = [
     "Part",
     "RemotePath",
     "Report",
+    "RestrictCallback",
     "Restriction",
     "Trial",
     "UnchangedError",
@@ -100,7 +101,7 @@ _NAMES = {
     "scores": "HeadScores",
     "sources": "RemotePath",
     "statistics": "STATISTICS",
-    "training": "AlpsConfig Restriction release restrict",
+    "training": "AlpsConfig RestrictCallback Restriction release restrict",
 }
 """The names that each module has. It is imported when one of them is first asked for."""
 

@@ -141,6 +141,17 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     return state.st_size
 
 
+def encode_tensors(arrays: Mapping[str, NDArray[np.float64]], document: Mapping[str, Any]) -> bytes:
+    """Arrays as the content of a safetensors file with a document in the metadata.
+
+    The same content gives the same bytes.
+    """
+    from safetensors.numpy import save
+
+    # The metadata is one entry, since safetensors writes several in no fixed order.
+    return bytes(save(dict(arrays), metadata={_METADATA: json.dumps(document)}))
+
+
 def write_tensors(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[np.float64]], document: Mapping[str, Any]
 ) -> None:
@@ -151,10 +162,7 @@ def write_tensors(
     Raises:
         OSError: The file cannot be written.
     """
-    from safetensors.numpy import save
-
-    # The metadata is one entry, since safetensors writes several in no fixed order.
-    write_whole(path, save(dict(arrays), metadata={_METADATA: json.dumps(document)}))
+    write_whole(path, encode_tensors(arrays, document))
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from alps.compare import Comparison
-from alps.geometry import Geometry, LayerSizes, ranges
+from alps.geometry import ranges
 from alps.heads import HeadSet
 from alps.inspection import Inspection, Layout
 from alps.scores import HeadScores
 from alps.visual.terminal_map import mark, mark_style
-from alps.visual.text import pair_cells
+from alps.visual.text import layer_rows, pair_cells
 
 _COMPANIONS = ("relative_delta", "wasserstein", "wasserstein_z")
 """Statistics that are shown whatever ranks the heads: the default, the paper's, and how much order the changes have."""
@@ -101,26 +101,11 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layers", "heads", "groups", "query", "key", "value"):
         table.add_column(column, justify="right")
-    for sizes, layers in _layers_by_sizes(geometry).items():
-        matrices = (
-            f"{rows} x {width}" if rows else "-"
-            for rows, width in (
-                (sizes.query_size, sizes.query_width),
-                (sizes.key_size, sizes.key_width),
-                (sizes.value_size, sizes.value_width),
-            )
-        )
-        table.add_row(ranges(layers), str(sizes.query_heads), str(sizes.key_value_heads), *matrices)
+    for row in layer_rows(geometry):
+        table.add_row(*row)
     yield table
     for what, why in found.left_out:
         yield Text(f"left out: {what}: {why}")
-
-
-def _layers_by_sizes(geometry: Geometry) -> dict[LayerSizes, list[int]]:
-    layers: dict[LayerSizes, list[int]] = {}
-    for layer, sizes in zip(geometry.layers, geometry.sizes, strict=True):
-        layers.setdefault(sizes, []).append(layer)
-    return layers
 
 
 def layout_lines(layouts: Iterable[Layout]) -> list[str]:
