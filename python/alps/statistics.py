@@ -10,10 +10,10 @@ import alps._alps as _alps
 from alps.errors import ArgumentError
 
 Form = Literal["qkv", "product"]
-"""What a head's weight vector is."""
+"""The weight vector of a head: the rows of its Q, K and V ("qkv"), or the product Qᵀ (K Vᵀ) ("product")."""
 
 STATISTICS = tuple(statistic["name"] for statistic in _alps.STATISTICS)
-"""Every statistic, in the order in which they are shown."""
+"""The names of all statistics, in the order in which they are shown. `scan` says how each is defined."""
 
 ON_REQUEST = tuple(statistic["name"] for statistic in _alps.STATISTICS if statistic["on_request"])
 """The statistics that cost more than the one pass, and are computed only when they are named."""

@@ -16,7 +16,21 @@ KINDS = ("query", "key", "value", "bias", "other")
 
 @dataclass(frozen=True, repr=False)
 class Restriction:
-    """What trains in a restricted model, and what does not.
+    """Counts the parameters of a restricted model that train, as `restrict` returns it.
+
+    Printed, it is a table with the heads by layer.
+
+    Examples:
+        >>> from transformers import AutoModelForCausalLM
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> restriction = alps.restrict(model, heads, others="freeze")
+        >>> restriction.trainable
+        {'query': 512, 'key': 384, 'value': 384, 'bias': 0, 'other': 0}
+        >>> restriction.heads
+        {0: (5,), 1: (2, 3), 3: (6,)}
+        >>> round(restriction.share, 4)
+        0.0365
 
     Attributes:
         trainable: The number of parameters that train, by kind: "query", "key" and "value" (weights of the
