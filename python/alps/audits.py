@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alps.files import write_whole
+from alps.files import finite, write_whole
 from alps.heads import HeadSet
 from alps.optional import visual
 
@@ -111,7 +111,7 @@ class Audit:
         )
 
     def to_json(self) -> str:
-        """Returns a JSON document with every number, and the heads."""
+        """Returns a JSON document with every number, null where one is not finite, and the heads."""
 
         def trial(it: Trial) -> dict[str, Any]:
             return {
@@ -134,7 +134,7 @@ class Audit:
             "seed": self.seed,
             "heads": json.loads(self.heads.to_json()),
         }
-        return json.dumps(document, indent=2)
+        return json.dumps(finite(document), indent=2, allow_nan=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file, whole or not at all.

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from alps.arguments import DEFAULT_RATIO
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.heads import HeadSet
 from alps.optional import visual
-from alps.scores import DEFAULT_RATIO, HeadScores
+from alps.scores import HeadScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -16,6 +16,7 @@ from alps.errors import ArgumentError
 from alps.files import sync_folder
 from alps.geometry import Geometry
 from alps.heads import HeadSet, check_head_set
+from alps.progress import Progress, reported
 from alps.sources import Name, Source
 
 Donor: TypeAlias = tuple[Name, HeadSet] | tuple[Name, HeadSet, float]
@@ -55,7 +56,7 @@ def graft(
     scale: float = 1.0,
     rest: Literal["base", "tuned"] = "base",
     local_files_only: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = None,
 ) -> Graft:
     """Writes an ordinary checkpoint: the tuned rows of the chosen heads, everything else as in `base`.
 
@@ -95,8 +96,8 @@ def graft(
         rest: The checkpoint that everything else is taken from. With "tuned" the result is the tuned checkpoint, with
             only the chosen heads reverted.
         local_files_only: Whether to ask nothing of the network.
-        progress: A function that is called on this thread now and then with the bytes copied so far and the bytes to
-            copy.
+        progress: True for a progress bar, in a terminal or a notebook; or a function, called on this thread now and then
+            with the bytes copied so far and the bytes to copy.
 
     Returns:
         The folder, and what was written into it.
@@ -136,16 +137,17 @@ def graft(
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.partial")
     temporary.mkdir()
     try:
-        written = _alps.graft(
-            host.paths,
-            [
-                (other.paths, chosen.mask, chosen.key_value_groups, factor)
-                for other, (_, chosen, factor) in zip(others, donors, strict=True)
-            ],
-            component,
-            os.fspath(temporary),
-            progress,
-        )
+        with reported(progress, "copying", "bytes") as report:
+            written = _alps.graft(
+                host.paths,
+                [
+                    (other.paths, chosen.mask, chosen.key_value_groups, factor)
+                    for other, (_, chosen, factor) in zip(others, donors, strict=True)
+                ],
+                component,
+                os.fspath(temporary),
+                report,
+            )
         files = _copy_along(host, temporary)
         sync_folder(temporary)
         temporary.rename(target)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import alps._alps as _alps
 from alps import sources
+from alps.arguments import Component
 from alps.geometry import Geometry
 from alps.optional import visual
-from alps.pair import Component
 from alps.sources import Name
 
 

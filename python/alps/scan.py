@@ -2,19 +2,21 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import alps._alps as _alps
 from alps import sources
+from alps.arguments import Component
 from alps.errors import AlpsWarning
 from alps.files import check_writable
 from alps.geometry import Geometry
-from alps.pair import Component, OpenedPair, PairOptions, scores_of
+from alps.pair import OpenedPair, PairOptions, scores_of
 from alps.parts import Part, split
 from alps.parts import merge as merge_parts
+from alps.progress import Progress, reported
 from alps.scores import EQUAL_WEIGHTS, HeadScores
 from alps.sources import Name
 from alps.spread import spread
@@ -36,7 +38,7 @@ def scan(
     local_files_only: bool = False,
     resume: str | os.PathLike[str] | None = None,
     executor: Executor | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = None,
 ) -> HeadScores:
     """Scores every attention head by how far its weights have moved from `base` to `tuned`.
 
@@ -88,8 +90,8 @@ def scan(
         executor: Any `concurrent.futures.Executor` over whose workers the scan is spread: processes, Dask's
             `Client.get_executor()`, mpi4py's `MPIPoolExecutor`. Each worker opens the checkpoints itself, by these
             names, and scans ranges of layers with `threads` threads.
-        progress: A function that is called on this thread now and then with the bytes read so far and the bytes to
-            read.
+        progress: True for a progress bar, in a terminal or a notebook; or a function, called on this thread now and then
+            with the bytes read so far and the bytes to read.
 
     Returns:
         The scores: float64 [layers, heads] for each statistic.
@@ -145,10 +147,11 @@ def scan(
         check_writable(resume)
         if Path(resume).exists():
             part = opened.unfinished(resume)
-    if executor is not None:
-        spread(opened, part, executor, progress, resume)
-    else:
-        opened.finish(part, progress, resume)
+    with reported(progress, "reading", "bytes") as report:
+        if executor is not None:
+            spread(opened, part, executor, report, resume)
+        else:
+            opened.finish(part, report, resume)
     scores = scores_of(part)
     if scores.all_equal():
         warnings.warn(EQUAL_WEIGHTS, AlpsWarning, stacklevel=2)
@@ -161,7 +164,7 @@ def scan_part(
     part: int,
     parts: int,
     *,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = None,
     **options: Any,
 ) -> Part:
     """Scans one of several parts of the layers, for machines that share nothing but the checkpoints.
@@ -194,7 +197,8 @@ def scan_part(
     split(0, part, parts)
     opened = OpenedPair.open(PairOptions(base, tuned, **options))
     found = opened.new_part()
-    opened.finish(found, progress, layers=split(len(opened.geometry.layers), part, parts))
+    with reported(progress, "reading", "bytes") as report:
+        opened.finish(found, report, layers=split(len(opened.geometry.layers), part, parts))
     return found
 
 

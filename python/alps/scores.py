@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import alps._alps as _alps
+from alps.arguments import DEFAULT_RATIO, RandomRule, RankedRule, Rule
 from alps.errors import AlpsWarning, ArgumentError, UnchangedError
 from alps.escaping import shorten
 from alps.files import check_document, encode_tensors, open_tensors, write_whole
@@ -23,16 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-RankedRule = Literal["global", "per_layer", "key_value_groups"]
-RandomRule = Literal["random", "layer_consistent"]
-Rule = Literal[RankedRule, RandomRule]
-"""A rule by which `HeadScores.select` chooses heads."""
-
 Kind = Literal["overview", "map", "layers", "ranks"]
 """The kinds of picture that `HeadScores.plot` draws."""
-
-DEFAULT_RATIO = 0.10
-"""The share of the heads that the paper trains."""
 
 EQUAL_WEIGHTS = (
     "the attention weights of both checkpoints are equal: no head has moved. Check that the tuned checkpoint is the "

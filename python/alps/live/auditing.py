@@ -15,6 +15,7 @@ from alps.heads import HeadSet, check_head_set
 from alps.live.grafting import LiveHeads, Rows, other_heads, written
 from alps.live.losses import Loss, evaluating, loss_function
 from alps.live.models import load
+from alps.progress import Progress, reported
 from alps.scores import EQUAL_WEIGHTS
 from alps.training.attention import HeadRows
 
@@ -30,7 +31,7 @@ def audit(
     *,
     draws: int = 100,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = None,
 ) -> Audit:
     """Measures how much of a tuning the chosen heads carry, against random sets of the same size.
 
@@ -60,7 +61,8 @@ def audit(
             `labels`, whose losses are averaged, weighted by the number of labels that count.
         draws: The number of random sets of each of the two kinds.
         seed: The seed of the random sets.
-        progress: A function that is called now and then with the evaluations done so far and those to do.
+        progress: True for a progress bar, in a terminal or a notebook; or a function, called on this thread now and then
+            with the evaluations done so far and the evaluations to do.
 
     Returns:
         The shares of the tuning, and how the chosen heads rank.
@@ -91,11 +93,15 @@ def audit(
         nonlocal done
         value = measure(model)
         done += 1
-        if progress is not None:
-            progress(done, total)
+        if report is not None:
+            report(done, total)
         return value
 
-    with evaluating(_live(base, None)) as first, evaluating(_live(tuned, base)) as second:
+    with (
+        evaluating(_live(base, None)) as first,
+        evaluating(_live(tuned, base)) as second,
+        reported(progress, "evaluations") as report,
+    ):
         in_base, in_tuned = _GraftedModel(first, second, heads), _GraftedModel(second, first, heads)
         if in_base.is_unchanged():
             raise UnchangedError(EQUAL_WEIGHTS)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -10,20 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import alps._alps as _alps
+from alps.arguments import MEASURES, Component, Measure
 from alps.errors import ArgumentError, UnchangedError
 from alps.live.gradients import gradient_scores
 from alps.live.grafting import LiveHeads, Tuned, other_heads
 from alps.live.losses import Batch
 from alps.live.low_rank import low_rank_scores
 from alps.live.map_scores import map_scores
-from alps.pair import Component
 from alps.scores import EQUAL_WEIGHTS, HeadScores
 from alps.training.attention import HeadRows
-
-Measure: TypeAlias = Literal[
-    "fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "seekr", "lift"
-]
-"""The statistics of `measure`."""
 
 WITHOUT_DATA = frozenset({"lift"})
 """The statistics of the weights alone."""
@@ -37,7 +32,7 @@ def measure(
     batches: Iterable[Batch] = (),
     *,
     tuned: Tuned | None = None,
-    statistics: Sequence[Measure] = ("fisher", "gradient", "saliency", "michel"),
+    statistics: Sequence[Measure] = MEASURES,
     component: Component | None = None,
 ) -> HeadScores:
     """Scores every head of a live model on data.

@@ -1,4 +1,4 @@
-"""All colours of figures, terminals, notebooks and reports."""
+"""All colours of figures, notebooks and reports; `terminal_colours` has those of terminals."""
 
 import numpy as np
 
@@ -25,15 +25,6 @@ SEPARATOR = "white"
 
 SCORES, COUNTS = "Blues", "Oranges"
 """Colour maps of matplotlib: one hue from pale to dark, which every kind of sight and a grey print keep in order."""
-
-TERMINAL_SCORES = ((16, 30, 60), (40, 98, 164), (116, 168, 216), (220, 234, 247))
-"""Red, green, blue of a scale of scores: one hue from dark to light, since most terminals are dark."""
-
-TERMINAL_SELECTED = "#ff9020"
-"""A lighter `SELECTED`."""
-
-TERMINAL_MARK = "bold green"
-"""The style of characters that mark heads in a terminal without shades."""
 
 PAGE = {
     "page": ("#ffffff", "#14171b"),

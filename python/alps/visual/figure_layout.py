@@ -33,9 +33,7 @@ class FigureLayout:
     top: float
 
     @classmethod
-    def titled(
-        cls, width: float, body: float, title: str = "", lines: Sequence[str] = ()
-    ) -> "FigureLayout":
+    def titled(cls, width: float, body: float, title: str = "", lines: Sequence[str] = ()) -> "FigureLayout":
         """A figure of `width` inches, or more if a title needs them, as high as the title and `body` below it."""
         width = max(width, _NARROWEST) if title else width
         room = width - 2 * RIGHT

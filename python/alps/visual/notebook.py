@@ -129,10 +129,7 @@ def inspection_html(found: Inspection) -> str:
 
 def layouts_html(layouts: Iterable[Layout]) -> str:
     """The layouts with their model types."""
-    rows = (
-        (layout.name, layout.description, "; ".join(_types(layout)))
-        for layout in layouts
-    )
+    rows = ((layout.name, layout.description, "; ".join(_types(layout))) for layout in layouts)
     return _block(_table(("layout", "description", "model types"), rows))
 
 
@@ -176,7 +173,9 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _cell(value: object) -> str:
     written = str(value)
-    return escape(written if written.isprintable() and len(written) < 10 * _LONGEST else text.elided(written, _LONGEST))
+    return escape(
+        written if written.isprintable() and len(written) < 10 * _LONGEST else text.elided(written, _LONGEST)
+    )
 
 
 def _map(drawing: PageMap, label: str) -> str:
