@@ -1,14 +1,10 @@
 """The examples of the README and of the documentation run, and print what is shown, except for the numbers."""
 
-import contextlib
-import io
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,37 +14,15 @@ import typer
 from rich.console import Console
 
 import alps
+import command_line_page
 from alps.cli import app
 from alps.demo import Settings, run
 from alps.demo.experiment import METHODS
 from support.documents import DOCUMENTS, MAKE_TARGETS, README, ROOT
+from support.examples import examples
 
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\b\d+(,\d{3})*(\.\d+)?(e[-+]\d+)?")
 MAP = re.compile(r"[·░▒▓█]+")
-
-
-@dataclass
-class Example:
-    """Something to run, and what it is said to print."""
-
-    language: str
-    code: str
-    shown: str = ""
-
-
-def examples(document: Path) -> list[Example]:
-    found: list[Example] = []
-    for language, content in FENCE.findall(document.read_text(encoding="utf-8")):
-        if language == "text":
-            found[-1].shown = content
-        elif language == "console":
-            for part in re.split(r"^\$ ", content, flags=re.MULTILINE)[1:]:
-                code, _, shown = part.partition("\n")
-                found.append(Example(language, code, shown))
-        else:
-            found.append(Example(language, content))
-    return found
 
 
 def shape(text: str) -> list[str]:
@@ -79,82 +53,28 @@ def demo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run_python(code: str, names: dict[str, Any]) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, "README.md", "exec"), names)
-    return printed.getvalue()
-
-
-def run_command(line: str) -> str:
-    command, _, file = line.partition(" > ")
-    program, *arguments = shlex.split(command)
-    assert program == "alps", line
-    ran = subprocess.run(
-        [sys.executable, "-m", "alps.cli", *arguments],
-        capture_output=True,
-        check=False,
-        env={key: value for key, value in os.environ.items() if key != "COLUMNS"}
-        | {"PYTHONIOENCODING": "utf-8"},
-    )
-    assert (ran.returncode, ran.stderr) == (0, b""), line
-    if file:
-        Path(file).write_bytes(ran.stdout)
-        return ""
-    return ran.stdout.decode()
-
-
 # PEFT still asks what transformers deprecates.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("document", "left"),
     [
-        (
-            "README.md",
-            {
-                *(
-                    "heads.json",
-                    "scores.safetensors",
-                    "heads.png",
-                    "report.html",
-                    "tasks.svg",
-                    "out",
-                    "adapter",
-                ),
-                *("scores.json", "groups.json", "shown.json", "ranks.pdf", "groups.html", "selected.txt"),
-                "compared.png",
-                "grafted",
-            },
-        ),
+        ("README.md", "heads.json out"),
+        ("docs/scores.md", "scores.safetensors heads.json heads.png report.html tasks.svg"),
         (
             "docs/tutorial.md",
-            {
-                *("scores.safetensors", "scan.txt", "shown.txt", "selected.txt", "heads.png", "report.html"),
-                *(
-                    "heads.json",
-                    "checkpoints",
-                    "out",
-                    "adapter",
-                    "merged",
-                    "audit.txt",
-                    "grafted",
-                    "graft.txt",
-                ),
-            },
+            "scores.safetensors heads.png report.html heads.json checkpoints out adapter merged grafted",
         ),
     ],
 )
-def test_the_examples_print_what_the_page_shows(document: str, left: set[str], demo: Path) -> None:
+def test_the_examples_print_what_the_page_shows(document: str, left: str, demo: Path) -> None:
     names: dict[str, Any] = {}
     for example in examples(ROOT / document):
-        if example.language == "python":
-            printed = run_python(example.code, names)
-        elif example.language == "console":
-            printed = run_command(example.code)
-        else:
+        if example.language not in ("python", "console"):
             continue
+        printed = example.run(names)
         if example.shown:
             assert shape(printed) == shape(example.shown), example.code
-    assert {path.name for path in demo.iterdir()} == {"demo"} | left
+    assert {path.name for path in demo.iterdir()} == {"demo", *left.split()}
 
 
 def test_no_example_is_left_out() -> None:
@@ -164,7 +84,7 @@ def test_no_example_is_left_out() -> None:
             assert "console" not in languages  # test_spread.py runs its Python
         elif document.name == "recipes.md":
             assert "console" not in languages  # test_recipes.py runs its Python
-        elif document.name not in ("README.md", "tutorial.md"):
+        elif document.name not in ("README.md", "scores.md", "tutorial.md"):
             assert not languages & {"python", "console"}, document
 
 
@@ -189,11 +109,22 @@ def test_the_commands_of_a_shell_exist() -> None:
             assert (program, what) == ("pip", "install") or (program == "make" and what in MAKE_TARGETS)
 
 
-def test_the_readme_shows_the_table_of_the_demo() -> None:
+def test_the_readme_is_short_and_names_its_pictures_so_that_an_index_finds_them() -> None:
+    readme = README.read_text(encoding="utf-8")
+    assert 100 <= readme.count("\n") <= 200
+    assert re.findall(r"!\[[^]]*\]\((?!https://)", readme) == []
+
+
+def test_the_page_of_the_demo_has_its_table() -> None:
     results = (ROOT / "docs" / "demo-results.md").read_text(encoding="utf-8")
-    table = "\n".join(line for line in results.splitlines() if line.startswith("|"))
-    assert table.count("\n") == 1 + 1 + len(METHODS)
-    assert table in README.read_text(encoding="utf-8")
+    table = [line for line in results.splitlines() if line.startswith("|")]
+    assert len(table) == 1 + 1 + 1 + len(METHODS)
+    assert '--8<-- "docs/demo-results.md"' in (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_command_line_is_that_of_the_commands() -> None:
+    text = command_line_page.PAGE.read_text(encoding="utf-8")
+    assert text == command_line_page.page(), "run: python tools/command_line_page.py"
 
 
 def test_the_documentation_builds_without_warnings_and_names_everything(tmp_path: Path) -> None:
@@ -206,7 +137,18 @@ def test_the_documentation_builds_without_warnings_and_names_everything(tmp_path
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
     )
     assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
-    page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
-    for name in set(alps.__all__) - {"STATISTICS", "__version__"}:
-        what = getattr(alps, name)
-        assert f'id="{what.__module__}.{what.__qualname__}"' in page, name
+    pages = "".join(it.read_text(encoding="utf-8") for it in (tmp_path / "site" / "api").rglob("*.html"))
+    assert 'id="alps.statistics.STATISTICS"' in pages
+    for package in (alps, alps.training):
+        for name in set(package.__all__) - {"STATISTICS", "__version__"}:
+            what = getattr(package, name)
+            assert f'id="{what.__module__}.{what.__qualname__}"' in pages, name
+
+
+def test_each_page_of_the_api_begins_with_a_table_of_its_entries() -> None:
+    for document in sorted((ROOT / "docs" / "api").glob("*.md")):
+        table, _, entries = document.read_text(encoding="utf-8").partition("\n::: ")
+        linked = re.findall(r"\]\[(alps[\w.]+)\]", "".join(re.findall(r"^\|.*$", table, re.MULTILINE)))
+        shown = set(re.findall(r"^::: (\S+)", f"::: {entries}", re.MULTILINE)) if entries else set()
+        assert linked, document.name
+        assert shown <= set(linked), document.name

@@ -6,6 +6,7 @@ demo (`demo/steps.py`).
 
 import errno
 import json
+import math
 import os
 import secrets
 import stat
@@ -90,9 +91,9 @@ def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) 
     suffix = Path(path).suffix
     if suffix.lower() not in suffixes:
         *others, last = suffixes
+        expected = f"{', '.join(others)} or {last}" if others else last
         raise ArgumentError(
-            f"{os.fspath(path)}: a {what}'s name ends in {', '.join(others)} or {last}; "
-            f"found {suffix or 'no suffix'}"
+            f"{os.fspath(path)}: a {what}'s name ends in {expected}; found {suffix or 'no suffix'}"
         )
     return suffix.lower()
 
@@ -113,6 +114,17 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
     if not isinstance(document, dict):
         raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
     return document
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, with None for each number in it that is not finite, since JSON has no such number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return value
 
 
 def check_regular(path: str | os.PathLike[str]) -> int:

@@ -78,7 +78,7 @@ def _one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text.split(";")[0].split(" | ")[0])[:200].replace("|", "\\|").strip()
 
 
-_HEAD = """# Models
+_HEAD = """# Supported models
 
 `make models` writes this page; do not edit it. For every model type of transformers {version}, a tiny model with random
 weights was built. While it ran, the queries, keys and values of its softmax attention were traced back to the weights

@@ -2,6 +2,7 @@
 
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -23,6 +24,8 @@ from alps.visual.terminal_map import head_map
 
 _LINE_WIDTH = 100
 """The most characters of a line of text."""
+_FIRST_STEPS = 25
+"""Steps after which it is said how long all of them will take."""
 
 
 def run(
@@ -32,12 +35,21 @@ def run(
 
     It makes everything in a hidden folder beside `folder`, which gets its name when it is complete.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> from rich.console import Console
+        >>> from alps.demo import Settings, run
+        >>> small = Settings(seeds=1, base_steps=2, steps=2, batch=2, measured=2)
+        >>> results = run(Path("demo"), small, Console(quiet=True))
+        >>> results.methods[:2]
+        ['everything', 'Q/K/V frozen']
+
     Args:
         folder: The folder to make; it must not exist yet.
         settings: The sizes; the default ones when not given.
-        console: Where to explain the steps; standard output when not given.
-        processes: How many processes share the training. Only the measured times depend on it. A script that asks
-            for more than one needs its `if __name__ == "__main__":`, since the processes import it.
+        console: The console that the steps are explained on; standard output when not given.
+        processes: The number of processes that share the training. Only the measured times depend on it. A script that
+            asks for more than one needs its `if __name__ == "__main__":`, since the processes import it.
 
     Returns:
         The measurements.
@@ -75,7 +87,13 @@ def run(
 
 def _run_steps(unfinished: Path, folder: Path, workers: Workers, console: Console) -> Results:
     settings = workers.settings
-    experiment = Experiment.prepare(settings, lambda: workers.advance(1))
+    forecast = _forecast(console, settings, workers.processes)
+
+    def tick() -> None:
+        workers.advance(1)
+        forecast()
+
+    experiment = Experiment.prepare(settings, tick)
     seeds = range(settings.seeds)
     base, tuned = unfinished / "base", unfinished / "tuned"
 
@@ -168,6 +186,25 @@ def _print(console: Console, text: str, *, style: str = "", bullet: str = "") ->
     width = min(console.width, _LINE_WIDTH)
     lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest)
     console.print(Text("\n".join(lines), style=style))
+
+
+def _forecast(console: Console, settings: Settings, processes: int) -> Callable[[], None]:
+    """A function to call after each step, which says after a few how long all of them will take."""
+    tunings, trainings = settings.seeds, settings.seeds * len(METHOD_GROUPS)
+    rounds = -(-tunings // processes) - (-trainings // processes) * len(METHODS) / len(METHOD_GROUPS)
+    steps = settings.base_steps + settings.steps * rounds
+    times: list[float] = []
+
+    def after_step() -> None:
+        if len(times) > _FIRST_STEPS:
+            return
+        times.append(time.monotonic())
+        if len(times) > _FIRST_STEPS:
+            seconds = steps * (times[-1] - times[0]) / _FIRST_STEPS
+            about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+            _print(console, f"As fast as this machine is now, all of it takes about {about}.", style="dim")
+
+    return after_step
 
 
 @contextmanager
