@@ -6,7 +6,7 @@ The result is an ordinary checkpoint. `accelerate launch examples/trl_sft.py` ru
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import load_dataset
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, get_peft_config
@@ -26,7 +26,8 @@ class HeadArguments:
 
 def main() -> None:
     """Trains the model and saves it."""
-    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, HeadArguments))
+    kinds: Any = [ScriptArguments, SFTConfig, ModelConfig, HeadArguments]
+    parser = TrlParser(kinds)
     script, training, model, chosen = parser.parse_args_and_config()
     training.model_init_kwargs = {
         "revision": model.model_revision,

@@ -22,7 +22,13 @@ pytestmark = [
 
 
 def arguments(folder: Path, **changes: Any) -> TrainingArguments:
-    settings = {"max_steps": 4, "save_steps": 2, "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    settings: dict[str, Any] = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
     return TrainingArguments(
         str(folder), per_device_train_batch_size=4, learning_rate=1e-3, **settings | changes
     )

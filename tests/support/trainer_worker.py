@@ -23,7 +23,7 @@ def main() -> None:
     }
     arguments = TrainingArguments(
         str(folder / "out"), max_steps=3, per_device_train_batch_size=2, learning_rate=1e-3, report_to=[],
-        save_strategy="no", use_cpu=True, fsdp=True, fsdp_config=sharding,
+        save_strategy="no", use_cpu=True, fsdp=True, fsdp_config=sharding,  # type: ignore[arg-type]
     )  # fmt: skip
     callback = alps.RestrictCallback(chosen(model), others="freeze")
     trainer = Trainer(model, arguments, train_dataset=TokenDataset(), callbacks=[callback])
