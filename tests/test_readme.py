@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 
 import alps
+import command_line_page
 from alps.cli import app
 from alps.demo import Settings, run
 from alps.demo.experiment import METHODS
-from command_line_page import PAGE, page
 from support.documents import DOCUMENTS, MAKE_TARGETS, README, ROOT
 from support.examples import examples
 
@@ -117,7 +117,8 @@ def test_the_page_of_the_demo_has_its_table() -> None:
 
 
 def test_the_page_of_the_command_line_is_that_of_the_commands() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run: python tools/command_line_page.py"
+    text = command_line_page.PAGE.read_text(encoding="utf-8")
+    assert text == command_line_page.page(), "run: python tools/command_line_page.py"
 
 
 def test_the_documentation_builds_without_warnings_and_names_everything(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def rewrite(document: Path) -> str:
     for example in examples(document):
         if example.language not in ("python", "console"):
             continue
-        printed = example.run(names)
+        printed = "".join(f"{line.rstrip()}\n" for line in example.run(names).splitlines())
         if not example.shown:
             continue
         if example.language == "python":
