@@ -2,6 +2,7 @@
 
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -23,6 +24,8 @@ from alps.visual.terminal_map import head_map
 
 _LINE_WIDTH = 100
 """The most characters of a line of text."""
+_FIRST_STEPS = 25
+"""Steps after which it is said how long all of them will take."""
 
 
 def run(
@@ -84,7 +87,13 @@ def run(
 
 def _run_steps(unfinished: Path, folder: Path, workers: Workers, console: Console) -> Results:
     settings = workers.settings
-    experiment = Experiment.prepare(settings, lambda: workers.advance(1))
+    forecast = _forecast(console, settings, workers.processes)
+
+    def tick() -> None:
+        workers.advance(1)
+        forecast()
+
+    experiment = Experiment.prepare(settings, tick)
     seeds = range(settings.seeds)
     base, tuned = unfinished / "base", unfinished / "tuned"
 
@@ -177,6 +186,25 @@ def _print(console: Console, text: str, *, style: str = "", bullet: str = "") ->
     width = min(console.width, _LINE_WIDTH)
     lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest)
     console.print(Text("\n".join(lines), style=style))
+
+
+def _forecast(console: Console, settings: Settings, processes: int) -> Callable[[], None]:
+    """A function to call after each step, which says after a few how long all of them will take."""
+    tunings, trainings = settings.seeds, settings.seeds * len(METHOD_GROUPS)
+    rounds = -(-tunings // processes) - (-trainings // processes) * len(METHODS) / len(METHOD_GROUPS)
+    steps = settings.base_steps + settings.steps * rounds
+    times: list[float] = []
+
+    def after_step() -> None:
+        if len(times) > _FIRST_STEPS:
+            return
+        times.append(time.monotonic())
+        if len(times) > _FIRST_STEPS:
+            seconds = steps * (times[-1] - times[0]) / _FIRST_STEPS
+            about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+            _print(console, f"As fast as this machine is now, all of it takes about {about}.", style="dim")
+
+    return after_step
 
 
 @contextmanager
