@@ -5,6 +5,7 @@ pub mod attention;
 pub mod checkpoint;
 pub mod error;
 pub mod graft;
+mod memory;
 pub mod number_format;
 pub mod progress;
 #[cfg(feature = "python")]
@@ -13,6 +14,7 @@ pub mod scan;
 pub mod select;
 pub mod simd;
 pub mod statistics;
+mod threads;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -4,7 +4,6 @@
 //! in `python/mod.rs` looks for signals and cancels the call when one has come. The threads of a scan check for the
 //! cancellation between pieces of work (`scan/group.rs`).
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -12,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// The state of a long call, shared by the call and its caller.
 #[derive(Debug, Default)]
@@ -49,10 +49,10 @@ pub fn run_with_progress<T: Send, E: From<Error>>(
 ) -> std::result::Result<T, E> {
     thread::scope(|scope| {
         let (at_end, ended) = channel::<()>();
-        let worker = scope.spawn(move || {
+        let worker = threads::start(scope, move || {
             let _at_end = at_end; // Dropped, and so noticed, however the work ends.
             work(progress)
-        });
+        })?;
         let mut reported = Ok(());
         while reported.is_ok() && ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
             reported = report(progress);
@@ -60,7 +60,7 @@ pub fn run_with_progress<T: Send, E: From<Error>>(
         if reported.is_err() {
             progress.cancelled.store(true, Ordering::Relaxed);
         }
-        let result = worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let result = threads::join(worker);
         reported?;
         let value = result?;
         report(progress)?;

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "alps-heads"
 _VERSION = 1
-"""Bytes. A set of ten thousand layers takes less, and a checkpoint given by mistake is not read."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +286,7 @@ class HeadSet:
             OSError: The file cannot be read.
         """
         file = Path(path)
-        if (size := check_regular(file)) > limits.LARGEST_HEAD_SET:
+        if (size := check_regular(file)) > limits.LARGEST_DOCUMENT:
             raise CheckpointError(f"{file}: expected a head set, found a file of {size} bytes")
         return cls.from_json(file.read_bytes(), file)
 

@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use numpy::ndarray::Array1;
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use self::store::{PyLocation, PyReply, location};
 use crate::attention::{
-    self, Attention, Component, MatrixSize, Orientation, ProjectionRows, Role, TensorShapes,
+    self, Attention, Component, MatrixSize, Orientation, ProjectionRows, Role, StoredShapes, TensorShapes,
 };
-use crate::checkpoint::parse_config;
+use crate::checkpoint::{Costs, Location, index_shards as index_shards_of, parse_config, weigh_by};
 use crate::error::{BadWeight, Error, Result};
 use crate::progress::{Progress, run_with_progress};
 use crate::scan::{
@@ -37,8 +37,9 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Adapter, HeadWeights, Pair, PyReply, adapter, check_options, geometry, graft, inspect, layouts,
-        live_attention, ranking, report, select_random, select_ranked, select_within_budget,
+        Adapter, HeadWeights, Pair, PyReply, adapter, check_document, check_options, geometry, graft,
+        index_shards, inspect, layouts, live_attention, ranking, report, select_random, select_ranked,
+        select_within_budget,
     };
 
     #[pymodule_init]
@@ -353,6 +354,26 @@ impl HeadWeights {
     }
 }
 
+/// Refuses a JSON document whose values would take more than `most` bytes as objects of Python, or that is malformed.
+#[pyfunction]
+fn check_document(py: Python<'_>, text: &[u8], most: u64) -> PyResult<()> {
+    // An object, its pairs while they are checked, its entries; texts take up to four bytes for each of their own.
+    const COSTS: Costs = Costs { value: 40, text: (4, 64), list: 64, object: 320, member: 240 };
+    py.detach(|| {
+        let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
+        weigh_by(text, COSTS, most).map_err(|error| error.to_string())
+    })
+    .map_err(PyValueError::new_err)
+}
+
+/// The names of the shards that an index of this machine names.
+#[pyfunction]
+fn index_shards(py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
+    let progress = Progress::default();
+    let location = Location::from(path).cancelled_by(&progress.cancelled);
+    long_call(py, &progress, |_| Ok(()), |_| index_shards_of(&location))
+}
+
 /// What the configuration of an adapter says.
 #[pyclass(frozen, get_all, module = "alps._alps")]
 struct Adapter {
@@ -485,7 +506,8 @@ fn live_attention(
 ) -> PyResult<(Geometry, Vec<MatrixPlace>)> {
     let path = Path::new(name);
     let shapes = TensorShapes {
-        stored: tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect(),
+        stored: StoredShapes::new(tensors.iter().map(|(name, shape)| (&**name, &**shape)))
+            .map_err(|error| Error::io(path, error))?,
         ..TensorShapes::default()
     };
     let component = component_of_name(component)?;
@@ -530,7 +552,8 @@ fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
 /// The heads, counted through all layers, best first.
 #[pyfunction]
 fn ranking<'py>(py: Python<'py>, scores: PyReadonlyArray2<'py, f64>) -> Bound<'py, PyArray1<i64>> {
-    let order = select::ranking(&row_major(&scores));
+    let scores = row_major(&scores);
+    let order = py.detach(|| select::ranking(&scores));
     Array1::from_iter(order.into_iter().map(|head| head as i64)).into_pyarray(py)
 }
 
@@ -549,7 +572,8 @@ fn select_ranked<'py>(
         "key_value_groups" => select::key_value_groups,
         _ => return Err(Error::Argument(format!("no rule {rule:?} ranks heads")).into()),
     };
-    geometry.selection(py, rule(&geometry.row_major(&scores)?, &geometry.shape(), ratio)?)
+    let (scores, shape) = (geometry.row_major(&scores)?, geometry.shape());
+    geometry.selection(py, py.detach(|| rule(&scores, &shape, ratio))?)
 }
 
 /// Selects the longest prefix of the global ranking whose parameters stay within a budget.
@@ -560,7 +584,8 @@ fn select_within_budget<'py>(
     geometry: GeometrySizes,
     budget: u64,
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
-    geometry.selection(py, select::within_budget(&geometry.row_major(&scores)?, &geometry.shape(), budget)?)
+    let (scores, shape) = (geometry.row_major(&scores)?, geometry.shape());
+    geometry.selection(py, py.detach(|| select::within_budget(&scores, &shape, budget))?)
 }
 
 /// Selects by lot: "random" or "layer_consistent".
@@ -577,7 +602,8 @@ fn select_random<'py>(
         "layer_consistent" => select::layer_consistent,
         _ => return Err(Error::Argument(format!("no rule {rule:?} draws heads")).into()),
     };
-    geometry.selection(py, rule(&geometry.shape(), ratio, seed)?)
+    let shape = geometry.shape();
+    geometry.selection(py, py.detach(|| rule(&shape, ratio, seed))?)
 }
 
 /// The size of a selection.
@@ -688,6 +714,10 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     let fields = PyDict::new(py);
     let (class, path) = match error {
         Error::Io { path, source } => return os_error(py, path, source),
+        Error::Threads { source } => {
+            let number = source.raw_os_error().map_or_else(|| number_of(py, source.kind()), Ok)?;
+            return Ok(PyOSError::new_err((number, error.to_string())));
+        }
         Error::Interrupted => {
             return Ok(PyErr::take(py).unwrap_or_else(|| PyKeyboardInterrupt::new_err(())));
         }
@@ -748,6 +778,7 @@ fn os_error(py: Python<'_>, path: &Path, source: &io::Error) -> PyResult<PyErr> 
 fn number_of(py: Python<'_>, kind: io::ErrorKind) -> PyResult<i32> {
     let name = match kind {
         io::ErrorKind::NotFound => "ENOENT",
+        io::ErrorKind::OutOfMemory => "ENOMEM",
         io::ErrorKind::PermissionDenied => "EACCES",
         io::ErrorKind::IsADirectory => "EISDIR",
         io::ErrorKind::NotADirectory => "ENOTDIR",
