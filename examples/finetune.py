@@ -1,7 +1,7 @@
 """Fine-tunes a causal language model on the chosen heads only, with the settings of the paper.
 
-    alps scan BASE TUNED --output scores.safetensors
-    alps select scores.safetensors --ratio 0.1 --statistic wasserstein --output heads.json
+    alps scan BASE TUNED --scores scores.safetensors
+    alps select scores.safetensors --ratio 0.1 --statistic wasserstein --heads heads.json
     python examples/finetune.py BASE heads.json tatsu-lab/alpaca --output tuned
 
 The dataset has columns `instruction`, `input` and `output`, as Alpaca has, or a column `text`. The result

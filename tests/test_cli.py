@@ -87,7 +87,7 @@ def test_scan_shows_table_map_and_summary(scan: FakeScan) -> None:
 def test_scan_passes_its_options_on_and_writes_files(scan: FakeScan, tmp_path: Path) -> None:
     output, heads = tmp_path / "scores.safetensors", tmp_path / "heads.json"
     options = ["--form", "product", "--temperature", "0.5", "--threads", "3", "--statistic", "kl"]
-    result = invoke("scan", "base", "tuned", *options, "--output", output, "--heads", heads)
+    result = invoke("scan", "base", "tuned", *options, "--scores", output, "--heads", heads)
     assert result.exit_code == 0, result.stderr
     arguments = scan.asked[0][2]
     assert (arguments["form"], arguments["temperature"], arguments["threads"]) == ("product", 0.5, 3)
@@ -125,7 +125,7 @@ def test_select_honours_its_options(scores_file: Path, tmp_path: Path) -> None:
         (["--rule", "random", "--seed", "7"], scores.select(rule="random", seed=7)),
     ):
         expected = expected or scores.select(0.5, rule="per_layer", statistic="kl")
-        result = invoke("select", scores_file, *options, "--output", output)
+        result = invoke("select", scores_file, *options, "--heads", output)
         assert result.exit_code == 0, result.stderr
         assert HeadSet.load(output) == expected
         assert f"{len(expected)} of 12 heads" in result.stdout
@@ -154,8 +154,11 @@ def test_show_recognises_scores_and_heads_by_content(scores_file: Path, tmp_path
         (["show", "json"], "json: format: expected 'alps-heads'"),
         (["select", "scores", "--seed", "1"], "rule 'global' draws nothing at random, found seed 1"),
         (["select", "scores", "--ratio", "0.1", "--budget", "3"], "a budget takes the place of a ratio"),
-        (["select", "scores", "--output", "missing/heads.json"], "missing: there is no such folder"),
-        (["scan", "base", "tuned", "--output", "missing/scores"], "missing: there is no such folder"),
+        (["select", "scores", "--heads", "missing/heads.json"], "missing: there is no such folder"),
+        (
+            ["scan", "base", "tuned", "--scores", "missing/scores.safetensors"],
+            "missing: there is no such folder",
+        ),
         (["scan", "base", "tuned", "--statistic", "changed", "--form", "product"], "no statistic 'changed'"),
         (["scan", "/no/base", "tuned"], "/no/base: there is no such file or folder"),
         (
@@ -280,18 +283,24 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_real_scan(pair: Path) -> None:
     ran = command(
-        *("scan", "base", "tuned", "--output", "scores", "--heads", "heads"), PYTHONIOENCODING="utf-8"
+        *("scan", "base", "tuned", "--scores", "scores.safetensors", "--heads", "heads.json"),
+        PYTHONIOENCODING="utf-8",
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     shown = ran.stdout.decode()
     assert "llama, 2 layers x 4 heads, 2 key/value groups" in shown
     assert re.search(r"^ *1 +1 +3 +1 .* █ *$", shown, re.MULTILINE)
     assert "1 of 8 heads, 1 of 4 key/value groups, 18.8 % of Q/K/V parameters\n" in shown
-    assert shown.endswith("scores written to scores\nheads written to heads\n")
-    assert HeadSet.load("heads").pairs() == [(1, 3)]
-    scores = HeadScores.load("scores")
+    assert shown.endswith("scores written to scores.safetensors\nheads written to heads.json\n")
+    assert HeadSet.load("heads.json").pairs() == [(1, 3)]
+    scores = HeadScores.load("scores.safetensors")
     assert scores == alps.scan("base", "tuned")
-    assert sorted(path.name for path in pair.iterdir()) == ["base", "heads", "scores", "tuned"]
+    assert sorted(path.name for path in pair.iterdir()) == [
+        "base",
+        "heads.json",
+        "scores.safetensors",
+        "tuned",
+    ]
 
     ran = command("scan", "base", "tuned", "--json")
     document = json.loads(ran.stdout)
@@ -328,10 +337,10 @@ def test_a_refusal_of_a_real_scan_is_one_line_and_exit_code_1(
     Path("pickled").mkdir()
     Path("pickled/config.json").write_bytes(Path("base/config.json").read_bytes())
     Path("pickled/pytorch_model.bin").write_bytes(b"PK\3\4")
-    ran = command("scan", *arguments, "--output", "scores")
+    ran = command("scan", *arguments, "--scores", "scores.safetensors")
     assert (ran.returncode, ran.stdout) == (1, b"")
     assert re.fullmatch(f"alps: error: .*{said}.*\n", ran.stderr.decode())
-    assert not Path("scores").exists()
+    assert not Path("scores.safetensors").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of its own")
@@ -339,7 +348,7 @@ def test_a_scan_in_a_terminal_shows_a_bar_and_ends_soon_after_ctrl_c(tmp_path: P
     base, tuned = write_long_pair(tmp_path)
     terminal_end, scan_end = os.openpty()
     scanning = subprocess.Popen(
-        [*COMMAND, "scan", base, tuned, "--output", tmp_path / "scores"],
+        [*COMMAND, "scan", base, tuned, "--scores", tmp_path / "scores.safetensors"],
         stdout=subprocess.PIPE,
         stderr=scan_end,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},

@@ -130,7 +130,19 @@ def test_the_documentation_builds_without_warnings_and_names_everything(tmp_path
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
     )
     assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
-    page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
-    for name in set(alps.__all__) - {"STATISTICS", "__version__"}:
-        what = getattr(alps, name)
-        assert f'id="{what.__module__}.{what.__qualname__}"' in page, name
+    pages = "".join(page.read_text(encoding="utf-8") for page in (tmp_path / "site" / "api").rglob("*.html"))
+    assert 'id="alps.statistics.STATISTICS"' in pages
+    for package in (alps, alps.training):
+        for name in set(package.__all__) - {"STATISTICS", "__version__"}:
+            what = getattr(package, name)
+            assert f'id="{what.__module__}.{what.__qualname__}"' in pages, name
+
+
+def test_each_page_of_the_api_begins_with_a_table_of_its_entries() -> None:
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    for page in pages:
+        table, _, entries = page.read_text(encoding="utf-8").partition("\n::: ")
+        linked = re.findall(r"\]\[(alps[\w.]+)\]", "".join(re.findall(r"^\|.*$", table, re.MULTILINE)))
+        assert linked, page.name
+        if entries:
+            assert set(re.findall(r"^::: (\S+)", "::: " + entries, re.MULTILINE)) <= set(linked), page.name

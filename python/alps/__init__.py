@@ -3,39 +3,41 @@
 The method is ALPS (https://arxiv.org/abs/2505.18799). Reading and scoring need no torch.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from alps._alps import __version__
-from alps.audits import Audit, Trial
-from alps.compare import Comparison, compare
-from alps.errors import (
-    AlpsError,
-    AlpsWarning,
-    ArgumentError,
-    CheckpointError,
-    MissingPackageError,
-    ModelError,
-    PairError,
-    UnchangedError,
-    WeightsError,
-    WorkerError,
-)
-from alps.geometry import Geometry, LayerSizes
-from alps.graft import Graft, graft
-from alps.heads import HeadSet, Report
-from alps.inspection import Inspection, Layout, inspect, layouts
-from alps.parts import Part
 from alps.peft_import import register_with_peft
-from alps.report import write_report
-from alps.scan import geometry, merge, scan, scan_part
-from alps.scores import HeadScores
-from alps.sources import RemotePath
-from alps.statistics import STATISTICS
 
 if TYPE_CHECKING:
+    from alps._alps import __version__
+    from alps.audits import Audit, Trial
+    from alps.compare import Comparison, compare
+    from alps.errors import (
+        AlpsError,
+        AlpsWarning,
+        ArgumentError,
+        CheckpointError,
+        MissingPackageError,
+        ModelError,
+        PairError,
+        UnchangedError,
+        WeightsError,
+        WorkerError,
+    )
+    from alps.geometry import Geometry, LayerSizes
+    from alps.graft import Graft, graft
+    from alps.heads import HeadSet, Report
+    from alps.inspection import Inspection, Layout, inspect, layouts
     from alps.live import audit, grafted, measure
-    from alps.training import AlpsConfig, Restriction, release, restrict
+    from alps.parts import Part
+    from alps.report import write_report
+    from alps.scan import geometry, merge, scan, scan_part
+    from alps.scores import HeadScores
+    from alps.sources import RemotePath
+    from alps.statistics import STATISTICS
+    from alps.training import AlpsConfig, RestrictCallback, Restriction, release, restrict
 
 __all__ = [
     "STATISTICS",
@@ -59,6 +61,7 @@ __all__ = [
     "Part",
     "RemotePath",
     "Report",
+    "RestrictCallback",
     "Restriction",
     "Trial",
     "UnchangedError",
@@ -81,23 +84,52 @@ __all__ = [
     "write_report",
 ]
 
-_LAZY = {
-    "alps.live": ("audit", "grafted", "measure"),
-    "alps.training": ("AlpsConfig", "Restriction", "release", "restrict"),
+_NAMES = {
+    "_alps": "__version__",
+    "audits": "Audit Trial",
+    "compare": "Comparison compare",
+    "errors": "AlpsError AlpsWarning ArgumentError CheckpointError MissingPackageError ModelError PairError "
+    "UnchangedError WeightsError WorkerError",
+    "geometry": "Geometry LayerSizes",
+    "graft": "Graft graft",
+    "heads": "HeadSet Report",
+    "inspection": "Inspection Layout inspect layouts",
+    "live": "audit grafted measure",
+    "parts": "Part",
+    "report": "write_report",
+    "scan": "geometry merge scan scan_part",
+    "scores": "HeadScores",
+    "sources": "RemotePath",
+    "statistics": "STATISTICS",
+    "training": "AlpsConfig RestrictCallback Restriction release restrict",
 }
-"""What is imported when it is first asked for, since it needs torch, transformers and PEFT: names by package."""
+"""The names that each module has. It is imported when one of them is first asked for."""
+
+_MODULES = {name: f"alps.{module}" for module, names in _NAMES.items() for name in names.split()}
+_NEED_TRAINING = ("alps.live", "alps.training")
 
 
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import of the module alps.scan would put it in the place of the function.
+        if not (name in _MODULES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 register_with_peft()
 
 
 def __getattr__(name: str) -> Any:
-    package = next((package for package, names in _LAZY.items() if name in names), None)
-    if package is None:
+    if name not in _MODULES:
+        if name in _NAMES:
+            return import_module(f"alps.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = import_module(package)
+        module = import_module(_MODULES[name])
     except ImportError as error:
+        if _MODULES[name] not in _NEED_TRAINING:
+            raise
         raise ImportError(
             f"alps.{name} needs more packages: pip install 'alps-heads[train]' ({error})"
         ) from error

@@ -6,6 +6,7 @@ that of a demo (`demo/steps.py`).
 
 import errno
 import json
+import math
 import os
 import stat
 from collections import Counter
@@ -91,9 +92,9 @@ def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) 
     suffix = Path(path).suffix
     if suffix.lower() not in suffixes:
         *others, last = suffixes
+        expected = f"{', '.join(others)} or {last}" if others else last
         raise ArgumentError(
-            f"{os.fspath(path)}: a {what}'s name ends in {', '.join(others)} or {last}; "
-            f"found {suffix or 'no suffix'}"
+            f"{os.fspath(path)}: a {what}'s name ends in {expected}; found {suffix or 'no suffix'}"
         )
     return suffix.lower()
 
@@ -117,6 +118,17 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
     return document
 
 
+def finite(value: Any) -> Any:
+    """A value for JSON, with None for each number in it that is not finite, since JSON has no such number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return value
+
+
 def check_regular(path: str | os.PathLike[str]) -> int:
     """The number of bytes of a regular file. Opening a named pipe or a device could wait for ever.
 
@@ -131,6 +143,17 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     return state.st_size
 
 
+def encode_tensors(arrays: Mapping[str, NDArray[np.float64]], document: Mapping[str, Any]) -> bytes:
+    """Arrays as the content of a safetensors file with a document in the metadata.
+
+    The same content gives the same bytes.
+    """
+    from safetensors.numpy import save
+
+    # The metadata is one entry, since safetensors writes several in no fixed order.
+    return bytes(save(dict(arrays), metadata={_METADATA: json.dumps(document)}))
+
+
 def write_tensors(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[np.float64]], document: Mapping[str, Any]
 ) -> None:
@@ -141,10 +164,7 @@ def write_tensors(
     Raises:
         OSError: The file cannot be written.
     """
-    from safetensors.numpy import save
-
-    # The metadata is one entry, since safetensors writes several in no fixed order.
-    write_whole(path, save(dict(arrays), metadata={_METADATA: json.dumps(document)}))
+    write_whole(path, encode_tensors(arrays, document))
 
 
 @contextmanager

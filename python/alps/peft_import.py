@@ -6,11 +6,14 @@ waits for the import of PEFT.
 
 import contextlib
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    # importlib.abc takes as long to import as all else that `import alps` does, and its classes are not needed.
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 
 def register_with_peft() -> None:
@@ -27,33 +30,33 @@ def _register() -> None:
         import alps.training  # noqa: F401 (registers)
 
 
-class _PeftFinder(MetaPathFinder):
+class _PeftFinder:
     """Finds PEFT, and nothing else, through the other finders, and lets `_PeftLoader` load it."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if fullname != "peft":
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _PeftLoader(spec.loader)
+                spec.loader = cast("Loader", _PeftLoader(spec.loader))
                 return spec
         return None
 
 
-class _PeftLoader(Loader):
+class _PeftLoader:
     """Loads PEFT by its own loader, and registers afterwards."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         module: ModuleType | None = self._loader.create_module(spec)
         return module
 
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(self, module: "ModuleType") -> None:
         # The module keeps no trace of this loader.
         module.__loader__ = self._loader
         if module.__spec__ is not None:

@@ -30,10 +30,15 @@ _CONFIGURATIONS = ("config.json", "adapter_config.json", "params.json")
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A path in a filesystem of fsspec that the caller made, with whatever credentials and options.
+    """A path in a filesystem of fsspec that the caller made, with any credentials and options.
 
-        filesystem = s3fs.S3FileSystem(profile="research")
-        alps.scan(alps.RemotePath(filesystem, "bucket/base"), "tuned")
+    Examples:
+        >>> import fsspec
+        >>> filesystem = fsspec.filesystem("memory")  # or any other of fsspec
+        >>> filesystem.put("tuned", "/models/tuned", recursive=True)
+        >>> scores = alps.scan("base", alps.RemotePath(filesystem, "/models/tuned"))
+        >>> scores.top(1)  # (layer, head, score)
+        [(0, 5, 0.344...)]
 
     Attributes:
         fs: The filesystem.
@@ -95,7 +100,7 @@ class Source:
 
 
 Name: TypeAlias = str | os.PathLike[str] | RemotePath
-"""What names a checkpoint: a path, a name on the hub, a URL, or a path in a filesystem of fsspec."""
+"""The name of a checkpoint: a path, a name on the hub, a URL, or a path in a filesystem of fsspec."""
 
 
 def find_both(

@@ -170,21 +170,35 @@ def write_all(folder: Path) -> dict[str, tuple[str, str]]:
         adapter.mkdir()
         module = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
         (adapter / "adapter_model.safetensors").write_bytes(
-            safetensors(f'{{"{module}A.weight":{ENTRY},"{module}B.weight":{ENTRY}}}')
+            safetensors(
+                f'{{"{module}A.weight":{{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}},'
+                f'"{module}B.weight":{{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]}}}}',
+                8,
+            )
         )
         pattern = {"rank_pattern": dict.fromkeys(patterns, 1), "alpha_pattern": dict.fromkeys(patterns, 1)}
         (adapter / "adapter_config.json").write_text(json.dumps(ADAPTER | pattern))
-        found[f"adapter: {kind}"] = "geometry", str(adapter)
-    write_model(folder / "base", tiny)
-    modules = (
-        f'"{name}.lora_A.weight":{ENTRY}' for name in names()
-    )
-    adapter = folder / "adapter modules"
-    adapter.mkdir()
-    (adapter / "adapter_model.safetensors").write_bytes(safetensors(header(modules, 8 << 20)))
-    (adapter / "adapter_config.json").write_text(json.dumps(ADAPTER))
-    found["adapter: modules"] = "scan", str(adapter)
+        found[f"adapter: {kind}"] = "scan", str(adapter)
+    write_base(folder / "base")
+    for kind, ending in {"modules": "lora_A.weight", "whole modules": "weight", "biases": "bias"}.items():
+        modules = (f'"{name}.{ending}":{ENTRY}' for name in names())
+        adapter = folder / f"adapter {kind}"
+        adapter.mkdir()
+        (adapter / "adapter_model.safetensors").write_bytes(safetensors(header(modules, 8 << 20)))
+        (adapter / "adapter_config.json").write_text(json.dumps(ADAPTER))
+        found[f"adapter: {kind}"] = "scan", str(adapter)
     return found
+
+
+def write_base(folder: Path) -> None:
+    """Writes a model with one head of one weight in each matrix."""
+    members = (
+        f'"model.layers.0.self_attn.{matrix}_proj.weight":{{"dtype":"F32","shape":[1,1],"data_offsets":[{at},{at + 4}]}}'
+        for at, matrix in ((0, "q"), (4, "k"), (8, "v"))
+    )
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(safetensors("{" + ",".join(members) + "}", 12))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
 def tiny_header(size: int) -> str:

@@ -32,12 +32,21 @@ def run(
 
     It makes everything in a hidden folder beside `folder`, which gets its name when it is complete.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> from rich.console import Console
+        >>> from alps.demo import Settings, run
+        >>> small = Settings(seeds=1, base_steps=2, steps=2, batch=2, measured=2)
+        >>> results = run(Path("demo"), small, Console(quiet=True))
+        >>> results.methods[:2]
+        ['everything', 'Q/K/V frozen']
+
     Args:
         folder: The folder to make; it must not exist yet.
         settings: The sizes; the default ones when not given.
-        console: Where to explain the steps; standard output when not given.
-        processes: How many processes share the training. Only the measured times depend on it. A script that asks
-            for more than one needs its `if __name__ == "__main__":`, since the processes import it.
+        console: The console that the steps are explained on; standard output when not given.
+        processes: The number of processes that share the training. Only the measured times depend on it. A script that
+            asks for more than one needs its `if __name__ == "__main__":`, since the processes import it.
 
     Returns:
         The measurements.
