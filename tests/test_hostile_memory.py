@@ -21,12 +21,12 @@ ALLOWED = {"adapter: 60 allowed patterns", "adapter: names", "adapter: modules",
 
 LIMITED = """
 import resource, sys, warnings
-import alps.cli.app
+import alps.cli, alps.cli.program, alps.cli.scores, alps.remote.store
 from pathlib import Path
 size = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
 limit = size * 1024 + int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-alps.cli.app.main()
+alps.cli.main()
 """
 
 

@@ -133,22 +133,7 @@ def graft(
     for _, chosen, _ in donors:
         if difference := chosen.geometry.difference(geometry):
             raise ArgumentError(f"the heads are not those of {host.name} (heads and model): {difference}")
-<<<<<<< HEAD
     with temporary_folder(target) as temporary:
-        written = _alps.graft(
-            host.paths,
-            [
-                (other.paths, chosen.mask, chosen.key_value_groups, factor)
-                for other, (_, chosen, factor) in zip(others, donors, strict=True)
-            ],
-            component,
-            os.fspath(temporary),
-            progress,
-        )
-=======
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.partial")
-    temporary.mkdir()
-    try:
         with reported(progress, "copying", "bytes") as report:
             written = _alps.graft(
                 host.paths,
@@ -160,7 +145,6 @@ def graft(
                 os.fspath(temporary),
                 report,
             )
->>>>>>> 6e9228c73aa44c6c9d5587b6b829777057b8508d
         files = _copy_along(host, temporary)
         sync_folder(temporary)
         temporary.rename(target)
