@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod checkpoint;
 pub mod error;
+mod failing;
 pub mod graft;
 mod memory;
 pub mod number_format;

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::mapping::{MappedFile, MappedRange};
-use crate::{Error, Result};
+use crate::{Error, Result, failing};
 
 /// Two changes that are less apart may have the same time: twice the step in which kernels count it.
 const STEP_OF_TIMES: Duration = Duration::from_millis(20);
@@ -86,7 +86,7 @@ impl LocalFile {
         if !fs::metadata(path).map_err(refusal)?.is_file() {
             return Err(Error::checkpoint(path, "expected a regular file, found something else"));
         }
-        let file = File::open(path).map_err(refusal)?;
+        let file = open(path).map_err(refusal)?;
         let identity = Identity::settled(&file).map_err(refusal)?;
         let (length, recent) = (identity.length, Arc::clone(recent));
         let opened = Self {
@@ -109,7 +109,7 @@ impl LocalFile {
             return Ok(Arc::clone(&recent[0].1));
         }
         drop(recent);
-        let file = File::open(&self.path).map_err(|error| Error::io(&self.path, error))?;
+        let file = open(&self.path).map_err(|error| Error::io(&self.path, error))?;
         let now = Identity::of(&file).map_err(|error| Error::io(&self.path, error))?;
         if now != self.identity {
             return Err(self.identity_refusal(&now));
@@ -183,9 +183,16 @@ impl LocalFile {
     }
 }
 
+fn open(path: &Path) -> io::Result<File> {
+    if failing::is_due() { Err(io::Error::other("injected")) } else { File::open(path) }
+}
+
 /// Fills `buffer` from `offset` on, or fails with [`io::ErrorKind::UnexpectedEof`].
 #[cfg(unix)]
 fn read_exact_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    if failing::is_due() {
+        return Err(io::Error::other("injected"));
+    }
     std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
 }
 

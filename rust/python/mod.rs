@@ -5,6 +5,7 @@ mod store;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use numpy::ndarray::Array1;
@@ -19,7 +20,7 @@ use crate::attention::{
 };
 use crate::checkpoint::{Costs, Location, index_shards as index_shards_of, parse_config, weigh_by};
 use crate::error::{BadWeight, Error, Result};
-use crate::progress::{Progress, run_with_progress};
+use crate::progress::{Progress, run_or_leave, run_with_progress};
 use crate::scan::{
     FinishedLayers, Form, LayerScores, ModelPair, ModelPath, OpenedModel, Options, Provenance, StoredFile,
 };
@@ -152,9 +153,9 @@ fn model_path((checkpoint, adapter): Paths, progress: &Progress) -> ModelPath {
 
 fn open(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<OpenedModel> {
     let component = component_of_name(component)?;
-    let progress = Progress::default();
+    let progress = Arc::default();
     let path = model_path(paths, &progress);
-    long_call(py, &progress, |_| Ok(()), |_| OpenedModel::open(&path, component))
+    opening(py, &progress, move |_| OpenedModel::open(&path, component))
 }
 
 fn options(form: &str, temperature: f64, sorted: bool, threads: Option<usize>) -> Result<Options> {
@@ -188,7 +189,7 @@ fn stored_files(model: &OpenedModel) -> StoredFiles {
 #[pyclass(frozen, module = "alps._alps")]
 struct Pair {
     pair: ModelPair,
-    progress: Progress,
+    progress: Arc<Progress>,
 }
 
 #[pymethods]
@@ -196,9 +197,9 @@ impl Pair {
     #[new]
     fn new(py: Python<'_>, base: Paths, tuned: Paths, component: Option<&str>) -> PyResult<Self> {
         let component = component_of_name(component)?;
-        let progress = Progress::default();
+        let progress = Arc::default();
         let (base, tuned) = (model_path(base, &progress), model_path(tuned, &progress));
-        let pair = long_call(py, &progress, |_| Ok(()), |_| ModelPair::open(&base, &tuned, component))?;
+        let pair = opening(py, &progress, move |_| ModelPair::open(&base, &tuned, component))?;
         Ok(Self { pair, progress })
     }
 
@@ -369,9 +370,9 @@ fn check_document(py: Python<'_>, text: &[u8], most: u64) -> PyResult<()> {
 /// The names of the shards that an index of this machine names.
 #[pyfunction]
 fn index_shards(py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
-    let progress = Progress::default();
+    let progress: Arc<Progress> = Arc::default();
     let location = Location::from(path).cancelled_by(&progress.cancelled);
-    long_call(py, &progress, |_| Ok(()), |_| index_shards_of(&location))
+    opening(py, &progress, move |_| index_shards_of(&location))
 }
 
 /// What the configuration of an adapter says.
@@ -389,9 +390,9 @@ struct Adapter {
 /// Reads the configuration of the adapter at `path`; `None` if there is no adapter.
 #[pyfunction]
 fn adapter(py: Python<'_>, location: PyLocation) -> PyResult<Option<Adapter>> {
-    let progress = Progress::default();
+    let progress: Arc<Progress> = Arc::default();
     let location = store::location(location, &progress.cancelled);
-    let origin = long_call(py, &progress, |_| Ok(()), |_| adapter_origin(&location))?;
+    let origin = opening(py, &progress, move |_| adapter_origin(&location))?;
     Ok(origin.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
         folder: folder.path().to_string_lossy().into_owned(),
         is_whole,
@@ -682,7 +683,18 @@ fn row_major<T: Element + Copy>(matrix: &PyReadonlyArray2<'_, T>) -> Vec<T> {
     matrix.as_array().iter().copied().collect()
 }
 
-/// The one gate for long calls: works without the GIL, lets Ctrl-C through, reports progress.
+/// The gate for calls that only read what is there: works without the GIL and lets Ctrl-C through, which does not wait for the
+/// work to end.
+fn opening<T: Send + 'static>(
+    py: Python<'_>,
+    progress: &Arc<Progress>,
+    work: impl FnOnce(&Progress) -> Result<T> + Send + 'static,
+) -> PyResult<T> {
+    let check = || Python::attach(|py| py.check_signals());
+    py.detach(|| run_or_leave(progress, REPORT_INTERVAL, work, check))
+}
+
+/// The gate for all other long calls: works without the GIL, lets Ctrl-C through, reports progress.
 ///
 /// An exception, be it of a signal handler or of `report`, stops the work and is raised once the work has stopped.
 fn long_call<T: Send>(

@@ -75,9 +75,8 @@ impl<'n> BaseModules<'n> {
     ///
     /// This is the module of the same name. Without one it is the module with the most last parts in common, among them
     /// the number of the layer, whose other parts contain those of `module` or are contained in them. Of several such
-    /// modules it is the one that has the most of those parts in common. Where too many have the same end, the error has the
-    /// module itself.
-    pub(super) fn find<'m>(&'m self, module: &'m str) -> Result<Option<&'m str>, Vec<&'m str>> {
+    /// modules it is the one that has the most of those parts in common.
+    pub(super) fn find(&self, module: &str) -> Result<Option<&str>, Vec<&str>> {
         let place = self.names.partition_point(|name| compare(name, module) == Ordering::Less);
         if self.names.get(place).is_some_and(|name| *name == module) {
             return Ok(Some(self.names[place]));
@@ -97,7 +96,7 @@ impl<'n> BaseModules<'n> {
         let mut best: (usize, Vec<&str>) = (0, Vec::new());
         for (number, name) in candidates.enumerate() {
             if number == MOST_CANDIDATES {
-                return Err(vec![module]);
+                return Err(vec![name, "many others"]);
             }
             let Some(shared) = self.shared_prefix_parts(name, module, longest) else { continue };
             match shared.cmp(&best.0) {
