@@ -1,6 +1,6 @@
 """Runs the demo step by step, and explains each step on the console."""
 
-import tempfile
+import math
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +20,13 @@ from alps.demo.workers import Workers
 from alps.errors import ArgumentError
 from alps.heads import HeadSet
 from alps.scores import HeadScores
+from alps.temporary import temporary_folder
 from alps.visual.terminal_map import head_map
 
 _LINE_WIDTH = 100
 """The most characters of a line of text."""
-_FIRST_STEPS = 25
-"""Steps after which it is said how long all of them will take."""
+_FIRST_STEPS, _MEASURED_STEPS = 50, 25
+"""The steps of the base that are measured to say how long all will take, and those before, while other processes start."""
 
 
 def run(
@@ -71,12 +72,12 @@ def run(
     workers = Workers(settings, processes)
     with (
         closing(workers),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent,
+        temporary_folder(folder) as parent,
         closing(workers),  # again: processes that write in the folder must end before its removal
         training_environment(),
         _progress(console, settings) as workers.advance,
     ):
-        unfinished = Path(parent) / folder.name
+        unfinished = parent / folder.name
         results = _run_steps(unfinished, folder, workers, console)
         unfinished.rename(folder)
     _print(console, f"All of it is in the folder {folder}:")
@@ -189,20 +190,20 @@ def _print(console: Console, text: str, *, style: str = "", bullet: str = "") ->
 
 
 def _forecast(console: Console, settings: Settings, processes: int) -> Callable[[], None]:
-    """A function to call after each step, which says after a few how long all of them will take."""
+    """A function to call after each step of the base, which says once how long all that is left will take."""
     tunings, trainings = settings.seeds, settings.seeds * len(METHOD_GROUPS)
     rounds = -(-tunings // processes) - (-trainings // processes) * len(METHODS) / len(METHOD_GROUPS)
     steps = settings.base_steps + settings.steps * rounds
     times: list[float] = []
 
     def after_step() -> None:
-        if len(times) > _FIRST_STEPS:
-            return
         times.append(time.monotonic())
-        if len(times) > _FIRST_STEPS:
-            seconds = steps * (times[-1] - times[0]) / _FIRST_STEPS
-            about = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-            _print(console, f"As fast as this machine is now, all of it takes about {about}.", style="dim")
+        if len(times) == _FIRST_STEPS + _MEASURED_STEPS:
+            seconds = (steps - len(times)) * (times[-1] - times[-1 - _MEASURED_STEPS]) / _MEASURED_STEPS
+            left = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{math.ceil(seconds / 10)}0 seconds"
+            _print(
+                console, f"At the speed that this machine has now, it takes about {left} more.", style="dim"
+            )
 
     return after_step
 

@@ -10,9 +10,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from alps.arguments import Component
 from alps.errors import ArgumentError, ModelError
 from alps.heads import HeadSet
-from alps.pair import Component
 from alps.scan import scan
 from alps.sources import Name
 from alps.training.projection import restricted_projections
