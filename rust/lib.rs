@@ -4,7 +4,9 @@
 pub mod attention;
 pub mod checkpoint;
 pub mod error;
+mod failing;
 pub mod graft;
+mod memory;
 pub mod number_format;
 pub mod progress;
 #[cfg(feature = "python")]
@@ -13,6 +15,7 @@ pub mod scan;
 pub mod select;
 pub mod simd;
 pub mod statistics;
+mod threads;
 pub mod weights;
 
 pub use error::{Error, Result};

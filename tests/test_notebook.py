@@ -97,8 +97,8 @@ def test_a_head_without_a_number_has_no_cell() -> None:
 
 def audit_of(heads: HeadSet) -> Audit:
     shares = np.array([0.1, 0.2, 0.3])
-    trials = [Trial(name, 0.25, shares, shares + 0.1) for name in ("sufficiency", "necessity")]
-    return Audit(heads, 2.5, 1.5, 0.8, *trials, seed=0)
+    one, other = (Trial(name, 0.25, shares, shares + 0.1) for name in ("sufficiency", "necessity"))
+    return Audit(heads, 2.5, 1.5, 0.8, one, other, seed=0)
 
 
 def test_results_have_tables() -> None:

@@ -83,6 +83,8 @@ def test_no_example_is_left_out() -> None:
         languages = {example.language for example in examples(document)}
         if document.name == "remote.md":
             assert "console" not in languages  # test_spread.py runs its Python
+        elif document.name == "recipes.md":
+            assert "console" not in languages  # test_recipes.py runs its Python
         elif document.name not in ("README.md", "scores.md", "tutorial.md"):
             assert not languages & {"python", "console"}, document
 
@@ -100,6 +102,10 @@ def test_the_commands_of_a_shell_exist() -> None:
     for program, what, *_ in lines:
         if program == "alps":
             assert what in commands
+        elif program == "python" and what != "-c":
+            assert (ROOT / "examples" / what).is_file()
+        elif program in ("axolotl", "python"):
+            pass  # docs/recipes.md says how these were tried
         else:
             assert (program, what) == ("pip", "install") or (program == "make" and what in MAKE_TARGETS)
 

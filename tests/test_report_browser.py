@@ -60,11 +60,11 @@ def hostile_scores() -> HeadScores:
 
 def audit_of(heads: HeadSet) -> Audit:
     random = np.random.default_rng(0)
-    trials = [
+    one, other = (
         Trial(name, 0.4, random.normal(0.1, 0.05, 50), random.normal(0.2, 0.05, 50))
         for name in ("sufficiency", "necessity")
-    ]
-    return Audit(heads, 2.5, 1.9, 0.8, *trials, seed=0)
+    )
+    return Audit(heads, 2.5, 1.9, 0.8, one, other, seed=0)
 
 
 def write_demo(path: Path) -> None:

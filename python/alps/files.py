@@ -1,14 +1,13 @@
 """The files of alps: written whole or not at all, and checked when they are read.
 
-A file has a temporary name until it is whole (`write_whole`). So has the folder of a graft (`graft.py`) and that of a
-demo (`demo/steps.py`).
+A file has a temporary name until it is whole (`write_whole`, `temporary.py`). So has the folder of a graft (`graft.py`) and
+that of a demo (`demo/steps.py`).
 """
 
 import errno
 import json
 import math
 import os
-import secrets
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import alps._alps as _alps
+from alps import limits
 from alps.errors import ArgumentError, CheckpointError
 from alps.escaping import shorten
+from alps.temporary import temporary_file
 
 _METADATA = "alps"
 """The entry of the metadata of safetensors that holds a document."""
@@ -58,30 +60,29 @@ def check_free(path: str | os.PathLike[str]) -> None:
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all.
 
-    A temporary file in the same folder gets the content, and then the name. A symbolic link keeps pointing to
-    its file. A new file gets the permissions of any new file, one that is replaced keeps its own.
+    A temporary file in the same folder gets the content, and then the name; those that killed processes have left of
+    this name are removed. A symbolic link keeps pointing to its file. A new file gets the permissions of any new file, one that is replaced keeps its own.
 
     Raises:
         OSError: The file cannot be written; what was there before is untouched.
     """
     check_writable(path)
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
     try:
-        # The tempfile module makes files that only their owner can read.
-        with temporary.open("xb") as file:
+        with temporary_file(target) as (temporary, file):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             if target.exists():
                 os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))  # noqa: PTH101
-        temporary.replace(target)
-        sync_folder(target.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-        raise
+            if os.name == "nt":
+                file.close()  # Windows renames no file that is open
+            temporary.replace(target)
+            sync_folder(target.parent)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -114,13 +115,14 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
     """The JSON object in `text`, which was read from `path`.
 
     Raises:
-        CheckpointError: `text` is not JSON, not an object, or has a name twice.
+        CheckpointError: `text` is not JSON, not an object, larger than a document may be, or has a name twice.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_unique)
-        json.dumps(
-            document, ensure_ascii=False
-        ).encode()  # refuses half of a surrogate pair, which is no text
+        encoded = text.encode() if isinstance(text, str) else text
+        if len(encoded) > limits.LARGEST_DOCUMENT:
+            raise ValueError(f"expected at most {limits.LARGEST_DOCUMENT} bytes, found {len(encoded)}")
+        _alps.check_document(encoded, limits.LARGEST_VALUES)
+        document = json.loads(encoded, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {error}") from None
     if not isinstance(document, dict):
@@ -187,7 +189,7 @@ def open_tensors(path: str | os.PathLike[str], what: str) -> Iterator[tuple[dict
     """
     from safetensors import SafetensorError, safe_open
 
-    check_regular(path)
+    _check_header(path)
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -198,6 +200,19 @@ def open_tensors(path: str | os.PathLike[str], what: str) -> Iterator[tuple[dict
         raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
     except ArgumentError as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+
+
+def _check_header(path: str | os.PathLike[str]) -> None:
+    """Refuses a header that would take much memory, before the reader of safetensors sees it."""
+    size = check_regular(path)
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(limits.LARGEST_DOCUMENT, size):
+            raise CheckpointError(
+                f"{os.fspath(path)}: not a safetensors file: expected a header of at most "
+                f"{min(limits.LARGEST_DOCUMENT, size)} bytes, found {length}"
+            )
+        parse_json(path, file.read(length))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 import errno
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from alps.geometry import Geometry
 from alps.heads import HeadSet, check_head_set
 from alps.progress import Progress, reported
 from alps.sources import Name, Source
+from alps.temporary import temporary_folder
 
 Donor: TypeAlias = tuple[Name, HeadSet] | tuple[Name, HeadSet, float]
 """A tuned checkpoint or adapter, its heads, and the scale of their change (1 when not given)."""
@@ -66,7 +65,7 @@ def graft(
     Files, shards, names and number formats are those of `base`; configuration and tokenizer are copied along. A file
     system that can share blocks between files does so for all that is not overwritten. Memory stays small whatever
     the size of the checkpoints. The folder gets its name when all is written; a killed process leaves a folder
-    whose name begins with a dot and ends with `.partial`.
+    whose name begins with a dot and ends with `.partial`, which the next graft of that name removes.
 
     Examples:
         >>> maths = alps.scan("base", "tuned").select(ratio=0.1)
@@ -134,9 +133,7 @@ def graft(
     for _, chosen, _ in donors:
         if difference := chosen.geometry.difference(geometry):
             raise ArgumentError(f"the heads are not those of {host.name} (heads and model): {difference}")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.partial")
-    temporary.mkdir()
-    try:
+    with temporary_folder(target) as temporary:
         with reported(progress, "copying", "bytes") as report:
             written = _alps.graft(
                 host.paths,
@@ -152,9 +149,6 @@ def graft(
         sync_folder(temporary)
         temporary.rename(target)
         sync_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Graft(target, written, files)
 
 
@@ -201,8 +195,8 @@ def _copy_along(host: Source, into: Path) -> tuple[str, ...]:
     beside, copied = sources.Folder(*host.location), []
     for name in beside.names():
         is_weights = name.endswith(_WEIGHTS) or name.startswith(".") or name == "README.md"
-        if is_weights or (into / name).exists() or (content := beside.read(name)) is None:
+        if is_weights or (into / name).exists():
             continue
-        (into / name).write_bytes(content)
-        copied.append(name)
+        if beside.copy(name, into / name):
+            copied.append(name)
     return tuple(copied)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "alps-heads"
 _VERSION = 1
-"""Bytes. A set of ten thousand layers takes less, and a checkpoint given by mistake is not read."""
 
 
 @dataclass(frozen=True)
@@ -392,7 +391,7 @@ class HeadSet(Shareable):
             OSError: The file cannot be read.
         """
         file = Path(path)
-        if (size := check_regular(file)) > limits.LARGEST_HEAD_SET:
+        if (size := check_regular(file)) > limits.LARGEST_DOCUMENT:
             raise CheckpointError(f"{file}: expected a head set, found a file of {size} bytes")
         return cls.from_json(file.read_bytes(), file)
 

@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rayon::ThreadPoolBuilder;
-
 use super::group::{HeadMeasurer, ThreadMemory};
 use super::layer_scores::{FinishedLayers, LayerScores, tabulate};
 use super::opened_model::OpenedModel;
@@ -14,6 +12,7 @@ use crate::checkpoint::Plan;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::statistics::HeadMeasurements;
+use crate::threads::in_threads;
 
 /// A layer whose groups are being measured.
 struct LayerInProgress {
@@ -54,13 +53,12 @@ pub(super) fn measure_layers(
     let measurer = HeadMeasurer::new(base, tuned, options, threads, progress);
     let transfers = plan(&measurer, &groups).begin(options.transfers);
     let schedule = Schedule::new(groups.len());
+    // More threads than heads would have nothing to do.
+    let heads = layers.iter().map(|layer_index| geometry.layers[*layer_index].query_heads).sum::<usize>();
+    let threads = threads.min(heads).max(1);
     let first_failed = AtomicUsize::new(usize::MAX);
 
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Argument(format!("{threads} threads cannot be started: {error}")))?;
-    let results = pool.broadcast(|_| {
+    let work = || {
         let _guard = transfers.abandon_on_panic();
         let mut memory = ThreadMemory::new(options);
         let mut scores = Vec::new();
@@ -124,7 +122,8 @@ pub(super) fn measure_layers(
             }
         }
         (scores, failures)
-    });
+    };
+    let results = in_threads(threads, work, || first_failed.store(0, Ordering::Relaxed))?;
     let (scores, failures): (Vec<_>, Vec<_>) = results.into_iter().unzip();
     match failures.into_iter().flatten().min_by_key(|(position, _)| *position) {
         Some((_, error)) => Err(error),

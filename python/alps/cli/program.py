@@ -27,6 +27,9 @@ class _Commands(TyperGroup):
         except (AlpsError, OSError) as error:
             typer.echo(f"alps: error: {_line(error)}", err=True)
             raise typer.Exit(_EXIT_UNCHANGED if isinstance(error, UnchangedError) else 1) from None
+        except MemoryError:
+            typer.echo("alps: error: the system has no memory left for this process", err=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 

@@ -1,7 +1,6 @@
 """Runs the demo step by step, and explains each step on the console."""
 
 import math
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from alps.errors import ArgumentError
 from alps.files import check_free
 from alps.heads import HeadSet
 from alps.scores import HeadScores
+from alps.temporary import temporary_folder
 from alps.visual.terminal_map import head_map
 
 _LINE_WIDTH = 100
@@ -70,12 +70,12 @@ def run(
     workers = Workers(settings, processes)
     with (
         closing(workers),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent,
+        temporary_folder(folder) as parent,
         closing(workers),  # again: processes that write in the folder must end before its removal
         training_environment(),
         _progress(console, settings) as workers.advance,
     ):
-        unfinished = Path(parent) / folder.name
+        unfinished = parent / folder.name
         results = _run_steps(unfinished, folder, workers, console)
         unfinished.rename(folder)
     _print(console, f"All of it is in the folder {folder}:")
