@@ -18,6 +18,7 @@ from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, S
 from alps.demo.results import Losses, Results, Trial
 from alps.demo.workers import Workers
 from alps.errors import ArgumentError
+from alps.files import check_free
 from alps.heads import HeadSet
 from alps.scores import HeadScores
 from alps.temporary import temporary_folder
@@ -64,10 +65,7 @@ def run(
     console = console or Console(highlight=False)
     if processes < 1:
         raise ArgumentError(f"processes: expected at least 1, found {processes}")
-    if folder.exists():
-        raise ArgumentError(
-            f"{folder}: expected a free name, found something there; remove it or name another"
-        )
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     workers = Workers(settings, processes)
     with (
