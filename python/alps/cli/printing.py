@@ -49,11 +49,11 @@ def print_heads(heads: HeadSet) -> None:
     _print_summary(console, heads)
 
 
-def print_comparison(comparison: Comparison, ratio: float) -> None:
+def print_comparison(comparison: Comparison, ratio: float | None) -> None:
     """Prints by what heads are compared, how alike each two tasks are, and a map of whose each head is."""
     console = standard_output()
     console.print(Text(str(comparison.geometry)))
-    if comparison.statistic is not None:
+    if ratio is not None:
         console.print(Text(f"of scores, the best {100 * ratio:g} % of the heads by {comparison.statistic}"))
     console.print(tables.comparison_table(comparison))
     console.print(task_map(console, comparison.heads))
