@@ -89,7 +89,8 @@ def _source(provenance: dict[str, str], role: str) -> str:
     fields = json_output.with_numbers(provenance)
     path, files = fields.get(role, role), fields.get(f"{role}_files", "")
     count, size = fields.get(f"{role}_file_count"), fields.get(f"{role}_bytes")
-    if count == 1 and not path.endswith(files):
+    has_shards = count is None or files.endswith(".json")
+    if not has_shards and not path.endswith(files):
         path = f"{path.rstrip('/')}/{files}"
     facts = [f"{count} files"] if isinstance(count, int) and count > 1 else []
     if isinstance(size, int):
