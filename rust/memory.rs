@@ -53,6 +53,19 @@ pub(crate) fn collect<T>(items: impl Iterator<Item = T>) -> io::Result<Vec<T>> {
     Ok(collected)
 }
 
+/// The memory that a call takes in small pieces, whose failure would end the process: for opening a model, or for a scan besides
+/// what its threads take. More than the largest piece for which the allocator of GNU would change its ways.
+pub(crate) const SMALL_PIECES: usize = 40 << 20;
+
+/// Fails if the system has not so much memory at the moment.
+///
+/// # Errors
+///
+/// As of [`reserve`].
+pub(crate) fn check(bytes: usize) -> io::Result<()> {
+    tried(Vec::<u8>::new().try_reserve_exact(bytes), bytes as u64)
+}
+
 fn tried(reserved: std::result::Result<(), TryReserveError>, bytes: u64) -> io::Result<()> {
     if reserved.is_ok() && !(bytes > 0 && failing::is_due()) {
         return Ok(());

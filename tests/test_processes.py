@@ -30,6 +30,7 @@ import alps
 warnings.simplefilter("ignore")
 base, tuned, forks = sys.argv[1], sys.argv[2], int(sys.argv[3])
 stop = threading.Event()
+alps.scan(base, tuned)  # imports all that it needs, whose locks are Python's
 def scan():
     while not stop.is_set():
         alps.scan(base, tuned)
@@ -138,6 +139,14 @@ def interrupt(command: list[str], wait: float) -> tuple[float, int, str]:
     return time.monotonic() - sent, process.returncode, messages
 
 
+SLEEP = "import alps.cli, alps.cli.scores, time; alps.scan, alps.HeadScores; time.sleep(100)"
+
+
+def usual_answer() -> float:
+    """Seconds after which a process that only sleeps has ended after Ctrl-C, on this machine at this moment."""
+    return max(interrupt([sys.executable, "-c", SLEEP], 2 * start_up())[0] for _ in range(3))
+
+
 def start_up() -> float:
     """Seconds that the command takes before it reads anything."""
     started = time.monotonic()
@@ -152,7 +161,7 @@ def test_ctrl_c_is_answered_at_any_moment(
     models = [large_header, large_header] if kind == "large headers" else wide_pair
     command = [sys.executable, "-m", "alps.cli", "scan", *map(str, models), "--scores", "scores.safetensors"]
     command[-1] = str(tmp_path / "scores.safetensors")
-    started, least = time.monotonic(), start_up()
+    usual, least, started = usual_answer(), start_up(), time.monotonic()
     subprocess.run(command, capture_output=True, check=False)
     whole = time.monotonic() - started
     (tmp_path / "scores.safetensors").unlink(missing_ok=True)
@@ -160,14 +169,14 @@ def test_ctrl_c_is_answered_at_any_moment(
     for _ in range(TRIES):
         took, code, messages = interrupt(command, random.uniform(least, max(least, whole - least)))
         codes.append(code)
-        if took > 0.5:
+        if took > usual + 0.5:
             slow.append(took)
         assert code in (0, 1, 130), messages  # it may have ended before
         assert "Traceback" not in messages
         left = {path.name for path in tmp_path.iterdir()}
         assert left <= ({"scores.safetensors"} if code == 0 else set())
         (tmp_path / "scores.safetensors").unlink(missing_ok=True)
-    print(f"{kind}: {len(codes)} tries, {codes.count(130)} answered with 130, slow: {slow}")
+    print(f"{kind}: {len(codes)} tries, {codes.count(130)} answered with 130, slow: {slow}, a process that sleeps: {usual}")
     # A machine that others use may take long for anything now and then.
     assert len(slow) <= TRIES // 20 + 1
 
