@@ -429,12 +429,17 @@ def test_an_old_picture_stays_when_a_new_one_fails(
 def test_compare_shows_the_numbers_and_the_map(scores_file: Path, tmp_path: Path) -> None:
     heads = tmp_path / "heads.json"
     small_scores().select(0.25).save(heads)
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(heads.read_bytes())
     shown = invoke("compare", scores_file, heads, "--ratio", "0.5")
     assert shown.exit_code == 0, shown.stderr
     assert re.search(r"^ scores +heads +3 +1\.5 +0\.500 *$", shown.stdout, re.MULTILINE)
     assert "    0 ··████··" in shown.stdout
     document = json.loads(invoke("compare", scores_file, heads, "--ratio", "0.5", "--json").stdout)
-    assert document["statistic"] == "relative_delta"
+    assert "of scores, the best 50 % of the heads by relative_delta" in shown.stdout
+    assert shown.stdout.endswith("A scores   B heads   █ both   · none\n")
+    assert (document["statistic"], document["ratio"]) == ("relative_delta", 0.5)
+    assert json.loads(invoke("compare", heads, copy, "--json").stdout)["ratio"] is None
     assert document["pairs"] == [
         {
             "first": "scores",

@@ -49,11 +49,11 @@ def print_heads(heads: HeadSet) -> None:
     _print_summary(console, heads)
 
 
-def print_comparison(comparison: Comparison, ratio: float) -> None:
+def print_comparison(comparison: Comparison, ratio: float | None) -> None:
     """Prints by what heads are compared, how alike each two tasks are, and a map of whose each head is."""
     console = standard_output()
     console.print(Text(str(comparison.geometry)))
-    if comparison.statistic is not None:
+    if ratio is not None:
         console.print(Text(f"of scores, the best {100 * ratio:g} % of the heads by {comparison.statistic}"))
     console.print(tables.comparison_table(comparison))
     console.print(task_map(console, comparison.heads))
@@ -89,7 +89,8 @@ def _source(provenance: dict[str, str], role: str) -> str:
     fields = json_output.with_numbers(provenance)
     path, files = fields.get(role, role), fields.get(f"{role}_files", "")
     count, size = fields.get(f"{role}_file_count"), fields.get(f"{role}_bytes")
-    if count == 1 and not path.endswith(files):
+    has_shards = count is None or files.endswith(".json")
+    if not has_shards and not path.endswith(files):
         path = f"{path.rstrip('/')}/{files}"
     facts = [f"{count} files"] if isinstance(count, int) and count > 1 else []
     if isinstance(size, int):

@@ -381,10 +381,11 @@ def compare(
     tasks = {name: _load(file) for name, file in zip(names, files_of_tasks, strict=True)}
     comparison = alps.compare(tasks, ratio=ratio, statistic=statistic)
     files.draw(comparison)
+    share = None if comparison.statistic is None else DEFAULT_RATIO if ratio is None else ratio
     if as_json:
-        printing.print_json(json_output.document(comparison))
+        printing.print_json({"ratio": share, **json_output.document(comparison)})
     elif not quiet:
-        printing.print_comparison(comparison, DEFAULT_RATIO if ratio is None else ratio)
+        printing.print_comparison(comparison, share)
         files.print_written()
 
 
