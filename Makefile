@@ -121,7 +121,7 @@ licences: $(environment)/.release-tools ## check the licences of what users inst
 	    | xargs $(environment)/bin/pip-licenses --order license --packages
 
 workflows: $(environment)/.release-tools ## check .github/ for mistakes and for what an attacker could use
-	$(environment)/bin/zizmor --offline --quiet --no-progress --persona pedantic .github
+	$(environment)/bin/zizmor --offline --quiet --no-progress .github
 	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed: skipped"; fi
 
 package: $(environment)/.release-tools ## build and check an sdist, and from it a wheel, in target/package/

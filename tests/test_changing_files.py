@@ -83,7 +83,11 @@ def write_back_times(file: Path) -> None:
 def configure(file: Path) -> None:
     """Puts another configuration beside the weights, of heads of half the size."""
     config = file.with_name("config.json")
-    other = json.loads(config.read_text()) | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 32}
+    other = json.loads(config.read_text()) | {
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 32,
+    }
     config.with_name("other").write_text(json.dumps(other))
     config.with_name("other").replace(config)
 

@@ -1,23 +1,26 @@
-"""The examples in the docstrings of the public names run, and print what is shown."""
+"""The examples in the docstrings that the pages of the API show run, and print what is shown."""
 
 import doctest
 import inspect
+import re
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import alps
+import alps.training
+from support.documents import ROOT
 from support.example_pair import write_example
 
-WITH_TORCH = {"Audit", "AlpsConfig", "Restriction", "audit", "grafted", "measure", "release", "restrict"}
-"""The names whose examples need torch; `alps.training` has others."""
-OF_TRAINING = ("Distillation", "HeadsCallback", "distill", "log_heads")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "api").glob("*.md"))}
+ENTRIES = [entry for page in PAGES.values() for entry in re.findall(r"^::: (\S+)", page, re.MULTILINE)]
+"""What the pages show, by module and name."""
 
-WITHOUT_EXAMPLE = {"STATISTICS", "__version__"}
-"""The names that are no function and no class."""
+PUBLIC = {id(getattr(package, name)) for package in (alps, alps.training) for name in package.__all__}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,8 @@ def docstrings(what: Any) -> Iterator[tuple[str, str]]:
     yield what.__qualname__, what.__doc__ or ""
     if not isinstance(what, type):
         return
-    for name, member in vars(what).items():
+    own = [cls for cls in what.__mro__ if cls.__module__.startswith("alps.")]
+    for name, member in [member for cls in own for member in vars(cls).items()]:
         if name.startswith("_"):
             continue
         if isinstance(member, classmethod):
@@ -50,30 +54,14 @@ def docstrings(what: Any) -> Iterator[tuple[str, str]]:
             yield f"{what.__qualname__}.{name}", member.__doc__ or ""
 
 
-def run_examples(what: Any) -> int:
-    """Runs all examples of a function or class; returns how many docstrings have some."""
-    count = 0
-    for name, docstring in docstrings(what):
-        test = doctest.DocTestParser().get_doctest(docstring, {"alps": alps}, name, None, None)
-        if not test.examples:
-            continue
-        count += 1
-        printed: list[str] = []
-        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
-        failed, _ = runner.run(test, out=printed.append)
-        assert not failed, "".join(printed)
-    return count
-
-
-def is_error(name: str) -> bool:
-    what = getattr(alps, name) if name not in WITH_TORCH else None
-    return isinstance(what, type) and issubclass(what, Exception)
-
-
-@pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("name", sorted(set(alps.__all__) - WITH_TORCH - WITHOUT_EXAMPLE))
-def test_the_examples_run(name: str) -> None:
-    assert run_examples(getattr(alps, name)) or is_error(name), f"alps.{name} has no example"
+def run_examples(name: str, text: str) -> bool:
+    """Runs the examples in a text; returns whether there are some."""
+    test = doctest.DocTestParser().get_doctest(text, {"alps": alps}, name, None, None)
+    printed: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
+    failed, _ = runner.run(test, out=printed.append)
+    assert not failed, "".join(printed)
+    return bool(test.examples)
 
 
 @pytest.mark.usefixtures("folder")
@@ -82,7 +70,19 @@ def test_the_examples_run(name: str) -> None:
 @pytest.mark.filterwarnings(
     "ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning"
 )
-@pytest.mark.parametrize("name", [*sorted(WITH_TORCH), *OF_TRAINING])
-def test_the_examples_with_torch_run(name: str) -> None:
-    what = getattr(alps.training if name in OF_TRAINING else alps, name)
-    assert run_examples(what) or name == "Distillation", f"{name} has no example"
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_examples_run(entry: str) -> None:
+    module, _, name = entry.rpartition(".")
+    what = getattr(import_module(module), name)
+    if not isinstance(what, type) and not inspect.isfunction(what):
+        return  # a constant, or the type of an argument
+    found = [run_examples(*docstring) for docstring in docstrings(what)]
+    is_error = isinstance(what, type) and issubclass(what, Exception)
+    assert any(found) or is_error or id(what) not in PUBLIC, f"{entry} has no example"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_a_page_run(page: str) -> None:
+    fences = re.findall(r"^```pycon\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    run_examples(page, "\n".join(fences))

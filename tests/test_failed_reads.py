@@ -123,7 +123,10 @@ def test_saved_files_without_memory_for_any_object(call: str, tmp_path: Path) ->
     models = write_pair(tmp_path, SHAPE.config(), random_weights(SHAPE, 1), random_weights(SHAPE, 2))
     alps.HeadSet.from_pairs([(0, 1), (1, 2)], alps.geometry(models[0])).save(tmp_path / "heads.json")
     ran = subprocess.run(
-        [sys.executable, "-c", WITHOUT_MEMORY, tmp_path / "heads.json", call], capture_output=True, text=True, check=False
+        [sys.executable, "-c", WITHOUT_MEMORY, tmp_path / "heads.json", call],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert int(ran.stdout) > 20

@@ -183,7 +183,14 @@ def test_ctrl_c_is_answered_at_any_moment(
 
 KILLED: dict[str, Callable[[Path, list[str]], list[str]]] = {
     "scan": lambda folder, pair: ["scan", *pair, "--scores", str(folder / "result.safetensors")],
-    "graft": lambda folder, pair: ["graft", *pair, "--heads", str(folder.parent / "heads.json"), "-o", str(folder / "result")],
+    "graft": lambda folder, pair: [
+        "graft",
+        *pair,
+        "--heads",
+        str(folder.parent / "heads.json"),
+        "-o",
+        str(folder / "result"),
+    ],
 }
 
 
@@ -243,7 +250,9 @@ def test_leftovers_of_a_name_are_removed_and_files_in_use_are_not(tmp_path: Path
 
 
 def _content(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def _empty(folder: Path, pattern: str = "*") -> None:

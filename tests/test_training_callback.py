@@ -22,7 +22,13 @@ pytestmark = [
 
 
 def arguments(folder: Path, **changes: Any) -> TrainingArguments:
-    settings = {"max_steps": 4, "save_steps": 2, "report_to": [], "disable_tqdm": True, "use_cpu": True}
+    settings: dict[str, Any] = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
     return TrainingArguments(
         str(folder), per_device_train_batch_size=4, learning_rate=1e-3, **settings | changes
     )
@@ -153,6 +159,17 @@ def test_models_and_trainers_that_are_refused(tmp_path: Path) -> None:
     other = alps.RestrictCallback(chosen(tiny_model("gpt2")))
     with pytest.raises(alps.ArgumentError, match="not those of this model"):
         trainer_of(tiny_model(dtype=torch.float32), tmp_path, other)
+
+
+def test_fsdp1_is_refused_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Trainer shards with FSDP1 on accelerators only, so its class is a stand-in here."""
+    model = tiny_model(dtype=torch.float32)
+    trainer = trainer_of(model, tmp_path, alps.RestrictCallback(chosen(model)))
+    monkeypatch.setattr("alps.training.restrict_callback.FullyShardedDataParallel", type(model))
+    before = states(model)
+    with pytest.raises(alps.ModelError, match="FSDP1"):
+        trainer.train()
+    assert all(torch.equal(it, before[name]) for name, it in model.state_dict().items())
 
 
 def test_a_model_that_is_not_restricted_does_not_train(tmp_path: Path) -> None:

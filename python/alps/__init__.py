@@ -3,14 +3,18 @@
 The method is ALPS (https://arxiv.org/abs/2505.18799). Reading and scoring need no torch.
 """
 
+from __future__ import annotations
+
 import sys
-from importlib import import_module
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 from alps.peft_import import register_with_peft
 
+# The module typing takes longer to import than all that this one needs, and until the command `alps` has begun, Ctrl-C
+# prints a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from alps._alps import __version__
     from alps.audits import Audit, Trial
     from alps.compare import Comparison, compare
@@ -109,10 +113,10 @@ _MODULES = {name: f"alps.{module}" for module, names in _NAMES.items() for name 
 _NEED_TRAINING = ("alps.live", "alps.training")
 
 
-class _Package(ModuleType):
+class _Package(type(sys)):  # type: ignore[misc]  # the type of modules
     def __setattr__(self, name: str, value: Any) -> None:
         # The import of the module alps.scan would put it in the place of the function.
-        if not (name in _MODULES and isinstance(value, ModuleType)):
+        if not (name in _MODULES and isinstance(value, type(sys))):
             super().__setattr__(name, value)
 
 
@@ -121,6 +125,8 @@ register_with_peft()
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name not in _MODULES:
         if name in _NAMES:
             return import_module(f"alps.{name}")

@@ -136,7 +136,8 @@ class Adapter:
 
 def check_document(text: bytes, most: int) -> None:
     """Refuses a JSON document whose values would take more than `most` bytes as objects, or that is malformed, by a
-    ValueError."""
+    ValueError.
+    """
 
 def index_shards(path: str) -> list[str]:
     """The names of the shards that an index of this machine names."""

@@ -3,12 +3,14 @@
 from typing import Literal, TypeAlias
 
 Component: TypeAlias = Literal["decoder", "encoder", "cross", "vision", "audio"]
-"""An attention stack of a model."""
+"""An attention stack of a model: that of the text decoder, the encoder, the vision or the audio tower, or the
+cross-attention of the decoder to the encoder.
+"""
 
 RankedRule: TypeAlias = Literal["global", "per_layer", "key_value_groups"]
 RandomRule: TypeAlias = Literal["random", "layer_consistent"]
 Rule: TypeAlias = Literal[RankedRule, RandomRule]
-"""How heads are chosen from scores."""
+"""A rule by which `HeadScores.select` chooses heads."""
 
 Measure: TypeAlias = Literal[
     "fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "seekr", "lift"

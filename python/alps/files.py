@@ -45,6 +45,18 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
 
 
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Checks, before long work, that there is nothing at `path`.
+
+    Raises:
+        ArgumentError: There is something.
+    """
+    if Path(path).exists():
+        raise ArgumentError(
+            f"{os.fspath(path)}: expected a free name, found something there; remove it or name another"
+        )
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all.
 

@@ -88,7 +88,13 @@ class Layout:
 
 
 class Layouts(tuple[Layout, ...]):
-    """Layouts, in order of name; a notebook shows them as a table."""
+    """Holds layouts in order of name; a notebook shows them as a table.
+
+    Examples:
+        >>> layouts = alps.layouts()
+        >>> "separate" in [layout.name for layout in layouts]
+        True
+    """
 
     __slots__ = ()
 

@@ -4,16 +4,17 @@ PEFT has no way to find methods of other packages. `import alps` must not import
 waits for the import of PEFT.
 """
 
-import contextlib
-import sys
-from typing import TYPE_CHECKING, Any, cast
+from __future__ import annotations
 
+import sys
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    # importlib.abc takes as long to import as all else that `import alps` does, and its classes are not needed.
+    # These modules take longer to import than all else that `import alps` does, and their classes are not needed.
     from collections.abc import Sequence
-    from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
 
 def register_with_peft() -> None:
@@ -25,6 +26,8 @@ def register_with_peft() -> None:
 
 
 def _register() -> None:
+    import contextlib
+
     # Training needs more than PEFT; `alps.restrict` says what is missing.
     with contextlib.suppress(ImportError):
         import alps.training  # noqa: F401 (registers)
@@ -34,14 +37,14 @@ class _PeftFinder:
     """Finds PEFT, and nothing else, through the other finders, and lets `_PeftLoader` load it."""
 
     def find_spec(
-        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None" = None
-    ) -> "ModuleSpec | None":
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != "peft":
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = cast("Loader", _PeftLoader(spec.loader))
+                spec.loader = _PeftLoader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 
@@ -52,11 +55,11 @@ class _PeftLoader:
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
-    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self._loader.create_module(spec)
         return module
 
-    def exec_module(self, module: "ModuleType") -> None:
+    def exec_module(self, module: ModuleType) -> None:
         # The module keeps no trace of this loader.
         module.__loader__ = self._loader
         if module.__spec__ is not None:

@@ -10,7 +10,9 @@ Update: TypeAlias = Callable[[int, int], object]
 """Takes what is done so far, and the total."""
 
 Progress: TypeAlias = Update | bool | None
-"""What a long call takes as `progress`: a function, or True for a bar in a terminal or a notebook."""
+"""How a long call reports its progress: True for a bar in a terminal or a notebook, or a function that takes what is
+done so far and the total.
+"""
 
 
 @contextmanager

@@ -27,7 +27,7 @@ _T = TypeVar("_T", bound="Shareable")
 
 
 class Shareable:
-    """What can be saved as a file with a model card, in a folder or in a repository of the hub."""
+    """Something that is saved with a model card, in a folder or in a repository of the Hugging Face hub."""
 
     __slots__ = ()
     _file: ClassVar[str]
@@ -40,11 +40,15 @@ class Shareable:
 
         A card that is there keeps its text and its metadata, and gets a section, or the section anew.
 
-            heads.save_pretrained("my-heads")
+        Examples:
+            >>> heads = alps.HeadSet.load("heads.json")
+            >>> heads.save_pretrained("my-heads")
+            >>> alps.HeadSet.from_pretrained("my-heads") == heads
+            True
 
         Args:
             save_directory: The folder, which is made if there is none.
-            base_model: The id of the base model on the hub, for the card's metadata; where not given, the base that was
+            base_model: The id of the base model on the hub, for the card's metadata; when not given, the base that was
                 scanned, if it came from the hub.
 
         Raises:
@@ -80,18 +84,21 @@ class Shareable:
         The repository is made if there is none. One that has other files, such as a model, keeps them, and its card
         keeps its text and its metadata.
 
-            heads.push_to_hub("owner/name")
-            alps.HeadSet.from_pretrained("owner/name")
+        Examples:
+            >>> heads = alps.HeadSet.load("heads.json")
+            >>> commit = heads.push_to_hub("owner/name")  # doctest: +SKIP
+            >>> heads == alps.HeadSet.from_pretrained("owner/name")  # doctest: +SKIP
+            True
 
         Args:
             repo_id: The repository, `owner/name`, or `name` for one of the user's own.
-            commit_message: Of the commit, or of the pull request.
-            commit_description: Likewise.
+            commit_message: The title of the commit, or of the pull request.
+            commit_description: The text of the commit, or of the pull request.
             private: Whether a new repository is private; as the owner has set it when not given.
             token: A token of the hub; the one that `hf auth login` keeps when not given, none at all when False.
             revision: The branch to commit to, which is made if there is none; the main one when not given.
             create_pr: Whether to open a pull request instead of committing to the branch.
-            base_model: The id of the base model on the hub, for the card's metadata; where not given, the base that was
+            base_model: The id of the base model on the hub, for the card's metadata; when not given, the base that was
                 scanned, if it came from the hub.
 
         Returns:
@@ -141,7 +148,11 @@ class Shareable:
     ) -> _T:
         """Loads what `push_to_hub` or `save_pretrained` saved.
 
-            heads = alps.HeadSet.from_pretrained("owner/name")
+        Examples:
+            >>> alps.HeadSet.load("heads.json").save_pretrained("my-heads")
+            >>> alps.HeadSet.from_pretrained("my-heads").pairs()
+            [(0, 5), (1, 2), (1, 3), (3, 6)]
+            >>> heads = alps.HeadSet.from_pretrained("owner/name")  # doctest: +SKIP
 
         Args:
             pretrained_name_or_path: A folder, a file, or else the `owner/name[@revision]` of a model on the hub.
@@ -150,6 +161,9 @@ class Shareable:
             cache_dir: The folder for what is downloaded; the hub's local cache when not given.
             force_download: Whether to download what the cache has.
             local_files_only: Whether to ask nothing of the network, as HF_HUB_OFFLINE=1 does.
+
+        Returns:
+            What was saved.
 
         Raises:
             ArgumentError: A revision is given twice, or for a path.

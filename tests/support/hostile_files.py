@@ -79,16 +79,21 @@ def write_model(folder: Path, text: str, config: Any = CONFIG) -> None:
 HEADERS: dict[str, Callable[[], Iterator[str]]] = {
     "tiny tensors": lambda: (f'"{name}":{ENTRY}' for name in names()),
     "scalars": lambda: (
-        f'"{name}":{{"dtype":"U8","shape":[],"data_offsets":[{at},{at + 1}]}}' for at, name in enumerate(names())
+        f'"{name}":{{"dtype":"U8","shape":[],"data_offsets":[{at},{at + 1}]}}'
+        for at, name in enumerate(names())
     ),
     "six dimensions": lambda: (
         f'"{name}":{{"dtype":"U8","shape":[0,0,0,0,0,0],"data_offsets":[0,0]}}' for name in names()
     ),
-    "one long shape": lambda: iter([f'"a":{{"dtype":"U8","shape":{dense("0", 8 << 20)},"data_offsets":[0,0]}}']),
+    "one long shape": lambda: iter(
+        [f'"a":{{"dtype":"U8","shape":{dense("0", 8 << 20)},"data_offsets":[0,0]}}']
+    ),
     "metadata": lambda: iter([f'"__metadata__":{distinct(8 << 20, chr(34) * 2)}']),
     "names with escapes": lambda: (f'"\\u0061{name}":{ENTRY}' for name in names()),
     "one long name": lambda: iter([f'"{"a." * (4 << 20)}":{ENTRY}']),
-    "one long dtype": lambda: iter(['"a":{"dtype":"' + "x" * (8 << 20) + '","shape":[],"data_offsets":[0,0]}']),
+    "one long dtype": lambda: iter(
+        ['"a":{"dtype":"' + "x" * (8 << 20) + '","shape":[],"data_offsets":[0,0]}']
+    ),
     "matrices": lambda: (
         f'"{name}.weight":{{"dtype":"U8","shape":[0,0],"data_offsets":[0,0]}}' for name in names()
     ),
@@ -113,7 +118,9 @@ def write_all(folder: Path) -> dict[str, tuple[str, str]]:
     hybrid = CONFIG | {"model_type": "jamba", "num_hidden_layers": 2**31}
     for name, layer in (("far layer", 2**31 - 1), ("many layers", 4000)):
         member = f'"model.layers.{layer}.self_attn.q_proj.weight":{ENTRY}'
-        write_model(folder / name, header(itertools.chain([member], HEADERS["tiny tensors"]()), 4 << 20), hybrid)
+        write_model(
+            folder / name, header(itertools.chain([member], HEADERS["tiny tensors"]()), 4 << 20), hybrid
+        )
         found[f"header: {name}"] = "geometry", str(folder / name)
 
     tiny = header(HEADERS["tiny tensors"](), 100)
@@ -150,7 +157,9 @@ def write_all(folder: Path) -> dict[str, tuple[str, str]]:
         found[f"scores: {kind}"] = "scores", str(scores)
     write_model(folder / "config members", tiny, '{"model_type":"llama","a":' + distinct(8_000_000) + "}")
     found["config: members"] = "geometry", str(folder / "config members")
-    write_model(folder / "config dense", tiny, json.dumps(CONFIG)[:-1] + ',"a":' + dense('{"":0}', 60_000) + "}")
+    write_model(
+        folder / "config dense", tiny, json.dumps(CONFIG)[:-1] + ',"a":' + dense('{"":0}', 60_000) + "}"
+    )
     found["config: all that is allowed"] = "geometry", str(folder / "config dense")
     (folder / "heads members.json").write_text(distinct(8 << 20))
     (folder / "heads text.json").write_text('{"a":"' + "x" * ((8 << 20) - 100) + '🙂"}', encoding="utf-8")
@@ -256,7 +265,9 @@ def main() -> None:
         with os.fdopen(reader) as pipe:
             text = pipe.read()
         _, status = os.waitpid(child, 0)
-        found[kind] = json.loads(text) if status == 0 else {"said": f"status {status}", "peak": 0, "seconds": 0}
+        found[kind] = (
+            json.loads(text) if status == 0 else {"said": f"status {status}", "peak": 0, "seconds": 0}
+        )
     print(json.dumps(found))
 
 

@@ -1,23 +1,37 @@
-"""The command `alps`. This module imports little, so that Ctrl-C is heard from the beginning."""
+"""The command `alps`. This module imports next to nothing, so that Ctrl-C is heard from the beginning."""
 
-import signal
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
-from alps.cli import interrupts
+import os
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from alps.cli.program import app
+    import signal as _signal
+    from types import FrameType
+    from typing import Any
 
-__all__ = ["app", "main"]
+    from alps.cli.program import app
+else:
+    import _signal  # all that the module signal does but to make enumerations, which takes longer than all else here
+
+__all__ = ["EXIT_INTERRUPTED", "app", "end_at_once", "main"]
+
+EXIT_INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 
 
 def main() -> None:
     """Runs the command."""
-    signal.signal(signal.SIGINT, interrupts.end_at_once)
+    _signal.signal(_signal.SIGINT, end_at_once)
     try:
         _load()(prog_name="alps")
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all that is left to do is to end
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)  # all that is left to do is to end
+
+
+def end_at_once(signal_number: int, frame: FrameType | None) -> None:
+    """Ends the process: what Ctrl-C does where there is nothing to clear up."""
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _load() -> Any:

@@ -4,7 +4,6 @@ Most of the time Ctrl-C raises `KeyboardInterrupt`, so that nothing half-written
 to clear up, and an exception would be reported with a traceback, or turned into another one: there the process just ends.
 """
 
-import os
 import signal
 import sys
 import threading
@@ -13,15 +12,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from alps.cli import end_at_once
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
-
-EXIT_CODE = 130
-
-
-def end_at_once(signal_number: int, frame: FrameType | None) -> None:
-    """Ends the process."""
-    os._exit(EXIT_CODE)
 
 
 @contextmanager

@@ -278,11 +278,11 @@ def demo(
         from rich.console import Console
 
         from alps.cli import printing
+        from alps.files import check_free
 
+        check_free(folder)
         console = Console(quiet=True) if as_json else printing.standard_output()
-        console.print(
-            "The demo trains a tiny model on this machine. It imports torch and transformers first ..."
-        )
+        console.print("The demo trains a tiny model on this machine. It imports torch first ...")
         from alps.demo import Settings, cores, run
 
     results = run(folder, Settings(seeds=seeds), console, processes=min(cores(), seeds))

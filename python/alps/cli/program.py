@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from alps.cli import interrupts
+from alps.cli import EXIT_INTERRUPTED, interrupts
 from alps.errors import AlpsError, UnchangedError
 from alps.escaping import escape
 
@@ -31,7 +31,7 @@ class _Commands(TyperGroup):
             typer.echo("alps: error: the system has no memory left for this process", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            raise typer.Exit(interrupts.EXIT_CODE) from None
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _line(error: Exception) -> str:

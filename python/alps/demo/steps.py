@@ -1,6 +1,8 @@
 """Runs the demo step by step, and explains each step on the console."""
 
+import math
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -16,6 +18,7 @@ from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, S
 from alps.demo.results import Losses, Results, Trial
 from alps.demo.workers import Workers
 from alps.errors import ArgumentError
+from alps.files import check_free
 from alps.heads import HeadSet
 from alps.scores import HeadScores
 from alps.temporary import temporary_folder
@@ -23,6 +26,8 @@ from alps.visual.terminal_map import head_map
 
 _LINE_WIDTH = 100
 """The most characters of a line of text."""
+_FIRST_STEPS, _MEASURED_STEPS = 50, 25
+"""The steps of the base that are measured to say how long all will take, and those before, while other processes start."""
 
 
 def run(
@@ -60,10 +65,7 @@ def run(
     console = console or Console(highlight=False)
     if processes < 1:
         raise ArgumentError(f"processes: expected at least 1, found {processes}")
-    if folder.exists():
-        raise ArgumentError(
-            f"{folder}: expected a free name, found something there; remove it or name another"
-        )
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     workers = Workers(settings, processes)
     with (
@@ -84,7 +86,13 @@ def run(
 
 def _run_steps(unfinished: Path, folder: Path, workers: Workers, console: Console) -> Results:
     settings = workers.settings
-    experiment = Experiment.prepare(settings, lambda: workers.advance(1))
+    forecast = _forecast(console, settings, workers.processes)
+
+    def tick() -> None:
+        workers.advance(1)
+        forecast()
+
+    experiment = Experiment.prepare(settings, tick)
     seeds = range(settings.seeds)
     base, tuned = unfinished / "base", unfinished / "tuned"
 
@@ -177,6 +185,25 @@ def _print(console: Console, text: str, *, style: str = "", bullet: str = "") ->
     width = min(console.width, _LINE_WIDTH)
     lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest)
     console.print(Text("\n".join(lines), style=style))
+
+
+def _forecast(console: Console, settings: Settings, processes: int) -> Callable[[], None]:
+    """A function to call after each step of the base, which says once how long all that is left will take."""
+    tunings, trainings = settings.seeds, settings.seeds * len(METHOD_GROUPS)
+    rounds = -(-tunings // processes) - (-trainings // processes) * len(METHODS) / len(METHOD_GROUPS)
+    steps = settings.base_steps + settings.steps * rounds
+    times: list[float] = []
+
+    def after_step() -> None:
+        times.append(time.monotonic())
+        if len(times) == _FIRST_STEPS + _MEASURED_STEPS:
+            seconds = (steps - len(times)) * (times[-1] - times[-1 - _MEASURED_STEPS]) / _MEASURED_STEPS
+            left = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{math.ceil(seconds / 10)}0 seconds"
+            _print(
+                console, f"At the speed that this machine has now, it takes about {left} more.", style="dim"
+            )
+
+    return after_step
 
 
 @contextmanager

@@ -61,7 +61,8 @@ def measure(
         model: A transformers model of any layout that `scan` knows, with a loss.
         batches: The arguments of the model by name, with `labels`.
         tuned: Another state of the model, live or on this machine.
-        statistics: The names of the statistics to compute, of those below.
+        statistics: The names of the statistics to compute, of those below; "fisher", "gradient", "saliency" and
+            "michel" when not given.
         component: The attention whose heads are scored, as for `scan`.
 
     Returns:

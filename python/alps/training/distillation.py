@@ -16,6 +16,13 @@ from alps.training.attention_maps import attention_maps
 class Distillation:
     """Holds the parts of a loss, as `distill` returns them: scalars that can be differentiated.
 
+    Examples:
+        >>> import torch
+        >>> part = torch.tensor(1.0)
+        >>> found = alps.training.Distillation(loss=3 * part, task=part, logits=part, attention=part)
+        >>> found.loss.item()
+        3.0
+
     Attributes:
         loss: The weighted sum of the others.
         task: The loss that the model itself returns.

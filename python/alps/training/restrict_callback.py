@@ -10,9 +10,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from alps.arguments import Component
 from alps.errors import ArgumentError, ModelError
 from alps.heads import HeadSet
-from alps.pair import Component
 from alps.scan import scan
 from alps.sources import Name
 from alps.training.projection import restricted_projections
@@ -23,14 +23,7 @@ from alps.training.summary import Restriction
 class RestrictCallback(TrainerCallback):
     """Lets a Trainer of transformers, TRL or axolotl train the chosen heads only, and save an ordinary checkpoint.
 
-        callback = alps.RestrictCallback("heads.json")
-        trainer = Trainer(model, arguments, train_dataset=data, callbacks=[callback])
-        trainer.train()
-        trainer.save_model("tuned")
-
-    The heads are a saved set, or those of two checkpoints, which are scanned when the Trainer is made, by every process:
-
-        callback = alps.RestrictCallback(base="base", tuned="tuned", ratio=0.1)
+    The heads are a saved set, or those of two checkpoints, which every process scans when the Trainer is made.
 
     `restrict` is called at the end of the Trainer's `__init__`: after the model is on its device, and before the optimizer is
     made, a checkpoint is loaded to resume from, and the model is wrapped or sharded. `release` is called when training
@@ -38,9 +31,32 @@ class RestrictCallback(TrainerCallback):
     Under FSDP2 the model stays restricted and sharded; `save_model` then saves an ordinary checkpoint too. A
     training that fails leaves its model restricted.
 
+    Examples:
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> data = [{"input_ids": torch.arange(16), "labels": torch.arange(16)}]
+        >>> options = {"max_steps": 1, "report_to": "none", "disable_tqdm": True}
+        >>> callback = alps.RestrictCallback("heads.json")
+        >>> trainer = Trainer(
+        ...     model,
+        ...     TrainingArguments("out", **options),
+        ...     train_dataset=data,
+        ...     callbacks=[callback],
+        ... )
+        >>> result = trainer.train()
+        {'train_runtime': ...}
+        >>> trainer.save_model("trained")
+        >>> callback.restriction.heads
+        {0: (5,), 1: (2, 3), 3: (6,)}
+
+        From a pair of checkpoints:
+
+        >>> callback = alps.RestrictCallback(base="base", tuned="tuned", ratio=0.1)
+
     Attributes:
         heads: The heads; None until the pair is scanned.
-        restriction: What trains and what does not; None until the Trainer is made.
+        restriction: The numbers of parameters that train and that do not; None until the Trainer is made.
     """
 
     def __init__(
@@ -59,10 +75,10 @@ class RestrictCallback(TrainerCallback):
         Args:
             heads: A head set, or what `HeadSet.from_pretrained` takes: a file, a folder, or a name on the hub.
             base: The checkpoint before a tuning, as for `alps.scan`; not with `heads`, and only with `tuned`.
-            tuned: The checkpoint after it.
-            ratio: The share of the heads to select of the pair; 0.10 when not given.
-            statistic: What ranks the heads of the pair; "relative_delta" when not given.
-            component: Whose heads are scanned, as for `alps.scan`.
+            tuned: The checkpoint after the tuning.
+            ratio: The share of the heads of the pair to select; 0.10 when not given.
+            statistic: The statistic that ranks the heads of the pair; "relative_delta" when not given.
+            component: The attention whose heads are scanned, as for `alps.scan`.
             others: Whether the parameters outside Q, K and V train, as for `alps.restrict`.
 
         Raises:

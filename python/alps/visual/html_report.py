@@ -39,6 +39,9 @@ _TOGETHER = 2
 _LONGEST = 300
 """Characters of a text from a file."""
 
+_LONGEST_WORD = 16
+"""Characters, those of "Kullback-Leibler"."""
+
 _PIXELS_PER_INCH = 112
 
 
@@ -76,10 +79,16 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         "version": _alps.__version__,
         "colours": PAGE | _scale("score", PAGE_SCORES) | _scale("count", PAGE_COUNTS),
         "shades": range(SHADES + 1),
+        "has_long_word": _has_long_word,
         "script": Markup(script),
         "script_hash": f"sha256-{digest}",
     }
     return environment.get_template(template).render(content)
+
+
+def _has_long_word(cell: str) -> bool:
+    """Whether a cell of a table has a word that a phone may have to break."""
+    return max(map(len, cell.split()), default=0) > _LONGEST_WORD
 
 
 def _scale(name: str, schemes: tuple[tuple[str, ...], tuple[str, ...]]) -> dict[str, tuple[str, str]]:

@@ -44,7 +44,7 @@ def scores_html(scores: HeadScores) -> str:
         f"<b>HeadScores</b> {escape(text.model(geometry))}",
         _map(drawing, f"heads by {text.statistic(name)}"),
         _small(f"{text.statistic(name)}: stronger is higher, from {low:.3g} to {high:.3g}"),
-        _table(("layer", "head", "K/V group", *shown), rows),
+        _table(("layer", "head", "K/V group", *(text.elided(it, _LONGEST) for it in shown)), rows),
         _small(f"also: {', '.join(text.elided(other, _LONGEST) for other in left)}" if left else ""),
         _small(text.checkpoints(scores.provenance), text.method(scores.provenance)),
     )
@@ -165,17 +165,10 @@ def _small(*phrases: str) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     def cells(kind: str, values: Iterable[object]) -> str:
-        return "<tr>" + "".join(f"<{kind}>{_cell(value)}</{kind}>" for value in values) + "</tr>"
+        return "<tr>" + "".join(f"<{kind}>{escape(str(value))}</{kind}>" for value in values) + "</tr>"
 
     body = "".join(cells("td", row) for row in rows)
     return f"<table><thead>{cells('th', head)}</thead><tbody>{body}</tbody></table>"
-
-
-def _cell(value: object) -> str:
-    written = str(value)
-    return escape(
-        written if written.isprintable() and len(written) < 10 * _LONGEST else text.elided(written, _LONGEST)
-    )
 
 
 def _map(drawing: PageMap, label: str) -> str:

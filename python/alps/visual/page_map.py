@@ -19,7 +19,7 @@ from alps.visual.head_grid import HeadGrid, group_borders
 _WIDE, _HIGH = 880, 640
 _SMALLEST_CELL, _LARGEST_CELL, _LOWEST_CELL = 5, 24, 4
 _PHONE = 290
-_LABEL_WIDTH, _LABEL_HEIGHT = 26, 14
+_LABEL_WIDTH, _LABEL_HEIGHT = 22, 14
 """Pixels: of a map, of its cells, of a map on a phone, and between numbers of an axis."""
 
 

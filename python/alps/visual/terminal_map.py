@@ -117,7 +117,7 @@ def _task_cell(console: Console, sign: int, tasks: int, width: int) -> Text:
         return Text(character * width)
     letter = character if 0 <= sign < 2 * tasks else ""
     style = Style(color=f"color({colours.LETTER})", bgcolor=f"color({colour})")
-    return Text(letter.ljust(width), style=style)
+    return Text.assemble((letter.ljust(width), style))
 
 
 def _map(
