@@ -53,8 +53,8 @@ pub(crate) fn collect<T>(items: impl Iterator<Item = T>) -> io::Result<Vec<T>> {
     Ok(collected)
 }
 
-/// The memory that a call takes in small pieces, whose failure would end the process: for opening a model, or for a scan besides
-/// what its threads take. More than the largest piece for which the allocator of GNU would change its ways.
+/// The memory that a call takes in small pieces, whose failure would end the process, besides what the threads of a scan take.
+/// More than the largest piece for which the allocator of GNU would change its ways.
 pub(crate) const SMALL_PIECES: usize = 40 << 20;
 
 /// Fails if the system has not so much memory at the moment.

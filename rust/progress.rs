@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::threads;
+use crate::{memory, threads};
 
 /// The state of a long call, shared by the call and its caller.
 #[derive(Debug, Default)]
@@ -40,6 +40,11 @@ impl Progress {
     }
 }
 
+/// Fails before the threads of a call take the last memory, without which the small pieces that they need end the process.
+fn has_memory() -> Result<()> {
+    memory::check(memory::SMALL_PIECES).map_err(|source| Error::Threads { source })
+}
+
 /// Runs `work`, which changes nothing, on a thread of its own, and `check` on this one every `interval`. A failure of `check`
 /// cancels the work and is returned at once, while the work comes to its end by itself.
 pub fn run_or_leave<T: Send + 'static, E: From<Error>>(
@@ -48,6 +53,7 @@ pub fn run_or_leave<T: Send + 'static, E: From<Error>>(
     work: impl FnOnce(&Progress) -> Result<T> + Send + 'static,
     mut check: impl FnMut() -> std::result::Result<(), E>,
 ) -> std::result::Result<T, E> {
+    has_memory()?;
     let (at_end, ended) = channel();
     let shared = Arc::clone(progress);
     let worker = thread::Builder::new()
@@ -83,6 +89,7 @@ pub fn run_with_progress<T: Send, E: From<Error>>(
     work: impl FnOnce(&Progress) -> Result<T> + Send,
     mut report: impl FnMut(&Progress) -> std::result::Result<(), E>,
 ) -> std::result::Result<T, E> {
+    has_memory()?;
     thread::scope(|scope| {
         let (at_end, ended) = channel::<()>();
         let worker = threads::start(scope, move || {

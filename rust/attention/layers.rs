@@ -27,7 +27,7 @@ const LINEAR_ATTENTION: [&str; 9] =
     ["A_log", "conv1d", "dt_bias", "k_conv1d", "output_gate", "q_conv", "q_conv1d", "slope_rate", "v_conv1d"];
 
 /// The most layers of a stack, those without attention as well.
-const MOST_NUMBERS: usize = 4096;
+pub(super) const MOST_NUMBERS: usize = 4096;
 
 /// Where the matrices of a role lie in a projection.
 #[derive(Debug, Clone, Copy)]

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::config_section::{ConfigSection, show};
 use super::layer_stacks::TensorShapes;
+use super::layers::MOST_NUMBERS;
 use super::layout_file::{Blocks, LayoutTensor, MatrixKind, SizeSource, SizeSources, parse_embedded};
 use super::types::{Component, OrProblem, Role};
 use crate::error::quote;
@@ -371,7 +372,10 @@ impl<'a> SizeReader<'a> {
     fn value(&self, key: &str) -> Option<&'a Value> {
         let of_layer = self.at.and_then(|at| {
             let layers = self.section.value("per_layer_config")?.as_object()?;
-            layers.get(&at.layer.to_string())?.get(key).filter(|value| !value.is_null())
+            // A number may have zeros before it. No model has so many layers that a search for it takes long.
+            let spelled = |(number, _): &(&String, &Value)| number.parse() == Ok(at.layer);
+            let search = || layers.iter().take(MOST_NUMBERS).find(spelled).map(|(_, values)| values);
+            layers.get(&at.layer.to_string()).or_else(search)?.get(key).filter(|value| !value.is_null())
         });
         of_layer.or_else(|| self.section.value(key))
     }

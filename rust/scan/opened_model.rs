@@ -14,7 +14,6 @@ use crate::attention::{
 pub use crate::checkpoint::StoredFile;
 use crate::checkpoint::{Checkpoint, Location, Tensor};
 use crate::error::{Error, Result, quote};
-use crate::memory;
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapter, AdapterOnBase};
@@ -63,7 +62,6 @@ impl OpenedModel {
     pub fn open(path: &ModelPath, component: Option<Component>) -> Result<Self> {
         let ModelPath { checkpoint: location, adapter } = path;
         let path = location.path();
-        memory::check(memory::SMALL_PIECES).map_err(|error| Error::io(path, error))?;
         let checkpoint = Arc::new(Checkpoint::open(location.clone())?);
         checkpoint.check_cancelled()?;
         check_merged(&checkpoint)?;
