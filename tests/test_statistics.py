@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import alps
 from alps.statistics import Form
@@ -26,6 +28,8 @@ from support.checkpoints import (
     write_pair,
 )
 from support.scores import assert_statistics
+
+Weights = NDArray[np.float64]
 
 TOLERANCE = {"qkv": 1e-6, "product": 1e-5}
 
@@ -87,6 +91,81 @@ def test_product_against_the_definition(
     expected = oracle.product_statistics(*sides, temperature)
     del expected["sorted_wasserstein"]
     assert_statistics(found, (0, head), expected, TOLERANCE["product"])
+
+
+def undone(weights: Tensors, shape: Shape, how: str) -> Tensors:
+    """The weights with Q and K changed so that their product stays nearly, or exactly, the same.
+
+    The change that is left is the rounding of the stored format; "order" leaves none.
+    """
+    q, k = (weights[name(0, matrix)].to(torch.float64) for matrix in "qk")
+    if how == "scaled":
+        q, k = q * 1.01, k / 1.01
+    else:
+        generator = torch.Generator().manual_seed(1)
+        size = shape.head_size
+        if how == "order":
+            turn = torch.eye(size, dtype=torch.float64)[torch.randperm(size, generator=generator)]
+        else:
+            turn, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+        q, k = ((turn @ rows.reshape(-1, size, shape.hidden_size)).reshape(rows.shape) for rows in (q, k))
+    changed = {name(0, "q"): q, name(0, "k"): k}
+    return {key: changed.get(key, weight).to(weight.dtype) for key, weight in weights.items()}
+
+
+def unmoved() -> AbstractContextManager[object]:
+    """Expects the warning of a scan that finds no difference."""
+    return pytest.warns(alps.AlpsWarning, match="no head has moved")
+
+
+@pytest.mark.parametrize("how", ["scaled", "turned", "order"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_whose_changes_undo_one_another(tmp_path: Path, dtype: str, how: str) -> None:
+    shape = Shape(head_size=5, hidden_size=30)
+    base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(shape, seed=3).items()}
+    tuned = undone(base, shape, how)
+    paths = write_pair(tmp_path, shape.config(), base, tuned)
+    with unmoved() if how == "order" else nullcontext():
+        found = alps.scan(*paths, form="product")
+    for head in (0, 2):
+        sides = matrices(base, shape, 0, head), matrices(tuned, shape, 0, head)
+        expected = oracle.product_statistics(*sides)
+        del expected["sorted_wasserstein"]
+        if how == "order":
+            assert expected["relative_delta"] < 1e-50
+            expected = dict.fromkeys(set(expected) - {"wasserstein_z"}, 0.0)
+        assert_statistics(found, (0, head), expected, TOLERANCE["product"])
+
+
+def long_product(query: Weights, key: Weights, value: Weights) -> NDArray[np.longdouble]:
+    q, k, v = (matrix.astype(np.longdouble) for matrix in (query, key, value))
+    return q.T @ (k @ v.T)
+
+
+@pytest.mark.parametrize("how", ["scaled", "turned", "order", "alternating"])
+@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
+def test_long_products_whose_changes_undo_one_another(tmp_path: Path, dtype: str, how: str) -> None:
+    """Matrices that are multiplied in single precision unless their changes undo one another."""
+    shape = Shape(query_heads=2, key_value_heads=1, head_size=64, hidden_size=1100)
+    base = {key: weight.to(DTYPES[dtype]) for key, weight in random_weights(shape, 3, scale=0.05).items()}
+    if how == "alternating":  # along each row of the product
+        tuned = {key: weight.clone() for key, weight in base.items()}
+        moved = 0.01 * random_weights(shape, 4, scale=0.05)[name(0, "v")][:1]
+        tuned[name(0, "v")][0::2] += moved.to(DTYPES[dtype])
+        tuned[name(0, "v")][1::2] -= moved.to(DTYPES[dtype])
+    else:
+        tuned = undone(base, shape, how)
+    paths = write_pair(tmp_path, shape.config(), base, tuned)
+    with unmoved() if how == "order" else nullcontext():
+        found = alps.scan(*paths, form="product")
+    for head in range(2):
+        sides = matrices(base, shape, 0, head), matrices(tuned, shape, 0, head)
+        theta_b, theta_t = (long_product(*side) for side in sides)
+        expected = oracle.long_statistics(theta_b, theta_t)
+        del expected["sorted_wasserstein"]
+        if how == "order":
+            expected = dict.fromkeys(set(expected) - {"wasserstein_z"}, 0.0)
+        assert_statistics(found, (0, head), expected, TOLERANCE["product"])
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, 100.0])

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 import alps
 from alps.statistics import Form
 from compare.pairs import CheckpointPair, CheckpointPairs
@@ -34,9 +36,11 @@ class Bench:
         for model, shape in list(self.shapes.items())[:2]:
             yield model, self.pair(model, shape.layers if whole else self.layers)
 
-    def pair(self, model: str, layers: int, experts: int = 0) -> CheckpointPair:
+    def pair(
+        self, model: str, layers: int, experts: int = 0, dtype: torch.dtype = torch.bfloat16
+    ) -> CheckpointPair:
         """Writes a pair of checkpoints with the attention of `model`."""
-        return self.pairs.pair(dataclasses.replace(self.shapes[model], layers=layers), experts)
+        return self.pairs.pair(dataclasses.replace(self.shapes[model], layers=layers), experts, dtype)
 
     def scan(
         self, pair: CheckpointPair, form: Form = "qkv", threads: int | None = None

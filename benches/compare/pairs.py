@@ -30,6 +30,9 @@ POOL = 2**23
 
 WEIGHTS = "model.safetensors"
 
+STORED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+"""The formats by the names that safetensors gives them."""
+
 
 @dataclass(frozen=True)
 class CheckpointPair:
@@ -37,6 +40,7 @@ class CheckpointPair:
 
     folder: Path
     shape: Shape
+    dtype: torch.dtype = torch.bfloat16
 
     @property
     def base(self) -> Path:
@@ -56,7 +60,13 @@ class CheckpointPair:
     @property
     def bytes(self) -> int:
         """Bytes of Q, K and V in both checkpoints together."""
-        return 2 * 2 * self.shape.layers * sum(self.shape.rows().values()) * self.shape.hidden_size
+        return (
+            2
+            * self.dtype.itemsize
+            * self.shape.layers
+            * sum(self.shape.rows().values())
+            * self.shape.hidden_size
+        )
 
     @property
     def heads(self) -> int:
@@ -69,18 +79,19 @@ class CheckpointPairs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
-        self._written: dict[tuple[Shape, int], CheckpointPair] = {}
+        self._written: dict[tuple[Shape, int, torch.dtype], CheckpointPair] = {}
 
-    def pair(self, shape: Shape, experts: int = 0) -> CheckpointPair:
-        """Returns a pair with weights in bfloat16, and writes it if it is new.
+    def pair(self, shape: Shape, experts: int = 0, dtype: torch.dtype = torch.bfloat16) -> CheckpointPair:
+        """Returns a pair, and writes it if it is new.
 
         Args:
             shape: The shape of its attention.
             experts: The number of experts in each layer. Each is as large as the attention; all are holes in the file.
+            dtype: The format of the weights.
         """
-        key = shape, experts
+        key = shape, experts, dtype
         if key not in self._written:
-            pair = CheckpointPair(self._folder / str(len(self._written)), shape)
+            pair = CheckpointPair(self._folder / str(len(self._written)), shape, dtype)
             self._write(pair, experts)
             self._written[key] = pair
         return self._written[key]
@@ -91,43 +102,44 @@ class CheckpointPairs:
         shutil.rmtree(pair.folder)
 
     @cached_property
-    def _weights(self) -> dict[str, memoryview]:
-        """The bytes of the drawn weights, by the name of the checkpoint."""
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The drawn weights, by the name of the checkpoint."""
         generator = torch.Generator().manual_seed(0)
         base, noise = (SCALE * torch.randn(POOL, generator=generator) for _ in range(2))
-        drawn = {"base": base, "tuned": base + CHANGE * noise}
-        return {
-            role: memoryview(weights.bfloat16().view(torch.uint8).numpy().tobytes())
-            for role, weights in drawn.items()
-        }
+        return {"base": base, "tuned": base + CHANGE * noise}
 
     def _write(self, pair: CheckpointPair, experts: int) -> None:
         shape = pair.shape
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
         rows = shape.rows()
         for layer in range(shape.layers):
-            tensors |= {name(layer, matrix): ("BF16", (rows[matrix], shape.hidden_size)) for matrix in rows}
+            tensors |= {
+                name(layer, matrix): (STORED[pair.dtype], (rows[matrix], shape.hidden_size))
+                for matrix in rows
+            }
             for expert in range(experts):
                 for matrix in ("w1", "w2", "w3"):
                     key = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}.weight"
-                    tensors[key] = ("BF16", (sum(rows.values()) // 3, shape.hidden_size))
+                    tensors[key] = (STORED[pair.dtype], (sum(rows.values()) // 3, shape.hidden_size))
         config = shape.config() | {"model_type": "mixtral" if experts else "llama"}
         names = [name(layer, matrix) for layer in range(shape.layers) for matrix in rows]
         for role, folder in (("base", pair.base), ("tuned", pair.tuned)):
             folder.mkdir(parents=True)
+            pool = memoryview(self._weights[role].to(pair.dtype).view(torch.uint8).numpy().tobytes())
             (folder / "config.json").write_text(json.dumps(config))
             written = {
-                key: _pieces(self._weights[role], place, tensors[key][1]) for place, key in enumerate(names)
+                key: _pieces(pool, place, tensors[key][1], pair.dtype.itemsize)
+                for place, key in enumerate(names)
             }
             write_sparse(folder / WEIGHTS, tensors, written)
             with (folder / WEIGHTS).open("rb") as file:
                 os.fsync(file.fileno())  # or the system would write it during a measurement
 
 
-def _pieces(pool: memoryview, place: int, shape: tuple[int, ...]) -> Mapping[int, memoryview]:
-    """Returns the bytes of a tensor in pieces, by their offsets in it."""
-    length = 2 * shape[0] * shape[1]
-    start = place * 1_000_002 % len(pool)
+def _pieces(pool: memoryview, place: int, shape: tuple[int, ...], size: int) -> Mapping[int, memoryview]:
+    """Returns the bytes of a tensor, `size` for each weight, in pieces, by their offsets in it."""
+    length = size * shape[0] * shape[1]
+    start = place * 500_001 * size % len(pool)
     pieces = {}
     offset = 0
     while offset < length:

@@ -9,6 +9,7 @@ from compare.result import Result
 ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
     "read": speed.read,
     "instructions": speed.instructions,
+    "formats": speed.formats,
     "published": speed.as_published,
     "torch": speed.torch_implementation,
     "product": speed.matrix_products,

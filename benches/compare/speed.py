@@ -68,6 +68,31 @@ def instructions(bench: Bench) -> Iterator[Result]:
 INSTRUCTIONS_TARGETS = {"AVX-512": Target(1.75), "AVX2": Target(2), "NEON": Target(2)}
 
 
+def formats(bench: Bench) -> Iterator[Result]:
+    """Time for a byte of float16 and of float32 weights, with each instruction set, against a byte of bfloat16."""
+    model, usual = next(iter(bench.everyday()))
+    pairs = {dtype: bench.pair(model, bench.layers, dtype=dtype) for dtype in (torch.float16, torch.float32)}
+    for name in [*machine.vector_sets(), "portable"]:
+        scans = {
+            str(dtype): partial(_with_instructions, name, bench.scan(pair))
+            for dtype, pair in {torch.bfloat16: usual, **pairs}.items()
+        }
+        seconds = time_in_turns(scans, bench.rounds)
+        theirs = [1e9 * it / usual.bytes for it in seconds[str(torch.bfloat16)]]
+        for dtype, pair in pairs.items():
+            ours = [1e9 * it / pair.bytes for it in seconds[str(dtype)]]
+            yield Result(
+                row="formats",
+                what=f"{model}, `qkv`, {str(dtype).removeprefix('torch.')}, {name}, per GB",
+                against="bfloat16",
+                ours=median(ours),
+                theirs=median(theirs),
+                figure=quotient(ours, theirs),
+                unit="x the time",
+                target=None if name == "portable" else Target(1.5),
+            )
+
+
 def _with_instructions(name: str, scan: Callable[[], object]) -> None:
     before = os.environ.get("ALPS_INSTRUCTIONS")
     os.environ["ALPS_INSTRUCTIONS"] = name

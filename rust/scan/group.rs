@@ -33,6 +33,7 @@ pub(crate) struct HeadMeasurer<'a> {
 pub(crate) struct KeyValueGroup<'a> {
     /// The position of the layer among those with attention.
     pub(crate) layer_index: usize,
+    index: usize,
     /// The query heads that read the group.
     pub(crate) heads: Range<usize>,
     key: Option<LoadedMatrix<'a>>,
@@ -101,7 +102,8 @@ impl<'a> HeadMeasurer<'a> {
             |role| self.matrix(role, layer_index, index).map(|matrix| self.load(matrix, memory)).transpose();
         let key = load(Role::Key)?;
         let value = if sizes.keys_are_values { None } else { load(Role::Value)? };
-        let group = KeyValueGroup { layer_index, heads: sizes.heads_of(index), key, value, product: None };
+        let group =
+            KeyValueGroup { layer_index, index, heads: sizes.heads_of(index), key, value, product: None };
         if is_product {
             let product = self.key_value_product(&group)?;
             return Ok(KeyValueGroup { key: None, value: None, product, ..group });
@@ -116,7 +118,7 @@ impl<'a> HeadMeasurer<'a> {
         let product = KeyValueProduct::new(&key.weights(), &value.weights(), self.options.instructions);
         product.map(Some).map_err(|refused| match refused {
             NonFiniteMatrix::Key(entry) => key.refusal(entry),
-            NonFiniteMatrix::Value(entry) => value.refusal(entry),
+            NonFiniteMatrix::Query(entry) | NonFiniteMatrix::Value(entry) => value.refusal(entry),
         })
     }
 
@@ -133,7 +135,7 @@ impl<'a> HeadMeasurer<'a> {
             Some(product) => queries
                 .map(|query| {
                     let head = query.name.index;
-                    let measured = self.measure_product(query, product, memory);
+                    let measured = self.measure_product(query, group, product, memory);
                     measured.map(|measured| (head, measured)).map_err(|error| (head, error))
                 })
                 .collect(),
@@ -187,14 +189,57 @@ impl<'a> HeadMeasurer<'a> {
     fn measure_product(
         &self,
         query: PairedMatrix<'a>,
+        group: &KeyValueGroup<'a>,
         key_value_product: &KeyValueProduct,
         memory: &mut ThreadMemory<'a>,
     ) -> Result<HeadMeasurements> {
-        let query = self.load(query, memory)?;
-        let computed = memory.product.compute(&query.weights(), key_value_product);
-        computed.map_err(|entry| query.refusal(entry))?;
-        let name = query.matrix.name;
-        self.recycle(query, memory)?;
+        let loaded = self.load(query.clone(), memory)?;
+        let computed = memory.product.compute(&loaded.weights(), key_value_product);
+        computed.map_err(|entry| loaded.refusal(entry))?;
+        self.recycle(loaded, memory)?;
+        let measured = self.measure_computed(query.name, memory)?;
+        if memory.product.is_precise() && !measured.needs_f64() {
+            return Ok(measured);
+        }
+        self.measure_product_again(query, group, memory)
+    }
+
+    /// Measures a head in the form `product` in more digits. Its matrices are read again.
+    fn measure_product_again(
+        &self,
+        query: PairedMatrix<'a>,
+        group: &KeyValueGroup<'a>,
+        memory: &mut ThreadMemory<'a>,
+    ) -> Result<HeadMeasurements> {
+        self.progress.check_cancelled()?;
+        let name = query.name;
+        let mut load = |matrix: PairedMatrix<'a>| {
+            let mut matrix = LoadedMatrix::new(matrix, self.take_memory(memory), &self.mapper)?;
+            matrix.read(0..matrix.matrix.rows(), &mut memory.scratch).map(|()| matrix)
+        };
+        let query = load(query)?;
+        let keys_are_values = self.base.geometry().layers[group.layer_index].keys_are_values;
+        let value_role = if keys_are_values { Role::Key } else { Role::Value };
+        let mut shared = Vec::new();
+        for role in [Role::Key, value_role] {
+            shared.extend(self.matrix(role, group.layer_index, group.index).map(&mut load).transpose()?);
+        }
+        if let [key, value] = &shared[..] {
+            let [q, k, v] = [&query, key, value].map(LoadedMatrix::weights);
+            memory.product.compute_again(&q, &k, &v).map_err(|refused| match refused {
+                NonFiniteMatrix::Query(entry) => query.refusal(entry),
+                NonFiniteMatrix::Key(entry) => key.refusal(entry),
+                NonFiniteMatrix::Value(entry) => value.refusal(entry),
+            })?;
+        }
+        for matrix in shared.into_iter().chain([query]) {
+            self.recycle(matrix, memory)?;
+        }
+        self.measure_computed(name, memory)
+    }
+
+    /// Measures the product that was computed last.
+    fn measure_computed(&self, name: HeadName, memory: &mut ThreadMemory<'a>) -> Result<HeadMeasurements> {
         let overflows = || {
             let problem = format!("the product form of {name} overflows: its weights are too large");
             Error::weights(self.tuned.path(), problem)
@@ -205,7 +250,11 @@ impl<'a> HeadMeasurer<'a> {
         product_sums.add_up_to(vector.entries(), &vector).map_err(|_| overflows())?;
         let mut group_measurement = self.group_measurement(Vec::new());
         group_measurement.add(vector, product_sums).map_err(|_| overflows())?;
-        Ok(group_measurement.finish().remove(0))
+        let measured = group_measurement.finish().remove(0);
+        if measured.needs_f64() && product.is_f64() {
+            return group_measurement.remeasure_in_f64(vector, &measured).map_err(|_| overflows());
+        }
+        Ok(measured)
     }
 
     fn group_measurement<'b>(&self, shared: Vec<(WeightVector<'b>, &'b VectorSums)>) -> GroupMeasurement<'b> {

@@ -8,7 +8,7 @@
 //!    `sign_bounds` find where D keeps its sign, so that the sum of |D| needs no single entry.
 //! 4. `softmax_sums`, `divergence` and `wasserstein` combine the sums; `head_with_offset` measures a head again whose
 //!    exponents are too large.
-//! 5. `group_measurement` combines Q, K and V to a `head`; `product` does so for the product form.
+//! 5. `group_measurement` combines Q, K and V to a `head`; `product` and `doubled_product` compute the vector of the product form.
 //! 6. `table` has the formula of each statistic; `sorted_wasserstein` is computed on request.
 //!
 //! # Symbols
@@ -37,6 +37,7 @@ mod block;
 mod block_operation;
 mod block_sums;
 mod divergence;
+mod doubled_product;
 mod exponential;
 mod group_measurement;
 mod head;

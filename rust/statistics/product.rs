@@ -12,11 +12,17 @@
 //! Large heads are multiplied in `f32`, whose rounding errors average out over the many entries unless changes cancel
 //! to far below their own size. That halves the time of the multiplications, which take nearly all of it. Small heads,
 //! and weights so large or small that a product could leave the range of `f32`, are multiplied in `f64`.
+//!
+//! Changes may undo one another: rows of Q and K in another order, or turned alike, have the same product. The rounding
+//! errors of dP are relative to the terms of the sums above, so they show where dP is far smaller. Such a head is recognised
+//! by the norms, and [`HeadProduct::compute_again`] multiplies it in `f64` or, if that is not enough, in twice its
+//! digits ([`super::doubled_product`]).
 
 use std::ops::Range;
 
 use gemm::Parallelism;
 
+use super::doubled_product;
 use super::precision::MIN_F32_ENTRIES;
 use super::vector_sums::NonFiniteEntry;
 use super::weight_change::Magnitudes;
@@ -34,6 +40,12 @@ const LARGEST_F32: f64 = (1u64 << 20) as f64;
 /// The smallest change that is multiplied in `f32`.
 const SMALLEST_F32_DELTA: f64 = 1.0 / (1u64 << 50) as f64;
 
+/// How many times larger a term of a change in `f32` may be than the change.
+const LARGEST_F32_TERM: f64 = 4.0;
+
+/// The same in `f64`.
+const LARGEST_F64_TERM: f64 = (1u64 << 30) as f64;
+
 /// One matrix of a head in both checkpoints. Its rows are as long as the model is wide.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadMatrix<'a> {
@@ -46,7 +58,7 @@ pub struct HeadMatrix<'a> {
 }
 
 impl<'a> HeadMatrix<'a> {
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.base.entries() / self.columns
     }
 
@@ -60,9 +72,11 @@ impl<'a> HeadMatrix<'a> {
     }
 }
 
-/// The matrix of a group that holds a number that is not finite.
+/// The matrix of a head that holds a number that is not finite.
 #[derive(Clone, Copy, Debug)]
 pub enum NonFiniteMatrix {
+    /// The query matrix.
+    Query(NonFiniteEntry),
     /// The key matrix.
     Key(NonFiniteEntry),
     /// The value matrix.
@@ -71,7 +85,10 @@ pub enum NonFiniteMatrix {
 
 /// K V^T of one key/value group, [head size, value size], which its query heads share.
 #[derive(Debug)]
-pub struct KeyValueProduct(Multiplied);
+pub struct KeyValueProduct {
+    product: Multiplied,
+    is_precise: bool,
+}
 
 #[derive(Debug)]
 enum Multiplied {
@@ -88,12 +105,13 @@ impl KeyValueProduct {
     ) -> Result<Self, NonFiniteMatrix> {
         let is_many = key.columns * value.rows() >= MIN_F32_ENTRIES;
         if is_many && key.fits_f32() && value.fits_f32() {
-            let (product, fits) = multiply_group(key, value, instructions)?;
+            let (product, Found { fits, is_precise }) = multiply_group(key, value, instructions)?;
             if fits {
-                return Ok(Self(Multiplied::F32(product)));
+                return Ok(Self { product: Multiplied::F32(product), is_precise });
             }
         }
-        Ok(Self(Multiplied::F64(multiply_group(key, value, instructions)?.0)))
+        let (product, Found { is_precise, .. }) = multiply_group(key, value, instructions)?;
+        Ok(Self { product: Multiplied::F64(product), is_precise })
     }
 }
 
@@ -107,13 +125,23 @@ pub struct HeadProduct {
     in_f64: [Matrices<f64>; 2],
     /// Whether theta was computed in `f32`.
     is_f32: bool,
+    is_precise: bool,
+}
+
+/// What a multiplication found out about its matrices.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    /// Whether the type of its numbers has the range for the product.
+    fits: bool,
+    /// Whether the change of the product is not far smaller than a term of it, so that no rounding shows.
+    is_precise: bool,
 }
 
 impl HeadProduct {
     /// A product without entries.
     pub fn new(instructions: Instructions) -> Self {
         let (in_f32, in_f64) = Default::default();
-        Self { instructions, in_f32, in_f64, is_f32: false }
+        Self { instructions, in_f32, in_f64, is_f32: false, is_precise: true }
     }
 
     /// Frees the memory of theta, which the matrices of the next group need.
@@ -122,23 +150,48 @@ impl HeadProduct {
     }
 
     /// Multiplies the query matrix of a head with the product of its group.
-    pub fn compute(
+    pub fn compute(&mut self, query: &HeadMatrix, shared: &KeyValueProduct) -> Result<(), NonFiniteEntry> {
+        let Self { instructions, in_f32, in_f64, is_f32, is_precise } = self;
+        let found = match &shared.product {
+            Multiplied::F32(shared) if query.fits_f32() => {
+                Some(multiply_head(query, shared, in_f32, *instructions)?).filter(|found| found.fits)
+            }
+            _ => None,
+        };
+        *is_f32 = found.is_some();
+        let found = match (found, &shared.product) {
+            (Some(found), _) => found,
+            (None, Multiplied::F32(shared)) => multiply_head(query, &shared.to_f64(), in_f64, *instructions)?,
+            (None, Multiplied::F64(shared)) => multiply_head(query, shared, in_f64, *instructions)?,
+        };
+        *is_precise = shared.is_precise && found.is_precise;
+        Ok(())
+    }
+
+    /// Whether no rounding shows in theta that was computed last. Otherwise it should be
+    /// [computed again](Self::compute_again).
+    pub fn is_precise(&self) -> bool {
+        self.is_precise
+    }
+
+    /// Whether theta that was computed last is in `f64`.
+    pub fn is_f64(&self) -> bool {
+        !self.is_f32
+    }
+
+    /// Multiplies the matrices of a head in `f64` and, if rounding shows even then, in twice its digits.
+    pub fn compute_again(
         &mut self,
         query: &HeadMatrix,
-        KeyValueProduct(shared): &KeyValueProduct,
-    ) -> Result<(), NonFiniteEntry> {
-        let Self { instructions, in_f32, in_f64, is_f32 } = self;
-        *is_f32 = match shared {
-            Multiplied::F32(shared) if query.fits_f32() => {
-                multiply_head(query, shared, in_f32, *instructions)?
-            }
-            _ => false,
-        };
-        if !*is_f32 {
-            match shared {
-                Multiplied::F32(shared) => multiply_head(query, &shared.to_f64(), in_f64, *instructions)?,
-                Multiplied::F64(shared) => multiply_head(query, shared, in_f64, *instructions)?,
-            };
+        key: &HeadMatrix,
+        value: &HeadMatrix,
+    ) -> Result<(), NonFiniteMatrix> {
+        let Self { instructions, in_f64, is_f32, is_precise, .. } = self;
+        (*is_f32, *is_precise) = (false, true);
+        let (shared, of_group) = multiply_group(key, value, *instructions)?;
+        let of_head = multiply_head(query, &shared, in_f64, *instructions).map_err(NonFiniteMatrix::Query)?;
+        if !(of_group.is_precise && of_head.is_precise) {
+            in_f64[0] = doubled_product::multiply(query, key, value, *instructions)?;
         }
         Ok(())
     }
@@ -157,12 +210,12 @@ impl HeadProduct {
 
 /// A decoded or computed matrix in both checkpoints.
 #[derive(Debug, Default)]
-struct Matrices<R> {
-    base: Vec<R>,
+pub(super) struct Matrices<R> {
+    pub(super) base: Vec<R>,
     /// Empty for theta.
-    tuned: Vec<R>,
+    pub(super) tuned: Vec<R>,
     /// tuned - base.
-    delta: Vec<R>,
+    pub(super) delta: Vec<R>,
 }
 
 impl Matrices<f32> {
@@ -173,14 +226,14 @@ impl Matrices<f32> {
     }
 }
 
-/// K V^T, and whether numbers of type `R` have the range for it.
+/// K V^T.
 fn multiply_group<R: Real>(
     key: &HeadMatrix,
     value: &HeadMatrix,
     instructions: Instructions,
-) -> Result<(Matrices<R>, bool), NonFiniteMatrix> {
+) -> Result<(Matrices<R>, Found), NonFiniteMatrix> {
     let (rows, columns) = (key.rows(), value.rows());
-    let [mut base, mut delta] = [(); 2].map(|()| vec![R::default(); rows * columns]);
+    let [mut base, mut delta, mut of_values] = [(); 3].map(|()| vec![R::default(); rows * columns]);
     let [mut k, mut v] = <[Matrices<R>; 2]>::default();
     let (mut of_key, mut of_value) = (Magnitudes::default(), Magnitudes::default());
     for tile in tiles(key.columns) {
@@ -190,26 +243,30 @@ fn multiply_group<R: Real>(
         let transposed = |entries| Factor::transposed(entries, tile.len());
         add_product(&mut base, rows, columns, plain(&k.base), transposed(&v.base));
         add_product(&mut delta, rows, columns, plain(&k.delta), transposed(&v.tuned));
-        add_product(&mut delta, rows, columns, plain(&k.base), transposed(&v.delta));
+        add_product(&mut of_values, rows, columns, plain(&k.base), transposed(&v.delta));
     }
+    let term = squares(&delta, instructions);
+    delta.iter_mut().zip(of_values).for_each(|(sum, term)| *sum = *sum + term);
+    let is_precise = is_precise::<R>(term, squares(&delta, instructions));
     let tuned = base.iter().zip(&delta).map(|(base, delta)| *base + *delta).collect();
-    Ok((Matrices { base, tuned, delta }, fits::<R>(&of_key) && fits::<R>(&of_value)))
+    let found = Found { fits: fits::<R>(&of_key) && fits::<R>(&of_value), is_precise };
+    Ok((Matrices { base, tuned, delta }, found))
 }
 
-/// Computes theta of a head, and returns whether numbers of type `R` have the range for it. The query matrix is decoded
-/// into `decoded`.
+/// Computes theta of a head. The query matrix is decoded into `decoded`.
 fn multiply_head<R: Real>(
     query: &HeadMatrix,
     shared: &Matrices<R>,
     [theta, decoded]: &mut [Matrices<R>; 2],
     instructions: Instructions,
-) -> Result<bool, NonFiniteEntry> {
+) -> Result<Found, NonFiniteEntry> {
     let value_size = shared.base.len() / query.rows();
     for entries in [&mut theta.base, &mut theta.delta] {
         entries.clear();
         entries.resize(query.columns * value_size, R::default());
     }
     let mut magnitudes = Magnitudes::default();
+    let (mut term, mut change) = (0.0, 0.0);
     for tile in tiles(query.columns) {
         magnitudes.merge(decoded.decode_tile(query, &tile, instructions)?);
         let rows = tile.start * value_size..tile.end * value_size;
@@ -218,10 +275,38 @@ fn multiply_head<R: Real>(
             add_product(out, tile.len(), value_size, left, Factor::new(right, value_size));
         };
         add(&mut theta.base[rows.clone()], &decoded.base, &shared.base);
-        add(&mut theta.delta[rows.clone()], &decoded.delta, &shared.tuned);
-        add(&mut theta.delta[rows], &decoded.base, &shared.delta);
+        let delta = &mut theta.delta[rows];
+        add(delta, &decoded.delta, &shared.tuned);
+        term += squares(delta, instructions);
+        add(delta, &decoded.base, &shared.delta);
+        change += squares(delta, instructions);
     }
-    Ok(fits::<R>(&magnitudes))
+    Ok(Found { fits: fits::<R>(&magnitudes), is_precise: is_precise::<R>(term, change) })
+}
+
+/// The sum of the squares.
+pub(super) fn squares<R: Real>(numbers: &[R], instructions: Instructions) -> f64 {
+    instructions.run_loops(
+        #[inline(always)]
+        || {
+            let (lines, rest) = numbers.as_chunks::<LANES>();
+            let mut sums = [0.0; LANES];
+            for line in lines {
+                for (sum, number) in sums.iter_mut().zip(line) {
+                    *sum += number.to_f64() * number.to_f64();
+                }
+            }
+            let of_rest: f64 = rest.iter().map(|number| number.to_f64() * number.to_f64()).sum();
+            sums.iter().sum::<f64>() + of_rest
+        },
+    )
+}
+
+/// Whether a change is precise in numbers of type `R`, given its squares and those of a term of it. What overflows counts
+/// as precise, and is refused elsewhere.
+fn is_precise<R: Real>(term: f64, change: f64) -> bool {
+    let largest = if R::IS_F32 { LARGEST_F32_TERM } else { LARGEST_F64_TERM };
+    !(term > largest * largest * change && term.is_finite())
 }
 
 /// Whether numbers of type `R` have the range for products of matrices of these magnitudes.
@@ -233,7 +318,7 @@ fn fits<R: Real>(magnitudes: &Magnitudes) -> bool {
 
 impl<R: Real> Matrices<R> {
     /// Decodes some columns of a matrix, and returns their magnitudes.
-    fn decode_tile(
+    pub(super) fn decode_tile(
         &mut self,
         matrix: &HeadMatrix,
         columns: &Range<usize>,
@@ -301,25 +386,32 @@ impl<R: Real> Kernel for DecodeTile<'_, R> {
     }
 }
 
-fn tiles(columns: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn tiles(columns: usize) -> impl Iterator<Item = Range<usize>> {
     (0..columns).step_by(TILE).map(move |start| start..columns.min(start + TILE))
 }
 
 /// A row-major matrix, or its transpose, as a factor of a product.
 #[derive(Clone, Copy)]
-struct Factor<'a, R> {
+pub(super) struct Factor<'a, R> {
     entries: &'a [R],
     row_stride: usize,
     column_stride: usize,
 }
 
 impl<'a, R> Factor<'a, R> {
-    fn new(entries: &'a [R], columns: usize) -> Self {
+    pub(super) fn new(entries: &'a [R], columns: usize) -> Self {
         Self { entries, row_stride: columns, column_stride: 1 }
     }
 
-    fn transposed(entries: &'a [R], columns: usize) -> Self {
+    pub(super) fn transposed(entries: &'a [R], columns: usize) -> Self {
         Self { entries, row_stride: 1, column_stride: columns }
+    }
+
+    pub(super) fn entry(&self, row: usize, column: usize) -> R
+    where
+        R: Copy,
+    {
+        self.entries[row * self.row_stride + column * self.column_stride]
     }
 }
 

@@ -8,7 +8,7 @@ use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
 use crate::error::{Error, Result, quote};
 use crate::memory;
 use crate::number_format::Dtype;
-use crate::simd::{Instructions, LANES};
+use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
 /// The largest number of bytes of whole tensors that are cached, besides the newest tensor. The cache holds the LoRA
 /// matrices A of the layers that are being read: one of rank 64 takes 1 MB where rows are 4096 long.
@@ -147,7 +147,13 @@ impl FactorMatrix {
             Self::Product(left, right) => {
                 let mut product = vec![0.0; rows.len() * right.columns];
                 let (left_rows, right_rows) = (left.read_rows(factors, rows)?, right.read(factors)?);
-                multiply(&left_rows, &right_rows, left.columns, right.columns, &mut product);
+                Instructions::best().run(Multiply {
+                    left: &left_rows,
+                    right: &right_rows,
+                    inner: left.columns,
+                    columns: right.columns,
+                    product: &mut product,
+                });
                 Ok(product)
             }
         }
@@ -157,31 +163,41 @@ impl FactorMatrix {
 /// Sets `product` to `left` x `right`, of [rows, inner] and [inner, columns].
 ///
 /// Every entry is summed in the order of `inner`, so no result depends on which rows are read together.
-fn multiply(left: &[f32], right: &[f32], inner: usize, columns: usize, product: &mut [f32]) {
-    const WIDTH: usize = 4 * LANES;
-    // A copy of a few columns of `right`. Their rows are large powers of two apart, so that without the copy they
-    // would evict each other from the processor's cache.
-    let mut panel = vec![[0.0_f32; WIDTH]; inner];
-    Instructions::best().run_loops(
-        #[inline(always)]
-        || {
-            for from in (0..columns).step_by(WIDTH) {
-                let to = columns.min(from + WIDTH);
-                for (line, row) in panel.iter_mut().zip(right.chunks_exact(columns)) {
-                    line[..to - from].copy_from_slice(&row[from..to]);
-                }
-                for (factors, product) in left.chunks_exact(inner).zip(product.chunks_exact_mut(columns)) {
-                    let mut sums = [0.0_f32; WIDTH];
-                    for (factor, line) in factors.iter().zip(&panel) {
-                        for (sum, weight) in sums.iter_mut().zip(line) {
-                            *sum = factor.mul_add(*weight, *sum);
-                        }
-                    }
-                    product[from..to].copy_from_slice(&sums[..to - from]);
-                }
+struct Multiply<'a> {
+    left: &'a [f32],
+    right: &'a [f32],
+    inner: usize,
+    columns: usize,
+    product: &'a mut [f32],
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Vectors>(self, _: S) {
+        const WIDTH: usize = 4 * LANES;
+        let Self { left, right, inner, columns, product } = self;
+        // A copy of a few columns of `right`. Their rows are large powers of two apart, so that without the copy they
+        // would evict each other from the processor's cache.
+        let mut panel = vec![[0.0_f32; WIDTH]; inner];
+        for from in (0..columns).step_by(WIDTH) {
+            let to = columns.min(from + WIDTH);
+            for (line, row) in panel.iter_mut().zip(right.chunks_exact(columns)) {
+                line[..to - from].copy_from_slice(&row[from..to]);
             }
-        },
-    );
+            for (factors, product) in left.chunks_exact(inner).zip(product.chunks_exact_mut(columns)) {
+                let mut sums = [0.0_f32; WIDTH];
+                for (factor, line) in factors.iter().zip(&panel) {
+                    for (sum, weight) in sums.iter_mut().zip(line) {
+                        // Without the instruction, `f32::mul_add` is a call of a function.
+                        *sum = if S::FUSES { factor.mul_add(*weight, *sum) } else { factor * weight + *sum };
+                    }
+                }
+                product[from..to].copy_from_slice(&sums[..to - from]);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -221,15 +237,17 @@ mod tests {
             let number = |place: usize| ((place as u32 ^ seed).wrapping_mul(2_654_435_761) >> 8) as f32 / 1e7 - 0.8;
             let left: Vec<f32> = (0..rows * inner).map(number).collect();
             let right: Vec<f32> = (0..inner * columns).map(|place| number(place + 1000)).collect();
-            let mut product = vec![0.0; rows * columns];
-            multiply(&left, &right, inner, columns, &mut product);
-            for row in 0..rows {
-                for column in 0..columns {
-                    let factors = |k: usize| (left[row * inner + k], right[k * columns + column]);
-                    let terms = (0..inner).map(factors).map(|(left, right)| f64::from(left) * f64::from(right));
-                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-                    let found = f64::from(product[row * columns + column]);
-                    prop_assert!((found - sum).abs() <= size * 1e-6, "{found} {sum}");
+            for instructions in Instructions::available() {
+                let mut product = vec![0.0; rows * columns];
+                instructions.run(Multiply { left: &left, right: &right, inner, columns, product: &mut product });
+                for row in 0..rows {
+                    for column in 0..columns {
+                        let factors = |k: usize| (left[row * inner + k], right[k * columns + column]);
+                        let terms = (0..inner).map(factors).map(|(left, right)| f64::from(left) * f64::from(right));
+                        let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                        let found = f64::from(product[row * columns + column]);
+                        prop_assert!((found - sum).abs() <= size * 1e-6, "{instructions:?} {found} {sum}");
+                    }
                 }
             }
         }
