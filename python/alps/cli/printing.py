@@ -60,9 +60,13 @@ def print_comparison(comparison: Comparison, ratio: float | None) -> None:
 
 
 def print_provenance(provenance: dict[str, str]) -> None:
-    """Prints where something comes from, a line for each field."""
+    """Prints where something comes from: a line for each checkpoint, and one for each other field."""
+    of_files = {f"{role}_{name}" for role in ("base", "tuned") for name in ("files", "file_count", "bytes")}
     for name, value in provenance.items():
-        typer.echo(escape(f"{name}: {value}"))
+        if name in ("base", "tuned"):
+            value = _source(provenance, name)
+        if name not in of_files:
+            typer.echo(escape(f"{name}: {value}"))
 
 
 def _print_summary(console: Console, heads: HeadSet | None) -> None:

@@ -44,7 +44,7 @@ def scan(
     form: Annotated[
         Form,
         typer.Option(
-            help="Score the rows of Q, K and V of a head, or the product of its Q and K, and of its V and O."
+            help="Take the rows of Q, K and V of a head as its weights, or their product Q^T (K V^T)."
         ),
     ] = "qkv",
     temperature: Annotated[
