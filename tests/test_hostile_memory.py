@@ -16,7 +16,13 @@ from support.checkpoints import Shape, write_zeros
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 
 
-ALLOWED = {"adapter: 60 allowed patterns", "adapter: names", "adapter: modules", "adapter: biases", "adapter: steps"}
+ALLOWED = {
+    "adapter: 60 allowed patterns",
+    "adapter: names",
+    "adapter: modules",
+    "adapter: biases",
+    "adapter: steps",
+}
 """What is dense and fits."""
 
 LIMITED = """
@@ -60,14 +66,20 @@ def test_memory_is_bounded_by_the_bytes_of_json(tmp_path: Path) -> None:
     kinds = hostile_files.write_all(tmp_path)
     program = Path(hostile_files.__file__)
     ran = subprocess.run(
-        [sys.executable, program, tmp_path], input=json.dumps(kinds), capture_output=True, text=True, check=True
+        [sys.executable, program, tmp_path],
+        input=json.dumps(kinds),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: dict[str, dict[str, Any]] = json.loads(ran.stdout)
     too_much, unexpected = [], []
     for kind, (_, path) in kinds.items():
         measured, size = found[kind], hostile_files.json_bytes(Path(path))
         if measured["peak"] > 100e6 + 4 * size:
-            too_much.append(f"{kind}: {measured['peak'] / 1e6:.0f} MB for {size / 1e6:.1f} MB: {measured['said'][:200]}")
+            too_much.append(
+                f"{kind}: {measured['peak'] / 1e6:.0f} MB for {size / 1e6:.1f} MB: {measured['said'][:200]}"
+            )
         is_refused = ": " in measured["said"]
         if measured["seconds"] > 2 + size / 2e6 or is_refused == (kind in ALLOWED):
             unexpected.append(f"{kind}: {measured['seconds']:.1f} s: {measured['said'][:200]}")

@@ -176,7 +176,9 @@ def test_ctrl_c_is_answered_at_any_moment(
         left = {path.name for path in tmp_path.iterdir()}
         assert left <= ({"scores.safetensors"} if code == 0 else set())
         (tmp_path / "scores.safetensors").unlink(missing_ok=True)
-    print(f"{kind}: {len(codes)} tries, {codes.count(130)} answered with 130, slow: {slow}, a process that sleeps: {usual}")
+    print(
+        f"{kind}: {len(codes)} tries, {codes.count(130)} answered with 130, slow: {slow}, a process that sleeps: {usual}"
+    )
     # A machine that others use may take long for anything now and then.
     assert len(slow) <= TRIES // 20 + 1
 
@@ -244,7 +246,8 @@ def test_leftovers_of_a_name_are_removed_and_files_in_use_are_not(tmp_path: Path
     folder = tmp_path / "graft"
     (tmp_path / ".graft.0123456789abcdef.partial" / "within").mkdir(parents=True)
     with temporary_folder(folder) as used, temporary_folder(folder) as other:
-        assert used.exists() and other.exists()
+        assert used.exists()
+        assert other.exists()
         other.rename(folder)
     assert {path.name for path in tmp_path.iterdir()} == {"heads.json", *others, "graft"}
 

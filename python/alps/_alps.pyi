@@ -135,9 +135,7 @@ class Adapter:
         """The revision of the base on the hub."""
 
 def check_document(text: bytes, most: int) -> None:
-    """Refuses a JSON document whose values would take more than `most` bytes as objects, or that is malformed, by a
-    ValueError.
-    """
+    """Raises a ValueError for a JSON document that is malformed, or whose values would take more than `most` bytes."""
 
 def index_shards(path: str) -> list[str]:
     """The names of the shards that an index of this machine names."""
