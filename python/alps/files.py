@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alps.errors import ArgumentError, CheckpointError
-from alps.escaping import shorten
+from alps.escaping import one_line, shorten
 
 _METADATA = "alps"
 """The entry of the metadata of safetensors that holds a document."""
@@ -109,7 +109,7 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
             document, ensure_ascii=False
         ).encode()  # refuses half of a surrogate pair, which is no text
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {error}") from None
+        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
     return document
@@ -163,9 +163,9 @@ def open_tensors(path: str | os.PathLike[str], what: str) -> Iterator[tuple[dict
                 raise CheckpointError(f"{os.fspath(path)}: expected {what}, found other tensors")
             yield parse_json(path, metadata[_METADATA]), file
     except SafetensorError as error:
-        raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
+        raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {one_line(error)}") from None
     except ArgumentError as error:
-        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+        raise CheckpointError(f"{os.fspath(path)}: {one_line(error)}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
