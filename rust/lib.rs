@@ -13,6 +13,7 @@ pub mod scan;
 pub mod select;
 pub mod simd;
 pub mod statistics;
+mod synchronisation;
 pub mod weights;
 
 pub use error::{Error, Result};

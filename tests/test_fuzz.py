@@ -72,7 +72,13 @@ def damaged_bytes(draw: st.DrawFn, target: str) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(content)))
         end = min(len(content), start + draw(st.sampled_from([0, 1, 2, 8, 100])))
-        middle = draw(st.one_of(st.just(content[start:end] * 2), st.binary(max_size=4), st.sampled_from([b'"', b"\\u0000", b"1e999"])))
+        middle = draw(
+            st.one_of(
+                st.just(content[start:end] * 2),
+                st.binary(max_size=4),
+                st.sampled_from([b'"', b"\\u0000", b"1e999"]),
+            )
+        )
         content = content[:start] + middle + content[end:]
     return content
 

@@ -20,7 +20,7 @@ import torch
 import transformers
 from safetensors.torch import save
 
-import alps.training  # noqa: F401 (makes the adapters of this project known to PEFT)
+import alps.training  # makes the adapters of this project known to PEFT
 from support.adapters import save_adapter
 from support.checkpoints import DTYPES, Shape, random_weights, write_pair
 from support.quantisers import QUANTISERS
@@ -62,7 +62,10 @@ def headers() -> Iterator[tuple[str, bytes]]:
         return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
     for dtype in DTYPES:
-        yield dtype, save({"a": torch.ones(2, 3, dtype=DTYPES[dtype]), "b": torch.ones(0, dtype=DTYPES[dtype])})
+        yield (
+            dtype,
+            save({"a": torch.ones(2, 3, dtype=DTYPES[dtype]), "b": torch.ones(0, dtype=DTYPES[dtype])}),
+        )
     for dtype in ["F4", "F6_E2M3", "F8_E8M0", "C64", "BOOL"]:
         yield dtype, file_of(compact({"a": entry(dtype, [8], 0, 8)}), bytes(8))
     yield "metadata", save({"a": torch.ones(1)}, {"format": "pt"})
@@ -120,11 +123,16 @@ def adapters() -> Iterator[tuple[str, bytes, bytes]]:
         "rslora": peft.LoraConfig(r=2, lora_alpha=3, use_rslora=True, target_modules=targets),
         "dora": peft.LoraConfig(r=2, use_dora=True, target_modules=targets),
         "patterns": peft.LoraConfig(
-            r=2, target_modules=targets, rank_pattern={"q_proj": 1}, alpha_pattern={"^model.layers.1.self_attn.v_proj": 3}
+            r=2,
+            target_modules=targets,
+            rank_pattern={"q_proj": 1},
+            alpha_pattern={"^model.layers.1.self_attn.v_proj": 3},
         ),
         "saved": peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["v_proj"]),
         "loha": peft.LoHaConfig(r=2, alpha=3, target_modules=targets),
-        "lokr": peft.LoKrConfig(r=2, alpha=3, target_modules=targets, decompose_both=True, decompose_factor=2),
+        "lokr": peft.LoKrConfig(
+            r=2, alpha=3, target_modules=targets, decompose_both=True, decompose_factor=2
+        ),
         "ia3": peft.IA3Config(target_modules=targets, feedforward_modules=targets[:1]),
         "alps": alps.AlpsConfig(heads=heads),
     }
@@ -132,7 +140,9 @@ def adapters() -> Iterator[tuple[str, bytes, bytes]]:
         with tempfile.TemporaryDirectory() as name:
             save_adapter(transformers.LlamaForCausalLM(sizes), config, Path(name))
             document = json.loads((Path(name) / "adapter_config.json").read_text())
-            set_keys = {key: value for key, value in document.items() if value not in (None, False, [], {}, "")}
+            set_keys = {
+                key: value for key, value in document.items() if value not in (None, False, [], {}, "")
+            }
             yield kind, compact(set_keys), (Path(name) / "adapter_model.safetensors").read_bytes()
 
 
@@ -140,7 +150,9 @@ def quantised() -> Iterator[tuple[str, bytes]]:
     weight = torch.linspace(-0.5, 0.5, 128 * 128).reshape(128, 128)
     for name, quantiser in QUANTISERS.items():
         stored, _ = quantiser.quantise(weight)
-        tensors = {f"model.layers.0.self_attn.q_proj.{part}": tensor.contiguous() for part, tensor in stored.items()}
+        tensors = {
+            f"model.layers.0.self_attn.q_proj.{part}": tensor.contiguous() for part, tensor in stored.items()
+        }
         config = compact({"quantization_config": quantiser.config})
         # Without its data, of which the target has its own.
         yield name, config + b"\0" + header_of(save(tensors))
@@ -165,6 +177,7 @@ def scans() -> Iterator[tuple[str, bytes]]:
         alike: bool = False,
         sharded: tuple[bool, bool] = (False, False),
         product: bool = False,
+        in_order: bool = False,
         temperature: int = 0,
         damage: bytes = b"",
     ) -> bytes:
@@ -174,7 +187,7 @@ def scans() -> Iterator[tuple[str, bytes]]:
                 choice(FAMILIES[family], 3),
                 bytes([layers, groups, per_group, head_size, hidden]),
                 *(choice(STORED[dtype], 5) for dtype in dtypes),
-                bytes([raw, raw, alike, *sharded, product, True]),
+                bytes([raw, raw, alike, *sharded, product, 255 * in_order]),
                 struct.pack("<bHH", temperature, 64, 256),
                 bytes([bool(damage)]) + damage + bytes(1),
                 bytes((at * at * 7 + at) % 251 for at in range(300)),
@@ -186,6 +199,7 @@ def scans() -> Iterator[tuple[str, bytes]]:
             yield f"{family} {dtype}", plan(family, (2, 2, 2, 3, 5), (dtype, dtype), alike=dtype == "f16")
     yield "two formats", plan("llama", (1, 2, 1, 2, 66), ("f64", "bf16"))
     yield "sharded", plan("llama", (3, 1, 2, 1, 3), ("bf16", "bf16"), sharded=(True, False))
+    yield "sorted", plan("llama", (1, 1, 2, 2, 5), ("bf16", "f32"), in_order=True)
     yield "product", plan("llama", (2, 1, 2, 2, 4), ("bf16", "f32"), product=True)
     yield "any bytes", plan("llama", (1, 2, 2, 4, 4), ("f16", "f16"), raw=True)
     yield "hot", plan("llama", (1, 1, 2, 2, 9), ("f32", "f32"), temperature=5)
@@ -209,7 +223,9 @@ def selections() -> Iterator[tuple[str, bytes]]:
 
     def plan(layers: list[bytes], percent: int, budget: int, coarse: bool) -> bytes:
         numbers = struct.pack("<dBBQQ", 0.5, 1, percent, budget, 7)
-        return b"".join(layers) + bytes(4 - len(layers)) + numbers + bytes([coarse, 0]) + bytes(range(7, 250, 3))
+        return (
+            b"".join(layers) + bytes(4 - len(layers)) + numbers + bytes([coarse, 0]) + bytes(range(7, 250, 3))
+        )
 
     yield "even", plan([layer(2, 2)] * 3, 10, 500, coarse=False)
     yield "ties", plan([layer(2, 4)] * 4, 33, 1000, coarse=True)
@@ -250,7 +266,10 @@ def targets() -> Mapping[str, list[tuple[str, bytes]]]:
         "quantised": list(quantised()),
         "scan": list(scans()),
         "select": list(selections()),
-        **{of: [(name, content) for target, name, content in saved if target == of] for of in ("heads", "scores", "part")},
+        **{
+            of: [(name, content) for target, name, content in saved if target == of]
+            for of in ("heads", "scores", "part")
+        },
     }
 
 

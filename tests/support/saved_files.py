@@ -1,13 +1,8 @@
-"""What has to hold for any content of a saved file, for tests and for a fuzzer.
-
-Run as `PYTHONPATH=tests python -m support.saved_files TARGET CORPUS...` with the arguments of libFuzzer; needs atheris, which
-is no dependency of the tests.
-"""
+"""What has to hold for any content of a saved file, for `test_fuzz.py` and for `fuzz/saved_files.py`."""
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -60,10 +55,21 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 def with_data(header: bytes) -> bytes:
     """A safetensors file with this header, and as many zeros as its tensors claim, within bounds."""
     try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        ends = [
+            entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"
+        ]
         length = min(max([0, *ends]), 1 << 16)
         data = bytes(length)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, MemoryError, OverflowError):
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+        OverflowError,
+    ):
         data = b""
     return len(header).to_bytes(8, "little") + header + data
 
@@ -73,24 +79,12 @@ def _read(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except CheckpointError as error:
-        assert str(error).isprintable()
-        assert len(str(error)) < LONGEST_MESSAGE
-        return None
+        message = str(error)
+    assert message.isprintable()
+    assert len(message) < LONGEST_MESSAGE
+    return None
 
 
 def _memory() -> str | None:
     """A folder in memory, where there is one."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
-
-
-def main() -> None:
-    import atheris  # type: ignore[import-not-found, unused-ignore]
-
-    target = TARGETS[sys.argv.pop(1)]
-    atheris.instrument_all()
-    atheris.Setup(sys.argv, target)
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()
