@@ -33,7 +33,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Runs a target on an input, and fails if that took too much memory.
-pub fn run(target: fn(&[u8]), input: &[u8]) {
+pub fn run(target: fn(&[u8]) -> bool, input: &[u8]) {
     let before = HELD.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     target(input);

@@ -32,7 +32,7 @@ static BASE: LazyLock<Arc<dyn Store>> = LazyLock::new(|| {
 });
 
 /// Compares the base with what the adapter makes of it.
-pub fn run(input: &[u8]) {
+pub fn run(input: &[u8]) -> bool {
     let [config, header, data] = parts(input);
     let weights = file_with_header(header, data);
     let files =
@@ -40,8 +40,9 @@ pub fn run(input: &[u8]) {
     let adapter = Location::in_store("a", files.into_store());
     let base = ModelPath { checkpoint: Location::in_store("b", Arc::clone(&BASE)), adapter: None };
     let tuned = ModelPath { adapter: Some(adapter), ..base.clone() };
-    let Ok(pair) = ModelPair::open(&base, &tuned, None) else { return };
+    let Ok(pair) = ModelPair::open(&base, &tuned, None) else { return false };
     let options = Options { threads: Some(1), ..Options::default() };
     let scores = check_scores(&pair, &options);
     same_scores(&scores, &check_scores(&pair, &Options { threads: Some(3), piece: 5, ..options }));
+    scores.is_ok()
 }

@@ -16,12 +16,12 @@ const MOST_CELLS: usize = 1 << 19;
 const LOOKED_AT: usize = 4096;
 
 /// Finds the attention, and checks that every matrix has rows of its own in a tensor of the model.
-pub fn run(input: &[u8]) {
+pub fn run(input: &[u8]) -> bool {
     let [config, tensors] = parts(input);
-    let Some((digit, config)) = config.split_first() else { return };
+    let Some((digit, config)) = config.split_first() else { return false };
     let component = Component::ALL.get(usize::from(digit.wrapping_sub(b'0'))).copied();
-    let Ok(config) = str::from_utf8(config) else { return };
-    let Ok(config) = parse_config(Path::new("config.json"), config) else { return };
+    let Ok(config) = str::from_utf8(config) else { return false };
+    let Ok(config) = parse_config(Path::new("config.json"), config) else { return false };
     let tensors: BTreeMap<String, Vec<usize>> = serde_json::from_slice(tensors).unwrap_or_default();
     let stored = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
     let shapes = TensorShapes { stored, ..TensorShapes::default() };
@@ -30,7 +30,7 @@ pub fn run(input: &[u8]) {
         Ok(attention) => attention,
         Err(error) => {
             assert_eq!(find().expect_err("it was refused").to_string(), error.to_string());
-            return;
+            return false;
         }
     };
     let geometry = attention.geometry();
@@ -63,4 +63,5 @@ pub fn run(input: &[u8]) {
         let [(projection, rows), (next, next_rows)] = pair else { unreachable!("windows of 2") };
         assert!(projection != next || rows.end <= next_rows.start, "two matrices share rows");
     }
+    true
 }

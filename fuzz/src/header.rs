@@ -11,13 +11,13 @@ const STRICTER: [&str; 4] =
     ["appears twice", "unknown field", "which a wrapper of torch has renamed", "expected a JSON object"];
 
 /// Opens the file, and compares what is read with what the `safetensors` crate reads.
-pub fn run(input: &[u8]) {
+pub fn run(input: &[u8]) -> bool {
     const PATH: &str = "m/model.safetensors";
     let opened = Checkpoint::open(location(Files::default().with(PATH, input), PATH));
     let expected = SafeTensors::deserialize(input);
     let (checkpoint, expected) = match (opened, expected) {
         (Ok(checkpoint), Ok(expected)) => (checkpoint, expected),
-        (Err(_), Err(_)) => return,
+        (Err(_), Err(_)) => return false,
         (Ok(_), Err(error)) => panic!("only safetensors refuses the file: {error}"),
         (Err(error), Ok(_)) => {
             let error = error.to_string();
@@ -25,7 +25,7 @@ pub fn run(input: &[u8]) {
                 STRICTER.iter().any(|reason| error.contains(reason)),
                 "only alps refuses the file: {error}"
             );
-            return;
+            return false;
         }
     };
     // Names may differ by the parts that wrappers add.
@@ -49,4 +49,5 @@ pub fn run(input: &[u8]) {
     found.sort_by_key(key);
     expected.sort_by_key(key);
     assert_eq!(found, expected);
+    true
 }

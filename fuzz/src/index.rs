@@ -11,14 +11,14 @@ use super::store::{Files, file_with_header, location};
 const SHARDS: [(&str, &str); 3] = [("a.safetensors", "x"), ("b.safetensors", "y"), ("c/d.safetensors", "z")];
 
 /// Opens the checkpoint, and compares its tensors with those that another parser finds in the index.
-pub fn run(input: &[u8]) {
+pub fn run(input: &[u8]) -> bool {
     const PATH: &str = "m/model.safetensors.index.json";
     let mut files = Files::default().with(PATH, input);
     for (shard, tensor) in SHARDS {
         let header = format!(r#"{{"{tensor}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#);
         files = files.with(&format!("m/{shard}"), &file_with_header(header.as_bytes(), &[7]));
     }
-    let Ok(checkpoint) = Checkpoint::open(location(files, PATH)) else { return };
+    let Ok(checkpoint) = Checkpoint::open(location(files, PATH)) else { return false };
     let index: Value = serde_json::from_slice(input).expect("an index that is read is JSON");
     let weight_map = index["weight_map"].as_object().expect("it has a map");
     let mut expected = BTreeSet::new();
@@ -32,4 +32,5 @@ pub fn run(input: &[u8]) {
         }
     }
     assert_eq!(checkpoint.tensors().map(|(name, _)| name).collect::<BTreeSet<_>>(), expected);
+    true
 }

@@ -1,6 +1,6 @@
 //! What fuzzing gives to alps, and what has to hold for any input.
 //!
-//! Each module has a function `run`, which panics if alps does something wrong with an input. `fuzz_targets/` gives it the
+//! Each module has a function `run`, which panics if alps does something wrong with an input, and returns whether alps read it. `fuzz_targets/` gives it the
 //! inputs of libFuzzer, and `tests/rust/fuzz.rs` those of `corpus/`. All files are in memory ([`store`]).
 
 pub mod adapter;
@@ -14,7 +14,7 @@ pub mod select;
 mod store;
 
 /// Every target, by the name of its folder in `corpus/`.
-pub const TARGETS: [(&str, fn(&[u8])); 8] = [
+pub const TARGETS: [(&str, fn(&[u8]) -> bool); 8] = [
     ("adapter", adapter::run),
     ("adapter_config", adapter_config::run),
     ("geometry", geometry::run),

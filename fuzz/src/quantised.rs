@@ -12,17 +12,18 @@ use super::store::{Files, file_with_header, location, parts};
 const MOST_WEIGHTS: usize = 1 << 14;
 
 /// Opens every module, and reads its rows together and one by one.
-pub fn run(input: &[u8]) {
+pub fn run(input: &[u8]) -> bool {
     let [config, header, beside, data] = parts(input);
     let mut files = Files::default().with("m/config.json", config);
     files = files.with("m/model.safetensors", &file_with_header(header, data));
     if !beside.is_empty() {
         files = files.with("m/quantize_config.json", beside);
     }
-    let Ok(checkpoint) = Checkpoint::open(location(files, "m")) else { return };
+    let Ok(checkpoint) = Checkpoint::open(location(files, "m")) else { return false };
     let checkpoint = Arc::new(checkpoint);
-    let Ok(config) = checkpoint.config() else { return };
-    let Ok(quantisation) = Quantisation::of(&checkpoint, &config) else { return };
+    let Ok(config) = checkpoint.config() else { return false };
+    let Ok(quantisation) = Quantisation::of(&checkpoint, &config) else { return false };
+    let mut was_read = false;
     for module in quantisation.modules() {
         let Ok(Some(opened)) = quantisation.open(module) else { continue };
         let (matrix, [rows, columns]) = (&opened.matrix, opened.matrix.features());
@@ -36,10 +37,12 @@ pub fn run(input: &[u8]) {
         });
         match (whole, each) {
             (Ok(()), Ok(())) => {
-                assert!(together == apart, "{module}: rows depend on those that are read with them")
+                was_read = true;
+                assert!(together == apart, "{module}: rows depend on those that are read with them");
             }
             (Err(_), Err(_)) => {}
             (whole, each) => panic!("{module}: read together {whole:?}, one by one {each:?}"),
         }
     }
+    was_read
 }

@@ -242,8 +242,8 @@ fn half_of(number: f32) -> u16 {
 }
 
 /// Scans, by one thread and by three, by other instructions, in other pieces and with other bounds of memory.
-pub fn run(input: &[u8]) {
-    let Ok(plan) = Plan::arbitrary_take_rest(Unstructured::new(input)) else { return };
+pub fn run(input: &[u8]) -> bool {
+    let Ok(plan) = Plan::arbitrary_take_rest(Unstructured::new(input)) else { return false };
     let models = [0, 1].map(|model| ModelPath {
         checkpoint: Location::in_store("m", plan.files(model).into_store()),
         adapter: None,
@@ -254,7 +254,7 @@ pub fn run(input: &[u8]) {
             let is_damaged = plan.damage.iter().any(Option::is_some)
                 || plan.dtypes.iter().any(|dtype| matches!(dtype, Dtype::Other));
             assert!(is_damaged, "a whole model is refused: {error}");
-            return;
+            return false;
         }
     };
     let options = plan.options();
@@ -271,6 +271,7 @@ pub fn run(input: &[u8]) {
     {
         panic!("the temperature {} is not refused: {scores:?}", options.temperature);
     }
+    scores.is_ok()
 }
 
 /// Scans, and checks that every value is allowed.

@@ -40,8 +40,8 @@ struct Plan {
 }
 
 /// Selects by every rule, and checks how many heads are selected and which.
-pub fn run(input: &[u8]) {
-    let Ok(plan) = Plan::arbitrary_take_rest(Unstructured::new(input)) else { return };
+pub fn run(input: &[u8]) -> bool {
+    let Ok(plan) = Plan::arbitrary_take_rest(Unstructured::new(input)) else { return false };
     let shape = Shape { layers: plan.layers.iter().flatten().map(Layer::shape).collect() };
     let ratio = plan.hundredths.map_or(plan.ratio, |number| f64::from(number) / 100.0);
     let (width, mut cells) = (shape.width(), shape.layers.len() * shape.width());
@@ -61,8 +61,10 @@ pub fn run(input: &[u8]) {
         ("random", Box::new(|| select::random(&shape, ratio, plan.seed))),
         ("layer_consistent", Box::new(|| select::layer_consistent(&shape, ratio, plan.seed))),
     ];
+    let mut selects = false;
     for (rule, select) in rules {
         let (Ok(selection), again) = (select(), select()) else { continue };
+        selects = true;
         assert_eq!(again.expect("it was not refused"), selection, "{rule}");
         assert_eq!(selection.len(), shape.layers.len() * width, "{rule}");
         let chosen: Vec<usize> = (0..selection.len()).filter(|cell| selection[*cell]).collect();
@@ -108,6 +110,7 @@ pub fn run(input: &[u8]) {
                 || !better.is_nan() && worse.is_nan()
         );
     }
+    selects
 }
 
 /// The score of a cell: any number, or, with many ties, a small whole one.
