@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help develop check format lint test test-rust test-python demo docs models bench evidence fuzz miri sanitize schedules constraints clean cargo-tools environment-anew
+.PHONY: help develop check format lint test test-rust test-python demo docs models bench evidence fuzz miri sanitize schedules constraints advisories licences workflows package clean cargo-tools environment-anew
 
 # The caller's Python environment must not affect ours.
 unexport CONDA_PREFIX PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH
@@ -46,7 +46,12 @@ $(environment)/.made:
 
 $(environment)/.dependencies: $(environment)/.made constraints.txt pyproject.toml
 	@echo "Installing the dependencies"
-	@$(uv) pip install --quiet --constraint constraints.txt --requirement pyproject.toml --extra all
+	@$(uv) pip install --quiet --constraint constraints.txt --requirement pyproject.toml \
+	    --extra all --group test --group docs
+	@touch $@
+
+$(environment)/.release-tools: $(environment)/.dependencies
+	@$(uv) pip install --quiet --constraint constraints.txt --group release
 	@touch $@
 
 $(environment)/.extension: $(environment)/.dependencies $(rust)
@@ -117,8 +122,33 @@ evidence: $(environment)/.extension ## train which heads matter; WINDOWS and MOD
 	cd benches && ../$(python) -m evidence run $(abspath $(WINDOWS)) --model $(abspath $(MODEL)) --results evidence/results
 
 constraints: $(environment)/.made ## pin the newest versions of all dependencies
-	$(uv) pip compile --quiet --universal --upgrade --python-version 3.10 --extra all --no-header --no-annotate \
-	    --no-emit-index-url --output-file constraints.txt pyproject.toml
+	$(uv) pip compile --quiet --universal --upgrade --python-version 3.10 --no-header --no-annotate \
+	    --extra all --group test --group docs --group release --no-emit-index-url --output-file constraints.txt pyproject.toml
+
+advisories: $(environment)/.release-tools ## look for known faults of the dependencies, and for licences that are not allowed in Rust
+	cargo deny --locked check
+	$(environment)/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
+
+# What torch brings for NVIDIA's GPUs is NVIDIA's, under its own terms; alps neither ships it nor links to it.
+licences: $(environment)/.release-tools ## check the licences of what users install in Python
+	@$(uv) pip compile --quiet --extra all --no-header --no-annotate --no-emit-index-url --constraint constraints.txt \
+	    pyproject.toml | sed 's/==.*//' | grep -Ev '^(nvidia|cuda)-' \
+	    | xargs $(environment)/bin/pip-licenses --order license --packages
+
+workflows: $(environment)/.release-tools ## check .github/ for mistakes and for what an attacker could use
+	$(environment)/bin/zizmor --offline --quiet --no-progress .github
+	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed: skipped"; fi
+
+package: $(environment)/.release-tools ## build and check an sdist, and from it a wheel, in target/package/
+	rm -rf target/package
+	$(environment)/bin/maturin sdist --quiet --out target/package
+	mkdir target/package/unpacked
+	tar --extract --gzip --file target/package/*.tar.gz --strip-components 1 --directory target/package/unpacked
+	cd target/package/unpacked && CARGO_TARGET_DIR=../../package-build ../../../$(environment)/bin/maturin build \
+	    --release --locked --quiet --interpreter $(PYO3_PYTHON) --out ..
+	rm -rf target/package/unpacked
+	$(environment)/bin/twine check --strict target/package/*
+	$(environment)/bin/abi3audit --strict --summary target/package/*.whl
 
 clean: ## remove everything that the other targets made
 	rm -rf $(environment) target build demo .mypy_cache .pytest_cache .ruff_cache .hypothesis python/alps/*.so

@@ -1,7 +1,7 @@
 """Fine-tunes a causal language model on the chosen heads only, with the settings of the paper.
 
-    alps scan BASE TUNED --output scores.safetensors
-    alps select scores.safetensors --ratio 0.1 --statistic wasserstein --output heads.json
+    alps scan BASE TUNED --scores scores.safetensors
+    alps select scores.safetensors --ratio 0.1 --statistic wasserstein --heads heads.json
     python examples/finetune.py BASE heads.json tatsu-lab/alpaca --output tuned
 
 The dataset has columns `instruction`, `input` and `output`, as Alpaca has, or a column `text`. The result
@@ -62,6 +62,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="tokens at which a row is cut")
     parser.add_argument("--steps", type=int, default=-1, help="stop after so many")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument(
+        "--report-to", nargs="*", default=[], metavar="SERVICE",
+        help="where the losses go: any names that transformers knows, such as tensorboard or wandb, or all",
+    )  # fmt: skip
+    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="steps between two losses")
     parser.add_argument("--cpu", action="store_true")
     return parser.parse_args()
 
@@ -98,7 +103,8 @@ def main() -> None:
         gradient_checkpointing=False,
         bf16=options.dtype == "bfloat16",
         use_cpu=options.cpu,
-        report_to=[],
+        report_to=options.report_to,
+        logging_steps=options.log_every,
     )
     trainer = SFTTrainer(
         model,

@@ -102,6 +102,12 @@ pub enum Error {
     /// An argument is out of its domain.
     #[error("{0}")]
     Argument(String),
+    /// The system starts no further thread.
+    #[error("a thread cannot be started: {source}")]
+    Threads {
+        /// The reason.
+        source: io::Error,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -187,6 +193,14 @@ impl Error {
         match source.kind() {
             io::ErrorKind::Interrupted => Error::Interrupted,
             _ => Error::Io { path: path.to_path_buf(), source },
+        }
+    }
+
+    /// The content of `path` cannot be held or is not valid.
+    pub(crate) fn in_file(path: &Path, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::InvalidData => Error::checkpoint(path, error.to_string()),
+            _ => Error::io(path, error),
         }
     }
 

@@ -4,7 +4,9 @@
 pub mod attention;
 pub mod checkpoint;
 pub mod error;
+mod failing;
 pub mod graft;
+mod memory;
 pub mod number_format;
 pub mod progress;
 #[cfg(feature = "python")]
@@ -14,6 +16,7 @@ pub mod select;
 pub mod simd;
 pub mod statistics;
 mod synchronisation;
+mod threads;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -3,6 +3,9 @@
 //! Ctrl-C stops a call from Python as follows. [`run_with_progress`] runs the call on another thread, while `long_call`
 //! in `python/mod.rs` looks for signals and cancels the call when one has come. The threads of a scan check for the
 //! cancellation between pieces of work (`scan/group.rs`).
+//!
+//! A call that only reads, and can therefore be left alone, is run by [`run_or_leave`], which does not wait for it once it is
+//! cancelled: to sort a million names takes a while. Its thread ends at its next look at the cancellation.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -12,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// The state of a long call, shared by the call and its caller.
 #[derive(Debug, Default)]
@@ -36,6 +40,38 @@ impl Progress {
     }
 }
 
+/// Runs `work`, which changes nothing, on a thread of its own, and `check` on this one every `interval`. A failure of `check`
+/// cancels the work and is returned at once, while the work comes to its end by itself.
+pub fn run_or_leave<T: Send + 'static, E: From<Error>>(
+    progress: &Arc<Progress>,
+    interval: Duration,
+    work: impl FnOnce(&Progress) -> Result<T> + Send + 'static,
+    mut check: impl FnMut() -> std::result::Result<(), E>,
+) -> std::result::Result<T, E> {
+    let (at_end, ended) = channel();
+    let shared = Arc::clone(progress);
+    let worker = thread::Builder::new()
+        .spawn(move || drop(at_end.send(work(&shared))))
+        .map_err(|source| Error::Threads { source })?;
+    loop {
+        match ended.recv_timeout(interval) {
+            Ok(result) => {
+                check()?;
+                return Ok(result?);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                check().inspect_err(|_| progress.cancelled.store(true, Ordering::Relaxed))?;
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return match worker.join() {
+                    Ok(()) => Err(Error::Interrupted.into()),
+                    Err(panic) => resume_unwind(panic),
+                };
+            }
+        }
+    }
+}
+
 /// Runs `work` on a thread of its own, and `report` on this one every `interval` and once more after success.
 ///
 /// Both see `progress`. A failure of `report` cancels the work and is the result once the work has stopped. The call
@@ -49,10 +85,10 @@ pub fn run_with_progress<T: Send, E: From<Error>>(
 ) -> std::result::Result<T, E> {
     thread::scope(|scope| {
         let (at_end, ended) = channel::<()>();
-        let worker = scope.spawn(move || {
+        let worker = threads::start(scope, move || {
             let _at_end = at_end; // Dropped, and so noticed, however the work ends.
             work(progress)
-        });
+        })?;
         let mut reported = Ok(());
         while reported.is_ok() && ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
             reported = report(progress);
@@ -60,7 +96,7 @@ pub fn run_with_progress<T: Send, E: From<Error>>(
         if reported.is_err() {
             progress.cancelled.store(true, Ordering::Relaxed);
         }
-        let result = worker.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let result = threads::join(worker);
         reported?;
         let value = result?;
         report(progress)?;

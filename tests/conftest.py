@@ -25,6 +25,7 @@ QUICK = {
     "test_import.py",
     "test_installation.py",
     "test_notebook.py",
+    "test_release.py",
     "test_report.py",
     "test_scores.py",
     "test_select.py",

@@ -1,6 +1,5 @@
 """The command `alps`: what it prints, what it writes, and its exit codes."""
 
-import io
 import json
 import os
 import re
@@ -8,18 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
+import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from rich.console import Console
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 import alps
 from alps import ArgumentError, HeadScores, HeadSet, cli
-from alps.visual.terminal_map import count_map, head_map
+from alps.cli import tables
 from support.checkpoints import Shape, name, random_weights, write, write_long_pair
 from support.scores import small_geometry, small_scores
 
@@ -73,11 +71,10 @@ def test_scan_shows_table_map_and_summary(scan: FakeScan) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     assert "llama, 3 layers x 4 heads, 2 key/value groups" in result.stdout
-    assert re.search(r"1 +0 +1 +0 +0\.9 +nan +█", result.stdout)
+    assert re.search(r"1 +0 +1 +0 +0\.9000 +nan +█", result.stdout)
     assert "    0 ░░████··" in result.stdout or "    0 ··████··" in result.stdout
     assert result.stdout.endswith(
-        "3 of 12 heads, 3 of 6 key/value groups, 38.9 % of Q/K/V parameters\n"
-        "base read from model.safetensors, tuned from model.safetensors\n"
+        "3 of 12 heads, 3 of 6 key/value groups, 38.9 % of Q/K/V parameters\nread base and tuned\n"
     )
     assert scan.asked[0][:2] == ("base", "tuned")
     assert scan.asked[0][2]["statistics"] == alps.statistics.resolve(None, "qkv")
@@ -87,7 +84,7 @@ def test_scan_shows_table_map_and_summary(scan: FakeScan) -> None:
 def test_scan_passes_its_options_on_and_writes_files(scan: FakeScan, tmp_path: Path) -> None:
     output, heads = tmp_path / "scores.safetensors", tmp_path / "heads.json"
     options = ["--form", "product", "--temperature", "0.5", "--threads", "3", "--statistic", "kl"]
-    result = invoke("scan", "base", "tuned", *options, "--output", output, "--heads", heads)
+    result = invoke("scan", "base", "tuned", *options, "--scores", output, "--heads", heads)
     assert result.exit_code == 0, result.stderr
     arguments = scan.asked[0][2]
     assert (arguments["form"], arguments["temperature"], arguments["threads"]) == ("product", 0.5, 3)
@@ -125,7 +122,7 @@ def test_select_honours_its_options(scores_file: Path, tmp_path: Path) -> None:
         (["--rule", "random", "--seed", "7"], scores.select(rule="random", seed=7)),
     ):
         expected = expected or scores.select(0.5, rule="per_layer", statistic="kl")
-        result = invoke("select", scores_file, *options, "--output", output)
+        result = invoke("select", scores_file, *options, "--heads", output)
         assert result.exit_code == 0, result.stderr
         assert HeadSet.load(output) == expected
         assert f"{len(expected)} of 12 heads" in result.stdout
@@ -154,8 +151,34 @@ def test_show_recognises_scores_and_heads_by_content(scores_file: Path, tmp_path
         (["show", "json"], "json: format: expected 'alps-heads'"),
         (["select", "scores", "--seed", "1"], "rule 'global' draws nothing at random, found seed 1"),
         (["select", "scores", "--ratio", "0.1", "--budget", "3"], "a budget takes the place of a ratio"),
-        (["select", "scores", "--output", "missing/heads.json"], "missing: there is no such folder"),
-        (["scan", "base", "tuned", "--output", "missing/scores"], "missing: there is no such folder"),
+        (
+            ["select", "scores", "--heads", "heads.txt"],
+            r"heads\.txt: a head set's name ends in \.json; found \.txt",
+        ),
+        (
+            ["scan", "/no/base", "tuned", "-o", "scores"],
+            r"a score file's name ends in \.safetensors; found no suffix",
+        ),
+        (
+            ["scan", "/no/base", "tuned", "--resume", "kept"],
+            r"kept: .* ends in \.safetensors; found no suffix",
+        ),
+        (
+            ["scan", "/no/base", "tuned", "--statistic", "wd"],
+            r"no statistic 'wd'; it has wasserstein, kl, .*",
+        ),
+        (["select", "scores", "--statistic", "wd"], r"no statistic 'wd'; they hold relative_delta, kl, .*"),
+        (["show", "heads.json", "--statistic", "kl"], "heads.json: a set of heads holds no statistic"),
+        (
+            ["measure", "/no/model", "--statistic", "wd"],
+            "no statistic 'wd'; there are fisher, gradient, .*lift",
+        ),
+        (["layouts", "nonsense*"], r"no model type matches 'nonsense\*'; `alps layouts` lists all"),
+        (["select", "scores", "--heads", "missing/heads.json"], "missing: there is no such folder"),
+        (
+            ["scan", "base", "tuned", "--scores", "missing/scores.safetensors"],
+            "missing: there is no such folder",
+        ),
         (["scan", "base", "tuned", "--statistic", "changed", "--form", "product"], "no statistic 'changed'"),
         (["scan", "/no/base", "tuned"], "/no/base: there is no such file or folder"),
         (
@@ -179,6 +202,7 @@ def test_a_refusal_is_one_line_and_exit_code_1(
     Path("text").write_text("some text")
     Path("empty").touch()
     Path("json").write_text("{}")
+    small_scores().select().save("heads.json")
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -207,6 +231,9 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
         ["scan", "base", "tuned", "--threads", "0"],
         ["select", "scores", "--rule", "best"],
         ["select", "scores", "--budget", "-1"],
+        ["select", "scores", "--rule", "random", "--top", "3"],
+        ["scan", "base", "tuned", "--top", "-1"],
+        ["scan", "base", "tuned", "--output", "scores.safetensors"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
@@ -229,41 +256,6 @@ def test_output_is_ascii_if_the_encoding_is(scores_file: Path) -> None:
     assert b"# selected" in shown.stdout
 
 
-def wide(heads: int, layers: tuple[int, ...] = (0, 1), width: int = 80) -> list[str]:
-    geometry = small_geometry(query_heads=heads, key_value_heads=1, layers=layers)
-    numbers = np.arange(geometry.heads, dtype=np.float64).reshape(geometry.shape)
-    console = Console(width=width)
-    selection = HeadSet.from_pairs([(layers[-1], heads - 1)], geometry)
-    return head_map(console, geometry, numbers, selection).plain.splitlines()
-
-
-@pytest.mark.parametrize("heads", [1, 4, 32, 37, 38, 64, 71, 74, 75, 96, 97, 128, 149, 256, 1000])
-@pytest.mark.parametrize("width", [40, 80, 200])
-def test_a_map_fits_the_terminal(heads: int, width: int) -> None:
-    ruler, first, last, *legend = wide(heads, width=width)
-    assert max(map(len, (ruler, first, last, *legend))) <= width
-    assert len(first) == len(last)
-    assert first.startswith("    0 ·")
-    assert last.endswith("█")
-    assert "█ selected" in "   ".join(legend)
-
-
-def test_a_wide_map_merges_heads_evenly() -> None:
-    ruler, first, *_, legend = wide(128)
-    assert len(first) == len("    0 ") + 64
-    assert ruler.split() == ["layer", "0", "16", "32", "48", "64", "80", "96", "112"]
-    assert "a cell is 2 heads" in legend
-
-
-def test_a_merged_cell_shows_the_highest_score() -> None:
-    geometry = small_geometry(query_heads=100, key_value_heads=1, layers=(0,))
-    numbers = np.zeros((1, 100))
-    numbers[0, 1] = 1.0
-    numbers[0, 2:4] = np.nan
-    row = head_map(Console(width=80), geometry, numbers, None).plain.splitlines()[1]
-    assert row[6:9] == "▓ ·"
-
-
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder, the working one, with checkpoints "base" and "tuned" that differ in head (1, 3) alone."""
@@ -280,18 +272,28 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_real_scan(pair: Path) -> None:
     ran = command(
-        *("scan", "base", "tuned", "--output", "scores", "--heads", "heads"), PYTHONIOENCODING="utf-8"
+        *("scan", "base", "tuned", "--scores", "scores.safetensors", "--heads", "heads.json"),
+        PYTHONIOENCODING="utf-8",
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     shown = ran.stdout.decode()
     assert "llama, 2 layers x 4 heads, 2 key/value groups" in shown
     assert re.search(r"^ *1 +1 +3 +1 .* █ *$", shown, re.MULTILINE)
     assert "1 of 8 heads, 1 of 4 key/value groups, 18.8 % of Q/K/V parameters\n" in shown
-    assert shown.endswith("scores written to scores\nheads written to heads\n")
-    assert HeadSet.load("heads").pairs() == [(1, 3)]
-    scores = HeadScores.load("scores")
+    size = Path("base/model.safetensors").stat().st_size / 1000
+    assert shown.endswith(
+        "scores written to scores.safetensors\nheads written to heads.json\n"
+        f"read base/model.safetensors ({size:.1f} kB) and tuned/model.safetensors ({size:.1f} kB)\n"
+    )
+    assert HeadSet.load("heads.json").pairs() == [(1, 3)]
+    scores = HeadScores.load("scores.safetensors")
     assert scores == alps.scan("base", "tuned")
-    assert sorted(path.name for path in pair.iterdir()) == ["base", "heads", "scores", "tuned"]
+    assert sorted(path.name for path in pair.iterdir()) == [
+        "base",
+        "heads.json",
+        "scores.safetensors",
+        "tuned",
+    ]
 
     ran = command("scan", "base", "tuned", "--json")
     document = json.loads(ran.stdout)
@@ -328,10 +330,10 @@ def test_a_refusal_of_a_real_scan_is_one_line_and_exit_code_1(
     Path("pickled").mkdir()
     Path("pickled/config.json").write_bytes(Path("base/config.json").read_bytes())
     Path("pickled/pytorch_model.bin").write_bytes(b"PK\3\4")
-    ran = command("scan", *arguments, "--output", "scores")
+    ran = command("scan", *arguments, "--scores", "scores.safetensors")
     assert (ran.returncode, ran.stdout) == (1, b"")
     assert re.fullmatch(f"alps: error: .*{said}.*\n", ran.stderr.decode())
-    assert not Path("scores").exists()
+    assert not Path("scores.safetensors").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of its own")
@@ -339,7 +341,7 @@ def test_a_scan_in_a_terminal_shows_a_bar_and_ends_soon_after_ctrl_c(tmp_path: P
     base, tuned = write_long_pair(tmp_path)
     terminal_end, scan_end = os.openpty()
     scanning = subprocess.Popen(
-        [*COMMAND, "scan", base, tuned, "--output", tmp_path / "scores"],
+        [*COMMAND, "scan", base, tuned, "--scores", tmp_path / "scores.safetensors"],
         stdout=subprocess.PIPE,
         stderr=scan_end,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
@@ -383,7 +385,7 @@ def test_pictures_and_reports_are_written(
     ):
         result = invoke(*arguments, "--plot", plot, "--report", report)
         assert result.exit_code == 0, result.stderr
-        assert result.stdout.endswith(f"picture written to {plot}\nreport written to {report}\n")
+        assert f"picture written to {plot}\nreport written to {report}\n" in result.stdout
         assert plot.read_bytes().startswith(PICTURES[picture])
         assert report.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
         plot.unlink()
@@ -456,77 +458,6 @@ def test_files_of_the_same_name_are_labelled_by_their_folders(tmp_path: Path) ->
     assert document["pairs"][0]["rank_correlation"] == 1
 
 
-def in_colour(heads: int, width: int = 80, **options: Any) -> Console:
-    """A terminal that shows colours, with a map on it whose head 2 has no number and whose last is selected."""
-    geometry = small_geometry(query_heads=heads, key_value_heads=1)
-    numbers = np.arange(geometry.heads, dtype=np.float64).reshape(geometry.shape)
-    numbers[0, 2] = np.nan
-    settings: dict[str, Any] = {
-        "force_terminal": True,
-        "color_system": "truecolor",
-        "file": io.StringIO(),
-        "record": True,
-    }
-    console = Console(width=width, **settings | options)
-    selection = HeadSet.from_pairs([(3, heads - 1)], geometry)
-    console.print(head_map(console, geometry, numbers, selection))
-    return console
-
-
-ORANGE = "255;144;32"
-
-
-@pytest.mark.parametrize(
-    ("heads", "cell"), [(4, "  "), (37, "  "), (38, " "), (74, " "), (75, "half"), (148, "half")]
-)
-def test_a_map_in_colour_has_a_cell_for_every_head_as_long_as_it_fits(heads: int, cell: str) -> None:
-    lines = in_colour(heads).export_text(styles=True).splitlines()
-    plain = in_colour(heads).export_text().splitlines()
-    assert max(map(len, plain)) <= 80
-    assert "a cell is" not in "".join(plain)
-    last = lines[3]
-    characters = re.findall(r"\x1b\[([\d;]*)m([ ▌▐]+)\x1b\[0m", last)
-    if cell == "half":
-        assert len(characters) == -(-heads // 2)
-        assert last.count(ORANGE) == 1
-        assert "▐" in lines[1]  # the head without a number leaves its half as it is
-    else:
-        assert [text for _, text in characters] == [cell] * heads
-        assert [style for style, _ in characters].count(f"48;2;{ORANGE}") == 1
-        assert characters[-1][0] == f"48;2;{ORANGE}"
-    assert "selected" in plain[-1]
-
-
-def test_a_map_in_colour_gets_lighter_with_the_score() -> None:
-    last = in_colour(8).export_text(styles=True).splitlines()[3]
-    colours = [tuple(map(int, match)) for match in re.findall(r"48;2;(\d+);(\d+);(\d+)m", last)][:-1]
-    assert len(set(colours)) == 7
-    for lower, higher in pairwise(colours):
-        assert all(one <= other for one, other in zip(lower, higher, strict=True))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"no_color": True},
-        {"color_system": None},
-        {"color_system": "standard"},
-        {"_environ": {"NO_COLOR": "1"}},
-    ],
-)
-def test_a_map_without_colours_uses_characters(options: dict[str, Any]) -> None:
-    shown = in_colour(4, **options).export_text()
-    assert "    0 ····  ░░" in shown
-    assert "    3 ▒▒▓▓▓▓██" in shown
-    assert "blank: no number" in shown
-
-
-def test_a_count_map_is_filled_where_all_agree() -> None:
-    geometry = small_geometry(layers=(0,))
-    shown = count_map(Console(width=80), geometry, np.array([[0, 1, 2, 3]]), 3).plain
-    assert shown.splitlines()[1:] == ["    0 ··▒▒▓▓██", "·░▒▓ selected by 0 to 2 of 3 tasks   █ all"]
-
-
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     shape = Shape(layers=2)
@@ -554,7 +485,157 @@ def test_a_missing_component_is_refused(checkpoint: Path) -> None:
         assert "no attention stack `vision`; there is decoder" in result.stderr
 
 
-def test_layouts_lists_the_model_types() -> None:
-    assert "transposed: GPT-2" in invoke("layouts").stdout
-    layouts = json.loads(invoke("layouts", "--json").stdout)["layouts"]
+def test_layouts_lists_the_model_types_one_a_line() -> None:
+    *lines, count = invoke("layouts").stdout.splitlines()
+    assert ["gpt2", "decoder", "transposed"] in [line.split() for line in lines]
+    assert lines == sorted(lines)
+    assert all(len(line.split()) == 3 for line in lines)
+    types = {line.split()[0] for line in lines}
+    assert count == f"{len(types)} of {len(types)} model types"
+
+
+def test_layouts_are_filtered_by_a_text_or_a_pattern() -> None:
+    *lines, count = invoke("layouts", "GPT2").stdout.splitlines()
+    assert {line.split()[0] for line in lines} >= {"gpt2"}
+    assert all("gpt2" in line.split()[0] for line in lines)
+    assert count.startswith(f"{len({line.split()[0] for line in lines})} of ")
+    *exact, _ = invoke("layouts", "gpt?").stdout.splitlines()
+    assert {"gpt2", "gptj"} <= {line.split()[0] for line in exact}
+    assert all(re.fullmatch("gpt.", line.split()[0]) for line in exact)
+    layouts = json.loads(invoke("layouts", "gpt2", "--json").stdout)["layouts"]
     assert {"gpt2"} <= {of for layout in layouts for of in layout["model_types"].get("decoder", [])}
+    assert all("gpt2" in of for layout in layouts for types in layout["model_types"].values() for of in types)
+
+
+def test_the_short_form_writes_the_main_output(scan: FakeScan, scores_file: Path, tmp_path: Path) -> None:
+    scores, heads = tmp_path / "a.safetensors", tmp_path / "a.json"
+    assert invoke("scan", "base", "tuned", "-o", scores).exit_code == 0
+    assert HeadScores.load(scores) == small_scores()
+    assert invoke("select", scores_file, "-o", heads).exit_code == 0
+    assert HeadSet.load(heads) == small_scores().select()
+
+
+def test_quiet_prints_nothing_but_what_is_asked_for(
+    scan: FakeScan, scores_file: Path, tmp_path: Path
+) -> None:
+    heads, picture = tmp_path / "heads.json", tmp_path / "heads.svg"
+    for arguments in (
+        ["scan", "base", "tuned"],
+        ["select", scores_file, "--heads", heads],
+        ["show", scores_file, "--plot", picture],
+        ["compare", scores_file, heads],
+    ):
+        result = invoke(*arguments, "-q")
+        assert (result.exit_code, result.output) == (0, "")
+    assert heads.exists()
+    assert picture.exists()
+    assert scan.asked[0][2]["progress"] is None
+    assert json.loads(invoke("select", scores_file, "-q", "--json").stdout)["format"] == "alps-heads"
+
+
+@pytest.mark.filterwarnings("always")
+def test_quiet_prints_warnings_all_the_same(scores_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*_: Any, **__: Any) -> HeadScores:
+        warnings.warn("look here", alps.AlpsWarning, stacklevel=1)
+        return small_scores()
+
+    monkeypatch.setattr(alps, "scan", warn)
+    result = invoke("scan", "base", "tuned", "-q")
+    assert (result.stdout, result.stderr) == ("", "alps: warning: look here\n")
+
+
+@pytest.mark.parametrize("command", ["scan", "select", "show"])
+def test_top_is_the_number_of_rows(scan: FakeScan, scores_file: Path, command: str) -> None:
+    arguments = [command, *(("base", "tuned") if command == "scan" else (scores_file,))]
+    for option, rows in (("--top", 0), ("--top", 3), ("-n", 12), ("--top", 100)):
+        shown = invoke(*arguments, option, str(rows)).stdout
+        assert ("Top heads" in shown) == (rows > 0)
+        ranked = re.findall(r"^ +(\d+) +\d+ +\d+ +\d+ +-?\d", shown, re.MULTILINE)
+        assert ranked == [str(rank) for rank in range(1, min(rows, 12) + 1)]
+        assert "layer 0" in shown  # the map
+
+
+def test_show_lists_the_heads_layer_by_layer(tmp_path: Path) -> None:
+    heads = tmp_path / "heads.json"
+    geometry = small_geometry(query_heads=12, key_value_heads=1)
+    HeadSet.from_pairs([(0, 0), (0, 1), (0, 2), (0, 7), (3, 11)], geometry).save(heads)
+    shown = invoke("show", heads).stdout
+    assert re.search(r"^layer 0: +0-2, 7 *\nlayer 3: +11 *\n\n5 of 36 heads", shown, re.MULTILINE), shown
+    refused = invoke("show", heads, "--top", "3")
+    assert refused.exit_code == 2
+    assert "ranks no heads" in refused.stderr
+
+
+def test_show_takes_a_statistic(scores_file: Path) -> None:
+    assert "Top heads by kl" in invoke("show", scores_file, "--statistic", "kl").stdout
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([0.9, 0.8, 0.25], ["0.9000", "0.8000", "0.2500"]),
+        ([12.5, 0.5, float("nan")], ["12.50", "0.50", "nan"]),
+        ([1234567.0, 3.0], ["1.235e+06", "3.000e+00"]),
+        ([3.1e-5, -2.25e-7, 0.0], ["3.100e-05", "-2.250e-07", "0.000e+00"]),
+        ([0.0, 0.0], ["0.000", "0.000"]),
+        ([4000.0, 12.0], ["4000", "12"]),
+        ([], []),
+        ([float("inf")], ["inf"]),
+    ],
+)
+def test_a_column_has_one_notation(numbers: list[float], expected: list[str]) -> None:
+    assert tables.aligned(numbers) == expected
+
+
+def test_json_has_numbers_as_numbers(pair: Path) -> None:
+    ran = invoke("scan", "base", "tuned", "--heads", "heads.json", "--json")
+    document = json.loads(ran.stdout)
+    for what in document["scores"], document["heads"]:
+        found = what["provenance"]
+        assert (found["temperature"], found["base_file_count"]) == (1.0, 1)
+        assert found["base_bytes"] == Path("base/model.safetensors").stat().st_size
+        assert found["tuned_bytes"] == Path("tuned/model.safetensors").stat().st_size
+    assert document["heads"]["provenance"]["ratio"] == 0.1
+    invoke("scan", "base", "tuned", "--scores", "scores.safetensors")
+    random = json.loads(
+        invoke("select", "scores.safetensors", "--rule", "random", "--seed", "7", "--json").stdout
+    )
+    assert random["provenance"]["seed"] == 7
+    assert numbers_as_text(document) | numbers_as_text(random) <= {"alps"}
+
+
+def numbers_as_text(value: Any, name: str = "") -> set[str]:
+    """The names of fields whose text is a number; the version, which may look like one, is no number."""
+    if isinstance(value, dict):
+        return {found for key, one in value.items() for found in numbers_as_text(one, key)}
+    if isinstance(value, list):
+        return {found for one in value for found in numbers_as_text(one, name)}
+    return {name} if isinstance(value, str) and re.fullmatch(r"-?[\d.]+(e[-+]?\d+)?", value) else set()
+
+
+def test_a_strange_number_in_a_file_stays_text(tmp_path: Path) -> None:
+    heads = tmp_path / "heads.json"
+    chosen = small_scores().select()
+    HeadSet(chosen.mask, chosen.geometry, {"seed": "9" * 5000, "ratio": "nan", "temperature": "hot"}).save(
+        heads
+    )
+    shown = invoke("show", heads, "--json")
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)["provenance"]
+    assert (found["ratio"], found["temperature"]) == (None, "hot")
+
+
+def test_the_last_line_says_what_was_read(pair: Path) -> None:
+    folder, weights = pair / "shards", load_file(pair / "base" / "model.safetensors")
+    folder.mkdir()
+    (folder / "config.json").write_bytes((pair / "base" / "config.json").read_bytes())
+    places = {key: f"model-{number % 3}.safetensors" for number, key in enumerate(weights)}
+    for file in set(places.values()):
+        save_file({key: weights[key] for key in weights if places[key] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    ran = invoke("scan", "shards", "tuned/model.safetensors")
+    assert ran.exit_code == 0, ran.output
+    last = ran.stdout.splitlines()[-1]
+    assert re.fullmatch(
+        r"read shards \(3 files, [\d.]+ kB\) and tuned/model\.safetensors \([\d.]+ kB\)", last
+    ), last

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import alps
 from alps import demo
 from alps.cli import app
-from alps.demo import report
+from alps.demo import Settings, report, steps
 from alps.demo.data import Text, docstrings, repeated_numbers, train_tokenizer
 from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, Learner, loss
 from alps.demo.results import Losses, Outcome, Results, Sample, Trial
@@ -413,3 +413,31 @@ def test_the_command_takes_a_process_for_each_core_and_no_more_than_seeds(
     monkeypatch.setattr(demo, "run", recorded)
     ran = CliRunner().invoke(app, ["demo", "--seeds", str(seeds)], prog_name="alps")
     assert (ran.exit_code, asked) == (0, [expected])
+
+
+def test_the_command_speaks_before_it_imports_torch(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['alps', 'demo', 'made']; from alps.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert ran.stdout == "The demo trains a tiny model on this machine. It imports torch first ...\n"
+    assert "the demo needs more packages" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.002, "10 seconds"), (0.05, "50 seconds"), (0.4, "6 minutes"), (2.0, "30 minutes")],
+)
+def test_the_time_that_is_left_is_that_of_the_steps_measured(
+    seconds: float, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("alps.demo.steps.time.monotonic", lambda: now)
+    console = Console(file=io.StringIO(), width=100)
+    after_step = steps._forecast(console, Settings(), 2)
+    for step in range(350):
+        now += seconds if step >= 50 else 10 * seconds  # while other processes start
+        after_step()
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.split() == f"At the speed that this machine has now, it takes about {said} more.".split()

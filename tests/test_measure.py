@@ -261,7 +261,7 @@ def test_the_command(files: Path) -> None:
         "fisher",
         "--tuned",
         str(files / "tuned"),
-        "--output",
+        "--scores",
         output,
     ]
     ran = CliRunner().invoke(app, ["measure", base, *text, *options])

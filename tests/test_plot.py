@@ -1,6 +1,7 @@
 """Figures: their cells, outlines and labels."""
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
@@ -25,7 +26,7 @@ from alps.visual import image_file
 from alps.visual.head_grid import group_borders, have_uniform_groups
 from support.scores import geometries, small_geometry, small_scores
 
-HOSTILE = "$\\frac{}$ <b>&amp;\x00\n\u202e中文" + "long/" * 60
+HOSTILE = "long/" * 60 + "$\\frac{}$ <b>&amp;\x00\x1b[31m\n\u202e中文"
 
 
 def make(layers: int, heads: int, groups: int, **provenance: str) -> HeadScores:
@@ -234,6 +235,7 @@ def test_heads_without_a_finite_score_can_be_drawn(number: float) -> None:
 
 def test_every_statistic_has_a_description() -> None:
     assert set(statistics.MEANINGS) == set(alps.STATISTICS)
+    assert set(statistics.NAMES) == set(alps.STATISTICS)
     assert set(statistics.UNITS) <= set(alps.STATISTICS)
 
 
@@ -266,7 +268,7 @@ def test_any_scores_can_be_drawn(scores: HeadScores, ratio: float) -> None:
 
 
 @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
-def test_names_with_special_characters_are_drawn_unchanged(form: str) -> None:
+def test_names_with_special_characters_are_drawn_as_they_are_or_escaped(form: str) -> None:
     scores = make(4, 4, 2, base=HOSTILE, tuned=HOSTILE, temperature=HOSTILE)
     named = HeadScores({HOSTILE: scores["kl"]}, scores.geometry, scores.provenance)
     for figure in (
@@ -275,6 +277,10 @@ def test_names_with_special_characters_are_drawn_unchanged(form: str) -> None:
         alps.compare({HOSTILE: named, "b": named}).plot(),
     ):
         assert image_file.encode(figure, form)
+        shown = said(figure)
+        assert "\\x00\\x1b[31m\\n\\u202e中文" in shown
+        assert not set("\x00\x1b\u202e") & set(shown)
+        assert max(map(len, (text.get_text() for text in visible_texts(figure)))) < 200
 
 
 def test_the_same_scores_give_the_same_bytes() -> None:
@@ -317,6 +323,14 @@ def test_the_settings_of_matplotlib_stay_unchanged() -> None:
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_a_notebook_shows_a_picture_of_twice_the_density() -> None:
+    heads = small_scores().select()
+    for figure in (small_scores().plot(), heads.plot(), alps.compare({"a": heads, "b": heads}).plot()):
+        picture, size = figure._repr_png_()  # type: ignore[attr-defined]
+        width, height = struct.unpack(">II", picture[16:24])
+        assert (width, height) == pytest.approx((2 * size["width"], 2 * size["height"]), abs=2)
 
 
 def test_a_figure_can_be_saved_with_savefig() -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_an_exception_of_the_callback_stops_the_scan(
     assert time.monotonic() - stop.raised < SOON
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
 @pytest.mark.parametrize("form", ["qkv", "product"])
 def test_ctrl_c_stops_the_scan(long_pair: tuple[Path, Path], form: Form) -> None:
     sent: list[float] = []
@@ -167,3 +169,24 @@ def test_an_unreadable_file_is_a_permission_error(short_pair: tuple[Path, Path],
         alps.scan(short_pair[0], closed)
     assert refused.value.errno == errno.EACCES
     assert refused.value.filename == str(closed / "model.safetensors")
+
+
+def test_true_shows_a_bar_in_a_terminal_only(
+    short_pair: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    heads = alps.HeadSet.from_pairs([(0, 1)], alps.scan(*short_pair, progress=True).geometry)
+    alps.graft(*short_pair, heads, tmp_path / "one", progress=True)
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich takes any stream for a terminal
+    alps.scan(*short_pair, progress=True)
+    alps.scan_part(*short_pair, 1, 2, progress=True)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.count("reading") >= 2
+    alps.graft(*short_pair, heads, tmp_path / "two", progress=True)
+    assert "copying" in capfd.readouterr().err
+    alps.scan(*short_pair, progress=False)
+    assert capfd.readouterr() == ("", "")

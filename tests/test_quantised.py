@@ -200,7 +200,7 @@ def test_the_command_warns_that_scores_include_rounding(tmp_path: Path) -> None:
     nf4 = QUANTISERS["bitsandbytes nf4"]
     quantised = write(tmp_path / "quantised", config(nf4), quantise(random_weights(SHAPE, seed=1), nf4)[0])
     scores = tmp_path / "scores.safetensors"
-    scanned = CliRunner().invoke(app, ["scan", str(base), str(quantised), "--output", str(scores)])
+    scanned = CliRunner().invoke(app, ["scan", str(base), str(quantised), "--scores", str(scores)])
     note = "The tuned weights are quantised (bitsandbytes nf4): what that rounded is part of every score."
     assert note in " ".join(scanned.output.split())
     assert "The base weights" not in scanned.output

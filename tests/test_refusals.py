@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import alps
 from alps import cli
+from alps.arguments import Rule
 from support.checkpoints import DTYPES, Shape, name, random_weights, write, write_pair, write_zeros
 
 SHAPE = Shape(layers=2)
@@ -65,7 +66,7 @@ def refused(
         assert part in message, f"{part!r} is not in: {message}"
     files = tmp_path / "scores.safetensors", tmp_path / "heads.json"
     options = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
-    command = ["scan", *map(str, pair), "--output", str(files[0]), "--heads", str(files[1]), *options]
+    command = ["scan", *map(str, pair), "--scores", str(files[0]), "--heads", str(files[1]), *options]
     result = CliRunner().invoke(cli.app, command, prog_name="alps")
     assert (result.exit_code, result.stdout) == (1, "")
     assert re.fullmatch(r"alps: error: [^\n]+\n", result.stderr)
@@ -647,7 +648,7 @@ def test_an_argument(good: Path, bad: Path, arguments: dict[str, Any], said: str
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0000001, 2.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("rule", ["global", "per_layer", "key_value_groups", "random", "layer_consistent"])
-def test_a_ratio(good: Path, bad: Path, rule: alps.scores.Rule, ratio: float) -> None:
+def test_a_ratio(good: Path, bad: Path, rule: Rule, ratio: float) -> None:
     with pytest.raises(alps.ArgumentError, match="ratio"):
         alps.scan(good, bad).select(ratio, rule=rule)
 
@@ -663,10 +664,10 @@ def test_an_option_of_the_command(tmp_path: Path, good: Path, bad: Path, options
         "scan",
         str(good),
         str(bad),
-        "--output",
-        str(tmp_path / "scores"),
+        "--scores",
+        str(tmp_path / "scores.safetensors"),
         "--heads",
-        str(tmp_path / "heads"),
+        str(tmp_path / "heads.json"),
     ]
     result = CliRunner().invoke(cli.app, [*command, *options])
     assert (result.exit_code, result.stdout) == (2, "")
@@ -704,7 +705,7 @@ def test_a_failed_write_loses_nothing(
         with pytest.raises(OSError, match="No space left") as caught:
             save(path)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
-    command = ["scan", str(good), str(bad), "--output", str(scores), "--heads", str(heads)]
+    command = ["scan", str(good), str(bad), "--scores", str(scores), "--heads", str(heads)]
     result = CliRunner().invoke(cli.app, command)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == f"alps: error: {scores}: No space left on device\n"
@@ -724,7 +725,7 @@ def test_an_interrupted_write_loses_nothing(tmp_path: Path, good: Path, bad: Pat
         "import resource, alps.cli; "
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY)); alps.cli.main()"
     )
-    for option, path in (("--output", scores), ("--heads", heads)):
+    for option, path in (("--scores", scores), ("--heads", heads)):
         command = [sys.executable, "-B", "-c", code, "scan", str(good), str(bad), option, str(path)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 1
@@ -732,15 +733,20 @@ def test_an_interrupted_write_loses_nothing(tmp_path: Path, good: Path, bad: Pat
         assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("option", ["--output", "--heads"])
+@pytest.mark.parametrize("option", ["--scores", "--heads"])
 def test_an_unwritable_output_is_refused_before_the_scan(
     tmp_path: Path, good: Path, bad: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     scanned: list[object] = []
     monkeypatch.setattr(alps, "scan", lambda *paths, **_: scanned.append(paths))
     before = contents(tmp_path)
-    (tmp_path / "folder").mkdir()
-    for target, said in (("none/file", "there is no such folder"), ("folder", "Is a directory")):
+    suffix = {"--scores": ".safetensors", "--heads": ".json"}[option]
+    (tmp_path / f"folder{suffix}").mkdir()
+    for target, said in (
+        (f"none/file{suffix}", "there is no such folder"),
+        (f"folder{suffix}", "Is a directory"),
+        ("file.txt", f"name ends in {suffix}; found .txt"),
+    ):
         result = CliRunner().invoke(cli.app, ["scan", str(good), str(bad), option, str(tmp_path / target)])
         assert result.exit_code == 1
         assert said in result.stderr

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alps import ArgumentError, HeadScores
-from alps.scores import RandomRule, RankedRule, Rule
+from alps.arguments import RandomRule, RankedRule, Rule
 from support.scores import scores, small_geometry, small_scores
 
 ratios = st.one_of(st.floats(0, 1), st.integers(0, 100).map(lambda percent: percent / 100))

@@ -69,7 +69,7 @@ def scan_apart(
 ) -> tuple[alps.HeadScores, int, int]:
     """Scans in a process of its own: the scores, the bytes it read, and its peak of memory in bytes."""
     code = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import alps
 base, tuned, output, form, threads = sys.argv[1:]
@@ -81,6 +81,7 @@ if status.exists():
     # On Linux a child's resource usage begins with the peak of its parent.
     (peak,) = (int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 else:
+    import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert done[-1][0] == done[-1][1]
 print(json.dumps([done[-1][1], peak]))

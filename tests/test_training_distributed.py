@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import alps
 from support import distributed_worker
 from support.training import chosen, masks, tiny_model
 
@@ -100,6 +101,20 @@ def test_accelerate_launch(tmp_path: Path) -> None:
     job = "accelerate:llama:train:float64"
     launch(ACCELERATE, tmp_path, [job])
     assert_same_as_one_process(job, tmp_path)
+
+
+def test_the_trainer_with_the_callback_under_fsdp2(tmp_path: Path) -> None:
+    launch(TORCHRUN, tmp_path, [], "support.trainer_worker")
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    model = tiny_model(dtype=torch.float32)
+    mask, moved = masks(model, chosen(model)), 0
+    assert saved.keys() == model.state_dict().keys()
+    for name, before in model.state_dict().items():
+        entries = mask.get(name, torch.zeros_like(before, dtype=torch.bool))
+        assert torch.equal(saved[name][~entries], before[~entries]), name
+        moved += int((saved[name] != before).sum())
+    assert moved > 0.9 * sum(int(entries.sum()) for entries in mask.values())
+    assert alps.HeadSet.from_pretrained(tmp_path / "out") == chosen(model)
 
 
 def test_training_resumes_exactly_from_a_gathered_state(results: Path) -> None:

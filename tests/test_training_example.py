@@ -1,6 +1,6 @@
 """The example and the benchmark that users start from."""
 
-import json
+import os
 import runpy
 import subprocess
 import sys
@@ -9,11 +9,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
-from support.tiny_models import VOCABULARY
-from support.training import chosen, masks, tiny_model, tokens
+from support import text_model
+from support.training import chosen, masks, tokens
 
 pytestmark = [
     # PEFT still asks what transformers deprecates.
@@ -25,24 +24,17 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A tiny Llama with a tokenizer, and heads chosen."""
-    model = tiny_model(dtype=torch.float32)
-    chosen(model).save(tmp_path / "heads.json")
-    model.save_pretrained(tmp_path / "base")
-    words = ["<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(VOCABULARY - 3))]
-    tokenizer = Tokenizer(
-        models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>")
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(tmp_path / "base")
-    rows = [
-        {"instruction": f"w{row} w{row + 1}", "input": "w3" if row % 2 else "", "output": "w5 w6 w7"}
-        for row in range(16)
-    ]
-    (tmp_path / "alpaca.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "plain.txt").write_text("w1 w2 w3 w4\nw5 w6 w7 w8\n" * 8)
+    text_model.make(tmp_path)
     return tmp_path / "base"
+
+
+# A stand-in for a package that transformers reports to.
+TENSORBOARD = """
+class SummaryWriter:
+    def __init__(self, *args, **kwargs): self.file = open("reported.txt", "a")
+    def add_scalar(self, name, value, step): print(name, step, file=self.file, flush=True)
+    def __getattr__(self, name): return lambda *args, **kwargs: None
+"""
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -51,10 +43,22 @@ def test_the_example(adapter: bool, base: Path, tmp_path: Path) -> None:
         sys.executable, str(ROOT / "examples/finetune.py"), str(base), str(tmp_path / "heads.json"),
         str(tmp_path / ("plain.txt" if adapter else "alpaca.jsonl")), "--output", str(tmp_path / "out"),
         "--steps", "3", "--batch", "4", "--device-batch", "2", "--length", "64", "--dtype", "float32", "--cpu",
-        "--learning-rate", "1e-3", *(["--adapter"] if adapter else []),
+        "--learning-rate", "1e-3", *(["--adapter"] if adapter else []), "--report-to", "tensorboard", "--log-every", "1",
     ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "tensorboardX.py").write_text(TENSORBOARD)
+    path = os.pathsep.join([str(tmp_path / "fake"), *sys.path])
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
+    reported = (tmp_path / "reported.txt").read_text().splitlines()
+    assert {"train/loss 1", "train/loss 2", "train/loss 3"} <= set(reported)
     before = AutoModelForCausalLM.from_pretrained(base)
     if adapter:
         after = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out").merge_and_unload()

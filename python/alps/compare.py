@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from alps.arguments import DEFAULT_RATIO
 from alps.errors import ArgumentError
 from alps.geometry import Geometry
 from alps.heads import HeadSet
 from alps.optional import visual
-from alps.scores import DEFAULT_RATIO, HeadScores
+from alps.scores import HeadScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """How alike the heads of two tasks are.
+    """Says how alike the heads of two tasks are.
+
+    Examples:
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> other = alps.HeadSet.from_pairs([(0, 5), (2, 0)], heads.geometry)
+        >>> pair = alps.compare({"maths": heads, "german": other}).pairs[0]
+        >>> pair.first, pair.second, pair.shared, pair.by_chance, pair.jaccard
+        ('maths', 'german', 1, 0.25, 0.2)
 
     Attributes:
         first: The name of one task.
@@ -30,6 +38,13 @@ class Pair:
         jaccard: Heads that both select over heads that at least one selects, 0 to 1.
         rank_correlation: Spearman's rank correlation of the scores of all heads that have a number in both, -1
             to 1; not-a-number unless both tasks have scores, and where all heads of a task score the same.
+
+    Definitions:
+        Two tasks select the sets A and B of the H heads of a model.
+
+        - `shared`: |A ∩ B|
+        - `by_chance`: |A| · |B| / H
+        - `jaccard`: |A ∩ B| / |A ∪ B|
     """
 
     first: str
@@ -42,7 +57,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The heads of several tasks, which `compare` returns.
+    """Holds the heads of several tasks side by side, as `compare` returns them.
+
+    Examples:
+        >>> names = {"maths": "tuned", "german": "german"}
+        >>> tasks = {task: alps.scan("base", tuned) for task, tuned in names.items()}
+        >>> comparison = alps.compare(tasks, ratio=0.1)
+        >>> (comparison.heads["maths"] & comparison.heads["german"]).pairs()
+        [(0, 5), (3, 6)]
+        >>> comparison.counts[0]  # tasks that select each head of layer 0
+        array([0, 0, 0, 0, 0, 2, 0, 0])
 
     Attributes:
         heads: The heads of each task, by its name.
@@ -65,7 +89,7 @@ class Comparison:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """How many tasks select each head, [layers, heads]."""
+        """How many tasks select each head: whole numbers [layers, heads]."""
         counts: NDArray[np.int64] = np.sum([heads.mask for heads in self.heads.values()], axis=0)
         return counts
 
@@ -79,8 +103,19 @@ class Comparison:
         ]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").comparison_html(self)
+        return html
+
     def plot(self) -> "Figure":
-        """A map of layers x heads for each task, and one of how many tasks select each head.
+        """Draws a map of layers x heads for each task, and one of how many tasks select each head.
+
+        Examples:
+            >>> maths, german = alps.scan("base", "tuned"), alps.scan("base", "german")
+            >>> alps.compare({"maths": maths, "german": german}).plot().savefig("tasks.svg")
+
+        Returns:
+            A figure of matplotlib, which pyplot does not know of.
 
         Raises:
             MissingPackageError: matplotlib is not installed.
@@ -94,12 +129,21 @@ def compare(
 ) -> Comparison:
     """Compares the heads of several tasks: how many they share, and how alike their ranks are.
 
-    The heads of a task with scores are the best ones, by the rule "global".
+    Of a task with scores, the best heads are compared: those that `HeadScores.select` chooses by the rule "global".
+
+    Examples:
+        >>> maths, german = alps.scan("base", "tuned"), alps.scan("base", "german")
+        >>> print(alps.compare({"maths": maths, "german": german}, ratio=0.1))
+                       shared  by chance  jaccard  rank correlation
+        maths, german       2        0.5    0.333             ...
 
     Args:
         tasks: Scores or head sets of one model, two or more, by the name of each task.
         ratio: The share of the heads to select from scores; 0.10 when not given.
-        statistic: What ranks the heads of scores; "relative_delta" unless they have only one other.
+        statistic: The statistic that ranks the heads of scores; "relative_delta" unless they have only one other.
+
+    Returns:
+        The heads of each task, and how alike those of every two are.
 
     Raises:
         ArgumentError: There are fewer than two tasks, they are not of one geometry, an argument is out of its

@@ -5,14 +5,22 @@ Errors of the operating system stay Python's own (FileNotFoundError, PermissionE
 
 
 class AlpsError(Exception):
-    """The base class of these exceptions."""
+    """The base class of all exceptions of alps.
+
+    Examples:
+        >>> try:
+        ...     alps.scan("base", "tuned", temperature=-1.0)
+        ... except alps.AlpsError as error:
+        ...     print(type(error).__name__)
+        ArgumentError
+    """
 
     path: str | None = None
     """The file or folder that was refused, where there is one."""
 
 
 class CheckpointError(AlpsError):
-    """A file is not what its name promises: truncated, malformed, inconsistent, of another format."""
+    """A file is not what its name promises: it is truncated, malformed, inconsistent, or of another format."""
 
     tensor: str | None = None
     """The tensor that was read when the file turned out to be truncated."""

@@ -1,13 +1,13 @@
 """The files of alps: written whole or not at all, and checked when they are read.
 
-A file has a temporary name until it is whole (`write_whole`). So has the folder of a graft (`graft.py`) and that of a
-demo (`demo/steps.py`).
+A file has a temporary name until it is whole (`write_whole`, `temporary.py`). So has the folder of a graft (`graft.py`) and
+that of a demo (`demo/steps.py`).
 """
 
 import errno
 import json
+import math
 import os
-import secrets
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import alps._alps as _alps
+from alps import limits
 from alps.errors import ArgumentError, CheckpointError
 from alps.escaping import one_line, shorten
+from alps.temporary import temporary_file
 
 _METADATA = "alps"
 """The entry of the metadata of safetensors that holds a document."""
@@ -42,33 +45,44 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
 
 
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Checks, before long work, that there is nothing at `path`.
+
+    Raises:
+        ArgumentError: There is something.
+    """
+    if Path(path).exists():
+        raise ArgumentError(
+            f"{os.fspath(path)}: expected a free name, found something there; remove it or name another"
+        )
+
+
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all.
 
-    A temporary file in the same folder gets the content, and then the name. A symbolic link keeps pointing to
-    its file. A new file gets the permissions of any new file, one that is replaced keeps its own.
+    A temporary file in the same folder gets the content, and then the name; those that killed processes have left of
+    this name are removed. A symbolic link keeps pointing to its file. A new file gets the permissions of any new file, one that is replaced keeps its own.
 
     Raises:
         OSError: The file cannot be written; what was there before is untouched.
     """
     check_writable(path)
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}")
     try:
-        # The tempfile module makes files that only their owner can read.
-        with temporary.open("xb") as file:
+        with temporary_file(target) as (temporary, file):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             if target.exists():
                 os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))  # noqa: PTH101
-        temporary.replace(target)
-        sync_folder(target.parent)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-        raise
+            if os.name == "nt":
+                file.close()  # Windows renames no file that is open
+            temporary.replace(target)
+            sync_folder(target.parent)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -90,9 +104,9 @@ def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) 
     suffix = Path(path).suffix
     if suffix.lower() not in suffixes:
         *others, last = suffixes
+        expected = f"{', '.join(others)} or {last}" if others else last
         raise ArgumentError(
-            f"{os.fspath(path)}: a {what}'s name ends in {', '.join(others)} or {last}; "
-            f"found {suffix or 'no suffix'}"
+            f"{os.fspath(path)}: a {what}'s name ends in {expected}; found {suffix or 'no suffix'}"
         )
     return suffix.lower()
 
@@ -101,18 +115,30 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
     """The JSON object in `text`, which was read from `path`.
 
     Raises:
-        CheckpointError: `text` is not JSON, not an object, or has a name twice.
+        CheckpointError: `text` is not JSON, not an object, larger than a document may be, or has a name twice.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_unique)
-        json.dumps(
-            document, ensure_ascii=False
-        ).encode()  # refuses half of a surrogate pair, which is no text
+        encoded = text.encode() if isinstance(text, str) else text
+        if len(encoded) > limits.LARGEST_DOCUMENT:
+            raise ValueError(f"expected at most {limits.LARGEST_DOCUMENT} bytes, found {len(encoded)}")
+        _alps.check_document(encoded, limits.LARGEST_VALUES)
+        document = json.loads(encoded, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
     return document
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, with None for each number in it that is not finite, since JSON has no such number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return value
 
 
 def check_regular(path: str | os.PathLike[str]) -> int:
@@ -129,6 +155,17 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     return state.st_size
 
 
+def encode_tensors(arrays: Mapping[str, NDArray[np.float64]], document: Mapping[str, Any]) -> bytes:
+    """Arrays as the content of a safetensors file with a document in the metadata.
+
+    The same content gives the same bytes.
+    """
+    from safetensors.numpy import save
+
+    # The metadata is one entry, since safetensors writes several in no fixed order.
+    return bytes(save(dict(arrays), metadata={_METADATA: json.dumps(document)}))
+
+
 def write_tensors(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[np.float64]], document: Mapping[str, Any]
 ) -> None:
@@ -139,10 +176,7 @@ def write_tensors(
     Raises:
         OSError: The file cannot be written.
     """
-    from safetensors.numpy import save
-
-    # The metadata is one entry, since safetensors writes several in no fixed order.
-    write_whole(path, save(dict(arrays), metadata={_METADATA: json.dumps(document)}))
+    write_whole(path, encode_tensors(arrays, document))
 
 
 @contextmanager
@@ -155,7 +189,7 @@ def open_tensors(path: str | os.PathLike[str], what: str) -> Iterator[tuple[dict
     """
     from safetensors import SafetensorError, safe_open
 
-    check_regular(path)
+    _check_header(path)
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -166,6 +200,19 @@ def open_tensors(path: str | os.PathLike[str], what: str) -> Iterator[tuple[dict
         raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {one_line(error)}") from None
     except ArgumentError as error:
         raise CheckpointError(f"{os.fspath(path)}: {one_line(error)}") from None
+
+
+def _check_header(path: str | os.PathLike[str]) -> None:
+    """Refuses a header that would take much memory, before the reader of safetensors sees it."""
+    size = check_regular(path)
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(limits.LARGEST_DOCUMENT, size):
+            raise CheckpointError(
+                f"{os.fspath(path)}: not a safetensors file: expected a header of at most "
+                f"{min(limits.LARGEST_DOCUMENT, size)} bytes, found {length}"
+            )
+        parse_json(path, file.read(length))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,9 +18,18 @@ _LARGEST_SIZE = 2**32 - 1
 class LayerSizes(NamedTuple):
     """The sizes of one layer's attention.
 
+    `Geometry.sizes` gives them for every layer. They differ between layers in some models only.
+
+    Examples:
+        >>> sizes = alps.geometry("base").sizes[0]
+        >>> sizes.query_heads, sizes.key_value_heads, sizes.query_size
+        (8, 4, 4)
+        >>> sizes.heads_per_group
+        2
+
     Attributes:
-        query_heads: H, the query heads.
-        key_value_heads: G, the key/value groups; divides H.
+        query_heads: The number of query heads, H.
+        key_value_heads: The number of key/value groups, G; divides H.
         query_size: Rows of a query head.
         key_size: Rows of the keys of a group; 0 if the layer reuses those of an earlier one.
         value_size: Rows of the values of a group; 0 if the layer reuses those of an earlier one, or its keys.
@@ -58,19 +67,43 @@ _LARGEST_OF = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a model's attention.
+    """The sizes of a model's attention: its layers, heads and key/value groups.
+
+    Scores and head sets hold the geometry of their model, so that those of another model are refused.
+
+    Examples:
+        >>> geometry = alps.geometry("base")
+        >>> geometry.shape  # layers, heads
+        (4, 8)
+        >>> geometry.key_value_heads, geometry.head_size, geometry.hidden_size
+        (4, 4, 32)
+
+        Without a checkpoint, from sizes:
+
+        >>> print(
+        ...     alps.Geometry(
+        ...         model_type="llama",
+        ...         layout="separate",
+        ...         layers=tuple(range(16)),
+        ...         query_heads=32,
+        ...         key_value_heads=8,
+        ...         head_size=64,
+        ...         value_size=64,
+        ...         hidden_size=2048,
+        ...     )
+        ... )
+        llama, 16 layers x 32 heads, 8 key/value groups
 
     Attributes:
-        model_type: What the configuration calls the model ("llama").
+        model_type: The name of the model type in the configuration ("llama").
         layout: The layout that its tensors follow.
         layers: The layer number of each row of a score matrix. A layer without attention is absent.
-        query_heads: H, the query heads of a layer. Heads are numbered by query head.
-        key_value_heads: G, the key/value groups of a layer; divides H.
+        query_heads: The number of query heads of a layer, H. Heads are numbered by query head.
+        key_value_heads: The number of key/value groups of a layer, G; divides H.
         head_size: Rows of a query head, and of the keys of a group.
         value_size: Rows of the values of a group.
         hidden_size: Entries of such a row: the width of the model.
-        component: Which of the model's attention stacks it is: "decoder", "encoder", "cross", "vision" or
-            "audio".
+        component: The attention that it describes: "decoder", "encoder", "cross", "vision" or "audio".
         per_layer: The sizes of each layer, where they differ; the sizes above are then the largest ones.
 
     Raises:
@@ -138,7 +171,17 @@ class Geometry:
         layers: Iterable[int],
         sizes: Iterable[Mapping[str, Any]],
     ) -> "Geometry":
-        """The geometry of layers of these sizes, each the fields of a `LayerSizes`.
+        """Makes a geometry of layers whose sizes may differ.
+
+        Args:
+            model_type: The name of the model type.
+            layout: The layout that its tensors follow.
+            component: The attention that it describes.
+            layers: The layer numbers, ascending.
+            sizes: The fields of a `LayerSizes` for each of them.
+
+        Returns:
+            The geometry.
 
         Raises:
             ArgumentError: There is no layer, or a size is out of its domain.
@@ -191,7 +234,13 @@ class Geometry:
         return max((sizes.heads_per_group for sizes in self.per_layer), default=largest)
 
     def heads_of(self, layer: int) -> int:
-        """The number of heads of the layer number `layer`.
+        """Counts the heads of a layer.
+
+        Args:
+            layer: The number of the layer.
+
+        Returns:
+            The number of its heads.
 
         Raises:
             ArgumentError: There is no such layer, or it has no attention.
@@ -199,11 +248,18 @@ class Geometry:
         return self.sizes[self.row_of(layer)].query_heads
 
     def group_of(self, head: int, layer: int | None = None) -> int:
-        """The key/value group that query head `head` of a layer reads: floor(head * G / H).
+        """Finds the key/value group that a query head reads.
+
+        Examples:
+            >>> alps.geometry("base").group_of(head=5)  # 8 heads in 4 groups
+            2
 
         Args:
-            head: The number of the head.
+            head: The number of the head, h.
             layer: The number of the layer; the first that has so many heads when not given.
+
+        Returns:
+            The number of the group, ⌊h · G / H⌋.
 
         Raises:
             ArgumentError: There is no such layer or head.
@@ -217,7 +273,13 @@ class Geometry:
         return head // sizes.heads_per_group
 
     def row_of(self, layer: int) -> int:
-        """The row of a score matrix that holds the layer number `layer`.
+        """Finds the row of a score matrix that holds a layer.
+
+        Args:
+            layer: The number of the layer.
+
+        Returns:
+            The row, which differs from the layer's number where an earlier layer has no attention.
 
         Raises:
             ArgumentError: There is no such layer, or it has no attention.
@@ -237,7 +299,7 @@ class Geometry:
         )
 
     def to_fields(self) -> dict[str, Any]:
-        """The fields by name, of types that JSON has; "per_layer" only where the layers differ."""
+        """Returns the fields by name, of types that JSON has; "per_layer" only where the layers differ."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         del values["per_layer"]
         if self.per_layer:
@@ -249,7 +311,13 @@ class Geometry:
 
     @classmethod
     def from_fields(cls, values: Mapping[str, Any]) -> "Geometry":
-        """The geometry of `values`, which name every field and nothing else, as `to_fields` gives them.
+        """Makes the geometry of fields that `to_fields` returned.
+
+        Args:
+            values: The fields by name: every field and nothing else.
+
+        Returns:
+            The geometry.
 
         Raises:
             ArgumentError: A field is missing, unknown or out of its domain.
@@ -267,7 +335,7 @@ class Geometry:
         return cls(**{**values, "per_layer": per_layer})
 
     def difference(self, other: "Geometry") -> str:
-        """What differs between two geometries, in words; empty when nothing does."""
+        """Says in words what differs between two geometries; the text is empty when nothing does."""
 
         def text(name: str, value: Any) -> str:
             if name == "per_layer":

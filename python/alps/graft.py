@@ -3,9 +3,7 @@
 import errno
 import math
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -16,10 +14,12 @@ from alps.errors import ArgumentError
 from alps.files import sync_folder
 from alps.geometry import Geometry
 from alps.heads import HeadSet, check_head_set
+from alps.progress import Progress, reported
 from alps.sources import Name, Source
+from alps.temporary import temporary_folder
 
 Donor: TypeAlias = tuple[Name, HeadSet] | tuple[Name, HeadSet, float]
-"""A tuned checkpoint or adapter, its heads, and the scale of their change."""
+"""A tuned checkpoint or adapter, its heads, and the scale of their change (1 when not given)."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".pkl")
 """The suffixes of weights. Files with them are not copied: the graft has weights of its own."""
@@ -28,6 +28,12 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", "
 @dataclass(frozen=True)
 class Graft:
     """A checkpoint that `graft` has written.
+
+    Examples:
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> written = alps.graft("base", "tuned", heads, "grafted")
+        >>> written.path.name, written.bytes, written.files
+        ('grafted', 5120, ('config.json',))
 
     Attributes:
         path: Its folder.
@@ -49,24 +55,34 @@ def graft(
     scale: float = 1.0,
     rest: Literal["base", "tuned"] = "base",
     local_files_only: bool = False,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = None,
 ) -> Graft:
     """Writes an ordinary checkpoint: the tuned rows of the chosen heads, everything else as in `base`.
 
     The rows are those of Q, K and V of the chosen heads and of the key/value groups that they read, with their
-    entries of the biases: what `alps.restrict` trains. A row becomes `base + scale * (tuned - base)`; with several
-    tuned models the changes are added (selective task arithmetic, https://arxiv.org/abs/2411.16139). With one
-    model and the scale 1 it is the tuned row, bit for bit.
+    entries of the biases. `alps.restrict` trains the same rows.
 
     Files, shards, names and number formats are those of `base`; configuration and tokenizer are copied along. A file
     system that can share blocks between files does so for all that is not overwritten. Memory stays small whatever
     the size of the checkpoints. The folder gets its name when all is written; a killed process leaves a folder
-    whose name begins with a dot and ends with `.partial`.
+    whose name begins with a dot and ends with `.partial`, which the next graft of that name removes.
 
-        heads = alps.scan("base", "tuned").select(ratio=0.1)
-        alps.graft("base", "tuned", heads, "grafted")
-        alps.graft("base", "tuned", heads, "reverted", rest="tuned")
-        alps.graft("base", [("maths", maths, 0.7), ("german", german, 0.5)], output="both")
+    Examples:
+        >>> maths = alps.scan("base", "tuned").select(ratio=0.1)
+        >>> written = alps.graft("base", "tuned", maths, "grafted")
+        >>> moved = alps.scan("base", "grafted")["relative_delta"]
+        >>> moved.argmax(axis=1)  # the head that differs most, by layer
+        array([5, 3, 0, 6])
+
+        The tuned model with the chosen heads as they were before:
+
+        >>> written = alps.graft("base", "tuned", maths, "reverted", rest="tuned")
+
+        The changes of two tunings, each scaled:
+
+        >>> german = alps.scan("base", "german").select(ratio=0.1)
+        >>> donors = [("tuned", maths, 0.7), ("german", german, 0.5)]
+        >>> written = alps.graft("base", donors, output="both")
 
     Args:
         base: The checkpoint before tuning, as for `alps.scan`: a path, a name on the hub, a URL. One that is not on this
@@ -75,11 +91,15 @@ def graft(
             when not given).
         heads: The chosen heads, if `tuned` is one checkpoint.
         output: The folder to write, which must not exist.
-        scale: Of the change, if `tuned` is one checkpoint.
-        rest: Which checkpoint everything else is of. With "tuned" the result is the tuned checkpoint, with only the
-            chosen heads reverted: their rows become `tuned + scale * (base - tuned)`.
+        scale: The factor of the change, if `tuned` is one checkpoint.
+        rest: The checkpoint that everything else is taken from. With "tuned" the result is the tuned checkpoint, with
+            only the chosen heads reverted.
         local_files_only: Whether to ask nothing of the network.
-        progress: Called on this thread now and then with the bytes copied so far and the bytes to copy.
+        progress: True for a progress bar, in a terminal or a notebook; or a function, called on this thread now and then
+            with the bytes copied so far and the bytes to copy.
+
+    Returns:
+        The folder, and what was written into it.
 
     Raises:
         ArgumentError: An argument is out of its domain, or the heads are those of another model.
@@ -89,6 +109,14 @@ def graft(
         PairError: The checkpoints are not states of one model.
         FileExistsError: `output` exists.
         OSError: A file cannot be read or written.
+
+    Definitions:
+        A row w of the base becomes w + Σₖ sₖ · (wₖ − w), where wₖ is the row of the k-th tuned model and sₖ its scale. With
+        one model and the scale 1 it is the tuned row, bit for bit. With `rest="tuned"`, a row w₁ of the tuned model
+        becomes w₁ + s · (w − w₁).
+
+    References:
+        Selective task arithmetic, arXiv 2411.16139: <https://arxiv.org/abs/2411.16139>
     """
     donors = _donors(tuned, heads, scale)
     if rest not in ("base", "tuned"):
@@ -105,26 +133,22 @@ def graft(
     for _, chosen, _ in donors:
         if difference := chosen.geometry.difference(geometry):
             raise ArgumentError(f"the heads are not those of {host.name} (heads and model): {difference}")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.partial")
-    temporary.mkdir()
-    try:
-        written = _alps.graft(
-            host.paths,
-            [
-                (other.paths, chosen.mask, chosen.key_value_groups, factor)
-                for other, (_, chosen, factor) in zip(others, donors, strict=True)
-            ],
-            component,
-            os.fspath(temporary),
-            progress,
-        )
+    with temporary_folder(target) as temporary:
+        with reported(progress, "copying", "bytes") as report:
+            written = _alps.graft(
+                host.paths,
+                [
+                    (other.paths, chosen.mask, chosen.key_value_groups, factor)
+                    for other, (_, chosen, factor) in zip(others, donors, strict=True)
+                ],
+                component,
+                os.fspath(temporary),
+                report,
+            )
         files = _copy_along(host, temporary)
         sync_folder(temporary)
         temporary.rename(target)
         sync_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Graft(target, written, files)
 
 
@@ -171,8 +195,8 @@ def _copy_along(host: Source, into: Path) -> tuple[str, ...]:
     beside, copied = sources.Folder(*host.location), []
     for name in beside.names():
         is_weights = name.endswith(_WEIGHTS) or name.startswith(".") or name == "README.md"
-        if is_weights or (into / name).exists() or (content := beside.read(name)) is None:
+        if is_weights or (into / name).exists():
             continue
-        (into / name).write_bytes(content)
-        copied.append(name)
+        if beside.copy(name, into / name):
+            copied.append(name)
     return tuple(copied)

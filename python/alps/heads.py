@@ -18,6 +18,7 @@ from alps.escaping import one_line, shorten
 from alps.files import check_document, check_regular, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.optional import visual
+from alps.sharing import Shareable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,16 +26,22 @@ if TYPE_CHECKING:
 
 _FORMAT = "alps-heads"
 _VERSION = 1
-"""Bytes. A set of ten thousand layers takes less, and a checkpoint given by mistake is not read."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """How many heads, key/value groups and parameters a head set has.
+    """Counts the heads, key/value groups and parameters of a head set.
 
-    Parameters are entries of the Q, K and V weights; biases are left out. A selected head trains its
-    query rows and the key and value rows of its group, so with grouped queries the share of the
-    parameters is larger than the share of the heads.
+    Parameters are entries of the Q, K and V weights; biases are left out. A selected head trains its query rows and the
+    key and value rows of its group. Where heads share a group, the share of the parameters is therefore larger than the
+    share of the heads.
+
+    Examples:
+        >>> report = alps.HeadSet.load("heads.json").report
+        >>> print(report)
+        4 of 32 heads, 3 of 16 key/value groups, 1,280 of 8,192 Q/K/V parameters (15.6 %)
+        >>> report.share
+        0.15625
 
     Attributes:
         heads: Heads in the set.
@@ -62,6 +69,10 @@ class Report:
         """The heads, the key/value groups and the share of the parameters, in one line."""
         return f"{self._counts}, {100 * self.share:.1f} % of Q/K/V parameters"
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").report_html(self)
+        return html
+
     @property
     def _counts(self) -> str:
         return (
@@ -74,20 +85,34 @@ class Report:
         return f"{self._counts}, {parameters} ({100 * self.share:.1f} %)"
 
 
-class HeadSet:
+class HeadSet(Shareable):
     """An immutable set of attention heads of one model.
 
-    Iterates over (layer, head) in ascending order, where layer is the layer's number. Two sets are
-    equal when they hold the same heads of the same geometry; sets of different geometry cannot be combined,
-    which raises `ArgumentError`.
+    It iterates over (layer, head) in ascending order, where layer is the number of the layer. Sets of one model are
+    combined as Python's sets are. Two sets are equal when they hold the same heads of the same geometry. Sets of
+    different geometry cannot be combined, which raises `ArgumentError`.
+
+    Examples:
+        >>> heads = alps.scan("base", "tuned").select(ratio=0.1)
+        >>> for layer, head in heads:
+        ...     print(f"layer {layer}, head {head}")
+        layer 0, head 5
+        layer 1, head 2
+        layer 1, head 3
+        layer 3, head 6
+        >>> by_hand = alps.HeadSet.from_pairs([(1, 2), (2, 0)], heads.geometry)
+        >>> len(heads | by_hand), len(heads & by_hand), len(heads - by_hand)
+        (5, 1, 3)
+        >>> heads.save("heads.json")
     """
 
     __slots__ = ("_geometry", "_mask", "_provenance")
+    _file = "heads.json"
 
     def __init__(
         self, mask: NDArray[np.bool_], geometry: Geometry, provenance: Mapping[str, str] | None = None
     ) -> None:
-        """A set of the heads whose flag in `mask` is set.
+        """Makes a set of the heads whose flag in `mask` is set.
 
         Args:
             mask: Booleans [layers, heads].
@@ -116,7 +141,20 @@ class HeadSet:
 
     @classmethod
     def from_mask(cls, mask: NDArray[np.bool_], geometry: Geometry) -> "HeadSet":
-        """A set of the heads whose flag in `mask`, booleans [layers, heads], is set.
+        """Makes a set of the heads whose flag in a mask is set.
+
+        Examples:
+            >>> scores = alps.HeadScores.load("scores.safetensors")
+            >>> mask = scores["relative_delta"] > 0.3
+            >>> alps.HeadSet.from_mask(mask, scores.geometry).pairs()
+            [(0, 5), (1, 3)]
+
+        Args:
+            mask: Booleans [layers, heads].
+            geometry: The model that the heads belong to.
+
+        Returns:
+            The set.
 
         Raises:
             ArgumentError: `mask` is not boolean, or not of the geometry's shape.
@@ -125,7 +163,19 @@ class HeadSet:
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[tuple[int, int]], geometry: Geometry) -> "HeadSet":
-        """A set of the heads given as (layer number, head).
+        """Makes a set of heads given by their numbers.
+
+        Examples:
+            >>> geometry = alps.geometry("base")
+            >>> alps.HeadSet.from_pairs([(0, 5), (3, 6)], geometry)
+            HeadSet(2 of 32 heads: llama, 4 layers x 8 heads, 4 key/value groups)
+
+        Args:
+            pairs: The heads as (layer number, head).
+            geometry: The model that the heads belong to.
+
+        Returns:
+            The set.
 
         Raises:
             ArgumentError: A pair is not of two whole numbers, or the model has no such head.
@@ -142,7 +192,7 @@ class HeadSet:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Read-only booleans [layers, heads]."""
+        """The set as read-only booleans [layers, heads]."""
         return self._mask
 
     @property
@@ -157,7 +207,7 @@ class HeadSet:
 
     @property
     def key_value_groups(self) -> NDArray[np.bool_]:
-        """Booleans [layers, groups]: the key/value groups that a head of the set reads."""
+        """The key/value groups that a head of the set reads: booleans [layers, groups]."""
         geometry = self._geometry
         groups = np.zeros((len(geometry.layers), geometry.key_value_heads), dtype=np.bool_)
         for row, sizes in enumerate(geometry.sizes):
@@ -171,7 +221,7 @@ class HeadSet:
         return Report(**_alps.report(self._mask, self._geometry))
 
     def pairs(self) -> list[tuple[int, int]]:
-        """The heads as (layer number, head), ascending."""
+        """Lists the heads as (layer number, head), ascending."""
         return [(self._geometry.layers[row], int(head)) for row, head in np.argwhere(self._mask)]
 
     def __len__(self) -> int:
@@ -202,7 +252,17 @@ class HeadSet:
         return html
 
     def to_pandas(self) -> "Series[bool]":
-        """A flag for every (layer, head), named "selected", to be joined with `HeadScores.to_pandas`.
+        """Makes a column with a flag for every (layer, head), to be joined with `HeadScores.to_pandas`.
+
+        Examples:
+            >>> scores = alps.HeadScores.load("scores.safetensors")
+            >>> heads = alps.HeadSet.load("heads.json")
+            >>> table = scores.to_pandas().join(heads.to_pandas())
+            >>> int(table["selected"].sum())
+            4
+
+        Returns:
+            A Series of pandas, named "selected", with the index (layer, head).
 
         Raises:
             MissingPackageError: pandas is not installed.
@@ -212,6 +272,9 @@ class HeadSet:
 
     def plot(self) -> "Figure":
         """Draws a map of layers x heads with the heads of the set filled.
+
+        Examples:
+            >>> alps.HeadSet.load("heads.json").plot().savefig("heads.svg")
 
         Returns:
             A figure of matplotlib, which pyplot does not know of.
@@ -224,25 +287,41 @@ class HeadSet:
         return figure
 
     def union(self, other: "HeadSet") -> "HeadSet":
-        """The heads of either set; also `a | b`."""
+        """Returns the heads of either set, as `self | other` does."""
         return self._combine(other, np.logical_or)
 
     def intersection(self, other: "HeadSet") -> "HeadSet":
-        """The heads of both sets; also `a & b`."""
+        """Returns the heads of both sets, as `self & other` does."""
         return self._combine(other, np.logical_and)
 
     def difference(self, other: "HeadSet") -> "HeadSet":
-        """The heads of this set that are not in the other; also `a - b`."""
+        """Returns the heads of this set that are not in the other, as `self - other` does."""
         return self._combine(other, np.greater)
 
     def symmetric_difference(self, other: "HeadSet") -> "HeadSet":
-        """The heads of one set or the other, but not of both; also `a ^ b`."""
+        """Returns the heads of one set or the other but not of both, as `self ^ other` does."""
         return self._combine(other, np.logical_xor)
 
     __or__, __and__, __sub__, __xor__ = union, intersection, difference, symmetric_difference
 
     def jaccard(self, other: "HeadSet") -> float:
-        """The overlap, 0 to 1: heads of both sets over heads of either; 1 for two empty sets."""
+        """Measures how far two sets overlap.
+
+        Examples:
+            >>> heads = alps.HeadSet.load("heads.json")
+            >>> other = alps.HeadSet.from_pairs([(0, 5), (2, 0)], heads.geometry)
+            >>> heads.jaccard(other)  # 1 shared head of 5
+            0.2
+
+        Args:
+            other: A set of the same geometry.
+
+        Returns:
+            |A ∩ B| / |A ∪ B|, the heads of both sets over the heads of either: 0 to 1; 1 for two empty sets.
+
+        Raises:
+            ArgumentError: The sets are of two geometries.
+        """
         either = len(self.union(other))
         return len(self.intersection(other)) / either if either else 1.0
 
@@ -254,7 +333,7 @@ class HeadSet:
         return HeadSet(operation(self._mask, other._mask), self._geometry)
 
     def to_json(self) -> str:
-        """The set as a JSON document with one line for each layer."""
+        """Returns the set as a JSON document with one line for each layer."""
         geometry = self._geometry.to_fields()
         layers = geometry.pop("layers")  # they are the names in "heads"
         heads = {
@@ -273,27 +352,59 @@ class HeadSet:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the set as JSON that a person can read and diff, whole or not at all.
 
+        Examples:
+            >>> heads = alps.scan("base", "tuned").select(ratio=0.1)
+            >>> heads.save("heads.json")
+            >>> alps.HeadSet.load("heads.json") == heads
+            True
+
+        Args:
+            path: The file to write; an older one is replaced.
+
         Raises:
             OSError: The file cannot be written.
         """
-        write_whole(path, self.to_json().encode())
+        write_whole(path, self._encoded())
+
+    def _encoded(self) -> bytes:
+        return self.to_json().encode()
+
+    def _map(self) -> "Figure":
+        return self.plot()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "HeadSet":
         """Reads what `save` wrote.
+
+        Examples:
+            >>> alps.HeadSet.load("heads.json").pairs()
+            [(0, 5), (1, 2), (1, 3), (3, 6)]
+
+        Args:
+            path: The file to read.
+
+        Returns:
+            The set.
 
         Raises:
             CheckpointError: The file is not a head set, or contradicts itself; names the field.
             OSError: The file cannot be read.
         """
         file = Path(path)
-        if (size := check_regular(file)) > limits.LARGEST_HEAD_SET:
+        if (size := check_regular(file)) > limits.LARGEST_DOCUMENT:
             raise CheckpointError(f"{file}: expected a head set, found a file of {size} bytes")
         return cls.from_json(file.read_bytes(), file)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str | os.PathLike[str] = "head set") -> "HeadSet":
-        """Reads what `to_json` returned; messages call it `source`.
+        """Reads what `to_json` returned.
+
+        Args:
+            text: The document.
+            source: The name of the document in error messages.
+
+        Returns:
+            The set.
 
         Raises:
             CheckpointError: The text is not a head set, or contradicts itself; names the field.

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import alps._alps as _alps
 from alps import sources
+from alps.arguments import Component
 from alps.geometry import Geometry
-from alps.pair import Component
+from alps.optional import visual
 from alps.sources import Name
 
 
@@ -29,18 +30,27 @@ class Module:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a scan would read of a checkpoint.
+    """What a scan would read of a checkpoint, as `inspect` returns it.
+
+    Examples:
+        >>> found = alps.inspect("base")
+        >>> found.bytes  # that a scan reads
+        32768
+        >>> for module in found.modules[:2]:
+        ...     print(module.name, module.dtype, module.out_features, module.in_features)
+        model.layers.0.self_attn.q_proj F32 32 32
+        model.layers.0.self_attn.k_proj F32 16 32
 
     Attributes:
-        geometry: The heads.
+        geometry: The number and the sizes of the heads in each layer.
         modules: The linear layers that hold them, layer by layer.
         left_out: What is in the checkpoint but not scanned, each with the reason.
         bytes: Bytes of weights that a scan reads.
         weight_files: The names of all files of weights, those of an adapter and of its base.
         weight_bytes: Bytes of these files.
         files: The file of weights, or the index of several; of an adapter its own, and those that it changes.
-        quantisation: How the weights are quantised ("GPTQ int4"); None if they are not. A scan reads what they
-            stand for.
+        quantisation: How the weights are quantised ("GPTQ int4"); None if they are not. A scan reads the numbers that
+            they stand for.
     """
 
     geometry: Geometry
@@ -52,10 +62,19 @@ class Inspection:
     files: str
     quantisation: str | None
 
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").inspection_html(self)
+        return html
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How models of some types store their attention.
+    """Describes how models of some types store their attention.
+
+    Examples:
+        >>> layouts = {layout.name: layout for layout in alps.layouts()}
+        >>> "llama" in layouts["separate"].model_types["decoder"]
+        True
 
     Attributes:
         name: Its name ("separate").
@@ -68,13 +87,39 @@ class Layout:
     model_types: Mapping[str, tuple[str, ...]]
 
 
+class Layouts(tuple[Layout, ...]):
+    """Holds layouts in order of name; a notebook shows them as a table.
+
+    Examples:
+        >>> layouts = alps.layouts()
+        >>> "separate" in [layout.name for layout in layouts]
+        True
+    """
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").layouts_html(self)
+        return html
+
+
 def inspect(path: Name, *, component: Component | None = None, local_files_only: bool = False) -> Inspection:
     """Says what a scan would read of a checkpoint, without reading weights.
 
+    Examples:
+        >>> found = alps.inspect("base")
+        >>> print(found.geometry)
+        llama, 4 layers x 8 heads, 4 key/value groups
+        >>> len(found.modules), found.quantisation
+        (12, None)
+
     Args:
         path: A checkpoint or an adapter, as for `scan`. Of one that is not on this machine, only the headers are fetched.
-        component: Whose heads, as for `scan`.
+        component: The attention to inspect, as for `scan`.
         local_files_only: Whether to ask nothing of the network.
+
+    Returns:
+        The heads, the linear layers that hold them, and the files.
 
     Raises:
         ArgumentError: There is no such component.
@@ -95,6 +140,16 @@ def inspect(path: Name, *, component: Component | None = None, local_files_only:
     )
 
 
-def layouts() -> tuple[Layout, ...]:
-    """The known layouts, in order of name."""
-    return tuple(Layout(**layout) for layout in _alps.layouts())
+def layouts() -> Layouts:
+    """Lists the layouts that alps knows, in order of name.
+
+    Examples:
+        >>> for layout in alps.layouts():
+        ...     if "gpt2" in layout.model_types.get("decoder", ()):
+        ...         print(layout.name)
+        transposed
+
+    Returns:
+        The layouts, each with the model types that have it.
+    """
+    return Layouts(Layout(**layout) for layout in _alps.layouts())

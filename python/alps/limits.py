@@ -15,5 +15,7 @@ LONGEST_NAME = 200
 """Characters of the name of a model type or a layout."""
 LONGEST_LAYER = 9
 """Digits of the number of a layer."""
-LARGEST_HEAD_SET = 64 * 2**20
-"""Bytes of a file with a head set."""
+LARGEST_DOCUMENT = 8 * 2**20
+"""Bytes of a JSON document: of a head set, or of the metadata of scores and parts."""
+LARGEST_VALUES = 32 * 2**20
+"""Bytes that the values of a document take as objects, by an estimate: more than those of every table of `MOST_CELLS`."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 import alps._alps as _alps
 from alps import limits, sources
 from alps import statistics as statistics_table
+from alps.arguments import Component
 from alps.errors import ArgumentError, CheckpointError
 from alps.geometry import Geometry
 from alps.parts import KeptPart, Part, differences
 from alps.scores import HEADS_MOVED, ZERO_IF_UNMOVED, HeadScores
 from alps.sources import Name, Source
 from alps.statistics import Form
-
-Component = Literal["decoder", "encoder", "cross", "vision", "audio"]
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,9 @@ class OpenedPair:
         ):
             fields |= source.provenance(role)
             fields |= {f"{role}_{name}": str(value) for name, value in files.items() if value is not None}
+            stored = self.identity[f"{role}_files"]
+            fields[f"{role}_file_count"] = str(len(stored))
+            fields[f"{role}_bytes"] = str(sum(length for _, length, _ in stored))
         return {
             **fields,
             "form": self.options.form,

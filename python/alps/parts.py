@@ -21,12 +21,18 @@ _SAVED_EVERY = 1.0
 
 @dataclass
 class Part:
-    """The scores of some layers.
+    """Holds the scores of some layers, as `scan_part` returns them.
+
+    Examples:
+        >>> part = alps.scan_part("base", "tuned", 2, 2)
+        >>> sorted(part.rows)  # the second half of 4 layers
+        [2, 3]
+        >>> part.save("part2.safetensors")
 
     Attributes:
         geometry: The heads of the whole model.
         identity: What the scores are of: the files of both checkpoints with their versions, the form, the temperature,
-            the statistics that were asked for and the version of alps. Only parts with the same one are put together.
+            the statistics that were asked for and the version of alps. Only parts with the same identity are put together.
         provenance: Where the weights come from, as in the scores.
         rows: Each statistic that the form has by head, for each layer that is done, by its place among those with
             attention.
@@ -38,7 +44,7 @@ class Part:
     rows: dict[int, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Each statistic [layers, heads]; not-a-number in the layers that are not done."""
+        """Returns each statistic as an array [layers, heads], with not-a-number in the layers that are not done."""
         shape = len(self.geometry.layers), self.geometry.query_heads
         names = next(iter(self.rows.values()), {})
         arrays = {name: np.full(shape, np.nan) for name in names}
@@ -49,6 +55,9 @@ class Part:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the part as safetensors, whole or not at all.
+
+        Args:
+            path: The file to write; an older one is replaced.
 
         Raises:
             OSError: The file cannot be written.
@@ -66,6 +75,12 @@ class Part:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Part":
         """Reads what `save` wrote.
+
+        Args:
+            path: The file to read.
+
+        Returns:
+            The part.
 
         Raises:
             CheckpointError: The file is no part, or contradicts itself.

@@ -4,13 +4,17 @@ PEFT has no way to find methods of other packages. `import alps` must not import
 waits for the import of PEFT.
 """
 
-import contextlib
+from __future__ import annotations
+
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    # These modules take longer to import than all else that `import alps` does, and their classes are not needed.
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 
 def register_with_peft() -> None:
@@ -22,12 +26,14 @@ def register_with_peft() -> None:
 
 
 def _register() -> None:
+    import contextlib
+
     # Training needs more than PEFT; `alps.restrict` says what is missing.
     with contextlib.suppress(ImportError):
         import alps.training  # noqa: F401 (registers)
 
 
-class _PeftFinder(MetaPathFinder):
+class _PeftFinder:
     """Finds PEFT, and nothing else, through the other finders, and lets `_PeftLoader` load it."""
 
     def find_spec(
@@ -38,12 +44,12 @@ class _PeftFinder(MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _PeftLoader(spec.loader)
+                spec.loader = _PeftLoader(spec.loader)  # type: ignore[assignment]
                 return spec
         return None
 
 
-class _PeftLoader(Loader):
+class _PeftLoader:
     """Loads PEFT by its own loader, and registers afterwards."""
 
     def __init__(self, loader: Any) -> None:

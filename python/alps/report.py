@@ -21,14 +21,24 @@ def write_report(
 ) -> None:
     """Writes a report with tables, pictures and provenance as one HTML file that refers to no other.
 
-    The same content gives the same bytes.
+    The page fits a phone, a wide screen and paper, in a light and a dark scheme. Its maps say the number of the head under
+    the pointer or the arrow keys, and its tables sort; without scripts everything is there but that. The same content
+    gives the same bytes.
+
+        scores = alps.scan("base", "tuned")
+        alps.write_report("report.html", scores, scores.select(ratio=0.1))
+
+    Examples:
+        >>> scores = alps.scan("base", "tuned")
+        >>> heads = scores.select(ratio=0.1)
+        >>> alps.write_report("report.html", scores, heads)
 
     Args:
         path: The file, named .html or .htm.
         content: Scores, a head set, or what `compare` or `audit` returned.
         heads: With scores, the heads to mark and to list; without them the report lists the best.
-        statistic: With scores, what ranks and colours the heads; "relative_delta" unless it is not there and only one
-            other is.
+        statistic: With scores, the statistic that ranks and colours the heads; "relative_delta" unless it is not there
+            and only one other is.
 
     Raises:
         ArgumentError: The file is named otherwise, there is no such statistic, `heads` are of another geometry, or

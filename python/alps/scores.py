@@ -10,27 +10,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import alps._alps as _alps
+from alps.arguments import DEFAULT_RATIO, RandomRule, RankedRule, Rule
 from alps.errors import AlpsWarning, ArgumentError, UnchangedError
 from alps.escaping import shorten
-from alps.files import check_document, open_tensors, write_tensors
+from alps.files import check_document, encode_tensors, open_tensors, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.heads import HeadSet
 from alps.optional import visual
+from alps.sharing import Shareable
 from alps.statistics import DEFAULT
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-RankedRule = Literal["global", "per_layer", "key_value_groups"]
-RandomRule = Literal["random", "layer_consistent"]
-Rule = Literal[RankedRule, RandomRule]
-
 Kind = Literal["overview", "map", "layers", "ranks"]
 """The kinds of picture that `HeadScores.plot` draws."""
-
-DEFAULT_RATIO = 0.10
-"""The share of the heads that the paper trains."""
 
 EQUAL_WEIGHTS = (
     "the attention weights of both checkpoints are equal: no head has moved. Check that the tuned checkpoint is the "
@@ -50,15 +45,28 @@ _LARGEST = 2**64 - 1
 """The largest seed, and more parameters than any model has."""
 
 
-class HeadScores(Mapping[str, NDArray[np.float64]]):
-    """A score for every attention head, by one or more statistics.
+class HeadScores(Shareable, Mapping[str, NDArray[np.float64]]):
+    """Holds a score for every attention head of a model, by one or more statistics.
 
-    A mapping from the name of a statistic to a read-only float64 array [layers, heads], not-a-number where a
-    layer has fewer heads than another. Two are equal when they hold the same numbers for the same geometry,
-    where not-a-number equals itself.
+    It is a mapping from the name of a statistic to a read-only float64 array [layers, heads]. Where a layer has fewer
+    heads than another, the rest of its row is not a number. Two `HeadScores` are equal when they hold the same numbers
+    for the same geometry; not-a-number equals itself.
+
+    Examples:
+        >>> scores = alps.scan("base", "tuned")
+        >>> scores.geometry.shape  # layers, heads
+        (4, 8)
+        >>> scores["relative_delta"][0].round(2)
+        array([0.01, 0.01, 0.01, 0.01, 0.01, 0.34, 0.01, 0.01])
+        >>> scores.top(2)  # (layer, head, score)
+        [(0, 5, 0.344...), (1, 3, 0.302...)]
+        >>> heads = scores.select(ratio=0.1)
+        >>> len(heads)
+        4
     """
 
     __slots__ = ("_arrays", "_geometry", "_provenance")
+    _file = "scores.safetensors"
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
@@ -67,7 +75,7 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         geometry: Geometry,
         provenance: Mapping[str, str] | None = None,
     ) -> None:
-        """Scores of the heads of one model.
+        """Makes scores of the heads of one model from numbers of any source.
 
         Args:
             statistics: Numbers [layers, heads] by the name of the statistic; copied.
@@ -116,7 +124,13 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where the scores come from: checkpoints and their revisions, form, temperature, version."""
+        """Where the scores come from: checkpoints and their revisions, form, temperature, version.
+
+        Examples:
+            >>> scores = alps.scan("base", "tuned")
+            >>> scores.provenance["base"], scores.provenance["form"]
+            ('base', 'qkv')
+        """
         return dict(self._provenance)
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
@@ -151,7 +165,20 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         return html
 
     def to_pandas(self) -> "DataFrame":
-        """The scores as a table: a row for every (layer, head), a column for every statistic.
+        """Makes a table with a row for every (layer, head) and a column for every statistic.
+
+        Examples:
+            >>> table = alps.HeadScores.load("scores.safetensors").to_pandas()
+            >>> table.shape
+            (32, 10)
+            >>> table["relative_delta"].nlargest(2).round(2)
+            layer  head
+            0      5       0.34
+            1      3       0.30
+            Name: relative_delta, dtype: float64
+
+        Returns:
+            A DataFrame of pandas with the index (layer, head).
 
         Raises:
             MissingPackageError: pandas is not installed.
@@ -164,22 +191,27 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
     ) -> "Figure":
         """Draws the scores.
 
-        The kinds:
+        There are four kinds of picture:
 
-        - "map": layers x heads, darker where the score is higher, with the borders of the key/value groups;
-        - "layers": for every layer, its heads and their mean;
-        - "ranks": the scores of all heads in order, with the cut where `heads` are the best ones;
-        - "overview": all three.
+        - "map": layers x heads, darker where the score is higher, with the borders of the key/value groups
+        - "layers": for every layer, its heads and their mean
+        - "ranks": the scores of all heads in order, with the cut where `heads` are the best ones
+        - "overview": all three
 
         Colours and axes begin at 0 unless a score is below it. Heads without a finite score are hatched.
+
+        Examples:
+            >>> scores = alps.HeadScores.load("scores.safetensors")
+            >>> heads = scores.select(ratio=0.1)
+            >>> scores.plot(heads, kind="map").savefig("heads.png")
 
         Args:
             heads: Heads to mark.
             kind: One of the kinds above.
-            statistic: What to draw; "relative_delta" unless it is not there and only one other is.
+            statistic: The statistic to draw; "relative_delta" unless it is not there and only one other is.
 
         Returns:
-            A figure of matplotlib, which pyplot does not know of: `figure.savefig(path)`, or show it in a notebook.
+            A figure of matplotlib, which pyplot does not know of. `figure.savefig(path)` saves it; a notebook shows it.
 
         Raises:
             ArgumentError: There is no such kind or statistic, `heads` are of another geometry, or the model has no
@@ -191,7 +223,13 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         return figure
 
     def ranking_statistic(self, statistic: str | None = None) -> str:
-        """The statistic that ranks heads: `statistic`, else "relative_delta", else the only one there is.
+        """Names the statistic that ranks heads: `statistic`, else "relative_delta", else the only one there is.
+
+        Args:
+            statistic: The statistic that a caller asked for, if any.
+
+        Returns:
+            The name of a statistic of these scores.
 
         Raises:
             ArgumentError: There is no such statistic, or several and none of them is the default.
@@ -207,13 +245,22 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         return statistic
 
     def top(self, n: int, statistic: str | None = None) -> list[tuple[int, int, float]]:
-        """The best heads as (layer number, head, score), best first.
+        """Lists the best heads, best first.
 
-        Ties go to the lower (layer, head); not-a-number ranks last.
+        Examples:
+            >>> scores = alps.HeadScores.load("scores.safetensors")
+            >>> for layer, head, score in scores.top(2):
+            ...     print(f"layer {layer}, head {head}: {score:.2f}")
+            layer 0, head 5: 0.34
+            layer 1, head 3: 0.30
 
         Args:
-            n: How many; all heads when the model has fewer.
-            statistic: What ranks them; "relative_delta" unless it is not there and only one other is.
+            n: How many heads to list; all of them when the model has fewer.
+            statistic: The statistic that ranks them; "relative_delta" unless it is not there and only one other is.
+
+        Returns:
+            The heads as (layer number, head, score). Of equal scores the lower (layer, head) comes first; not-a-number
+            comes last.
 
         Raises:
             ArgumentError: `n` is negative, or there is no such statistic.
@@ -235,31 +282,54 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         statistic: str | None = None,
         seed: int | None = None,
     ) -> HeadSet:
-        """Chooses heads.
+        """Chooses heads by their scores, or at random.
 
-        The number of heads is K = ceil(ratio * heads); highest scores first, ties to the lower
-        (layer, head), not-a-number last. A head that has not moved is never selected, so that fewer heads than K
-        may be; a warning says so. The rules:
+        There are five rules. The first three rank heads by a statistic; the others draw heads at random, as baselines.
 
-        - "global": the K best of all heads, which is the paper's rule;
-        - "per_layer": the best ceil(ratio * heads of a layer) of each layer;
-        - "key_value_groups": the best ceil(ratio * groups) groups, each with all its heads, by the mean
-          score of the heads;
-        - "random": K heads drawn from all, the paper's baseline;
-        - "layer_consistent": ceil(ratio * heads of a layer) heads drawn in each layer, its other baseline.
+        - "global": the best heads of the whole model, which is the rule of the paper
+        - "per_layer": the best heads of each layer
+        - "key_value_groups": the key/value groups with the best mean score, each with all its heads
+        - "random": heads drawn from the whole model
+        - "layer_consistent": heads drawn from each layer, the same number in each
+
+        Of equal scores the lower (layer, head) comes first; not-a-number comes last. A head that has not moved is never
+        selected by a ranked rule. Where too few have moved, fewer are selected, and a warning says so.
+
+        Examples:
+            >>> scores = alps.scan("base", "tuned")
+            >>> heads = scores.select(ratio=0.1)
+            >>> heads.pairs()  # (layer, head)
+            [(0, 5), (1, 2), (1, 3), (3, 6)]
+            >>> print(heads.report.summary)
+            4 of 32 heads, 3 of 16 key/value groups, 15.6 % of Q/K/V parameters
+
+            By a number of parameters instead of a ratio, and at random:
+
+            >>> scores.select(budget=1200).pairs()
+            [(0, 5), (1, 3), (3, 6)]
+            >>> len(scores.select(ratio=0.1, rule="random", seed=1))
+            4
 
         Args:
-            ratio: The share of the heads, 0 to 1; 0.10, the paper's, when no budget is given.
-            budget: Instead of a ratio, with rule "global": take heads in order of rank as long as the Q/K/V
-                parameters that they train (see `Report`) are at most this many.
+            ratio: The share of the heads, 0 to 1; 0.10, as in the paper, when neither a ratio nor a budget is given.
+            budget: The most Q/K/V parameters that the heads may train (see `Report`), instead of a ratio and with rule
+                "global" only. Heads are taken in order of rank as long as they fit.
             rule: One of the rules above.
-            statistic: What ranks the heads; "relative_delta" unless it is not there and only one other is.
+            statistic: The statistic that ranks the heads; "relative_delta" unless it is not there and only one other is.
                 Not with the random rules.
-            seed: Of the random rules only, 0 when not given. The same seed gives the same heads everywhere.
+            seed: The seed of the random rules, and of these only; 0 when not given. The same seed gives the same heads
+                everywhere.
+
+        Returns:
+            The chosen heads, whose provenance says how they were chosen.
 
         Raises:
             ArgumentError: An argument is out of its domain, or has no meaning beside another one.
             UnchangedError: No head has moved. The random rules do not ask.
+
+        Definitions:
+            Of H heads, "global" and "random" choose ⌈ratio · H⌉. Of a layer with Hₗ heads, "per_layer" and
+            "layer_consistent" choose ⌈ratio · Hₗ⌉. Of G key/value groups, "key_value_groups" chooses ⌈ratio · G⌉.
         """
         choice: dict[str, str] = {"rule": rule}
         if rule in get_args(RandomRule):
@@ -330,17 +400,29 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
         return mask & moved
 
     def all_equal(self) -> bool:
-        """Whether no head has moved."""
+        """Says whether no head has moved: whether the attention weights of both checkpoints are equal."""
         return self._provenance.get(HEADS_MOVED) == "0"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the scores as safetensors with everything else in the metadata, whole or not at all.
+        """Writes the scores as safetensors, with everything else in the metadata.
 
-        The same scores give the same bytes.
+        The file is written whole or not at all. The same scores give the same bytes.
+
+        Examples:
+            >>> scores = alps.scan("base", "tuned")
+            >>> scores.save("scores.safetensors")
+            >>> alps.HeadScores.load("scores.safetensors") == scores
+            True
+
+        Args:
+            path: The file to write; an older one is replaced.
 
         Raises:
             OSError: The file cannot be written.
         """
+        write_whole(path, self._encoded())
+
+    def _encoded(self) -> bytes:
         document = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -348,11 +430,24 @@ class HeadScores(Mapping[str, NDArray[np.float64]]):
             "geometry": self._geometry.to_fields(),
             "provenance": self._provenance,
         }
-        write_tensors(path, self._arrays, document)
+        return encode_tensors(self._arrays, document)
+
+    def _map(self) -> "Figure":
+        return self.plot(kind="map", statistic=DEFAULT if DEFAULT in self else self.statistics[0])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "HeadScores":
         """Reads what `save` wrote.
+
+        Examples:
+            >>> alps.HeadScores.load("scores.safetensors").layers
+            (0, 1, 2, 3)
+
+        Args:
+            path: The file to read.
+
+        Returns:
+            The scores.
 
         Raises:
             CheckpointError: The file holds no scores, or contradicts itself; names the field.

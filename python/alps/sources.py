@@ -2,9 +2,9 @@
 
 import errno
 import importlib
-import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import alps._alps as _alps
-from alps.errors import ArgumentError, CheckpointError
+from alps.errors import AlpsError, ArgumentError, CheckpointError
 from alps.optional import needed
 from alps.remote.store import Store, describe, without_secrets
 
@@ -30,10 +30,15 @@ _CONFIGURATIONS = ("config.json", "adapter_config.json", "params.json")
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A path in a filesystem of fsspec that the caller made, with whatever credentials and options.
+    """A path in a filesystem of fsspec that the caller made, with any credentials and options.
 
-        filesystem = s3fs.S3FileSystem(profile="research")
-        alps.scan(alps.RemotePath(filesystem, "bucket/base"), "tuned")
+    Examples:
+        >>> import fsspec
+        >>> filesystem = fsspec.filesystem("memory")  # or any other of fsspec
+        >>> filesystem.put("tuned", "/models/tuned", recursive=True)
+        >>> scores = alps.scan("base", alps.RemotePath(filesystem, "/models/tuned"))
+        >>> scores.top(1)  # (layer, head, score)
+        [(0, 5, 0.344...)]
 
     Attributes:
         fs: The filesystem.
@@ -95,7 +100,7 @@ class Source:
 
 
 Name: TypeAlias = str | os.PathLike[str] | RemotePath
-"""What names a checkpoint: a path, a name on the hub, a URL, or a path in a filesystem of fsspec."""
+"""The name of a checkpoint: a path, a name on the hub, a URL, or a path in a filesystem of fsspec."""
 
 
 def find_both(
@@ -300,10 +305,10 @@ def _has_all_weights(folder: Path) -> bool:
     indexes = list(folder.glob("*.safetensors.index*.json"))
     for index in indexes:
         try:
-            shards = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
+            shards = _alps.index_shards(str(index))
+        except (AlpsError, OSError):
             return True  # the scan says what is wrong with it
-        if not all((folder / str(shard)).exists() for shard in shards):
+        if not all((folder / shard).exists() for shard in shards):
             return False
     # A shard without an index is one of several.
     return bool(indexes) or any("-of-" not in file.name for file in folder.glob("*.safetensors"))
@@ -314,11 +319,11 @@ def configuration_digests(source: Source) -> list[str]:
     folders = [Folder(*source.location)]
     if source.adapter is not None:
         folders.append(Folder(source.adapter, source.adapter_store))
-    contents = []
+    digests = []
     for folder in folders:
-        contents.append(folder.read("config.json") or folder.read("params.json"))
-        contents.append(folder.read("adapter_config.json"))
-    return [sha256(content).hexdigest() for content in contents if content is not None]
+        digests.append(folder.digest("config.json") or folder.digest("params.json"))
+        digests.append(folder.digest("adapter_config.json"))
+    return [digest for digest in digests if digest is not None]
 
 
 class Folder:
@@ -338,14 +343,43 @@ class Folder:
             return sorted(path.name for path in Path(self._path).iterdir())
         return sorted(self._store.names(self._path))
 
-    def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none of that name."""
+    def pieces(self, name: str) -> Iterator[bytes] | None:
+        """The content of a file, piece by piece; None if there is no file of that name."""
         if self._store is None:
             file = Path(self._path) / name
-            return file.read_bytes() if file.is_file() else None
+            return _pieces_of(file) if file.is_file() else None
         path = f"{self._path}/{name}"
         try:
             size, _ = self._store.status(path)
         except FileNotFoundError:
             return None
-        return bytes(self._store.read(path, 0, size)) if size else b""
+        store = self._store
+        starts = range(0, size, _PIECE)
+        return (bytes(store.read(path, start, min(start + _PIECE, size))) for start in starts)
+
+    def digest(self, name: str) -> str | None:
+        """SHA-256 of a file; None if it is empty, or if there is none of that name."""
+        digest, is_empty = sha256(), True
+        for piece in self.pieces(name) or ():
+            digest.update(piece)
+            is_empty = is_empty and not piece
+        return None if is_empty else digest.hexdigest()
+
+    def copy(self, name: str, to: Path) -> bool:
+        """Copies a file; returns whether there is one of that name."""
+        if (pieces := self.pieces(name)) is None:
+            return False
+        with to.open("xb") as file:
+            for piece in pieces:
+                file.write(piece)
+        return True
+
+
+_PIECE = 16 * 2**20
+"""Bytes that are read of a file at a time."""
+
+
+def _pieces_of(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(_PIECE):
+            yield piece

@@ -10,10 +10,10 @@ import alps._alps as _alps
 from alps.errors import ArgumentError
 
 Form = Literal["qkv", "product"]
-"""What a head's weight vector is."""
+"""The weight vector of a head: the rows of its Q, K and V ("qkv"), or the product Qᵀ (K Vᵀ) ("product")."""
 
 STATISTICS = tuple(statistic["name"] for statistic in _alps.STATISTICS)
-"""Every statistic, in the order in which they are shown."""
+"""The names of all statistics, in the order in which they are shown. `scan` says how each is defined."""
 
 ON_REQUEST = tuple(statistic["name"] for statistic in _alps.STATISTICS if statistic["on_request"])
 """The statistics that cost more than the one pass, and are computed only when they are named."""
@@ -26,6 +26,21 @@ DEFAULT = "relative_delta"
 """The statistic that ranks heads: of those that one pass yields, the one whose heads trained better than random ones.
 
 The measurements are in docs/evidence.md. The paper's score is "wasserstein"."""
+
+NAMES = {
+    "wasserstein": "Wasserstein distance",
+    "kl": "Kullback-Leibler divergence",
+    "js": "Jensen-Shannon divergence",
+    "cosine": "cosine distance",
+    "euclidean": "Euclidean distance",
+    "delta_norm": "norm of the change",
+    "relative_delta": "relative change",
+    "max_delta": "largest change",
+    "changed": "share changed",
+    "wasserstein_z": "standardised Wasserstein",
+    "sorted_wasserstein": "sorted Wasserstein",
+}
+"""What people call a statistic."""
 
 UNITS = {
     "wasserstein": "of the vector's length",

@@ -1,6 +1,6 @@
 //! Assigns stacks to the components of a model, and chooses those of the requested component.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::layer_stacks::{Stack, StackName, find_stacks};
 use super::layout_file::{Layout, layouts};
@@ -35,7 +35,7 @@ impl Candidate<'_, '_> {
 pub(super) fn find_candidates<'m, 'a>(
     layouts: &'static [Layout],
     model: &'m ModelConfig<'m>,
-    modules: &BTreeSet<&'a str>,
+    modules: &[&'a str],
 ) -> OrProblem<(Vec<Candidate<'m, 'a>>, Vec<Omission>)> {
     let (mut candidates, mut unowned) = (Vec::new(), BTreeMap::new());
     for layout in layouts {
@@ -45,7 +45,7 @@ pub(super) fn find_candidates<'m, 'a>(
         if !model.all().iter().any(has) {
             continue;
         }
-        for (name, stack) in find_stacks(layout, modules.iter().copied()) {
+        for (name, stack) in find_stacks(layout, modules.iter().copied())? {
             let parts: Vec<&str> = name.prefix.split('.').collect();
             let Some((owner, components)) = model.owner(&parts)? else {
                 unowned.insert(name.prefix, stack.len());

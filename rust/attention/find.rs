@@ -102,9 +102,9 @@ fn resolve(
     shapes: &TensorShapes<'_>,
     component: Option<Component>,
 ) -> OrProblem<Attention> {
-    let describe = || describe_attention(shapes.stored.keys().copied());
+    let describe = || describe_attention(shapes.stored.names());
     let model = read_model(layouts, config, describe)?;
-    let (candidates, unowned) = find_candidates(layouts, &model, &shapes.modules())?;
+    let (candidates, unowned) = find_candidates(layouts, &model, &shapes.modules(layouts)?)?;
     let chosen =
         choose(&model, &candidates, component).map_err(|problem| format!("{problem}; {}", describe()))?;
     let first = *chosen.first().ok_or("there is no candidate")?;

@@ -1,30 +1,75 @@
 //! Groups tensor names that differ only in the number of the layer into stacks of layers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+
+use once_cell::race::OnceBox;
 
 use super::layout_file::{Layout, layouts};
 use super::names::{last_part, number};
-use super::types::Orientation;
-use crate::Result;
+use super::types::{OrProblem, Orientation};
+use crate::{Result, memory};
 
 /// The names and shapes of the tensors of a checkpoint or a live model.
 #[derive(Debug, Default)]
 pub struct TensorShapes<'a> {
     /// Every stored tensor with its shape.
-    pub stored: BTreeMap<&'a str, &'a [usize]>,
+    pub stored: StoredShapes<'a>,
     /// The modules whose weights are computed from stored tensors, with their out and in features. A module has the
     /// name that its tensor would have, without `.weight`.
     pub computed: BTreeMap<&'a str, [usize; 2]>,
 }
 
+/// Shapes by name, in the order of the names.
+#[derive(Debug, Default)]
+pub struct StoredShapes<'a>(Vec<(&'a str, &'a [usize])>);
+
+impl<'a> StoredShapes<'a> {
+    /// The shapes of these tensors, of which no two have the same name.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::OutOfMemory`].
+    pub fn new(shapes: impl Iterator<Item = (&'a str, &'a [usize])>) -> io::Result<Self> {
+        let mut shapes = memory::collect(shapes)?;
+        shapes.sort_unstable_by_key(|(name, _)| *name);
+        Ok(Self(shapes))
+    }
+
+    /// The name, as it is kept, and the shape.
+    pub(super) fn get(&self, name: &str) -> Option<(&'a str, &'a [usize])> {
+        self.0.binary_search_by_key(&name, |(name, _)| name).ok().map(|place| self.0[place])
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.0.iter().map(|(name, _)| *name)
+    }
+
+    /// The names that begin so.
+    pub(super) fn names_with(&self, prefix: &str) -> impl Iterator<Item = &'a str> {
+        let first = self.0.partition_point(|(name, _)| *name < prefix);
+        self.0[first..].iter().map(|(name, _)| *name).take_while(move |name| name.starts_with(prefix))
+    }
+}
+
 const WEIGHT: &str = ".weight";
 
+/// The most layers of all stacks that follow one layout. The largest known models have some hundred.
+const MOST_LAYERS: usize = 4096;
+
 impl<'a> TensorShapes<'a> {
-    /// The names of all modules that may be matrices.
-    pub(super) fn modules(&self) -> BTreeSet<&'a str> {
-        let stored = self.stored.iter().filter(|(name, shape)| shape.len() > 1 || name.ends_with(WEIGHT));
+    /// The names of all modules that may be matrices of some layout's attention.
+    pub(super) fn modules(&self, layouts: &[Layout]) -> OrProblem<Vec<&'a str>> {
+        let own_names = layouts.iter().flat_map(|layout| layout.names.iter().flatten());
+        let last_parts: BTreeSet<&str> = own_names.map(|name| last_part(name)).collect();
+        let stored = self.stored.0.iter().filter(|(name, shape)| shape.len() > 1 || name.ends_with(WEIGHT));
         let stored = stored.map(|(name, _)| name.strip_suffix(WEIGHT).unwrap_or(name));
-        stored.chain(self.computed.keys().copied()).collect()
+        let all = stored.chain(self.computed.keys().copied());
+        let mut modules = memory::collect(all.filter(|name| last_parts.contains(last_part(name))))
+            .map_err(|error| error.to_string())?;
+        modules.sort_unstable();
+        modules.dedup();
+        Ok(modules)
     }
 
     /// The stored tensor of a module, unless its weights are computed.
@@ -33,8 +78,7 @@ impl<'a> TensorShapes<'a> {
             return None;
         }
         let weight = format!("{module}{WEIGHT}");
-        let found = self.stored.get_key_value(&*weight).or_else(|| self.stored.get_key_value(module));
-        found.map(|(name, shape)| (*name, *shape))
+        self.stored.get(&weight).or_else(|| self.stored.get(module))
     }
 
     /// The out and in features of a module, if it is a matrix.
@@ -102,16 +146,25 @@ pub(super) type Stack<'a> = BTreeMap<Vec<usize>, LayerModules<'a>>;
 ///
 /// Those of [`layouts`].
 pub fn may_be_attention(module: &str) -> Result<bool> {
-    let own_names = layouts()?.iter().flat_map(|layout| layout.names.iter().flatten());
-    let is_of = |own: &String| module.strip_suffix(&**own).is_some_and(|path| path.ends_with('.'));
-    Ok(own_names.into_iter().any(is_of))
+    static OWN_NAMES: OnceBox<HashMap<&str, BTreeSet<&str>>> = OnceBox::new();
+    let layouts = layouts()?;
+    let by_last_part = OWN_NAMES.get_or_init(|| {
+        let mut by_last_part: HashMap<&str, BTreeSet<&str>> = HashMap::new();
+        for own in layouts.iter().flat_map(|layout| layout.names.iter().flatten()) {
+            by_last_part.entry(last_part(own)).or_default().insert(own);
+        }
+        Box::new(by_last_part)
+    });
+    let is_of = |own: &&str| module.strip_suffix(*own).is_some_and(|path| path.ends_with('.'));
+    Ok(by_last_part.get(last_part(module)).is_some_and(|own_names| own_names.iter().any(is_of)))
 }
 
 /// Finds all stacks that follow a layout.
 pub(super) fn find_stacks<'a>(
     layout: &Layout,
     modules: impl IntoIterator<Item = &'a str>,
-) -> BTreeMap<StackName, Stack<'a>> {
+) -> OrProblem<BTreeMap<StackName, Stack<'a>>> {
+    let mut layers = 0;
     let own_names: BTreeSet<&str> = layout.names.iter().flatten().map(|name| &**name).collect();
     let last_parts: BTreeSet<&str> = own_names.iter().map(|name| last_part(name)).collect();
     let mut stacks: BTreeMap<StackName, Stack<'a>> = BTreeMap::new();
@@ -128,13 +181,18 @@ pub(super) fn find_stacks<'a>(
                 let Some((prefix, mut numbers)) = strip_numbers(layer, &layout.counted) else { continue };
                 numbers.append(&mut inner);
                 let stack = stacks.entry(StackName { prefix, path: index }).or_default();
-                let layer =
-                    stack.entry(numbers).or_insert_with(|| LayerModules { modules: BTreeMap::new(), path });
+                let layer = stack.entry(numbers).or_insert_with(|| {
+                    layers += 1;
+                    LayerModules { modules: BTreeMap::new(), path }
+                });
+                if layers > MOST_LAYERS {
+                    return Err(format!("expected at most {MOST_LAYERS} layers with attention, found more"));
+                }
                 layer.modules.insert(&module[path.len() + 1..], module);
             }
         }
     }
-    stacks
+    Ok(stacks)
 }
 
 /// The name before an attention path, and the numbers within the path.

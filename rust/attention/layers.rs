@@ -26,6 +26,9 @@ use crate::error::quote;
 const LINEAR_ATTENTION: [&str; 9] =
     ["A_log", "conv1d", "dt_bias", "k_conv1d", "output_gate", "q_conv", "q_conv1d", "slope_rate", "v_conv1d"];
 
+/// The most layers of a stack, those without attention as well.
+const MOST_NUMBERS: usize = 4096;
+
 /// Where the matrices of a role lie in a projection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RoleRows {
@@ -73,6 +76,12 @@ impl<'c> StackReader<'_, 'c> {
         // enough to notice that a layer is missing.
         let last = stack.keys().next_back().map_or(0, |numbers| numbers[numbers.len() - 1] + 1);
         let limit = if is_staged { stack.len() + 1 } else { last + 1 };
+        if count.min(limit) > MOST_NUMBERS {
+            return Err(format!(
+                "expected layers of numbers below {MOST_NUMBERS}, found number {}",
+                limit - 1
+            ));
+        }
         for number in 0..count.min(limit) {
             // Layers in stages are counted through all stages.
             let layer = if is_staged { stack.iter().nth(number) } else { stack.get_key_value(&vec![number]) };
@@ -108,17 +117,14 @@ impl<'c> StackReader<'_, 'c> {
         Ok((layers, rows))
     }
 
-    fn tensor_names(&self) -> impl Iterator<Item = &'c str> {
-        self.shapes.stored.keys().copied()
-    }
-
     fn omit(&mut self, number: usize, why: String) {
         self.omissions.push(Omission { what: format!("layer {number}"), why });
     }
 
     /// Describes a layer that has something else in place of attention.
     fn describe_other_layer(&self, number: usize) -> String {
-        let parts = names::list_children(self.tensor_names(), &self.name.prefix_of(number));
+        let prefix = self.name.prefix_of(number);
+        let parts = names::list_children(self.shapes.stored.names_with(&prefix), &prefix);
         format!("it has no attention; its parts are {parts}")
     }
 
@@ -127,7 +133,7 @@ impl<'c> StackReader<'_, 'c> {
         LINEAR_ATTENTION.into_iter().rev().find(|mark| {
             let name = format!("{path}.{mark}");
             let stored = &self.shapes.stored;
-            stored.contains_key(&*name) || stored.contains_key(&*format!("{name}.weight"))
+            stored.get(&name).or_else(|| stored.get(&format!("{name}.weight"))).is_some()
         })
     }
 
@@ -145,7 +151,7 @@ impl<'c> StackReader<'_, 'c> {
             "tensor {} is missing, although {layers} have attention in a model of type {}; {}",
             quote(&format!("{path}.{own}.weight")),
             quote(self.owner.model_type),
-            names::describe_attention(self.tensor_names())
+            names::describe_attention(self.shapes.stored.names())
         )
     }
 

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::OnceLock;
 
+use once_cell::race::OnceBox;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -308,9 +308,9 @@ const FILES: &[(&str, &str)] = embedded![
 ///
 /// [`Error::Model`] if one of the data files that this library was built with is not well-formed.
 pub fn layouts() -> Result<&'static [Layout]> {
-    static LAYOUTS: OnceLock<std::result::Result<Vec<Layout>, (&str, String)>> = OnceLock::new();
+    static LAYOUTS: OnceBox<std::result::Result<Vec<Layout>, (&str, String)>> = OnceBox::new();
     let parse_all = || FILES.iter().map(|(name, text)| parse(name, text).map_err(|problem| (*name, problem)));
-    match LAYOUTS.get_or_init(|| parse_all().collect()) {
+    match LAYOUTS.get_or_init(|| Box::new(parse_all().collect())) {
         Ok(layouts) => Ok(layouts),
         Err((name, problem)) => {
             Err(Error::model(&Path::new("rust/attention/layouts").join(format!("{name}.json")), problem))
@@ -326,14 +326,15 @@ fn parse(name: &str, text: &str) -> OrProblem<Layout> {
     Ok(layout)
 }
 
-/// The content of a data file of this library, which is parsed once.
+/// The content of a data file of this library, which is parsed once, or by several threads at the same time. No thread waits
+/// for another one, which a child process does not have if the process forks meanwhile.
 pub(super) fn parse_embedded<T: DeserializeOwned>(
-    parsed: &'static OnceLock<OrProblem<T>>,
+    parsed: &'static OnceBox<OrProblem<T>>,
     file: &str,
     text: &str,
 ) -> OrProblem<&'static T> {
     let parse = || serde_json::from_str(text).map_err(|error| format!("{file} of this library: {error}"));
-    parsed.get_or_init(parse).as_ref().map_err(Clone::clone)
+    parsed.get_or_init(|| Box::new(parse())).as_ref().map_err(Clone::clone)
 }
 
 #[cfg(test)]

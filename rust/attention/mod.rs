@@ -27,7 +27,7 @@ mod submodels;
 mod types;
 
 pub use self::find::Attention;
-pub use self::layer_stacks::{TensorShapes, may_be_attention};
+pub use self::layer_stacks::{StoredShapes, TensorShapes, may_be_attention};
 pub use self::layout_file::{Layout, layouts};
 pub use self::submodels::{is_of_no_component, tower_of};
 pub use self::types::{

@@ -7,6 +7,9 @@ use crate::error::quote;
 /// The largest number of names that a message lists.
 const LISTED: usize = 8;
 
+/// The largest number of names that are counted for a message.
+const COUNTED: usize = 1000;
+
 /// The last part of a name whose parts are separated by dots.
 pub(super) fn last_part(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(_, last)| last)
@@ -38,20 +41,21 @@ pub(super) fn describe_attention<'a>(names: impl Iterator<Item = &'a str>) -> St
         ["attn", "attention"].iter().any(|word| name.contains(word))
     };
     let mut count = 0_usize;
-    let patterns: BTreeSet<String> = names
-        .inspect(|_| count += 1)
-        .filter(|name| is_likely(name))
-        .map(|name| {
-            let parts = name.split('.').map(|part| if number(part).is_some() { "{layer}" } else { part });
-            parts.collect::<Vec<_>>().join(".")
-        })
-        .collect();
+    let mut patterns = BTreeSet::new();
+    for name in names.inspect(|_| count += 1).filter(|name| is_likely(name)) {
+        let parts = name.split('.').map(|part| if number(part).is_some() { "{layer}" } else { part });
+        let pattern = parts.collect::<Vec<_>>().join(".");
+        if patterns.len() < COUNTED {
+            patterns.insert(pattern);
+        }
+    }
     if patterns.is_empty() {
         return format!("of its {count} tensors none has `attn` or `attention` in its name");
     }
     let listed: Vec<&String> = patterns.iter().take(LISTED).collect();
     let more = match patterns.len().saturating_sub(LISTED) {
         0 => String::new(),
+        _ if patterns.len() == COUNTED => " and many more".to_owned(),
         more => format!(" and {more} more"),
     };
     format!("its attention tensors seem to be {}{more}", list(&listed))

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::OnceLock;
 
+use once_cell::race::OnceBox;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -37,7 +37,7 @@ struct UsualKeys {
 }
 
 fn usual_keys() -> OrProblem<&'static UsualKeys> {
-    static KEYS: OnceLock<OrProblem<UsualKeys>> = OnceLock::new();
+    static KEYS: OnceBox<OrProblem<UsualKeys>> = OnceBox::new();
     parse_embedded(&KEYS, "config_keys.json", include_str!("config_keys.json"))
 }
 
@@ -104,8 +104,8 @@ impl LayerTensors<'_, '_> {
 
     /// The length of a tensor of one dimension beside those of the attention.
     fn length_of(&self, name: &str) -> Option<usize> {
-        match self.shapes.stored.get(&*format!("{}.{name}", self.path))? {
-            [length] => Some(*length),
+        match self.shapes.stored.get(&format!("{}.{name}", self.path))? {
+            (_, [length]) => Some(*length),
             _ => None,
         }
     }
@@ -371,8 +371,7 @@ impl<'a> SizeReader<'a> {
     fn value(&self, key: &str) -> Option<&'a Value> {
         let of_layer = self.at.and_then(|at| {
             let layers = self.section.value("per_layer_config")?.as_object()?;
-            let (_, values) = layers.iter().find(|(number, _)| number.parse() == Ok(at.layer))?;
-            values.get(key).filter(|value| !value.is_null())
+            layers.get(&at.layer.to_string())?.get(key).filter(|value| !value.is_null())
         });
         of_layer.or_else(|| self.section.value(key))
     }

@@ -1,8 +1,8 @@
 //! Reads the configuration as a tree of models, and finds the model that a tensor name belongs to.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 
+use once_cell::race::OnceBox;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -54,12 +54,12 @@ struct ConfigDefaults {
 }
 
 pub(super) fn submodel_table() -> OrProblem<&'static SubmodelTable> {
-    static TABLE: OnceLock<OrProblem<SubmodelTable>> = OnceLock::new();
+    static TABLE: OnceBox<OrProblem<SubmodelTable>> = OnceBox::new();
     parse_embedded(&TABLE, "submodels.json", include_str!("submodels.json"))
 }
 
 fn defaults() -> OrProblem<&'static BTreeMap<String, ConfigDefaults>> {
-    static DEFAULTS: OnceLock<OrProblem<BTreeMap<String, ConfigDefaults>>> = OnceLock::new();
+    static DEFAULTS: OnceBox<OrProblem<BTreeMap<String, ConfigDefaults>>> = OnceBox::new();
     parse_embedded(&DEFAULTS, "submodel_defaults.json", include_str!("submodel_defaults.json"))
 }
 

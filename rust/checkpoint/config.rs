@@ -27,7 +27,9 @@ pub(super) fn read(location: &Location) -> Result<Option<Map<String, Value>>> {
 ///
 /// [`Error::Checkpoint`] if the text is not a JSON object.
 pub fn parse(path: &Path, text: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(&quote_non_finite(text))
+    let text = quote_non_finite(text);
+    json::weigh(&text)
+        .and_then(|()| serde_json::from_str(&text))
         .map_err(|error| json::refusal(path, "the configuration, which should be a JSON object,", &error))
 }
 

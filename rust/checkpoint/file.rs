@@ -7,7 +7,10 @@ use super::Location;
 use super::local_file::{LocalFile, RecentFiles};
 use super::mapping::MappedRange;
 use super::remote_file::RemoteFile;
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
+
+/// The bytes that are read of a header or a document before a look whether the call was cancelled.
+const PIECE: usize = 16 << 20;
 
 /// A file that several threads can read at once.
 #[derive(Debug)]
@@ -55,6 +58,38 @@ impl OpenFile {
             Content::Local(file) => file.read(offset, buffer, tensor),
             Content::Remote(file) => file.read(offset, buffer),
         }
+    }
+
+    /// Bytes from `offset` on, in new memory. They are read in pieces, between which the call can be cancelled.
+    pub(super) fn read_bytes(&self, offset: u64, length: u64) -> Result<Vec<u8>> {
+        let mut bytes = memory::zeros(usize::try_from(length).unwrap_or(usize::MAX))
+            .map_err(|error| Error::io(self.path(), error))?;
+        let mut at = offset;
+        for piece in bytes.chunks_mut(PIECE) {
+            self.location.check_cancelled()?;
+            self.read(at, piece, || None)?;
+            at += piece.len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    /// Bytes from `offset` on, of which the first ones are known.
+    pub(super) fn read_rest(&self, offset: u64, length: u64, known: &[u8]) -> Result<Vec<u8>> {
+        let count = known.len() as u64;
+        let mut bytes = known.to_vec();
+        memory::reserve(&mut bytes, (length - count) as usize)
+            .map_err(|error| Error::io(self.path(), error))?;
+        for start in (count..length).step_by(PIECE) {
+            self.location.check_cancelled()?;
+            bytes.resize(length.min(start + PIECE as u64) as usize, 0);
+            self.read(offset + start, &mut bytes[start as usize..], || None)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Fails once the call that reads the file is to stop.
+    pub(super) fn check_cancelled(&self) -> Result<()> {
+        self.location.check_cancelled()
     }
 
     /// Maps `length` bytes from `offset` on, if they are in this machine's page cache.

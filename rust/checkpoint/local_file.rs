@@ -3,12 +3,18 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, Metadata};
 use std::io;
+#[cfg(unix)]
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use super::mapping::{MappedFile, MappedRange};
-use crate::{Error, Result};
+use crate::{Error, Result, failing};
+
+/// Two changes that are less apart may have the same time: twice the step in which kernels count it.
+const STEP_OF_TIMES: Duration = Duration::from_millis(20);
 
 /// The most files that a checkpoint keeps open. A checkpoint may have more shards than a process may open.
 const MOST_OPEN: usize = 8;
@@ -34,6 +40,9 @@ pub(super) struct LocalFile {
 struct Identity {
     length: u64,
     modified: Option<SystemTime>,
+    /// The time of the last change of the content or of what is known of it, which no program can set back.
+    #[cfg(unix)]
+    changed: (i64, i64),
     #[cfg(unix)]
     inode: (u64, u64),
 }
@@ -48,11 +57,24 @@ impl Identity {
             length: metadata.len(),
             modified: metadata.modified().ok(),
             #[cfg(unix)]
-            inode: {
-                use std::os::unix::fs::MetadataExt;
-                (metadata.dev(), metadata.ino())
-            },
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            #[cfg(unix)]
+            inode: (metadata.dev(), metadata.ino()),
         }
+    }
+
+    /// The identity of a file that was changed long enough ago for the next change to have another time.
+    fn settled(file: &File) -> io::Result<Self> {
+        let mut identity = Self::of(file)?;
+        for _ in 0..5 {
+            let age = identity.modified.and_then(|time| SystemTime::now().duration_since(time).ok());
+            match age.and_then(|age| STEP_OF_TIMES.checked_sub(age)) {
+                Some(rest) if !rest.is_zero() => thread::sleep(rest),
+                _ => break,
+            }
+            identity = Self::of(file)?;
+        }
+        Ok(identity)
     }
 }
 
@@ -64,8 +86,8 @@ impl LocalFile {
         if !fs::metadata(path).map_err(refusal)?.is_file() {
             return Err(Error::checkpoint(path, "expected a regular file, found something else"));
         }
-        let file = File::open(path).map_err(refusal)?;
-        let identity = Identity::of(&file).map_err(refusal)?;
+        let file = open(path).map_err(refusal)?;
+        let identity = Identity::settled(&file).map_err(refusal)?;
         let (length, recent) = (identity.length, Arc::clone(recent));
         let opened = Self {
             path: path.to_path_buf(),
@@ -87,7 +109,7 @@ impl LocalFile {
             return Ok(Arc::clone(&recent[0].1));
         }
         drop(recent);
-        let file = File::open(&self.path).map_err(|error| Error::io(&self.path, error))?;
+        let file = open(&self.path).map_err(|error| Error::io(&self.path, error))?;
         let now = Identity::of(&file).map_err(|error| Error::io(&self.path, error))?;
         if now != self.identity {
             return Err(self.identity_refusal(&now));
@@ -161,9 +183,16 @@ impl LocalFile {
     }
 }
 
+fn open(path: &Path) -> io::Result<File> {
+    if failing::is_due() { Err(io::Error::other("injected")) } else { File::open(path) }
+}
+
 /// Fills `buffer` from `offset` on, or fails with [`io::ErrorKind::UnexpectedEof`].
 #[cfg(unix)]
 fn read_exact_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    if failing::is_due() {
+        return Err(io::Error::other("injected"));
+    }
     std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::store::{Store, ask};
 use crate::error::{Error, Result};
@@ -15,12 +16,14 @@ use crate::error::{Error, Result};
 pub struct Location {
     path: PathBuf,
     store: Option<Arc<dyn Store>>,
+    /// Set when the call that reads it is to stop.
+    cancelled: Arc<AtomicBool>,
 }
 
 impl<P: AsRef<Path>> From<P> for Location {
     /// A path on this machine.
     fn from(path: P) -> Self {
-        Self { path: path.as_ref().to_path_buf(), store: None }
+        Self { path: path.as_ref().to_path_buf(), store: None, cancelled: Arc::default() }
     }
 }
 
@@ -33,7 +36,17 @@ impl fmt::Display for Location {
 impl Location {
     /// A path in a store.
     pub fn in_store(path: &str, store: Arc<dyn Store>) -> Self {
-        Self { path: path.trim_end_matches('/').into(), store: Some(store) }
+        Self { path: path.trim_end_matches('/').into(), store: Some(store), cancelled: Arc::default() }
+    }
+
+    /// The same path. What reads it stops once `cancelled` is set.
+    pub fn cancelled_by(self, cancelled: &Arc<AtomicBool>) -> Self {
+        Self { cancelled: Arc::clone(cancelled), ..self }
+    }
+
+    /// Fails with [`Error::Interrupted`] once the call that reads it is to stop.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// The path, for messages as well.
@@ -61,12 +74,12 @@ impl Location {
             None => self.path.join(name),
             Some(_) => format!("{}/{name}", self.path.display()).into(),
         };
-        Self { path, store: self.store.clone() }
+        Self { path, ..self.clone() }
     }
 
     /// The folder that it is in.
     pub(crate) fn parent(&self) -> Self {
-        Self { path: self.path.parent().unwrap_or(Path::new("")).to_path_buf(), store: self.store.clone() }
+        Self { path: self.path.parent().unwrap_or(Path::new("")).to_path_buf(), ..self.clone() }
     }
 
     /// The file of this name in the same folder.
@@ -74,7 +87,7 @@ impl Location {
         if self.store.is_some() {
             return self.parent().join(name);
         }
-        Self { path: self.path.with_file_name(name), store: None }
+        Self { path: self.path.with_file_name(name), ..self.clone() }
     }
 
     /// The names of the files and folders in a folder, sorted; nothing if it is a file.

@@ -13,36 +13,42 @@ mod local_file;
 mod locate;
 mod location;
 mod mapping;
+mod name_table;
 mod pickle;
 mod range;
 mod remote_file;
 mod store;
 mod transfers;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::ops::Bound;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 
 use serde_json::{Map, Value};
+use smallvec::SmallVec;
 
 pub use self::config::parse as parse_config;
 use self::file::OpenFile;
-pub(crate) use self::json::{MAX_CONFIG, read_text, refusal as json_refusal};
+use self::index::Index;
+#[cfg(feature = "python")]
+pub(crate) use self::json::{Costs, weigh_by};
+pub(crate) use self::json::{MAX_CONFIG, read_text, refusal as json_refusal, weigh};
 use self::local_file::LocalFile;
 use self::locate::EntryFile;
 pub(crate) use self::locate::has_weights;
 pub use self::location::Location;
+use self::name_table::NameTable;
 pub use self::range::ByteRange;
 pub(crate) use self::range::{RangeBuffer, RangeMapper};
 pub use self::store::{FileStatus, Reply, Store, StoredBytes};
 pub(crate) use self::transfers::Plan;
 pub use self::transfers::TransferLimits;
 use crate::error::{Error, Result, quote};
+use crate::threads::in_threads;
+
+/// The sizes of the dimensions of a tensor.
+pub type Shape = SmallVec<[usize; 5]>;
 
 /// The place of one tensor: `length` bytes of a file, in row-major order, little-endian.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +57,7 @@ pub struct Tensor {
     /// The stored number format.
     pub dtype: safetensors::Dtype,
     /// The sizes of the dimensions, outermost first; none for a scalar.
-    pub shape: Vec<usize>,
+    pub shape: Shape,
     /// The number of the file in [`Checkpoint::files`].
     pub file: usize,
     /// The first byte, counted from the beginning of the file.
@@ -87,9 +93,8 @@ pub struct Checkpoint {
     location: Location,
     entry_file: Location,
     files: Vec<OpenFile>,
-    tensors: BTreeMap<String, Tensor>,
-    /// The tensors that the index says are in a shard that lacks them, with the names of the shards.
-    missing: BTreeMap<String, String>,
+    tensors: NameTable<Tensor>,
+    index: Index,
 }
 
 impl Checkpoint {
@@ -110,13 +115,13 @@ impl Checkpoint {
     pub fn open(location: impl Into<Location>) -> Result<Self> {
         let location = location.into();
         let entry = locate::locate(&location)?;
-        let Opened { files, tensors, missing } = match &entry {
+        let Opened { files, tensors, index } = match &entry {
             EntryFile::Weights(file) => open_file(file)?,
             EntryFile::Index(index) => open_shards(index)?,
         };
         let (EntryFile::Weights(entry_file) | EntryFile::Index(entry_file)) = entry;
         let tensors = without_wrappers(entry_file.path(), tensors)?;
-        Ok(Checkpoint { location, entry_file, files, tensors, missing })
+        Ok(Checkpoint { location, entry_file, files, tensors, index })
     }
 
     /// Opens the file of this name in a folder. The error says so if there is only a pickle in its place.
@@ -126,9 +131,9 @@ impl Checkpoint {
         if !location.exists()? && folder.join(&pickled).exists()? {
             return Err(pickle::refusal(folder.path(), &pickled));
         }
-        let Opened { files, tensors, missing } = open_file(&location)?;
+        let Opened { files, tensors, index } = open_file(&location)?;
         let tensors = without_wrappers(location.path(), tensors)?;
-        Ok(Checkpoint { entry_file: location.clone(), location, files, tensors, missing })
+        Ok(Checkpoint { entry_file: location.clone(), location, files, tensors, index })
     }
 
     /// Fails if a file was replaced or written to since it was opened.
@@ -141,6 +146,11 @@ impl Checkpoint {
         let asked: Vec<_> = remote.map(|file| (file, file.ask_status())).collect();
         self.files.iter().filter_map(OpenFile::local).try_for_each(LocalFile::check_unchanged)?;
         asked.into_iter().try_for_each(|(file, now)| file.check_unchanged(now))
+    }
+
+    /// Fails with [`Error::Interrupted`] once the call that opened it is to stop.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        self.location.check_cancelled()
     }
 
     /// The path that was opened.
@@ -198,28 +208,27 @@ impl Checkpoint {
 
     /// The tensors in order of name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &Tensor)> {
-        self.tensors.iter().map(|(name, tensor)| (&**name, tensor))
+        self.tensors.iter()
     }
 
     /// The tensors in order of name, from this name on.
     pub(crate) fn tensors_from(&self, name: &str) -> impl Iterator<Item = (&str, &Tensor)> {
-        let from = (Bound::Included(name), Bound::Unbounded);
-        self.tensors.range::<str, _>(from).map(|(name, tensor)| (&**name, tensor))
+        self.tensors.iter_from(name)
     }
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        self.named_tensor(name).map(|(_, tensor)| tensor)
     }
 
     /// The tensors that the index names and no shard has.
     pub(crate) fn missing(&self) -> impl Iterator<Item = &str> {
-        self.missing.keys().map(|name| &**name)
+        self.index.missing().map(|(name, _)| name)
     }
 
     /// The error of a tensor that is [missing](Self::missing).
     pub(crate) fn missing_tensor_refusal(&self, tensor: &str) -> Error {
-        let shard = self.missing.get(tensor).map_or("", |shard| shard);
+        let shard = self.index.missing().find(|(name, _)| *name == tensor).map_or("", |(_, shard)| shard);
         let (tensor, shard) = (quote(tensor), quote(shard));
         let problem =
             format!("the index says that tensor {tensor} is in {shard}, but that file has no such tensor");
@@ -228,7 +237,7 @@ impl Checkpoint {
 
     /// The tensor of that name, with a name that lives as long as the checkpoint.
     pub(crate) fn named_tensor(&self, name: &str) -> Option<(&str, &Tensor)> {
-        self.tensors.get_key_value(name).map(|(name, tensor)| (&**name, tensor))
+        self.tensors.get(name)
     }
 
     /// The file that holds a tensor of this checkpoint.
@@ -305,62 +314,88 @@ impl Checkpoint {
     }
 }
 
+/// The names of the shards that an index names.
+///
+/// # Errors
+///
+/// Those of [`Checkpoint::open`] for the index.
+#[cfg(feature = "python")]
+pub(crate) fn index_shards(index: &Location) -> Result<Vec<String>> {
+    Index::read(index).map(|index| index.shards)
+}
+
 /// The bytes that are written at a time while a file of a store is copied.
 const COPIED_AT_A_TIME: u64 = 16 << 20;
 
 /// What the files of a checkpoint hold.
 struct Opened {
     files: Vec<OpenFile>,
-    tensors: BTreeMap<String, Tensor>,
-    missing: BTreeMap<String, String>,
+    tensors: NameTable<Tensor>,
+    index: Index,
 }
 
 fn open_file(location: &Location) -> Result<Opened> {
     let file = OpenFile::open(location, 0, &Arc::default())?;
     let tensors = header::read(&file, 0)?;
-    Ok(Opened { files: vec![file], tensors, missing: BTreeMap::new() })
+    Ok(Opened { files: vec![file], tensors, index: Index::default() })
 }
 
 /// The most headers that are asked for at a time in a store.
 const HEADERS_AT_A_TIME: usize = 16;
 
-fn open_shards(index: &Location) -> Result<Opened> {
-    let (folder, recent) = (index.parent(), Arc::default());
-    let open_shard = |(number, (shard, names)): (usize, &(String, Vec<String>))| {
+fn open_shards(location: &Location) -> Result<Opened> {
+    let (path, folder, recent) = (location.path(), location.parent(), Arc::default());
+    let mut index = Index::read(location)?;
+    let open_shard = |(number, shard): (usize, &String)| {
+        location.check_cancelled()?;
         if pickle::is_name(shard) {
-            return Err(pickle::refusal(index.path(), shard));
+            return Err(pickle::refusal(path, shard));
         }
         let file = OpenFile::open(&folder.join(shard), number, &recent).map_err(|error| match error {
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Error::checkpoint(
-                index.path(),
-                format!(
-                    "the shard {} is missing from the folder; the index says that it holds {} tensors, \
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                let (count, first) = index.describe(number);
+                let problem = format!(
+                    "the shard {} is missing from the folder; the index says that it holds {count} tensors, \
                      among them {}. In the cache of the hub, `hf download` fetches what is missing",
                     quote(shard),
-                    names.len(),
-                    quote(&names[0])
-                ),
-            ),
+                    quote(first)
+                );
+                Error::checkpoint(path, problem)
+            }
             other => other,
         })?;
         let found = header::read(&file, number)?;
-        Ok((file, found))
+        Ok((file, listed_in(path, &index, number, found)?))
     };
-    let shards: Vec<(String, Vec<String>)> = index::read(index)?.into_iter().collect();
-    let at_a_time = if index.store().is_some() { HEADERS_AT_A_TIME } else { 1 };
-    let read = map_in_threads(&shards, at_a_time, open_shard);
-    let mut opened = Opened { files: Vec::new(), tensors: BTreeMap::new(), missing: BTreeMap::new() };
-    for ((shard, names), read) in shards.into_iter().zip(read) {
-        let (file, mut found) = read?;
-        for name in names {
-            match found.remove(&name) {
-                Some(tensor) => drop(opened.tensors.insert(name, tensor)),
-                None => drop(opened.missing.insert(name, shard.clone())),
-            }
+    let at_a_time = if location.store().is_some() { HEADERS_AT_A_TIME } else { 1 };
+    let read = map_in_threads(&index.shards, at_a_time, open_shard);
+    let (mut files, mut tensors) = (Vec::new(), NameTable::default());
+    for read in read {
+        let (file, found) = read?;
+        for (name, tensor) in found.iter() {
+            index.tensors.get_mut(name).into_iter().for_each(|listed| listed.is_found = true);
+            tensors.push(name, tensor.clone()).map_err(|error| Error::in_file(path, error))?;
         }
-        opened.files.push(file);
+        files.push(file);
     }
-    Ok(opened)
+    tensors.sort();
+    Ok(Opened { files, tensors, index })
+}
+
+/// The tensors of a shard that the index says are there.
+fn listed_in(
+    path: &Path,
+    index: &Index,
+    shard: usize,
+    found: NameTable<Tensor>,
+) -> Result<NameTable<Tensor>> {
+    let mut listed = NameTable::default();
+    for (name, tensor) in found.iter() {
+        if index.tensors.get(name).is_some_and(|(_, listed)| listed.shard as usize == shard) {
+            listed.push(name, tensor.clone()).map_err(|error| Error::in_file(path, error))?;
+        }
+    }
+    Ok(listed)
 }
 
 /// The results of a function for some numbered items, of which so many are worked on at a time. With one at a time, the
@@ -391,12 +426,11 @@ fn map_in_threads<T: Sync, R: Send>(
             done.push((number, result));
         }
     };
-    let mut results = thread::scope(|scope| {
-        let threads: Vec<_> = (0..at_a_time.min(items.len())).map(|_| scope.spawn(work)).collect();
-        let done =
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        done.flatten().collect::<Vec<_>>()
-    });
+    let threads = at_a_time.min(items.len());
+    let mut results: Vec<_> = match in_threads(threads, work, || failed.store(true, Ordering::Relaxed)) {
+        Ok(results) => results.into_iter().flatten().collect(),
+        Err(error) => return vec![Err(error)],
+    };
     results.sort_by_key(|(number, _)| *number);
     results.into_iter().map(|(_, result)| result).collect()
 }
@@ -405,22 +439,24 @@ fn map_in_threads<T: Sync, R: Send>(
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// The tensors by their names without the parts that wrappers add.
-fn without_wrappers(path: &Path, tensors: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
-    if !tensors.keys().any(|name| WRAPPERS.iter().any(|wrapper| name.contains(wrapper))) {
+fn without_wrappers(path: &Path, tensors: NameTable<Tensor>) -> Result<NameTable<Tensor>> {
+    if !tensors.iter().any(|(name, _)| WRAPPERS.iter().any(|wrapper| name.contains(wrapper))) {
         return Ok(tensors);
     }
-    let mut plain = BTreeMap::new();
-    for (name, tensor) in tensors {
+    let bare = |name: &str| {
         let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
-        let bare = parts.join(".");
-        if plain.insert(bare.clone(), tensor).is_some() {
-            let (name, bare) = (quote(&name), quote(&bare));
-            let problem = format!(
-                "there are two tensors {bare}: {name}, which a wrapper of torch has renamed, and another one; expected \
-                 one of them"
-            );
-            return Err(Error::checkpoint(path, problem));
-        }
+        parts.join(".")
+    };
+    let mut plain = NameTable::default();
+    for (name, tensor) in tensors.iter() {
+        plain.push(&bare(name), tensor.clone()).map_err(|error| Error::in_file(path, error))?;
     }
-    Ok(plain)
+    let Some(twice) = plain.sort().map(str::to_owned) else { return Ok(plain) };
+    let renamed = tensors.iter().map(|(name, _)| name).find(|name| *name != twice && bare(name) == twice);
+    let (name, bare) = (quote(renamed.unwrap_or_default()), quote(&twice));
+    let problem = format!(
+        "there are two tensors {bare}: {name}, which a wrapper of torch has renamed, and another one; expected \
+         one of them"
+    );
+    Err(Error::checkpoint(path, problem))
 }

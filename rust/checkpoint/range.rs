@@ -11,6 +11,7 @@
 //! is using and some that it no longer uses, which are returned to the kernel together, in as few stretches as
 //! possible, since each return interrupts every core that runs a thread of the process.
 
+use std::io;
 use std::mem::take;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +20,7 @@ use super::mapping::MappedRange;
 use super::transfers::Plan;
 use super::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// The most bytes that a thread has mapped, in use or not.
 const MAPPED_PER_THREAD: usize = 28 << 20;
@@ -64,7 +66,9 @@ impl<'a> ByteRange<'a> {
 
     /// Rereads a range whose file became shorter, to report where the file ends, or else that it changed.
     fn report_lost_bytes(&self) -> Error {
-        let reread = self.checkpoint.read_at(self.tensor, self.offset, &mut vec![0; self.length]);
+        let reread = memory::zeros(self.length)
+            .map_err(|error| Error::io(self.checkpoint.path(), error))
+            .and_then(|mut bytes| self.checkpoint.read_at(self.tensor, self.offset, &mut bytes));
         let file = &self.checkpoint.files[self.tensor.file];
         reread.err().unwrap_or_else(|| file.changed(self.checkpoint.name_of(self.tensor)))
     }
@@ -123,13 +127,26 @@ const LINE: usize = 64;
 
 impl<'a> RangeBuffer<'a> {
     /// Makes the buffer ready for a matrix of `length` bytes, those of `range` where they lie in one.
-    pub(crate) fn start(&mut self, mapper: &RangeMapper<'a>, range: Option<ByteRange<'a>>, length: usize) {
+    ///
+    /// # Errors
+    ///
+    /// [`std::io::ErrorKind::OutOfMemory`].
+    pub(crate) fn start(
+        &mut self,
+        mapper: &RangeMapper<'a>,
+        range: Option<ByteRange<'a>>,
+        length: usize,
+    ) -> io::Result<()> {
         self.mapped = range.and_then(|range| Some((range, mapper.map(&range)?)));
         if self.mapped.is_none() {
-            self.memory.resize(length + LINE - 1, 0);
+            let wanted = length + LINE - 1;
+            let more = wanted.saturating_sub(self.memory.len());
+            memory::reserve(&mut self.memory, more)?;
+            self.memory.resize(wanted, 0);
             let start = self.memory.as_ptr().align_offset(LINE).min(LINE - 1);
             self.copy = start..start + length;
         }
+        Ok(())
     }
 
     /// Fills these bytes of the buffer by `read`, unless they are there already.
@@ -183,7 +200,7 @@ mod tests {
         let (mapper, mut buffer) = (RangeMapper::new(1, true), RangeBuffer::default());
         assert!(buffer.bytes().is_empty());
         for length in [1, 1000, 3, 70_000] {
-            buffer.start(&mapper, None, length);
+            buffer.start(&mapper, None, length).unwrap();
             buffer
                 .fill(0..length, |into| {
                     into.fill(7);
@@ -209,7 +226,7 @@ mod tests {
             let checkpoint = Checkpoint::open(&path).unwrap();
             let range = ByteRange::new(&checkpoint, checkpoint.tensor("a").unwrap(), 10, 50_000).unwrap();
             let (mapper, mut buffer) = (RangeMapper::new(1, true), RangeBuffer::default());
-            buffer.start(&mapper, Some(range), 50_000);
+            buffer.start(&mapper, Some(range), 50_000).unwrap();
             assert!(buffer.bytes() == [7; 50_000]);
             let file = File::options().write(true).open(&path).unwrap();
             file.set_len(1000).unwrap();
@@ -228,7 +245,7 @@ mod tests {
                 error => panic!("{error}"),
             }
             // The file is not mapped again.
-            buffer.start(&mapper, Some(range), 3);
+            buffer.start(&mapper, Some(range), 3).unwrap();
             buffer
                 .fill(0..3, |into| {
                     into.fill(9);

@@ -10,7 +10,7 @@ use crate::progress::Progress;
 /// Copies `from` to the new file `to`. Where the file system can, both share their blocks until one of them changes.
 #[cfg(target_os = "linux")]
 pub(super) fn copy_file(from: &Path, to: &Path, progress: &Progress) -> Result<()> {
-    use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+    use rustix::fs::{SeekFrom, copy_file_range, fdatasync, ioctl_ficlone, seek};
     use rustix::io::Errno;
 
     /// The bytes after which the copy checks whether it was cancelled.
@@ -44,6 +44,8 @@ pub(super) fn copy_file(from: &Path, to: &Path, progress: &Progress) -> Result<(
                 let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
                 return Err(Error::io(from, ended));
             }
+            // A single call at the end could take minutes, during which nothing would hear of a cancellation.
+            fdatasync(&target).map_err(|error| Error::io(to, error.into()))?;
             place += copied as u64;
             progress.done.fetch_add(copied as u64, Ordering::Relaxed);
         }

@@ -5,21 +5,22 @@ mod store;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use numpy::ndarray::Array1;
 use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use self::store::{PyLocation, PyReply, location};
 use crate::attention::{
-    self, Attention, Component, MatrixSize, Orientation, ProjectionRows, Role, TensorShapes,
+    self, Attention, Component, MatrixSize, Orientation, ProjectionRows, Role, StoredShapes, TensorShapes,
 };
-use crate::checkpoint::parse_config;
+use crate::checkpoint::{Costs, Location, index_shards as index_shards_of, parse_config, weigh_by};
 use crate::error::{BadWeight, Error, Result};
-use crate::progress::{Progress, run_with_progress};
+use crate::progress::{Progress, run_or_leave, run_with_progress};
 use crate::scan::{
     FinishedLayers, Form, LayerScores, ModelPair, ModelPath, OpenedModel, Options, Provenance, StoredFile,
 };
@@ -37,8 +38,9 @@ mod _alps {
 
     #[pymodule_export]
     use super::{
-        Adapter, HeadWeights, Pair, PyReply, adapter, check_options, geometry, graft, inspect, layouts,
-        live_attention, ranking, report, select_random, select_ranked, select_within_budget,
+        Adapter, HeadWeights, Pair, PyReply, adapter, check_document, check_options, geometry, graft,
+        index_shards, inspect, layouts, live_attention, ranking, report, select_random, select_ranked,
+        select_within_budget,
     };
 
     #[pymodule_init]
@@ -151,9 +153,9 @@ fn model_path((checkpoint, adapter): Paths, progress: &Progress) -> ModelPath {
 
 fn open(py: Python<'_>, paths: Paths, component: Option<&str>) -> PyResult<OpenedModel> {
     let component = component_of_name(component)?;
-    let progress = Progress::default();
+    let progress = Arc::default();
     let path = model_path(paths, &progress);
-    long_call(py, &progress, |_| Ok(()), |_| OpenedModel::open(&path, component))
+    opening(py, &progress, move |_| OpenedModel::open(&path, component))
 }
 
 fn options(form: &str, temperature: f64, sorted: bool, threads: Option<usize>) -> Result<Options> {
@@ -187,7 +189,7 @@ fn stored_files(model: &OpenedModel) -> StoredFiles {
 #[pyclass(frozen, module = "alps._alps")]
 struct Pair {
     pair: ModelPair,
-    progress: Progress,
+    progress: Arc<Progress>,
 }
 
 #[pymethods]
@@ -195,9 +197,9 @@ impl Pair {
     #[new]
     fn new(py: Python<'_>, base: Paths, tuned: Paths, component: Option<&str>) -> PyResult<Self> {
         let component = component_of_name(component)?;
-        let progress = Progress::default();
+        let progress = Arc::default();
         let (base, tuned) = (model_path(base, &progress), model_path(tuned, &progress));
-        let pair = long_call(py, &progress, |_| Ok(()), |_| ModelPair::open(&base, &tuned, component))?;
+        let pair = opening(py, &progress, move |_| ModelPair::open(&base, &tuned, component))?;
         Ok(Self { pair, progress })
     }
 
@@ -353,6 +355,26 @@ impl HeadWeights {
     }
 }
 
+/// Refuses a JSON document whose values would take more than `most` bytes as objects of Python, or that is malformed.
+#[pyfunction]
+fn check_document(py: Python<'_>, text: &[u8], most: u64) -> PyResult<()> {
+    // An object, its pairs while they are checked, its entries; texts take up to four bytes for each of their own.
+    const COSTS: Costs = Costs { value: 40, text: (4, 64), list: 64, object: 320, member: 240 };
+    py.detach(|| {
+        let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
+        weigh_by(text, COSTS, most).map_err(|error| error.to_string())
+    })
+    .map_err(PyValueError::new_err)
+}
+
+/// The names of the shards that an index of this machine names.
+#[pyfunction]
+fn index_shards(py: Python<'_>, path: PathBuf) -> PyResult<Vec<String>> {
+    let progress: Arc<Progress> = Arc::default();
+    let location = Location::from(path).cancelled_by(&progress.cancelled);
+    opening(py, &progress, move |_| index_shards_of(&location))
+}
+
 /// What the configuration of an adapter says.
 #[pyclass(frozen, get_all, module = "alps._alps")]
 struct Adapter {
@@ -368,9 +390,9 @@ struct Adapter {
 /// Reads the configuration of the adapter at `path`; `None` if there is no adapter.
 #[pyfunction]
 fn adapter(py: Python<'_>, location: PyLocation) -> PyResult<Option<Adapter>> {
-    let progress = Progress::default();
+    let progress: Arc<Progress> = Arc::default();
     let location = store::location(location, &progress.cancelled);
-    let origin = long_call(py, &progress, |_| Ok(()), |_| adapter_origin(&location))?;
+    let origin = opening(py, &progress, move |_| adapter_origin(&location))?;
     Ok(origin.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
         folder: folder.path().to_string_lossy().into_owned(),
         is_whole,
@@ -485,7 +507,8 @@ fn live_attention(
 ) -> PyResult<(Geometry, Vec<MatrixPlace>)> {
     let path = Path::new(name);
     let shapes = TensorShapes {
-        stored: tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect(),
+        stored: StoredShapes::new(tensors.iter().map(|(name, shape)| (&**name, &**shape)))
+            .map_err(|error| Error::io(path, error))?,
         ..TensorShapes::default()
     };
     let component = component_of_name(component)?;
@@ -530,7 +553,8 @@ fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
 /// The heads, counted through all layers, best first.
 #[pyfunction]
 fn ranking<'py>(py: Python<'py>, scores: PyReadonlyArray2<'py, f64>) -> Bound<'py, PyArray1<i64>> {
-    let order = select::ranking(&row_major(&scores));
+    let scores = row_major(&scores);
+    let order = py.detach(|| select::ranking(&scores));
     Array1::from_iter(order.into_iter().map(|head| head as i64)).into_pyarray(py)
 }
 
@@ -549,7 +573,8 @@ fn select_ranked<'py>(
         "key_value_groups" => select::key_value_groups,
         _ => return Err(Error::Argument(format!("no rule {rule:?} ranks heads")).into()),
     };
-    geometry.selection(py, rule(&geometry.row_major(&scores)?, &geometry.shape(), ratio)?)
+    let (scores, shape) = (geometry.row_major(&scores)?, geometry.shape());
+    geometry.selection(py, py.detach(|| rule(&scores, &shape, ratio))?)
 }
 
 /// Selects the longest prefix of the global ranking whose parameters stay within a budget.
@@ -560,7 +585,8 @@ fn select_within_budget<'py>(
     geometry: GeometrySizes,
     budget: u64,
 ) -> PyResult<Bound<'py, PyArray2<bool>>> {
-    geometry.selection(py, select::within_budget(&geometry.row_major(&scores)?, &geometry.shape(), budget)?)
+    let (scores, shape) = (geometry.row_major(&scores)?, geometry.shape());
+    geometry.selection(py, py.detach(|| select::within_budget(&scores, &shape, budget))?)
 }
 
 /// Selects by lot: "random" or "layer_consistent".
@@ -577,7 +603,8 @@ fn select_random<'py>(
         "layer_consistent" => select::layer_consistent,
         _ => return Err(Error::Argument(format!("no rule {rule:?} draws heads")).into()),
     };
-    geometry.selection(py, rule(&geometry.shape(), ratio, seed)?)
+    let shape = geometry.shape();
+    geometry.selection(py, py.detach(|| rule(&shape, ratio, seed))?)
 }
 
 /// The size of a selection.
@@ -656,7 +683,18 @@ fn row_major<T: Element + Copy>(matrix: &PyReadonlyArray2<'_, T>) -> Vec<T> {
     matrix.as_array().iter().copied().collect()
 }
 
-/// The one gate for long calls: works without the GIL, lets Ctrl-C through, reports progress.
+/// The gate for calls that only read what is there: works without the GIL and lets Ctrl-C through, which does not wait for the
+/// work to end.
+fn opening<T: Send + 'static>(
+    py: Python<'_>,
+    progress: &Arc<Progress>,
+    work: impl FnOnce(&Progress) -> Result<T> + Send + 'static,
+) -> PyResult<T> {
+    let check = || Python::attach(|py| py.check_signals());
+    py.detach(|| run_or_leave(progress, REPORT_INTERVAL, work, check))
+}
+
+/// The gate for all other long calls: works without the GIL, lets Ctrl-C through, reports progress.
 ///
 /// An exception, be it of a signal handler or of `report`, stops the work and is raised once the work has stopped.
 fn long_call<T: Send>(
@@ -688,6 +726,10 @@ fn exception(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
     let fields = PyDict::new(py);
     let (class, path) = match error {
         Error::Io { path, source } => return os_error(py, path, source),
+        Error::Threads { source } => {
+            let number = source.raw_os_error().map_or_else(|| number_of(py, source.kind()), Ok)?;
+            return Ok(PyOSError::new_err((number, error.to_string())));
+        }
         Error::Interrupted => {
             return Ok(PyErr::take(py).unwrap_or_else(|| PyKeyboardInterrupt::new_err(())));
         }
@@ -748,6 +790,7 @@ fn os_error(py: Python<'_>, path: &Path, source: &io::Error) -> PyResult<PyErr> 
 fn number_of(py: Python<'_>, kind: io::ErrorKind) -> PyResult<i32> {
     let name = match kind {
         io::ErrorKind::NotFound => "ENOENT",
+        io::ErrorKind::OutOfMemory => "ENOMEM",
         io::ErrorKind::PermissionDenied => "EACCES",
         io::ErrorKind::IsADirectory => "EISDIR",
         io::ErrorKind::NotADirectory => "ENOTDIR",

@@ -21,13 +21,14 @@ pub(super) type PyLocation = (String, Option<Py<PyAny>>);
 
 /// The location. Its questions are given up once `cancelled` is set.
 pub(super) fn location((path, store): PyLocation, cancelled: &Arc<AtomicBool>) -> Location {
-    match store {
-        None => path.into(),
+    let location = match store {
+        None => Location::from(path),
         Some(object) => {
             let cancelled = Arc::clone(cancelled);
             Location::in_store(&path, Arc::new(PythonStore { object, cancelled }))
         }
-    }
+    };
+    location.cancelled_by(cancelled)
 }
 
 struct PythonStore {

@@ -173,7 +173,7 @@ impl<'a> HeadMeasurer<'a> {
         for (query, measured) in in_f64 {
             let mut remeasure = || {
                 self.progress.check_cancelled()?;
-                let mut query = LoadedMatrix::new(query.clone(), self.take_memory(memory), &self.mapper);
+                let mut query = LoadedMatrix::new(query.clone(), self.take_memory(memory), &self.mapper)?;
                 query.read(0..query.matrix.rows(), &mut memory.scratch)?;
                 let again = group_measurement.remeasure_in_f64(query.weight_vector(), measured);
                 *measured = again.map_err(|entry| refusal(&query, entry))?;
@@ -250,7 +250,7 @@ impl<'a> HeadMeasurer<'a> {
     fn load(&self, matrix: PairedMatrix<'a>, memory: &mut ThreadMemory<'a>) -> Result<LoadedMatrix<'a>> {
         let (rows, stored) = (matrix.rows(), matrix.stored_bytes());
         let step = matrix.rows_within(self.options.piece);
-        let mut loaded = LoadedMatrix::new(matrix, self.take_memory(memory), &self.mapper);
+        let mut loaded = LoadedMatrix::new(matrix, self.take_memory(memory), &self.mapper)?;
         let mut reported = 0;
         for start in (0..rows).step_by(step) {
             self.progress.check_cancelled()?;

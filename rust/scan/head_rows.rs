@@ -4,11 +4,13 @@
 //! `attention/find.rs` computes them.
 
 use std::ops::Range;
+use std::path::Path;
 
 use super::opened_model::OpenedModel;
 use crate::attention::{Orientation, Projection};
 use crate::checkpoint::ByteRange;
 use crate::error::{BadWeight, Error, HeadName, Result};
+use crate::memory;
 use crate::number_format::Dtype;
 use crate::weights::{WeightMatrix, float_matrix};
 
@@ -38,6 +40,11 @@ pub(crate) struct HeadRows<'a> {
 }
 
 impl<'a> HeadRows<'a> {
+    /// The path of the model.
+    pub(crate) fn path(&self) -> &'a Path {
+        self.model.path()
+    }
+
     pub(crate) fn dtype(&self) -> Dtype {
         self.weights.dtype()
     }
@@ -82,7 +89,8 @@ impl<'a> HeadRows<'a> {
 
     /// Reads all rows, as they are stored.
     pub(crate) fn stored(&self) -> Result<StoredNumbers> {
-        let mut bytes = vec![0; self.rows() * self.row_bytes()];
+        let mut bytes =
+            memory::zeros(self.rows() * self.row_bytes()).map_err(|error| Error::io(self.path(), error))?;
         self.read_rows(0..self.rows(), &mut bytes, &mut Vec::new())?;
         Ok(StoredNumbers { dtype: self.dtype(), bytes })
     }

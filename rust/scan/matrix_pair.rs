@@ -73,12 +73,14 @@ impl<'a> LoadedMatrix<'a> {
         matrix: PairedMatrix<'a>,
         mut memory: MatrixMemory<'a>,
         mapper: &RangeMapper<'a>,
-    ) -> Self {
+    ) -> Result<Self> {
         for (buffer, matrix) in [(&mut memory.base, &matrix.base), (&mut memory.tuned, &matrix.tuned)] {
-            buffer.start(mapper, matrix.stored_range(), matrix.rows() * matrix.row_bytes());
+            buffer
+                .start(mapper, matrix.stored_range(), matrix.rows() * matrix.row_bytes())
+                .map_err(|error| Error::io(matrix.path(), error))?;
         }
         memory.sums.clear();
-        Self { matrix, memory }
+        Ok(Self { matrix, memory })
     }
 
     /// Reads these rows. `scratch` is memory that is kept from call to call.

@@ -3,17 +3,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rayon::ThreadPoolBuilder;
-
 use super::group::{HeadMeasurer, ThreadMemory};
 use super::layer_scores::{FinishedLayers, LayerScores, tabulate};
 use super::opened_model::OpenedModel;
-use super::options::Options;
+use super::options::{Form, Options};
 use super::schedule::Schedule;
 use crate::checkpoint::Plan;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::progress::Progress;
 use crate::statistics::HeadMeasurements;
+use crate::threads::in_threads;
 
 /// A layer whose groups are being measured.
 struct LayerInProgress {
@@ -54,13 +54,16 @@ pub(super) fn measure_layers(
     let measurer = HeadMeasurer::new(base, tuned, options, threads, progress);
     let transfers = plan(&measurer, &groups).begin(options.transfers);
     let schedule = Schedule::new(groups.len());
+    // More threads than heads would have nothing to do.
+    let heads = layers.iter().map(|layer_index| geometry.layers[*layer_index].query_heads).sum::<usize>();
+    let threads = threads.min(heads).max(1);
+    memory::check(
+        threads.saturating_mul(memory_of_thread(tuned, options)).saturating_add(memory::SMALL_PIECES),
+    )
+    .map_err(|error| Error::io(tuned.path(), error))?;
     let first_failed = AtomicUsize::new(usize::MAX);
 
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| Error::Argument(format!("{threads} threads cannot be started: {error}")))?;
-    let results = pool.broadcast(|_| {
+    let work = || {
         let _guard = transfers.abandon_on_panic();
         let mut memory = ThreadMemory::new(options);
         let mut scores = Vec::new();
@@ -124,12 +127,25 @@ pub(super) fn measure_layers(
             }
         }
         (scores, failures)
-    });
+    };
+    let results = in_threads(threads, work, || first_failed.store(0, Ordering::Relaxed))?;
     let (scores, failures): (Vec<_>, Vec<_>) = results.into_iter().unzip();
     match failures.into_iter().flatten().min_by_key(|(position, _)| *position) {
         Some((_, error)) => Err(error),
         None => Ok(scores.into_iter().flatten().collect()),
     }
+}
+
+/// The memory that a thread takes: its stack, and what the statistics keep of a head. Copies of weights are apart.
+fn memory_of_thread(model: &OpenedModel, options: &Options) -> usize {
+    const STACK_AND_BUFFERS: usize = 3 << 20;
+    let entries = (model.geometry().layers.iter())
+        .map(|layer| layer.query.rows.saturating_mul(layer.query.columns))
+        .max()
+        .unwrap_or(0);
+    let of_head =
+        if options.sorted || options.form == Form::Product { entries.saturating_mul(32) } else { 0 };
+    STACK_AND_BUFFERS.saturating_add(of_head)
 }
 
 /// What the measurement of each group reads.

@@ -1,6 +1,5 @@
 //! Two models of which every head can be compared, and the scan that does it.
 
-use std::panic::resume_unwind;
 use std::sync::atomic::Ordering;
 use std::thread;
 
@@ -12,6 +11,7 @@ use super::options::{Form, Options};
 use crate::attention::{Component, Geometry};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::threads;
 
 /// The statistics of every head.
 #[derive(Clone, Debug)]
@@ -46,10 +46,10 @@ impl ModelPair {
         let open = |path| OpenedModel::open(path, component);
         // Files that are elsewhere answer after a while, so both models are opened at a time.
         let (base, tuned) = thread::scope(|scope| {
-            let opening = scope.spawn(|| open(base));
+            let opening = threads::start(scope, || open(base))?;
             let tuned = open(tuned);
-            (opening.join().unwrap_or_else(|panic| resume_unwind(panic)), tuned)
-        });
+            Ok::<_, Error>((threads::join(opening), tuned))
+        })?;
         let (base, tuned) = (base?, tuned?);
         check_pair(&base, &tuned)?;
         Ok(Self { base, tuned })

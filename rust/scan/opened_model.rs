@@ -8,15 +8,21 @@ use std::sync::Arc;
 
 use super::head_rows::{HeadRows, StoredNumbers};
 use super::tensor_names::{check_merged, check_tensors, find_missing};
-use crate::attention::{Attention, Component, Geometry, Projection, Role, TensorShapes, may_be_attention};
+use crate::attention::{
+    Attention, Component, Geometry, Projection, Role, StoredShapes, TensorShapes, may_be_attention,
+};
 pub use crate::checkpoint::StoredFile;
 use crate::checkpoint::{Checkpoint, Location, Tensor};
 use crate::error::{Error, Result, quote};
+use crate::memory;
 use crate::number_format::Dtype;
 use crate::weights::WeightMatrix;
 use crate::weights::adapter::{Adapter, AdapterOnBase};
 use crate::weights::float_matrix;
 use crate::weights::quantised::{Quantisation, Scheme};
+
+/// The most quantised modules of attention: eight for each of as many layers as a model may have.
+const MOST_QUANTISED: usize = 32_768;
 
 /// The files of a model: a checkpoint, and an adapter that changes it.
 #[derive(Clone, Debug)]
@@ -56,14 +62,24 @@ impl OpenedModel {
     /// not of a format that is read.
     pub fn open(path: &ModelPath, component: Option<Component>) -> Result<Self> {
         let ModelPath { checkpoint: location, adapter } = path;
-        let (path, checkpoint) = (location.path(), Arc::new(Checkpoint::open(location.clone())?));
+        let path = location.path();
+        memory::check(memory::SMALL_PIECES).map_err(|error| Error::io(path, error))?;
+        let checkpoint = Arc::new(Checkpoint::open(location.clone())?);
+        checkpoint.check_cancelled()?;
         check_merged(&checkpoint)?;
         let config = checkpoint.config()?;
         let quantisation = Quantisation::of(&checkpoint, &config)?;
         // Weights that cannot be read are no error unless attention needs them.
         let mut quantised: BTreeMap<&str, Result<_>> = BTreeMap::new();
         for module in quantisation.modules() {
-            if may_be_attention(module)? {
+            if !quantised.contains_key(module) && may_be_attention(module)? {
+                checkpoint.check_cancelled()?;
+                if quantised.len() == MOST_QUANTISED {
+                    let problem = format!(
+                        "expected at most {MOST_QUANTISED} quantised modules of attention, found more"
+                    );
+                    return Err(Error::model(path, problem));
+                }
                 quantised.extend(quantisation.open(module).transpose().map(|opened| (module, opened)));
             }
         }
@@ -72,7 +88,8 @@ impl OpenedModel {
             Some((*module, matrix.features()))
         });
         let shapes = TensorShapes {
-            stored: checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)).collect(),
+            stored: StoredShapes::new(checkpoint.tensors().map(|(name, tensor)| (name, &*tensor.shape)))
+                .map_err(|error| Error::io(path, error))?,
             computed: computed.collect(),
         };
         let attention = match Attention::resolve(path, &config, &shapes, component) {
@@ -83,6 +100,8 @@ impl OpenedModel {
                 return Err(unread.or_else(|| find_missing(&checkpoint, None)).unwrap_or(error));
             }
         };
+        drop(shapes);
+        checkpoint.check_cancelled()?;
         check_tensors(&checkpoint, &attention)?;
         let names = || checkpoint.tensors().map(|(name, _)| name);
         let adapted = adapter
@@ -218,7 +237,7 @@ impl OpenedModel {
         let (weight, _) = float_matrix::find_tensor(&self.checkpoint, &projection.name)?;
         let (before, after) = weight.rsplit_once("weight")?;
         let found = self.checkpoint.named_tensor(&format!("{before}bias{after}"))?;
-        (found.1.shape == [projection.out_features]).then_some(found)
+        (*found.1.shape == [projection.out_features]).then_some(found)
     }
 
     /// Reads some entries of a projection's bias, if there is one.

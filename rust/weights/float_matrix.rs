@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::attention::{Orientation, Projection};
 use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::number_format::Dtype;
 use crate::weights::{WeightMatrix, assert_fits};
 
@@ -107,7 +108,10 @@ impl WeightMatrix for FloatMatrix {
         if !self.is_scattered() {
             return self.read(rows.start as u64 * inputs as u64, into);
         }
-        scratch.resize(rows.len() * size, 0);
+        let wanted = rows.len() * size;
+        memory::reserve(scratch, wanted.saturating_sub(scratch.len()))
+            .map_err(|error| Error::io(self.checkpoint.path(), error))?;
+        scratch.resize(wanted, 0);
         for column in 0..inputs {
             self.read(column as u64 * out as u64 + rows.start as u64, scratch)?;
             for (row, weight) in scratch.chunks_exact(size).enumerate() {

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 import alps
-from alps.pair import Component
+from alps.arguments import Component
 from layouts import run_model, trace_rows
 from layouts.attention_recorder import ROLES
 from support import tiny_models

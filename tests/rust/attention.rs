@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use alps::Error;
-use alps::attention::{Attention, Component, MatrixSize, Orientation, Role, TensorShapes, layouts};
+use alps::attention::{
+    Attention, Component, MatrixSize, Orientation, Role, StoredShapes, TensorShapes, layouts,
+};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -21,7 +23,7 @@ fn resolve_component(
     tensors: &Tensors,
     component: Option<Component>,
 ) -> alps::Result<Attention> {
-    let stored = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
+    let stored = StoredShapes::new(tensors.iter().map(|(name, shape)| (&**name, &**shape))).unwrap();
     let shapes = TensorShapes { stored, ..TensorShapes::default() };
     Attention::resolve(Path::new("some/model"), config.as_object().unwrap(), &shapes, component)
 }

@@ -94,7 +94,7 @@ fn what_safetensors_writes_is_read_back() {
         assert_eq!(names(&checkpoint), ["empty", "größe", "half", "scalar", "six bits"]);
         for (name, dtype, shape, range) in &tensors {
             let tensor = checkpoint.tensor(name).unwrap();
-            assert_eq!((tensor.dtype, &tensor.shape), (*dtype, shape));
+            assert_eq!((tensor.dtype, &*tensor.shape), (*dtype, &**shape));
             assert_eq!(bytes_of(&checkpoint, name), data[range.clone()], "{name}");
             assert_eq!(checkpoint.file_of(tensor), path);
         }
@@ -914,7 +914,7 @@ fn contents(checkpoint: &Checkpoint) -> Vec<Content> {
     checkpoint
         .tensors()
         .map(|(name, tensor)| {
-            (name.to_owned(), tensor.dtype, tensor.shape.clone(), bytes_of(checkpoint, name))
+            (name.to_owned(), tensor.dtype, tensor.shape.to_vec(), bytes_of(checkpoint, name))
         })
         .collect()
 }

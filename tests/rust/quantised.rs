@@ -91,7 +91,8 @@ impl StoredModule {
     /// The scheme of the module, and all its weights.
     fn read(&self) -> (Scheme, Vec<f32>) {
         let (_folder, quantisation) = self.open();
-        assert_eq!(quantisation.modules().into_iter().collect::<Vec<_>>(), [MODULE]);
+        assert!(quantisation.modules().all(|module| module == MODULE));
+        assert!(quantisation.modules().next().is_some());
         let opened = quantisation.open(MODULE).unwrap().unwrap();
         let rows = opened.matrix.out_features();
         (opened.scheme, read(&*opened.matrix, 0..rows).unwrap())
@@ -487,7 +488,7 @@ fn unquantised_modules_are_not_opened() {
         let stored =
             StoredModule::new(config).floats("weight", &[1, 2], &[1.0, 2.0]).floats("scale", &[1], &[1.0]);
         let (_folder, quantisation) = stored.open();
-        assert!(quantisation.modules().is_empty());
+        assert!(quantisation.modules().next().is_none());
         assert!(quantisation.open(MODULE).unwrap().is_none());
         assert!(quantisation.open("model.norm").unwrap().is_none());
     }

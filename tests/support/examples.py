@@ -33,7 +33,7 @@ class Example:
 def examples(document: Path) -> Iterator[Example]:
     """The examples of a page, in order."""
     fences = FENCE.findall(document.read_text(encoding="utf-8"))
-    for (language, content), (following, output) in zip(fences, [*fences[1:], ("", "")], strict=True):
+    for (language, content), (following, output) in zip(fences, [*fences, ("", "")][1:], strict=True):
         if language == "console":
             for part in re.split(r"^\$ ", content, flags=re.MULTILINE)[1:]:
                 code, _, shown = part.partition("\n")
@@ -49,7 +49,7 @@ def rewrite(document: Path) -> str:
     for example in examples(document):
         if example.language not in ("python", "console"):
             continue
-        printed = example.run(names)
+        printed = "".join(f"{line.rstrip()}\n" for line in example.run(names).splitlines())
         if not example.shown:
             continue
         if example.language == "python":

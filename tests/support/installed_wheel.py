@@ -84,6 +84,7 @@ def main() -> None:
     command = Path(sys.executable).with_name("alps.exe" if sys.platform == "win32" else "alps")
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
     assert version == f"alps {alps.__version__}\n", version
+    subprocess.run([command, "--help"], stdout=subprocess.DEVNULL, check=True)
     scan = [str(command), "scan", str(folder / "base"), str(folder / "tuned"), "--json"]
     scanned = subprocess.run(scan, capture_output=True, text=True, check=True).stdout
     assert json.loads(scanned)["scores"]["statistics"]["kl"] == scores["kl"].tolist()

@@ -15,6 +15,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
+from support.hub_writes import Commit, answer, branch_folder
+
 _PIECE = 1 << 20
 """The bytes that are sent at a time."""
 
@@ -50,6 +54,8 @@ class Server:
         cdn: Where files are, if elsewhere: requests for them are redirected there.
         listed: What each request asked for: method, path, range, authorization.
         sent: Bytes of files.
+        created: The models that somebody asked the hub to make.
+        commits: What was committed to the hub, in order.
     """
 
     folder: Path
@@ -62,6 +68,8 @@ class Server:
     cdn: str | None = None
     listed: list[tuple[str, str, str, str | None]] = field(default_factory=list)
     sent: int = 0
+    created: list[dict[str, object]] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     free_at: float = 0.0
@@ -74,6 +82,15 @@ class Server:
             start = max(self.free_at, time.monotonic())
             self.free_at = start + count / self.rate
         time.sleep(max(0.0, start - time.monotonic()))
+
+    def commit_of(self, folder: str) -> str:
+        """The newest commit of a branch, given its folder."""
+        of_branch = (
+            it.oid
+            for it in reversed(self.commits)
+            if not it.is_pull_request and branch_folder(it.name, it.revision) == folder
+        )
+        return next(of_branch, COMMIT)
 
     @property
     def requests(self) -> int:
@@ -108,13 +125,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._model(path.removeprefix("/api/models/"))
         if owner.hub:
             name, _, rest = path.removeprefix("/").partition("/resolve/")
-            path = f"/{name}/{rest.partition('/')[2]}"
+            revision, _, file_name = rest.partition("/")
+            if not (owner.folder / name).is_dir():
+                return self._refuse(404, {"X-Error-Code": "RepoNotFound"})
+            path = f"/{branch_folder(name, revision)}/{file_name}"
         file = owner.folder / path.lstrip("/")
         if not file.is_file():
-            return self._refuse(owner.missing)
+            return self._refuse(owner.missing, {"X-Error-Code": "EntryNotFound"} if owner.hub else None)
         if owner.cdn is not None:
             self.send_response(302)
             self.send_header("Location", f"{owner.cdn}{path}?X-Signature=secret")
+            self._hub_headers(file)
             self.send_header("Content-Length", "0")
             return self.end_headers()
         return self._file(file, path, number, parse_qs(parts.query))
@@ -122,14 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _model(self, name: str) -> None:
         name, _, revision = name.partition("/revision/")
         folder = self.owner.folder / name
-        if not folder.is_dir() or revision not in ("", "main", COMMIT):
+        if not folder.is_dir() or revision not in ("", "main", self.owner.commit_of(name)):
             missing = "RevisionNotFound" if folder.is_dir() else "RepoNotFound"
             return self._refuse(404, {"X-Error-Code": missing, "X-Error-Message": "not found"})
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         siblings = [{"rfilename": str(f.relative_to(folder)), "size": f.stat().st_size} for f in files]
         document = {
             "id": name,
-            "sha": COMMIT,
+            "sha": self.owner.commit_of(name),
             "siblings": siblings,
             "private": False,
             "tags": [],
@@ -141,6 +162,39 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+        return None
+
+    def _hub_headers(self, file: Path) -> None:
+        if self.owner.hub:
+            self.send_header(
+                "X-Repo-Commit", self.owner.commit_of(str(file.parent.relative_to(self.owner.folder)))
+            )
+            self.send_header("X-Linked-Etag", _tag(file))
+            self.send_header("X-Linked-Size", str(file.stat().st_size))
+
+    def do_POST(self) -> None:
+        self._write()
+
+    def do_PUT(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        """Takes a file or a question about one, as the hub does."""
+        owner, parts = self.owner, urlsplit(self.path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        authorization = self.headers.get("Authorization")
+        owner.listed.append((self.command, unquote(parts.path), "", authorization))
+        stored = parts.path.startswith("/lfs/")  # the address itself permits it
+        if owner.token is not None and authorization != f"Bearer {owner.token}" and not stored:
+            return self._refuse(401)
+        with owner.lock:
+            status, document = answer(owner, parts.path, parse_qs(parts.query), body)
+        content = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
         return None
 
     def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
@@ -176,7 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{state.st_size}")
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", f'"{state.st_mtime_ns:x}-{state.st_size:x}"')
+        self.send_header("ETag", _tag(file))
+        self._hub_headers(file)
         self.send_header("Content-Length", str(end - start if fault == "cut" else sent))
         self.end_headers()
         if self.command == "HEAD":
@@ -194,6 +249,11 @@ class _Handler(BaseHTTPRequestHandler):
         with self.owner.lock:
             self.owner.sent += sent
         return None
+
+
+def _tag(file: Path) -> str:
+    state = file.stat()
+    return f'"{state.st_mtime_ns:x}-{state.st_size:x}"'
 
 
 class _ThreadingServer(ThreadingHTTPServer):
@@ -218,6 +278,18 @@ def serve(folder: Path, **settings: object) -> Iterator[Server]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    """Lets huggingface_hub take a server for the hub, with its token."""
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
 
 
 def random_faults(seed: int, share: float, kinds: tuple[str, ...]) -> Fault:

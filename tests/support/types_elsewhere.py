@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from alps.pair import Component
+from alps.arguments import Component
 from support.checkpoints import Tensors
 
 LAYERS, HIDDEN, HEAD_SIZE = 2, 32, 8

@@ -1,7 +1,8 @@
 """The JSON documents that the command prints with --json."""
 
+import contextlib
 import json
-import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,34 +10,38 @@ from alps.compare import Comparison
 from alps.heads import HeadSet
 from alps.inspection import Inspection
 from alps.remote import store
-from alps.scores import HeadScores
+from alps.scores import HEADS_MOVED, HeadScores
+
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    "temperature": float,
+    "ratio": float,
+    "budget": int,
+    "seed": int,
+    HEADS_MOVED: int,
+    **{f"{role}_{what}": int for role in ("base", "tuned") for what in ("bytes", "file_count")},
+}
+"""The fields of a provenance that are numbers."""
 
 
 def document(content: HeadScores | HeadSet | Comparison | Inspection) -> dict[str, Any]:
-    """What a command found, of types that JSON has; a head set is as it is saved, with its report."""
+    """What a command found. A head set is as it is saved, with its report, and with numbers in its provenance."""
     match content:
         case HeadScores():
-            statistics = {
-                name: [[_number(value) for value in row] for row in values.tolist()]
-                for name, values in content.items()
-            }
             return {
                 "geometry": content.geometry.to_fields(),
-                "provenance": content.provenance,
-                "statistics": statistics,
+                "provenance": with_numbers(content.provenance),
+                "statistics": {name: values.tolist() for name, values in content.items()},
             }
         case HeadSet():
             report = content.report
             saved: dict[str, Any] = json.loads(content.to_json())
-            return saved | {"report": asdict(report) | {"share": report.share}}
+            found = {"provenance": with_numbers(content.provenance)}
+            return saved | found | {"report": asdict(report) | {"share": report.share}}
         case Comparison():
             return {
                 "statistic": content.statistic,
                 "heads": {name: document(heads) for name, heads in content.heads.items()},
-                "pairs": [
-                    asdict(pair) | {"rank_correlation": _number(pair.rank_correlation)}
-                    for pair in content.pairs
-                ],
+                "pairs": [asdict(pair) for pair in content.pairs],
             }
         case Inspection():
             return {
@@ -55,6 +60,10 @@ def fetched() -> dict[str, int]:
     return asdict(store.TOTAL)
 
 
-def _number(value: float) -> float | None:
-    """`value`, or None where it is not finite, since JSON has no such number."""
-    return value if math.isfinite(value) else None
+def with_numbers(provenance: Mapping[str, str]) -> dict[str, Any]:
+    """Where something comes from, with numbers where files have their text; other text stays as it is."""
+    fields: dict[str, Any] = dict(provenance)
+    for name, number in _NUMBERS.items():
+        with contextlib.suppress(KeyError, ValueError):
+            fields[name] = number(provenance[name])
+    return fields

@@ -1,79 +1,68 @@
-"""What the commands print, draw and report."""
+"""What the commands print."""
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
+from rich.filesize import decimal
 from rich.text import Text
 
-from alps.audits import Audit
-from alps.cli import tables
+from alps.cli import json_output, tables
 from alps.compare import Comparison
 from alps.escaping import escape
-from alps.files import check_writable
+from alps.files import finite
 from alps.heads import HeadSet
-from alps.report import check_report, write_report
+from alps.remote import store
 from alps.scores import HeadScores
-from alps.visual import image_file
-from alps.visual.terminal_map import head_map, set_map
-
-
-def check_outputs(*files: Path | None, plot: Path | None = None, report: Path | None = None) -> None:
-    """Refuses, before the work, files that could not be written, and pictures and reports that could not be made."""
-    for file in files:
-        if file is not None:
-            check_writable(file)
-    if plot is not None:
-        image_file.check_picture(plot)
-    if report is not None:
-        check_report(report)
-
-
-def draw(
-    plot: Path | None,
-    report: Path | None,
-    content: HeadScores | HeadSet | Comparison | Audit,
-    heads: HeadSet | None = None,
-    statistic: str | None = None,
-) -> None:
-    """Writes the picture and the report that are asked for."""
-    if plot is not None:
-        figure = (
-            content.plot(heads, statistic=statistic) if isinstance(content, HeadScores) else content.plot()
-        )
-        image_file.save(figure, plot)
-    if report is not None:
-        write_report(report, content, heads, statistic=statistic)
+from alps.visual.terminal_map import head_map, set_map, task_map
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Prints one JSON document."""
-    typer.echo(json.dumps(document, allow_nan=False))
+    """Prints one JSON document, with null for what is no finite number."""
+    typer.echo(json.dumps(finite(document), allow_nan=False))
 
 
-def print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None) -> None:
-    """Prints the best heads, a map, and the selected heads if there are any."""
+def print_scores(scores: HeadScores, statistic: str, heads: HeadSet | None, top: int) -> None:
+    """Prints the `top` best heads, a map, and the size of the selection if there is one."""
     console = standard_output()
     console.print(Text(str(scores.geometry)))
     for note in tables.quantisation_notes(scores):
         console.print(Text(note, style="yellow"))
     console.print()
-    console.print(Text(f"Top heads by {statistic}", style="bold"))
-    console.print(tables.top_table(console, scores, statistic, heads))
+    if top:
+        console.print(Text(f"Top heads by {statistic}", style="bold"))
+        console.print(tables.top_table(console, scores, statistic, heads, top))
     console.print(head_map(console, scores.geometry, scores[statistic], heads))
     _print_summary(console, heads)
 
 
 def print_heads(heads: HeadSet) -> None:
-    """Prints a map of a head set, and its size."""
+    """Prints a map of a head set, its heads layer by layer, and its size."""
     console = standard_output()
     console.print(Text(str(heads.geometry)))
     console.print()
     console.print(set_map(console, heads))
+    console.print()
+    console.print(tables.head_list(heads))
     _print_summary(console, heads)
+
+
+def print_comparison(comparison: Comparison, ratio: float) -> None:
+    """Prints by what heads are compared, how alike each two tasks are, and a map of whose each head is."""
+    console = standard_output()
+    console.print(Text(str(comparison.geometry)))
+    if comparison.statistic is not None:
+        console.print(Text(f"of scores, the best {100 * ratio:g} % of the heads by {comparison.statistic}"))
+    console.print(tables.comparison_table(comparison))
+    console.print(task_map(console, comparison.heads))
+
+
+def print_provenance(provenance: dict[str, str]) -> None:
+    """Prints where something comes from, a line for each field."""
+    for name, value in provenance.items():
+        typer.echo(escape(f"{name}: {value}"))
 
 
 def _print_summary(console: Console, heads: HeadSet | None) -> None:
@@ -84,7 +73,6 @@ def _print_summary(console: Console, heads: HeadSet | None) -> None:
 
 def print_sources(provenance: dict[str, str]) -> None:
     """Prints which files were read, and what is to be noted of them."""
-    typer.echo(escape(f"base read from {provenance['base_files']}, tuned from {provenance['tuned_files']}"))
     for name in ("base", "tuned"):
         if over := provenance.get(f"{name}_adapter_over"):
             trained_on = provenance.get(f"{name}_adapter_trained_on", over)
@@ -93,13 +81,26 @@ def print_sources(provenance: dict[str, str]) -> None:
             typer.echo(escape(f"{name} is an adapter ({kind}) over {over}{named}"))
         if note := provenance.get(f"{name}_note"):
             typer.echo(escape(f"note on {name}: {note}"))
+    typer.echo(escape(f"read {_source(provenance, 'base')} and {_source(provenance, 'tuned')}{_fetched()}"))
 
 
-def print_written(**files: Path | None) -> None:
-    """Prints the files that were written."""
-    for what, path in files.items():
-        if path is not None:
-            typer.echo(f"{what} written to {path}")
+def _source(provenance: dict[str, str], role: str) -> str:
+    """The file of a checkpoint, or its folder where there are several, and their size."""
+    fields = json_output.with_numbers(provenance)
+    path, files = fields.get(role, role), fields.get(f"{role}_files", "")
+    count, size = fields.get(f"{role}_file_count"), fields.get(f"{role}_bytes")
+    if count == 1 and not path.endswith(files):
+        path = f"{path.rstrip('/')}/{files}"
+    facts = [f"{count} files"] if isinstance(count, int) and count > 1 else []
+    if isinstance(size, int):
+        facts.append(decimal(size))
+    return f"{path} ({', '.join(facts)})" if facts else path
+
+
+def _fetched() -> str:
+    """What this process has fetched, if anything."""
+    fetched = store.TOTAL
+    return f"; fetched {decimal(fetched.bytes)} by {fetched.requests:,} requests" if fetched.requests else ""
 
 
 def print_lines(lines: Iterable[RenderableType]) -> None:

@@ -2,27 +2,11 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeAlias
+from contextlib import AbstractContextManager, nullcontext
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from alps.remote import store
-
-Update: TypeAlias = Callable[[int, int], None]
-"""Takes what is done so far, and the total."""
+from alps.visual.progress_bar import Update, terminal_bar
 
 _LONG = 5.0
 """Seconds that a caller should know of before they pass."""
@@ -32,29 +16,14 @@ def of_bytes(*, quiet: bool) -> AbstractContextManager[Update | None]:
     """A bar of bytes read, with their speed; nothing without a terminal, or if `quiet`."""
     if quiet or not sys.stderr.isatty():
         return nullcontext()
-    return _bar("reading", DownloadColumn(binary_units=True), TransferSpeedColumn())
+    return terminal_bar("reading", "bytes")
 
 
 def of_steps(what: str, *, quiet: bool) -> AbstractContextManager[Update | None]:
     """A bar of steps; without a terminal, one line if they take long; nothing if `quiet`."""
     if quiet:
         return nullcontext()
-    return _bar(what, MofNCompleteColumn()) if sys.stderr.isatty() else nullcontext(_forecast(what))
-
-
-@contextmanager
-def _bar(what: str, *amounts: ProgressColumn) -> Iterator[Update]:
-    columns = TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()
-    before = store.TOTAL.retries
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-
-        def update(done: int, total: int) -> None:
-            retries = store.TOTAL.retries - before
-            description = f"{what}, {retries} requests retried" if retries else what
-            bar.update(task, completed=done, total=total or None, description=description)
-
-        yield update
+    return terminal_bar(what) if sys.stderr.isatty() else nullcontext(_forecast(what))
 
 
 def _forecast(what: str) -> Update:

@@ -1,20 +1,20 @@
 """The tables and notes that the command prints."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from alps.compare import Comparison
-from alps.geometry import Geometry, LayerSizes, ranges
+from alps.geometry import ranges
 from alps.heads import HeadSet
 from alps.inspection import Inspection, Layout
 from alps.scores import HeadScores
 from alps.visual.terminal_map import mark, mark_style
-from alps.visual.text import pair_cells, ranked_cells
+from alps.visual.text import layer_rows, pair_cells
 
 _COMPANIONS = ("relative_delta", "wasserstein", "wasserstein_z")
 """Statistics that are shown whatever ranks the heads: the default, the paper's, and how much order the changes have."""
@@ -31,19 +31,46 @@ def quantisation_notes(scores: HeadScores) -> list[str]:
 
 
 def top_table(
-    console: Console, scores: HeadScores, statistic: str, heads: HeadSet | None, count: int = 10
+    console: Console, scores: HeadScores, statistic: str, heads: HeadSet | None, count: int
 ) -> Table:
-    """The best heads by `statistic`; those in `heads` are marked as in the map."""
+    """The `count` best heads by `statistic`; those in `heads` are marked as in the map."""
     names = [statistic, *(name for name in _COMPANIONS if name in scores and name != statistic)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("rank", "layer", "head", "K/V group", *(name.replace("_", "\n") for name in names)):
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     if heads is not None:
         table.add_column(style=mark_style(console))
-    for cells in ranked_cells(scores, statistic, names, count):
-        _, layer, head, *_ = cells
+    geometry = scores.geometry
+    best = [(layer, head) for layer, head, _ in scores.top(count, statistic)]
+    places = [(geometry.row_of(layer), head) for layer, head in best]
+    numbers = [aligned([scores[name][place] for place in places]) for name in names]
+    for rank, ((layer, head), *cells) in enumerate(zip(best, *numbers, strict=True), start=1):
+        group = geometry.group_of(head, layer)
         marks = () if heads is None else (mark(console) if (layer, head) in heads else "",)
-        table.add_row(*map(str, cells), *marks)
+        table.add_row(str(rank), str(layer), str(head), str(group), *cells, *marks)
+    return table
+
+
+def aligned(numbers: Sequence[float]) -> list[str]:
+    """The numbers of a column in one notation, with as many digits after the point in each.
+
+    The largest has four digits that count; the smallest has two of them, or all are in scientific notation.
+    """
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    largest, smallest = (math.floor(math.log10(of(sizes, default=1.0))) for of in (max, min))
+    decimals = max(3 - largest, 1 - smallest, 0)
+    form = ".3e" if largest > 5 or decimals > 5 else f".{decimals}f"
+    return [f"{number:{form}}" for number in numbers]
+
+
+def head_list(heads: HeadSet) -> RenderableType:
+    """The heads layer by layer; layers without any are left out."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column("layer", justify="right", no_wrap=True)
+    table.add_column("heads", overflow="fold")
+    for layer, row in zip(heads.geometry.layers, heads.mask, strict=True):
+        if row.any():
+            table.add_row(f"layer {layer}:", ranges(row.nonzero()[0].tolist()))
     return table
 
 
@@ -74,31 +101,20 @@ def inspection_tables(found: Inspection) -> Iterator[RenderableType]:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("layers", "heads", "groups", "query", "key", "value"):
         table.add_column(column, justify="right")
-    for sizes, layers in _layers_by_sizes(geometry).items():
-        matrices = (
-            f"{rows} x {width}" if rows else "-"
-            for rows, width in (
-                (sizes.query_size, sizes.query_width),
-                (sizes.key_size, sizes.key_width),
-                (sizes.value_size, sizes.value_width),
-            )
-        )
-        table.add_row(ranges(layers), str(sizes.query_heads), str(sizes.key_value_heads), *matrices)
+    for row in layer_rows(geometry):
+        table.add_row(*row)
     yield table
     for what, why in found.left_out:
         yield Text(f"left out: {what}: {why}")
 
 
-def _layers_by_sizes(geometry: Geometry) -> dict[LayerSizes, list[int]]:
-    layers: dict[LayerSizes, list[int]] = {}
-    for layer, sizes in zip(geometry.layers, geometry.sizes, strict=True):
-        layers.setdefault(sizes, []).append(layer)
-    return layers
-
-
-def layout_list(layouts: Iterable[Layout]) -> Iterator[RenderableType]:
-    """The layouts with their model types."""
-    for layout in layouts:
-        yield Text.assemble((layout.name, "bold"), f": {layout.description}")
-        for component, types in layout.model_types.items():
-            yield Padding(Text(f"{component}: {', '.join(types)}"), (0, 0, 0, 4))
+def layout_lines(layouts: Iterable[Layout]) -> list[str]:
+    """A line for each model type: the type, the component and the name of the layout, in columns."""
+    rows = sorted(
+        (model_type, component, layout.name)
+        for layout in layouts
+        for component, types in layout.model_types.items()
+        for model_type in types
+    )
+    widths = [max(map(len, column), default=0) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

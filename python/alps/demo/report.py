@@ -145,9 +145,12 @@ def _compare_selections(results: Results) -> list[str]:
 
 
 @in_our_style
-def trade_off(results: Results) -> Figure:
-    """Draws task loss against general loss: small markers for the seeds of each method, a large one for their mean."""
-    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
+def trade_off(results: Results, *, of_page: bool = False) -> Figure:
+    """Draws task loss against general loss: small markers for the seeds of each method, a large one for their mean.
+
+    The picture of a page is narrow enough for a phone.
+    """
+    figure = Figure(figsize=(4.2, 5.0) if of_page else (6.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     base = results.base
     axes.axvline(base.general, color=colours.PALE, linewidth=0.6, zorder=0)
@@ -160,10 +163,11 @@ def trade_off(results: Results) -> Figure:
         axes.plot(general.values, task.values, marker, markersize=2.5, **line)
         bars: dict[str, Any] = {"xerr": general.deviation, "yerr": task.deviation, "elinewidth": 0.8}
         axes.errorbar(general.mean, task.mean, fmt=marker, markersize=5.5, label=method, **bars, **line)
-    axes.set_xlabel("loss on general text, nats per token: further right, more is forgotten")
+    between = "\n" if of_page else " "
+    axes.set_xlabel(f"loss on general text, nats per token:{between}further right, more is forgotten")
     axes.set_ylabel("loss on the task, nats per token:\nlower, more is learnt")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside lower left" if of_page else "outside right center", frameon=False)
     return figure
 
 
@@ -174,14 +178,17 @@ def write(folder: Path, scores: HeadScores, heads: HeadSet, results: Results, ta
     heads.save(folder / "heads.json")
     image_file.save(scores.plot(heads), folder / "heads.png")
     (folder / "results.json").write_text(results.to_json(), encoding="utf-8")
-    figure = trade_off(results)
-    image_file.save(figure, folder / "ways.png")
+    image_file.save(trade_off(results), folder / "ways.png")
+    picture = html_report.picture(
+        trade_off(results, of_page=True), "Task loss against general loss of each way to train"
+    )
     context = html_report.of_scores(scores, heads, None) | {
         "parameters": f"{results.parameters:,}",
         "headings": [heading.replace("\n", " ") for heading in HEADINGS],
-        "rows": rows(results),
+        "losses": [cells[:3] for cells in rows(results)],
+        "costs": [cells[:1] + cells[3:] for cells in rows(results) if any(cells[3:])],
         "explanation": explanation(results),
-        "trade_off": html_report.picture(figure, "Task loss against general loss of each way to train"),
+        "trade_off": picture,
         "findings": findings(results),
     }
     (folder / "report.html").write_text(html_report.render("demo.html", context), encoding="utf-8")

@@ -77,11 +77,11 @@ class Results:
         return list(self.trials[0].outcomes)
 
     def sample(self, method: str, measure: str) -> "Sample":
-        """A measure of a training method for every seed; `measure` is a field of `Outcome`, such as "losses.task"."""
+        """Returns a measure of a training method for every seed; `measure` is a field of `Outcome`, such as "losses.task"."""
         return Sample([attrgetter(measure)(trial.outcomes[method]) for trial in self.trials])
 
     def to_json(self) -> str:
-        """The results as JSON."""
+        """Returns the results as JSON."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
@@ -102,6 +102,6 @@ class Sample:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def text(self, digits: int, *, signed: bool = False) -> str:
-        """The mean, and the standard deviation of more than one value."""
+        """Writes the mean, and the standard deviation of more than one value."""
         deviation = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
         return f"{self.mean:{'+' if signed else ''}.{digits}f}{deviation}"

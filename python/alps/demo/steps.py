@@ -1,7 +1,8 @@
 """Runs the demo step by step, and explains each step on the console."""
 
-import tempfile
+import math
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,12 +18,16 @@ from alps.demo.experiment import METHOD_GROUPS, METHODS, SELECTED, Experiment, S
 from alps.demo.results import Losses, Results, Trial
 from alps.demo.workers import Workers
 from alps.errors import ArgumentError
+from alps.files import check_free
 from alps.heads import HeadSet
 from alps.scores import HeadScores
+from alps.temporary import temporary_folder
 from alps.visual.terminal_map import head_map
 
 _LINE_WIDTH = 100
 """The most characters of a line of text."""
+_FIRST_STEPS, _MEASURED_STEPS = 50, 25
+"""The steps of the base that are measured to say how long all will take, and those before, while other processes start."""
 
 
 def run(
@@ -32,12 +37,21 @@ def run(
 
     It makes everything in a hidden folder beside `folder`, which gets its name when it is complete.
 
+    Examples:
+        >>> from pathlib import Path
+        >>> from rich.console import Console
+        >>> from alps.demo import Settings, run
+        >>> small = Settings(seeds=1, base_steps=2, steps=2, batch=2, measured=2)
+        >>> results = run(Path("demo"), small, Console(quiet=True))
+        >>> results.methods[:2]
+        ['everything', 'Q/K/V frozen']
+
     Args:
         folder: The folder to make; it must not exist yet.
         settings: The sizes; the default ones when not given.
-        console: Where to explain the steps; standard output when not given.
-        processes: How many processes share the training. Only the measured times depend on it. A script that asks
-            for more than one needs its `if __name__ == "__main__":`, since the processes import it.
+        console: The console that the steps are explained on; standard output when not given.
+        processes: The number of processes that share the training. Only the measured times depend on it. A script that
+            asks for more than one needs its `if __name__ == "__main__":`, since the processes import it.
 
     Returns:
         The measurements.
@@ -51,20 +65,17 @@ def run(
     console = console or Console(highlight=False)
     if processes < 1:
         raise ArgumentError(f"processes: expected at least 1, found {processes}")
-    if folder.exists():
-        raise ArgumentError(
-            f"{folder}: expected a free name, found something there; remove it or name another"
-        )
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     workers = Workers(settings, processes)
     with (
         closing(workers),
-        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as parent,
+        temporary_folder(folder) as parent,
         closing(workers),  # again: processes that write in the folder must end before its removal
         training_environment(),
         _progress(console, settings) as workers.advance,
     ):
-        unfinished = Path(parent) / folder.name
+        unfinished = parent / folder.name
         results = _run_steps(unfinished, folder, workers, console)
         unfinished.rename(folder)
     _print(console, f"All of it is in the folder {folder}:")
@@ -75,7 +86,13 @@ def run(
 
 def _run_steps(unfinished: Path, folder: Path, workers: Workers, console: Console) -> Results:
     settings = workers.settings
-    experiment = Experiment.prepare(settings, lambda: workers.advance(1))
+    forecast = _forecast(console, settings, workers.processes)
+
+    def tick() -> None:
+        workers.advance(1)
+        forecast()
+
+    experiment = Experiment.prepare(settings, tick)
     seeds = range(settings.seeds)
     base, tuned = unfinished / "base", unfinished / "tuned"
 
@@ -168,6 +185,25 @@ def _print(console: Console, text: str, *, style: str = "", bullet: str = "") ->
     width = min(console.width, _LINE_WIDTH)
     lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest)
     console.print(Text("\n".join(lines), style=style))
+
+
+def _forecast(console: Console, settings: Settings, processes: int) -> Callable[[], None]:
+    """A function to call after each step of the base, which says once how long all that is left will take."""
+    tunings, trainings = settings.seeds, settings.seeds * len(METHOD_GROUPS)
+    rounds = -(-tunings // processes) - (-trainings // processes) * len(METHODS) / len(METHOD_GROUPS)
+    steps = settings.base_steps + settings.steps * rounds
+    times: list[float] = []
+
+    def after_step() -> None:
+        times.append(time.monotonic())
+        if len(times) == _FIRST_STEPS + _MEASURED_STEPS:
+            seconds = (steps - len(times)) * (times[-1] - times[-1 - _MEASURED_STEPS]) / _MEASURED_STEPS
+            left = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{math.ceil(seconds / 10)}0 seconds"
+            _print(
+                console, f"At the speed that this machine has now, it takes about {left} more.", style="dim"
+            )
+
+    return after_step
 
 
 @contextmanager

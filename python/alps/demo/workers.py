@@ -22,12 +22,14 @@ class Workers:
 
     Attributes:
         settings: The settings of the experiment.
+        processes: How many there are.
         advance: A function that is called with a number of finished steps, in any thread.
     """
 
     def __init__(self, settings: Settings, processes: int) -> None:
         """Starts the processes, which prepare the experiment meanwhile."""
         self.settings = settings
+        self.processes = processes
         self.advance: Callable[[float], object] = lambda steps: None
         self._others = multiprocessing.active_children()
         self._pool: ProcessPoolExecutor | None = None

@@ -15,10 +15,12 @@ from alps.heads import HeadSet, check_head_set
 from alps.live.grafting import LiveHeads, Rows, other_heads, written
 from alps.live.losses import Loss, evaluating, loss_function
 from alps.live.models import load
+from alps.progress import Progress, reported
 from alps.scores import EQUAL_WEIGHTS
 from alps.training.attention import HeadRows
 
 Model: TypeAlias = nn.Module | str | os.PathLike[str]
+"""A live model of transformers, or a checkpoint on this machine."""
 
 
 def audit(
@@ -29,32 +31,41 @@ def audit(
     *,
     draws: int = 100,
     seed: int = 0,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = None,
 ) -> Audit:
     """Measures how much of a tuning the chosen heads carry, against random sets of the same size.
 
-    Sufficiency: the tuned Q/K/V rows of the chosen heads are put into the base. Their share of the tuning is
-    `(loss(base) - loss(graft)) / (loss(base) - loss(tuned))`. Necessity: the base's rows of the chosen heads are put
-    into the tuned model, and the share is `(loss(graft) - loss(tuned)) / (loss(base) - loss(tuned))`. The same is done
-    with `draws` random sets that have as many heads in as many key/value groups, and with `draws` that have as many in
-    each layer as well. A p-value is the share of the sets, the chosen one included, that carry as much as the chosen
-    one.
+    An audit trains nothing. It puts rows of one model into the other and evaluates the loss, with forward passes only:
+    `4 * draws + 5` evaluations. Sufficiency: the tuned Q/K/V rows of the chosen heads are put into the base. Necessity:
+    the base's rows of the chosen heads are put into the tuned model. The same is done with `draws` random sets that have
+    as many heads in as many key/value groups, and with `draws` that have as many in each layer as well. Both models are
+    in memory at once.
 
-    No training: `4 * draws + 5` evaluations of `loss`, with forward passes only. Both models are in memory at once.
-
-        batches = [dict(input_ids=ids, labels=ids) for ids in windows]
-        print(alps.audit("base", "tuned", heads, batches))
+    Examples:
+        >>> import torch
+        >>> heads = alps.scan("base", "tuned").select(ratio=0.1)
+        >>> windows = torch.arange(48).reshape(3, 1, 16)  # the tokens of a text
+        >>> batches = [{"input_ids": ids, "labels": ids} for ids in windows]
+        >>> print(alps.audit("base", "tuned", heads, batches, draws=3))
+        4 of 32 heads, 3 of 16 key/value groups, 15.6 % of Q/K/V parameters
+        loss: base ..., tuned ...; the Q/K/V rows of all heads carry 100.0 % of the difference
+        sufficiency: ... % of the tuning, random sets ... %; rank ... of 4, p = ...
+        necessity: ... % of the tuning, random sets ... %; rank ... of 4, p = ...
 
     Args:
         base: The model before tuning: a live transformers model, or a checkpoint on this machine, which is loaded as a
             causal language model. A live model is put into evaluation mode for the audit; its weights are restored.
-        tuned: The model after tuning, likewise; an adapter is merged into `base` first.
+        tuned: The model after tuning, given in the same ways; an adapter is merged into `base` first.
         heads: The chosen heads.
         loss: A function that returns the loss of a model, less being better; or batches of what the model takes, with
             `labels`, whose losses are averaged, weighted by the number of labels that count.
-        draws: How many random sets of each of the two kinds.
-        seed: What they are drawn with.
-        progress: Called now and then with the evaluations done so far and those to do.
+        draws: The number of random sets of each of the two kinds.
+        seed: The seed of the random sets.
+        progress: True for a progress bar, in a terminal or a notebook; or a function, called on this thread now and then
+            with the evaluations done so far and the evaluations to do.
+
+    Returns:
+        The shares of the tuning, and how the chosen heads rank.
 
     Raises:
         ArgumentError: The heads are those of another model or none, there are fewer than one draw, the model has no
@@ -62,6 +73,14 @@ def audit(
         UnchangedError: The attention weights of both models are equal.
         ModelError: The model has no known layout, or its weights are quantised, sharded or not in memory.
         OSError: A file cannot be read.
+
+    Definitions:
+        L is the loss. For a set S of heads, S→base is the base with the tuned rows of S, and S→tuned is the tuned model
+        with the base's rows of S.
+
+        - sufficiency: (L(base) − L(S→base)) / (L(base) − L(tuned))
+        - necessity: (L(S→tuned) − L(tuned)) / (L(base) − L(tuned))
+        - p-value: the share of the sets, the chosen one included, that carry as much as the chosen one
     """
     if draws < 1:
         raise ArgumentError(f"draws: expected at least 1, found {draws}")
@@ -74,11 +93,15 @@ def audit(
         nonlocal done
         value = measure(model)
         done += 1
-        if progress is not None:
-            progress(done, total)
+        if report is not None:
+            report(done, total)
         return value
 
-    with evaluating(_live(base, None)) as first, evaluating(_live(tuned, base)) as second:
+    with (
+        evaluating(_live(base, None)) as first,
+        evaluating(_live(tuned, base)) as second,
+        reported(progress, "evaluations") as report,
+    ):
         in_base, in_tuned = _GraftedModel(first, second, heads), _GraftedModel(second, first, heads)
         if in_base.is_unchanged():
             raise UnchangedError(EQUAL_WEIGHTS)

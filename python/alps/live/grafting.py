@@ -169,17 +169,26 @@ def grafted(model: Model, tuned: Tuned, heads: HeadSet, *, scale: float = 1.0) -
     """Puts the tuned rows of the chosen heads into a live model, and takes them out again at the end.
 
     The rows are those of Q, K and V of the heads and of the key/value groups that they read, with their entries of the
-    biases: `base + scale * (tuned - base)`, as `alps.graft` writes them. Everything happens in place; at the end the
-    model has its weights again, bit for bit, also after an exception.
+    biases, as `alps.graft` writes them. Everything happens in place. At the end the model has its weights again, bit for
+    bit, also after an exception.
 
-        with alps.grafted(model, "tuned", heads):
-            loss = evaluate(model)
+    Examples:
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> ids = torch.arange(16)[None]  # the tokens of a text
+        >>> batch = {"input_ids": ids, "labels": ids}
+        >>> before = model(**batch).loss.item()
+        >>> with alps.grafted(model, "tuned", alps.HeadSet.load("heads.json")):
+        ...     grafted = model(**batch).loss.item()
+        >>> grafted == before, model(**batch).loss.item() == before
+        (False, True)
 
     Args:
         model: A transformers model of any layout that `scan` knows.
         tuned: Another state of the same model: a live model, or a checkpoint or adapter on this machine.
         heads: The chosen heads.
-        scale: Of the change.
+        scale: The factor s of the change.
 
     Yields:
         The model.
@@ -188,6 +197,9 @@ def grafted(model: Model, tuned: Tuned, heads: HeadSet, *, scale: float = 1.0) -
         ArgumentError: The heads are those of another model, `tuned` is another model, or the scale is no finite number.
         ModelError: The model has no known layout, or its weights are quantised, sharded or not in memory.
         OSError: A file of `tuned` cannot be read.
+
+    Definitions:
+        A row w becomes w + s · (w_T − w), where w_T is the tuned row.
     """
     check_head_set(heads)
     if not math.isfinite(scale):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -10,20 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import alps._alps as _alps
+from alps.arguments import MEASURES, Component, Measure
 from alps.errors import ArgumentError, UnchangedError
 from alps.live.gradients import gradient_scores
 from alps.live.grafting import LiveHeads, Tuned, other_heads
 from alps.live.losses import Batch
 from alps.live.low_rank import low_rank_scores
 from alps.live.map_scores import map_scores
-from alps.pair import Component
 from alps.scores import EQUAL_WEIGHTS, HeadScores
 from alps.training.attention import HeadRows
-
-Measure: TypeAlias = Literal[
-    "fisher", "gradient", "saliency", "taylor", "michel", "michel_layer", "seekr", "lift"
-]
-"""The statistics of `measure`."""
 
 WITHOUT_DATA = frozenset({"lift"})
 """The statistics of the weights alone."""
@@ -37,49 +32,41 @@ def measure(
     batches: Iterable[Batch] = (),
     *,
     tuned: Tuned | None = None,
-    statistics: Sequence[Measure] = ("fisher", "gradient", "saliency", "michel"),
+    statistics: Sequence[Measure] = MEASURES,
     component: Component | None = None,
 ) -> HeadScores:
     """Scores every head of a live model on data.
 
-    With g the gradient of the loss of a batch, E the mean over batches, w the weights and delta their change to
-    `tuned`, summed over the query rows of the head and the key and value rows of its group:
-
-    - "fisher": E[g^2], the diagonal of the empirical Fisher information per batch (with batches of one sample, per
-      sample);
-    - "gradient": abs(E[g]);
-    - "saliency": abs(E[g] w), as SPEFT (https://arxiv.org/abs/2412.13488);
-    - "taylor": abs(E[g] delta), the first-order effect of the change (https://arxiv.org/abs/2411.16139); needs
-      `tuned`;
-    - "michel": E[abs(dL/dxi)] of a gate xi = 1 on the output of the head (https://arxiv.org/abs/1905.10650), and
-      "michel_layer": that divided by the Euclidean norm of its layer, as there;
-    - "seekr": S F, where S is E[(dL/dA)^2] of the attention map A of the head, divided by the sum over its layer, and
-      F is E[(A' - A)^2] with the map A' of `tuned`, both summed over the entries of the map
-      (https://arxiv.org/abs/2411.06171); needs `tuned` in memory, and attention that returns its maps: the model is
-      switched to "eager" for it;
-    - "lift": the norm of the rows in the rank-128 part of their projection (https://arxiv.org/abs/2506.00772); needs
-      no data.
-
-    docs/evidence.md measures what these are worth for choosing heads to train; over all layers none was better than
-    random heads.
+    A scan compares weights alone; these statistics run the model. docs/evidence.md measures what they are worth for
+    choosing heads to train: over all layers none was better than random heads.
 
     The gradients of Q, K and V are held in memory, and their mean for "gradient", "saliency" and "taylor"; nothing
-    else of the model has gradients meanwhile. Works in any floating-point format, under autocast, with gradient
+    else of the model has gradients meanwhile. Any floating-point format works, also under autocast, with gradient
     checkpointing (reentrant checkpointing needs `model.enable_input_require_grads()`), and over several processes of
     torch.distributed that each have batches of their own. The model is left as it was.
 
-        batches = [dict(input_ids=ids, labels=ids) for ids in windows]
-        alps.measure(model, batches, statistics=["taylor"], tuned="tuned").select(ratio=0.1)
+    Examples:
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> windows = torch.arange(48).reshape(3, 1, 16)  # the tokens of a text
+        >>> batches = [{"input_ids": ids, "labels": ids} for ids in windows]
+        >>> names = ["gradient", "taylor"]
+        >>> scores = alps.measure(model, batches, tuned="tuned", statistics=names)
+        >>> scores["taylor"].shape  # layers, heads
+        (4, 8)
+        >>> heads = scores.select(ratio=0.1, statistic="taylor")
 
     Args:
         model: A transformers model of any layout that `scan` knows, with a loss.
-        batches: What the model takes, by name, with `labels`.
+        batches: The arguments of the model by name, with `labels`.
         tuned: Another state of the model, live or on this machine.
-        statistics: What to compute.
-        component: Whose heads, as for `scan`.
+        statistics: The names of the statistics to compute, of those below; "fisher", "gradient", "saliency" and
+            "michel" when not given.
+        component: The attention whose heads are scored, as for `scan`.
 
     Returns:
-        float64 [layers, heads] for each statistic.
+        The scores: float64 [layers, heads] for each statistic.
 
     Raises:
         ArgumentError: There is no such statistic, there are no batches, the model returns no loss or one that is not
@@ -87,6 +74,29 @@ def measure(
         UnchangedError: `tuned` has the same attention weights, or the same attention maps on the batches.
         ModelError: The model has no known layout, its weights are quantised, sharded or not in memory, or the output
             projection of a layer cannot be told, or the model returns no attention maps.
+
+    Definitions:
+        L is the loss of a batch, g its gradient, E the mean over batches, w a weight and δ its change to `tuned`. The
+        sums Σ are over the query rows of the head and the key and value rows of its group.
+
+        - `fisher`: Σ E[g²], the diagonal of the empirical Fisher information per batch; with batches of one sample, per
+          sample
+        - `gradient`: Σ |E[g]|
+        - `saliency`: Σ |E[g] · w|, as in SPEFT
+        - `taylor`: Σ |E[g] · δ|, the first-order effect of the change; needs `tuned`
+        - `michel`: E[|∂L/∂ξ|] of a gate ξ = 1 on the output of the head
+        - `michel_layer`: `michel` divided by its Euclidean norm over the heads of the layer
+        - `seekr`: S · F. S = Σ E[(∂L/∂A)²] over the entries of the attention map A of the head, divided by the sum of S
+          over the layer; F = Σ E[(A′ − A)²], where A′ is the map of `tuned`. It needs `tuned` in memory, and attention
+          that returns its maps: the model is switched to "eager" for it
+        - `lift`: the norm of the rows in the rank-128 part of their projection; needs no data
+
+    References:
+        - `saliency`: SPEFT, arXiv 2412.13488, <https://arxiv.org/abs/2412.13488>
+        - `taylor`: selective task arithmetic, arXiv 2411.16139, <https://arxiv.org/abs/2411.16139>
+        - `michel`: arXiv 1905.10650, <https://arxiv.org/abs/1905.10650>
+        - `seekr`: arXiv 2411.06171, <https://arxiv.org/abs/2411.06171>
+        - `lift`: arXiv 2506.00772, <https://arxiv.org/abs/2506.00772>
     """
     names = list(dict.fromkeys(statistics))
     known = get_args(Measure)

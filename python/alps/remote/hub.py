@@ -2,12 +2,38 @@
 
 import errno
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from alps.optional import needed
 from alps.remote import store, web
 from alps.remote.store import Content, StatusError, Store, delay
+
+
+@contextmanager
+def access(name: str) -> Iterator[None]:
+    """Turns a refusal of the hub inside the block into Python's own error, which says what to do.
+
+    Args:
+        name: The model that the block asks for.
+
+    Raises:
+        FileNotFoundError: There is no such model or revision on the hub, or it is private.
+        PermissionError: The hub refuses access.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        advice = "the hub refuses access to this model: ask for it on its page, and log in (hf auth login)"
+        raise PermissionError(errno.EACCES, advice, name) from None
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        missing = "revision" if isinstance(error, errors.RevisionNotFoundError) else "model"
+        advice = f"there is no such {missing} on the hub, or it is private (log in with: hf auth login)"
+        raise FileNotFoundError(errno.ENOENT, advice, name) from None
 
 
 class HubStore(Store):
@@ -35,18 +61,8 @@ class HubStore(Store):
         def ask() -> Any:
             store.count("requests")
             try:
-                return huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
-            except errors.GatedRepoError:
-                advice = (
-                    "the hub refuses access to this model: ask for it on its page, and log in (hf auth login)"
-                )
-                raise PermissionError(errno.EACCES, advice, name) from None
-            except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-                missing = "revision" if isinstance(error, errors.RevisionNotFoundError) else "model"
-                advice = (
-                    f"there is no such {missing} on the hub, or it is private (log in with: hf auth login)"
-                )
-                raise FileNotFoundError(errno.ENOENT, advice, name) from None
+                with access(name):
+                    return huggingface_hub.HfApi().model_info(name, revision=revision, files_metadata=True)
             except errors.HfHubHTTPError as error:
                 raise _status_error(error.response) from None
 

@@ -7,6 +7,7 @@ later. The threads are daemons, so that a program which is interrupted ends with
 import datetime
 import email.utils
 import errno
+import os
 import queue
 import random
 import re
@@ -223,6 +224,15 @@ def check_count(data: Content, expected: int) -> None:
 
 
 _counting = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _counting
+    _counting = threading.Lock()  # a thread that the child does not have may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def count(what: str, number: int = 1) -> None:

@@ -10,6 +10,7 @@ LoRA on the same projections, the strongest baseline of the paper, needs PEFT al
 from alps.training.distillation import Distillation, distill
 from alps.training.peft.config import AlpsConfig
 from alps.training.peft.model import register
+from alps.training.restrict_callback import RestrictCallback
 from alps.training.restriction import release, restrict
 from alps.training.summary import Restriction
 from alps.training.trainer_callback import HeadsCallback, log_heads
@@ -18,6 +19,7 @@ __all__ = [
     "AlpsConfig",
     "Distillation",
     "HeadsCallback",
+    "RestrictCallback",
     "Restriction",
     "distill",
     "log_heads",

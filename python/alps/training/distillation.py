@@ -14,7 +14,14 @@ from alps.training.attention_maps import attention_maps
 
 @dataclass(frozen=True)
 class Distillation:
-    """The parts of a loss, scalars that can be differentiated.
+    """Holds the parts of a loss, as `distill` returns them: scalars that can be differentiated.
+
+    Examples:
+        >>> import torch
+        >>> part = torch.tensor(1.0)
+        >>> found = alps.training.Distillation(loss=3 * part, task=part, logits=part, attention=part)
+        >>> found.loss.item()
+        3.0
 
     Attributes:
         loss: The weighted sum of the others.
@@ -42,29 +49,31 @@ def distill(
 ) -> Distillation:
     """Measures a batch of an earlier task while the model learns another one (SEEKR).
 
-    With p the distributions of the next token and A the attention maps, each a distribution over the keys, the loss is
+    Add the loss to that of the new task, on as many replayed batches as you can afford. It holds the outputs of the model
+    and the attention of the chosen heads to those of `teacher`. The publication replays one per cent of the earlier data
+    and takes the 128 heads that `alps.measure(statistics=["seekr"])` finds most important; the default weights are its own.
 
-        task_weight * L + logits_weight * temperature^2 * KL(p' || p) + attention_weight * mean over heads of KL(A' || A)
-
-    where L is the model's own loss, and p' and A' are those of `teacher`. KL(p' || p) is the mean over the tokens that
-    are labelled (all if there are no labels), KL(A' || A) that over the queries that `attention_mask` keeps.
-    Add it to the loss of the new task, on as many replayed batches as you can afford; the publication replays one
-    per cent of the earlier data, takes the 128 heads that `alps.measure(statistics=["seekr"])` finds most important, and has the
-    weights that are the defaults here.
-
-        teacher = copy.deepcopy(model).eval()
-        heads = alps.measure(before, batches, tuned=teacher, statistics=["seekr"]).select(ratio=0.1)
-        loss = model(**new_batch).loss + alps.training.distill(model, teacher, heads, old_batch).loss
+    Examples:
+        >>> import copy, torch
+        >>> from transformers import AutoModelForCausalLM
+        >>> options = {"attn_implementation": "eager"}  # to return attention maps
+        >>> model = AutoModelForCausalLM.from_pretrained("tuned", **options)
+        >>> teacher = copy.deepcopy(model).eval()
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> windows = torch.arange(32).reshape(2, 1, 16)  # the tokens of two texts
+        >>> old, new = ({"input_ids": ids, "labels": ids} for ids in windows)
+        >>> held = alps.training.distill(model, teacher, heads, old)
+        >>> (model(**new).loss + held.loss).backward()
 
     Args:
         model: The model that trains, restricted or not.
         teacher: The model before it trains on; its weights are left alone.
-        heads: Whose attention is held.
-        batch: What the model takes, by name, with `labels`.
-        task_weight: Of the model's own loss on the batch.
-        logits_weight: Of the divergence of the next tokens.
-        attention_weight: Of the mean divergence of the attention maps.
-        temperature: Of the distributions of the next token.
+        heads: The heads whose attention is held.
+        batch: The arguments of the model by name, with `labels`.
+        task_weight: The weight a of the model's own loss on the batch.
+        logits_weight: The weight b of the divergence of the next tokens.
+        attention_weight: The weight c of the mean divergence of the attention maps.
+        temperature: The temperature τ of the distributions of the next token, above 0.
 
     Returns:
         The loss and its parts.
@@ -74,7 +83,17 @@ def distill(
         ModelError: A model returns no attention maps, or not those of the heads' geometry; both have to have
             `attn_implementation="eager"`.
 
-    The method is that of https://arxiv.org/abs/2411.06171.
+    Definitions:
+        p is the distribution of the next token at temperature τ, A the attention map of a head, whose rows are
+        distributions over the keys, and L the model's own loss. p′ and A′ are those of `teacher`. The loss is
+
+        a · L + b · τ² · KL(p′ ‖ p) + c · mean over the heads of KL(A′ ‖ A)
+
+        KL(p′ ‖ p) is the mean over the tokens that are labelled (all if there are no labels), KL(A′ ‖ A) that over the
+        queries that `attention_mask` keeps.
+
+    References:
+        SEEKR, arXiv 2411.06171: <https://arxiv.org/abs/2411.06171>
     """
     if not temperature > 0:
         raise ArgumentError(f"temperature: expected a number above 0, found {temperature}")

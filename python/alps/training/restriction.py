@@ -29,31 +29,60 @@ def restrict(
 ) -> Restriction:
     """Lets training change the chosen heads, and no other entry of Q, K and V.
 
-    Works in place: every module that projects to queries, keys or values stays the object that it is and changes its
-    class. Its weight and bias are frozen, and the rows of the chosen heads, and of the key/value groups that they
-    read, train as parameters of their own, in float32 or wider, so that neither gradients nor optimizer state hold
-    anything else. After every step of an optimizer the weights hold the trained rows, so that averages of weights,
-    inference engines and generation read what was trained. Make the optimizer after this call, and restrict before
-    the model is wrapped, sharded or compiled, but after adapters of PEFT are added, which freeze all else.
+    The rows of the chosen query heads, and of the key/value groups that they read, train as parameters of their own, in
+    float32 or wider. Gradients and optimizer state hold nothing else of Q, K and V. After every step of an optimizer the
+    weights hold the trained rows, so averages of weights, inference engines and generation read what was trained. The
+    empty set freezes Q, K and V whole; the full set trains them.
 
-    An adapter (`AlpsConfig`) trains nothing outside the chosen heads by default; here, everything outside Q, K and V
-    trains unless `others` is "freeze".
+    Everything outside Q, K and V trains, as in the paper, unless `others` is "freeze". An adapter (`AlpsConfig`) trains
+    nothing outside the chosen heads by default.
 
-    The model saves and loads as before, with `state_dict`, `load_state_dict`, `save_pretrained` and the Trainer,
-    under the same names and in the same dtypes. A checkpoint of a 16-bit model rounds the float32 rows; the state
-    of the optimizer keeps them, so that training resumes exactly. Under FSDP2 a 16-bit model with others="train"
-    needs `fully_shard` of each `RestrictedProjection` before that of its layer, since the trainable parameters of a
-    group must have one dtype. FSDP1 keeps the rows in its state dict besides, under names that end in `rows`. The empty
-    set freezes Q, K and V whole; the full set trains them.
+    **Order of calls.** Restrict the model, then make the optimizer. Restrict before the model is wrapped, sharded or
+    compiled, but after adapters of PEFT are added, since these freeze all else. The call works in place: every module that
+    projects to queries, keys or values stays the object that it is and changes its class.
 
-    Weights that bitsandbytes has packed (int8, nf4, fp4) cannot hold the rows. Their modules are wrapped, and the outputs
-    of the rows are computed from float32 rows, which begin as the dequantised ones. `state_dict` and `save_pretrained`
-    then refuse, since they would lose the rows; after `alps.release`, Linear modules with the rows in place stand for
-    the packed ones, and the model saves and loads with these in floating point. The Trainer trains no packed model
-    without an adapter: train in a loop of your own, or use `AlpsConfig`, which can also be resumed.
+    **Saving.** The model saves and loads as before, with `state_dict`, `load_state_dict`, `save_pretrained` and the
+    Trainer, under the same names and in the same dtypes. A checkpoint of a 16-bit model rounds the float32 rows; the state
+    of the optimizer keeps them, so training resumes exactly. torch's `ignore_frozen_params` leaves the weights and the
+    rows out of a state: save the whole state. Write averages of weights to the parameters, not to their `.data`: autograd
+    counts no change of `.data`, so it is overwritten.
 
-    torch's `ignore_frozen_params` leaves the weights and the rows out of a state: save the whole state. Write averages of
-    weights to the parameters, not to their `.data`: autograd counts no change of `.data`, so it is overwritten.
+    **Sharding.** Under FSDP2 a 16-bit model with others="train" needs `fully_shard` of each `RestrictedProjection` before
+    that of its layer, since the trainable parameters of a group must have one dtype. FSDP1 keeps the rows in its state dict
+    besides, under names that end in `rows`.
+
+    **Packed weights.** Weights that bitsandbytes has packed (int8, nf4, fp4) cannot hold the rows. Their modules are
+    wrapped, and the outputs of the rows are computed from float32 rows, which begin as the dequantised ones. `state_dict`
+    and `save_pretrained` then refuse, since they would lose the rows. After `alps.release`, Linear modules with the rows in
+    place stand for the packed ones, and the model saves and loads with these in floating point. The Trainer trains no
+    packed model without an adapter: train in your own loop, or use `AlpsConfig`, which can also be resumed.
+
+    Examples:
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM
+        >>> heads = alps.scan("base", "tuned").select(ratio=0.1)
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> alps.restrict(model, heads, others="freeze")
+        3.6 % of the parameters train
+                 trainable  frozen
+          query        512   3,584
+          key          384   1,664
+          value        384   1,664
+          bias           0       0
+          other          0  26,912
+          total      1,280  33,824
+          layer 0: heads 5; key/value groups 2
+          layer 1: heads 2, 3; key/value groups 1
+          layer 3: heads 6; key/value groups 3
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> ids = torch.arange(16)[None]  # the tokens of a text
+        >>> batch = {"input_ids": ids, "labels": ids}
+        >>> model(**batch).loss.backward()
+        >>> optimizer.step()
+        >>> model.save_pretrained("trained")  # an ordinary checkpoint
+        >>> moved = alps.scan("base", "trained")["delta_norm"] > 0
+        >>> moved.sum(axis=1)  # by layer: the chosen heads, and those of their groups
+        array([2, 2, 0, 2])
 
     Args:
         model: A transformers model of any layout that `scan` knows.
@@ -64,7 +93,7 @@ def restrict(
             `model.enable_input_require_grads()`.
 
     Returns:
-        What trains and what does not.
+        The numbers of parameters that train and that do not, and the heads.
 
     Raises:
         ArgumentError: The heads are not those of this model, the model is restricted already, or `others` is neither
@@ -111,15 +140,25 @@ def restrict(
 
 
 def release(model: nn.Module) -> None:
-    """Ends the restriction of a model: restores ordinary modules, with the trained rows in their weights.
+    """Ends the restriction of a model: ordinary modules return, with the trained rows in their weights.
 
-    Works in place. The rows are rounded to the dtype of the weight, as in every forward pass. Parameters that
+    The call works in place. The rows are rounded to the dtype of the weight, as in every forward pass. Parameters that
     `restrict` froze can train again.
 
     Where bitsandbytes has packed the weight, a Linear takes the module's place, with the dequantised weight and the
     trained rows in the format that the model computes in. The configuration names these Linears as not to be packed
     (`llm_int8_skip_modules`), so that `from_pretrained` loads what is then saved. A projection of which no rows train
     stays packed. Call the model's `dequantize()` afterwards for a checkpoint without packed weights.
+
+    Examples:
+        >>> from transformers import AutoModelForCausalLM
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> restriction = alps.restrict(model, alps.HeadSet.load("heads.json"))
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__
+        'RestrictedProjection'
+        >>> alps.release(model)
+        >>> type(model.model.layers[0].self_attn.q_proj).__name__
+        'Linear'
 
     Args:
         model: A model that `restrict` was called on, or a wrapper around one.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from alps.heads import HeadSet
+from alps.optional import visual
 from alps.training.attention import Attention
 from alps.training.projection import restricted_projections
 from alps.training.quantised import entries
@@ -15,7 +16,21 @@ KINDS = ("query", "key", "value", "bias", "other")
 
 @dataclass(frozen=True, repr=False)
 class Restriction:
-    """What trains in a restricted model, and what does not.
+    """Counts the parameters of a restricted model that train, as `restrict` returns it.
+
+    Printed, it is a table with the heads by layer.
+
+    Examples:
+        >>> from transformers import AutoModelForCausalLM
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> restriction = alps.restrict(model, heads, others="freeze")
+        >>> restriction.trainable
+        {'query': 512, 'key': 384, 'value': 384, 'bias': 0, 'other': 0}
+        >>> restriction.heads
+        {0: (5,), 1: (2, 3), 3: (6,)}
+        >>> round(restriction.share, 4)
+        0.0365
 
     Attributes:
         trainable: The number of parameters that train, by kind: "query", "key" and "value" (weights of the
@@ -46,6 +61,10 @@ class Restriction:
             numbers, groups = (", ".join(map(str, it)) for it in (heads, self.key_value_groups[layer]))
             lines.append(f"  layer {layer}: heads {numbers}; key/value groups {groups}")
         return "\n".join([f"{100 * self.share:.1f} % of the parameters train", *lines])
+
+    def _repr_html_(self) -> str:
+        html: str = visual("notebook", "a notebook").restriction_html(self)
+        return html
 
 
 def summarize(model: nn.Module, attention: Attention, heads: HeadSet) -> Restriction:

@@ -22,13 +22,31 @@ SCORES, PICTURE = "alps_change.safetensors", "alps_change.png"
 
 
 class HeadsCallback(TrainerCallback):
-    """Logs the share of the parameters that train, and the norm of the change of each chosen head.
+    """Logs the share of the parameters that train, and how far each chosen head has moved.
 
-    `log_heads` makes one. The names are `alps/trainable` and `alps/change/LAYER.HEAD`.
+    `log_heads` makes one and adds it to a Trainer. The logged names are `alps/trainable` and `alps/change/LAYER.HEAD`.
+
+    Examples:
+        >>> from transformers import AutoModelForCausalLM
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> restriction = alps.restrict(model, heads)
+        >>> callback = alps.training.HeadsCallback(model, heads)
+        >>> callback.changes().statistics
+        ('delta_norm',)
     """
 
     def __init__(self, model: nn.Module | None, heads: HeadSet) -> None:
-        """Keeps the rows of the heads as they are now; errors as of `log_heads`."""
+        """Keeps the rows of the heads as they are now.
+
+        Args:
+            model: The restricted model.
+            heads: The heads to log, of the model's geometry.
+
+        Raises:
+            ArgumentError: The model is not restricted, or the heads are those of another model.
+            ModelError: The model has no known layout, or its weights are sharded.
+        """
         if not isinstance(model, nn.Module) or not restricted_projections(model):
             raise ArgumentError("the model is not restricted; call alps.restrict(model, heads) first")
         self._model, self._heads = model, heads
@@ -36,7 +54,7 @@ class HeadsCallback(TrainerCallback):
         self._before = {matrix: self._rows(matrix) for matrix in self._attention.chosen(heads)}
 
     def changes(self) -> HeadScores:
-        """The norm of the change of the rows of each chosen head since the callback was made; 0 for all others."""
+        """Measures the norm of the change of each chosen head's rows since the callback was made; 0 for all other heads."""
         squares = {
             matrix: float((self._rows(matrix).double() - before.double()).square().sum())
             for matrix, before in self._before.items()
@@ -88,15 +106,27 @@ def log_heads(trainer: Trainer, heads: HeadSet) -> HeadsCallback:
     """Lets a Trainer log the trainable share and how far the chosen heads have moved, and leave a map of it.
 
     The numbers go where the Trainer's own go (TensorBoard, Weights & Biases, ...), as `alps/trainable` and
-    `alps/change/LAYER.HEAD`, the norm of the change of the head's query rows and its group's key and value rows. At the end
-    the output folder has `alps_change.safetensors`, which `alps show` prints, and `alps_change.png`. The norms are of the
-    change since this call. For a training that resumes, call this while the model still holds the weights of the base,
+    `alps/change/LAYER.HEAD`, the norm of the change of the head's query rows and its group's key and value rows. At the
+    end the output folder has `alps_change.safetensors`, which `alps show` prints, and `alps_change.png`. The norms are of
+    the change since this call. For a training that resumes, call this while the model still holds the weights of the base,
     before `trainer.train(resume_from_checkpoint=...)`.
 
-        alps.restrict(model, heads)
-        trainer = Trainer(model, arguments, train_dataset=data)
-        alps.training.log_heads(trainer, heads)
-        trainer.train()
+    Examples:
+        >>> import torch
+        >>> from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+        >>> heads = alps.HeadSet.load("heads.json")
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> restriction = alps.restrict(model, heads)
+        >>> data = [{"input_ids": torch.arange(16), "labels": torch.arange(16)}]
+        >>> options = {"max_steps": 1, "logging_steps": 1, "disable_tqdm": True}
+        >>> arguments = TrainingArguments("out", report_to="none", **options)
+        >>> trainer = Trainer(model, arguments, train_dataset=data)
+        >>> callback = alps.training.log_heads(trainer, heads)
+        >>> result = trainer.train()
+        {'loss': ..., 'alps/trainable': ..., 'alps/change/0.5': ..., 'alps/change/3.6': ...}
+        ...
+        >>> alps.HeadScores.load("out/alps_change.safetensors").statistics
+        ('delta_norm',)
 
     Args:
         trainer: A Trainer of transformers or TRL, whose model is whole on each device.

@@ -15,7 +15,7 @@ from alps.visual.figure_layout import LEFT, RIGHT, FigureLayout
 from alps.visual.style import in_our_style
 
 # Inches.
-_WIDTH, _HEIGHT, _GAP, _BELOW = 5.6, 1.15, 0.75, 0.6
+_WIDTH, _PAGE_WIDTH, _HEIGHT, _GAP, _BELOW = 5.6, 2.5, 1.15, 0.75, 0.6
 _LABELS = 1.1
 
 _TITLES = {
@@ -25,19 +25,21 @@ _TITLES = {
 
 
 @in_our_style
-def audit_figure(audit: Audit, *, titled: bool = True) -> Figure:
-    """A picture of an audit; see `Audit.plot`."""
+def audit_figure(audit: Audit, *, of_page: bool = False) -> Figure:
+    """A picture of an audit; see `Audit.plot`. That of a page has no title and is narrow enough for a phone."""
     trials = (audit.sufficiency, audit.necessity)
-    lines = [text.model(audit.heads.geometry), audit.heads.report.summary] if titled else []
-    title = "How much of the tuning the chosen heads carry" if titled else ""
+    lines = [] if of_page else [text.model(audit.heads.geometry), audit.heads.report.summary]
+    title = "" if of_page else "How much of the tuning the chosen heads carry"
     height = len(trials) * (_HEIGHT + _GAP) + _BELOW
-    layout = FigureLayout.titled(LEFT + _LABELS + _WIDTH + RIGHT, height, title, lines)
+    left, width = (_LABELS, _PAGE_WIDTH) if of_page else (LEFT + _LABELS, _WIDTH)
+    layout = FigureLayout.titled(left + width + RIGHT, height, title, lines)
     shares = np.concatenate([[0.0, it.chosen, *it.random, *it.matched] for it in trials])
     low, high = float(shares.min()), float(shares.max())
     margin = 0.06 * (high - low or 1.0)
     for number, trial in enumerate(trials):
         top = number * (_HEIGHT + _GAP) + 0.35
-        axes = layout.axes(LEFT + _LABELS, top, _WIDTH, _HEIGHT)
+        axes = layout.axes(left, top, width, _HEIGHT)
+        layout.heading(RIGHT, top, f"{_TITLES[trial.name]}: p = {trial.p_value:.2g}")
         axes.set_xlim(low - margin, high + margin)
         _draw(axes, trial)
         if trial is trials[-1]:
@@ -47,7 +49,6 @@ def audit_figure(audit: Audit, *, titled: bool = True) -> Figure:
 
 def _draw(axes: Axes, trial: Trial) -> None:
     """A row of dots for each kind of random sets, and a line for the chosen heads."""
-    axes.set_title(f"{_TITLES[trial.name]}: p = {trial.p_value:.2g}", fontsize=8, loc="left", pad=4)
     generator = np.random.default_rng(0)
     for row, values in enumerate((trial.random, trial.matched)):
         heights = row + generator.uniform(-0.28, 0.28, len(values))

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 
 from alps.visual.colours import INK
+from alps.visual.notebook_figure import NotebookFigure
 from alps.visual.text import elided
 
 # Inches.
@@ -32,16 +33,16 @@ class FigureLayout:
     top: float
 
     @classmethod
-    def titled(cls, width: float, body: float, title: str, lines: Sequence[str]) -> "FigureLayout":
-        """A figure of at least `width` inches, as high as its title and `body` inches below it."""
-        width = max(width, _NARROWEST)
+    def titled(cls, width: float, body: float, title: str = "", lines: Sequence[str] = ()) -> "FigureLayout":
+        """A figure of `width` inches, or more if a title needs them, as high as the title and `body` below it."""
+        width = max(width, _NARROWEST) if title else width
         room = width - 2 * RIGHT
         titles = _wrapped([title], room, 11, "bold")  # an empty one takes no room
         texts = _wrapped(lines, room, 8)
         top = _MARGIN_UNTITLED
         if titles or texts:
             top = _MARGIN_TOP + len(titles) * _TITLE + len(texts) * _LINE + _BELOW_TITLE
-        layout = cls(Figure(figsize=(width, top + body)), width, top + body, top)
+        layout = cls(NotebookFigure(figsize=(width, top + body)), width, top + body, top)
         y = _MARGIN_TOP - top
         for line in titles:
             layout.text(RIGHT, y, line, va="top", fontsize=11, fontweight="bold")

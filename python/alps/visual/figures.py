@@ -4,7 +4,8 @@ Needs matplotlib, and is imported only where a figure is asked for.
 """
 
 import math
-from typing import get_args
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import matplotlib as mpl
 import numpy as np
@@ -38,9 +39,11 @@ from alps.visual.style import TICK_STEPS, AxisNumbers, in_our_style
 # Inches.
 _BAR, _BAR_GAP, _BAR_LABELS, _SHORTEST_BAR, _TALLEST_BAR = 0.11, 0.14, 0.56, 2.1, 3.0
 _PROFILE, _RANKS = 1.7, 1.7
-_ALONE_WIDTH, _ALONE_HEIGHT = 7.0, 2.8
+_ALONE_WIDTH, _PAGE_WIDTH, _ALONE_HEIGHT = 7.0, 3.3, 2.8
 _SWATCH, _SWATCH_STEP, _SWATCH_LINE = 0.12, 0.36, 0.2
 _PANEL_SIZE, _NARROWEST_PANEL, _PANEL_HEADING = 3.2, 2.2, 0.42
+
+_CHARTS: dict[str, Callable[[Axes, HeadGrid, str], None]] = {"layers": draw_layers, "ranks": draw_ranks}
 
 
 @in_our_style
@@ -50,43 +53,52 @@ def scores_figure(
     *,
     kind: Kind = "overview",
     statistic: str | None = None,
-    titled: bool = True,
 ) -> Figure:
-    """A picture of scores; see `HeadScores.plot`. Without its title it is for a page that has one."""
+    """A picture of scores; see `HeadScores.plot`."""
     if kind not in get_args(Kind):
         raise ArgumentError(f"there is no picture {kind!r}; there are {', '.join(get_args(Kind))}")
     geometry = scores.geometry
-    if heads is not None and (difference := geometry.difference(heads.geometry)):
-        raise ArgumentError(f"the scores and the heads are of two geometries: {difference}")
+    if heads is not None:
+        check_same_geometry(scores, heads)
     _check_attention(geometry)
     name = scores.ranking_statistic(statistic)
     grid = HeadGrid.of_scores(geometry, scores[name], heads)
-    title = f"How far each attention head moved, by {text.printable(name)}" if titled else ""
-    lines = _lines(scores, grid, heads) if titled else []
+    title = f"How far each attention head moved, by {text.elided(name, 40)}"
+    lines = _lines(scores, grid, heads)
     if kind in ("map", "overview"):
         return _map_figure(grid, name, title, lines, alone=kind == "map")
-    by_layer = kind == "layers"
-    width = float(np.clip(len(geometry.layers) * 0.16, 4.6, 12.0)) if by_layer else _ALONE_WIDTH
+    width = float(np.clip(len(geometry.layers) * 0.16, 4.6, 12.0)) if kind == "layers" else _ALONE_WIDTH
     layout = FigureLayout.titled(LEFT + width + RIGHT, _ALONE_HEIGHT + BOTTOM, title, lines)
-    draw = draw_layers if by_layer else draw_ranks
-    draw(layout.axes(LEFT, 0.0, width, _ALONE_HEIGHT), grid, name)
+    _CHARTS[kind](layout.axes(LEFT, 0.0, width, _ALONE_HEIGHT), grid, name)
     return layout.figure
 
 
 @in_our_style
-def set_figure(heads: HeadSet, *, titled: bool = True) -> Figure:
+def chart_of_page(
+    scores: HeadScores, heads: HeadSet | None, kind: Literal["layers", "ranks"], statistic: str
+) -> Figure:
+    """One of the charts without its title, narrow enough for a phone."""
+    grid = HeadGrid.of_scores(scores.geometry, scores[statistic], heads)
+    layout = FigureLayout.titled(LEFT + _PAGE_WIDTH + RIGHT, _ALONE_HEIGHT + BOTTOM)
+    _CHARTS[kind](layout.axes(LEFT, 0.0, _PAGE_WIDTH, _ALONE_HEIGHT), grid, text.statistic(statistic))
+    return layout.figure
+
+
+def check_same_geometry(scores: HeadScores, heads: HeadSet) -> None:
+    """Raises ArgumentError unless both are of one geometry."""
+    if difference := scores.geometry.difference(heads.geometry):
+        raise ArgumentError(f"the scores and the heads are of two geometries: {difference}")
+
+
+@in_our_style
+def set_figure(heads: HeadSet) -> Figure:
     """A picture of a head set; see `HeadSet.plot`."""
     geometry = heads.geometry
     _check_attention(geometry)
     width, height = map_size(geometry)
     top = height_above_map(geometry)
     lines = [text.checkpoints(heads.provenance), text.model(geometry), text.head_set(heads)]
-    layout = FigureLayout.titled(
-        LEFT + width + RIGHT,
-        top + height + BOTTOM,
-        "The selected heads" if titled else "",
-        lines if titled else [],
-    )
+    layout = FigureLayout.titled(LEFT + width + RIGHT, top + height + BOTTOM, "The selected heads", lines)
     axes = layout.axes(LEFT, top, width, height)
     label_axes(axes, geometry)
     draw_set(axes, HeadGrid.of_set(heads))
@@ -94,7 +106,7 @@ def set_figure(heads: HeadSet, *, titled: bool = True) -> Figure:
 
 
 @in_our_style
-def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
+def comparison_figure(comparison: Comparison) -> Figure:
     """A picture of several tasks; see `Comparison.plot`."""
     geometry = comparison.geometry
     _check_attention(geometry)
@@ -112,8 +124,8 @@ def comparison_figure(comparison: Comparison, *, titled: bool = True) -> Figure:
     layout = FigureLayout.titled(
         across * (LEFT + width_of_panel) + RIGHT,
         rows * (above + height + below) + 0.1,
-        "The heads of each task, and how many tasks share them" if titled else "",
-        [text.model(geometry), colours] if titled else [],
+        "The heads of each task, and how many tasks share them",
+        [text.model(geometry), colours],
     )
 
     def place(number: int) -> tuple[float, float]:

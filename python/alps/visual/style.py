@@ -73,5 +73,5 @@ class AxisNumbers:
         """The axis label: the statistic, with the power of ten and the unit where there are any."""
         power = str(self.exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         scale = f"10{power} {unit}" if self.exponent else unit
-        name = elided(statistic, 24)
+        name = elided(statistic, 28)
         return f"{name} ({scale.strip()})" if scale else name

@@ -5,24 +5,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from alps.compare import Pair
-from alps.geometry import Geometry
+from alps.escaping import escape
+from alps.geometry import Geometry, LayerSizes, ranges
 from alps.heads import HeadSet
 from alps.scores import HeadScores
+from alps.statistics import NAMES
 
 _ELLIPSIS = "…"
 
 
-def printable(text: str) -> str:
-    """`text` on one line, without characters that have no shape."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
-
-
 def elided(text: str, longest: int) -> str:
-    """The end of `text`, at most `longest` characters: paths differ at their ends."""
-    text = printable(text)
-    return text if len(text) <= longest else _ELLIPSIS + text[-(longest - 1) :]
+    """The end of `text`, at most `longest` characters, without any that has no shape: paths differ at their ends."""
+    text = escape(text if len(text) <= longest else _ELLIPSIS + text[1 - longest :])
+    return text if len(text) <= longest else _ELLIPSIS + text[1 - longest :]
+
+
+def statistic(name: str) -> str:
+    """What people call a statistic."""
+    return NAMES.get(name) or elided(name, 40)
 
 
 def joined(*phrases: str) -> str:
@@ -43,10 +43,13 @@ def method(provenance: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {elided(value.removesuffix('.0'), 20)}" for name, value in known)
 
 
+SELECTION = ("rule", "statistic", "ratio", "budget", "seed")
+"""The fields of the provenance that say how heads were selected."""
+
+
 def selection(provenance: Mapping[str, str]) -> str:
     """How heads were selected, as far as it is known."""
-    names = ("rule", "statistic", "ratio", "budget", "seed")
-    return ", ".join(f"{name} {elided(provenance[name], 30)}" for name in names if name in provenance)
+    return ", ".join(f"{name} {elided(provenance[name], 30)}" for name in SELECTION if name in provenance)
 
 
 def model(geometry: Geometry) -> str:
@@ -76,8 +79,24 @@ def ranked_cells(
             yield [rank, layer, head, geometry.group_of(head, layer), *numbers]
 
 
+def layer_rows(geometry: Geometry) -> Iterator[tuple[str, ...]]:
+    """A row for all layers of the same sizes: their numbers, heads, groups, and the rows and entries of Q, K and V."""
+    layers: dict[LayerSizes, list[int]] = {}
+    for layer, sizes in zip(geometry.layers, geometry.sizes, strict=True):
+        layers.setdefault(sizes, []).append(layer)
+    for sizes, numbers in layers.items():
+        matrices = (
+            (sizes.query_size, sizes.query_width),
+            (sizes.key_size, sizes.key_width),
+            (sizes.value_size, sizes.value_width),
+        )
+        heads, groups = str(sizes.query_heads), str(sizes.key_value_heads)
+        shapes = (f"{rows} x {width}" if rows else "-" for rows, width in matrices)
+        yield ranges(numbers), heads, groups, *shapes
+
+
 def pair_cells(pair: Pair) -> tuple[str, ...]:
     """A row of the table of a comparison: two tasks, and the numbers that say how alike they are."""
     correlation = "" if math.isnan(pair.rank_correlation) else f"{pair.rank_correlation:.3f}"
     numbers = f"{pair.shared:,}", f"{pair.by_chance:,.1f}", f"{pair.jaccard:.3f}", correlation
-    return pair.first, pair.second, *numbers
+    return elided(pair.first, 60), elided(pair.second, 60), *numbers

@@ -8,16 +8,19 @@
 //! has the bytes again, when it checks the range (`RangeBuffer::check` in `checkpoint/range.rs`). For
 //! every other fault or signal, the handler calls the one that was installed before. A signal handler may neither lock
 //! nor allocate, so the table has a fixed size and atomic fields.
+//!
+//! The lock of the handler's state is held over a fork by the thread that forks, so that no other thread holds it in the
+//! child, which has none of the other threads ([`survive_forks`]).
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::mem::{self, MaybeUninit};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::{
-    BUS_ADRERR, BUS_MCEERR_AR, SA_ONSTACK, SA_SIGINFO, SIG_DFL, SIG_IGN, SIG_UNBLOCK, SIGBUS,
+    BUS_ADRERR, BUS_MCEERR_AR, SA_ONSTACK, SA_SIGINFO, SIG_DFL, SIG_IGN, SIG_UNBLOCK, SIGBUS, pthread_atfork,
     pthread_sigmask, raise, sigaction, sigaddset, sigemptyset, siginfo_t,
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
@@ -143,6 +146,7 @@ impl Handler {
 
     /// Installs the handler for the first of several guards.
     fn acquire() -> Option<()> {
+        survive_forks()?;
         let mut handler = Self::lock();
         let current = current_action()?;
         if handler.is_covered || (handler.guards > 0 && current.sa_sigaction != address_of_handler()) {
@@ -178,6 +182,35 @@ impl Handler {
             handler.is_covered = true;
         }
     }
+}
+
+/// Makes every fork of the process wait for the lock of the handler, once. Returns nothing if the system refuses, or while
+/// another thread is at it.
+fn survive_forks() -> Option<()> {
+    const NO: u8 = 0;
+    const BEGUN: u8 = 1;
+    const YES: u8 = 2;
+    static DONE: AtomicU8 = AtomicU8::new(NO);
+    match DONE.compare_exchange(NO, BEGUN, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {
+            // SAFETY: the functions take and give back a lock, which the thread that forks may do before and after.
+            let refused = unsafe { pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
+            DONE.store(if refused == 0 { YES } else { NO }, Ordering::Release);
+            (refused == 0).then_some(())
+        }
+        Err(state) => (state == YES).then_some(()),
+    }
+}
+
+thread_local!(static HELD_OVER_FORK: Cell<Option<MutexGuard<'static, Handler>>> = const { Cell::new(None) });
+
+unsafe extern "C" fn before_fork() {
+    // A thread that is ending has no such place any longer; it forks without the lock.
+    let _ = HELD_OVER_FORK.try_with(|held| held.set(Some(Handler::lock())));
+}
+
+unsafe extern "C" fn after_fork() {
+    let _ = HELD_OVER_FORK.try_with(Cell::take);
 }
 
 /// The action that is installed now.

@@ -14,37 +14,48 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::Range;
 
 use crate::attention::{Attention, Component, Orientation, Projection, Role, is_of_no_component, tower_of};
+use crate::memory;
+
+/// The most modules of a base that are compared with one of an adapter. Each layer of the largest known models has fewer
+/// of one name.
+const MOST_CANDIDATES: usize = 4096;
 
 /// The modules of a base checkpoint.
 #[derive(Debug)]
-pub(super) struct BaseModules {
+pub(super) struct BaseModules<'n> {
     /// Sorted by their parts, the last part first, so that names with the same ending are neighbours.
-    names: Vec<String>,
+    names: Vec<&'n str>,
     /// The towers that are marked in the names.
     towers: BTreeSet<Component>,
     /// What is scanned, if that is known.
     scanned: Option<Component>,
 }
 
-impl BaseModules {
+impl<'n> BaseModules<'n> {
     /// The modules that hold tensors of these names. `scanned` is the component that is scanned, if that is known.
-    pub(super) fn new<'n>(tensors: impl Iterator<Item = &'n str>, scanned: Option<Component>) -> Self {
-        let mut modules = BTreeSet::new();
-        for name in tensors {
-            match name.rsplit_once('.') {
-                Some((module, "weight" | "bias")) => modules.insert(module),
-                // The tensor may be a parameter of the module, or a module of its own.
-                Some((module, _)) => modules.insert(module) | modules.insert(name),
-                None => modules.insert(name),
-            };
-        }
-        let mut names: Vec<String> = modules.into_iter().map(str::to_owned).collect();
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::OutOfMemory`].
+    pub(super) fn new(
+        tensors: impl Iterator<Item = &'n str>,
+        scanned: Option<Component>,
+    ) -> io::Result<Self> {
+        let modules = tensors.flat_map(|name| match name.rsplit_once('.') {
+            Some((module, "weight" | "bias")) => [Some(module), None],
+            // The tensor may be a parameter of the module, or a module of its own.
+            Some((module, _)) => [Some(module), Some(name)],
+            None => [Some(name), None],
+        });
+        let mut names = memory::collect(modules.flatten())?;
         names.sort_unstable_by(|a, b| compare(a, b));
-        let towers = names.iter().flat_map(|name| towers(name.split('.'))).collect();
-        Self { names, towers, scanned }
+        names.dedup();
+        let towers = names.iter().flat_map(|name| name.split('.')).filter_map(tower_of).collect();
+        Ok(Self { names, towers, scanned })
     }
 
     /// Whether the parts of two names mark the same tower, and both or neither mark what belongs to no component.
@@ -67,8 +78,8 @@ impl BaseModules {
     /// modules it is the one that has the most of those parts in common.
     pub(super) fn find(&self, module: &str) -> Result<Option<&str>, Vec<&str>> {
         let place = self.names.partition_point(|name| compare(name, module) == Ordering::Less);
-        if self.names.get(place).is_some_and(|name| name == module) {
-            return Ok(Some(&self.names[place]));
+        if self.names.get(place).is_some_and(|name| *name == module) {
+            return Ok(Some(self.names[place]));
         }
         let (before, after) = self.names.split_at(place);
         let longest = [before.last(), after.first()]
@@ -80,10 +91,13 @@ impl BaseModules {
         if longest == 0 {
             return Ok(None);
         }
-        let alike = |name: &&String| common_parts(name, module) == longest;
+        let alike = |name: &&&str| common_parts(name, module) == longest;
         let candidates = before.iter().rev().take_while(alike).chain(after.iter().take_while(alike));
         let mut best: (usize, Vec<&str>) = (0, Vec::new());
-        for name in candidates {
+        for (number, name) in candidates.enumerate() {
+            if number == MOST_CANDIDATES {
+                return Err(vec![name, "many others"]);
+            }
             let Some(shared) = self.shared_prefix_parts(name, module, longest) else { continue };
             match shared.cmp(&best.0) {
                 Ordering::Less => continue,
@@ -215,13 +229,13 @@ fn around_layer(name: &str) -> Option<(BTreeSet<&str>, usize, Vec<&str>)> {
 mod tests {
     use super::*;
 
-    fn found<'m>(modules: &'m BaseModules, module: &str) -> Option<&'m str> {
+    fn found<'m>(modules: &'m BaseModules<'_>, module: &str) -> Option<&'m str> {
         modules.find(module).unwrap()
     }
 
-    fn modules(names: &[&str]) -> BaseModules {
-        let tensors: Vec<String> = names.iter().map(|name| format!("{name}.weight")).collect();
-        BaseModules::new(tensors.iter().map(|name| &**name), None)
+    fn modules(names: &[&str]) -> BaseModules<'static> {
+        let tensors = names.iter().map(|name| &*format!("{name}.weight").leak());
+        BaseModules::new(tensors, None).unwrap()
     }
 
     #[test]
@@ -270,7 +284,7 @@ mod tests {
         for (scanned, expected) in
             [(Component::Decoder, None), (Component::Vision, Some("layers.0.self_attn.q_proj"))]
         {
-            let alone = BaseModules::new(tensors.into_iter(), Some(scanned));
+            let alone = BaseModules::new(tensors.into_iter(), Some(scanned)).unwrap();
             assert_eq!(found(&alone, "model.vision_tower.layers.0.self_attn.q_proj"), expected);
         }
     }

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::base_modules::is_outside_attention;
 use crate::attention::may_be_attention;
-use crate::checkpoint::{Location, MAX_CONFIG, json_refusal, read_text};
+use crate::checkpoint::{Location, MAX_CONFIG, json_refusal, read_text, weigh};
 use crate::error::{Error, Result, quote, shorten};
 
 /// The parts of an adapter's configuration that concern weights.
@@ -104,18 +104,81 @@ impl RankConfig {
 
 /// Numbers for modules by patterns of their names, in the order of the file. The first pattern that matches counts.
 ///
-/// The patterns are regular expressions of Python, lookaround included; `fancy_regex` matches them. Operations on sets
-/// are refused, and the number of steps that a match may take is limited.
+/// The patterns are regular expressions of Python, lookaround included. Most are names, of which a file may have
+/// thousands; `fancy_regex` matches the others, whose number, sizes and steps are limited. Operations on sets are refused.
 #[derive(Debug, Default)]
-struct NumberByModule(Vec<(Regex, f64)>);
+struct NumberByModule(Vec<(Pattern, f64)>);
+
+#[derive(Debug)]
+enum Pattern {
+    Name(NamePattern),
+    Expression(Regex),
+}
+
+/// A pattern without operators: a character, or nothing for any one. It matches a name or the last parts of one.
+#[derive(Debug)]
+struct NamePattern(Vec<Option<char>>);
+
+/// The most patterns with operators. Together, their programs take at most twice this number times `PROGRAM`.
+const MOST_EXPRESSIONS: usize = 64;
+
+/// The most bytes of the program of an expression, and of what matching keeps.
+const PROGRAM: usize = 256 << 10;
+
+/// The most steps back that a match may take.
+const MOST_STEPS: usize = 20_000;
+
+impl NamePattern {
+    /// The pattern; nothing if it has operators.
+    fn parse(pattern: &str) -> Option<Self> {
+        let (mut characters, mut parsed) = (pattern.chars(), Vec::new());
+        while let Some(character) = characters.next() {
+            parsed.push(match character {
+                '.' => None,
+                '\\' => Some(characters.next().filter(|next| ['.', '-', '_'].contains(next))?),
+                '-' | '_' => Some(character),
+                _ if character.is_ascii_alphanumeric() => Some(character),
+                _ => return None,
+            });
+        }
+        (!parsed.is_empty()).then_some(Self(parsed))
+    }
+
+    fn matches(&self, module: &str) -> bool {
+        let mut rest = module.chars();
+        let fits = self.0.iter().rev().all(|expected| {
+            rest.next_back().is_some_and(|found| expected.map_or(found != '\n', |expected| expected == found))
+        });
+        let before = rest.as_str();
+        fits && !before.contains('\n') && (before.is_empty() || before.ends_with('.'))
+    }
+}
+
+impl Pattern {
+    fn parse(pattern: &str) -> Option<Self> {
+        if let Some(name) = NamePattern::parse(pattern) {
+            return Some(Pattern::Name(name));
+        }
+        // `get_pattern_key` of PEFT makes the same expression.
+        let expression = RegexBuilder::new(&format!(r"^(.*\.)?({pattern})$"))
+            .delegate_size_limit(PROGRAM)
+            .delegate_dfa_size_limit(PROGRAM)
+            .backtrack_limit(MOST_STEPS)
+            .build();
+        expression.ok().map(Pattern::Expression)
+    }
+}
 
 impl NumberByModule {
     fn get(&self, module: &str) -> std::result::Result<Option<f64>, String> {
         for (pattern, number) in &self.0 {
-            let matches = pattern.is_match(module).map_err(|error| {
-                let (pattern, module) = (shorten(pattern.as_str(), 80), quote(module));
-                format!("the pattern {pattern} cannot be matched with {module}: {error}")
-            })?;
+            let matches = match pattern {
+                Pattern::Name(name) => name.matches(module),
+                Pattern::Expression(expression) => expression.is_match(module).map_err(|error| {
+                    let (pattern, module) = (shorten(expression.as_str(), 80), quote(module));
+                    format!("the pattern {pattern} cannot be matched with {module}: {error}")
+                })?,
+            };
             if matches {
                 return Ok(Some(*number));
             }
@@ -140,7 +203,7 @@ impl<'de> Visitor<'de> for NumberByModuleVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        let mut patterns = Vec::new();
+        let (mut patterns, mut expressions) = (Vec::new(), 0);
         while let Some((pattern, number)) = map.next_entry::<String, f64>()? {
             if let Some(operator) = ["&&", "--", "~~", "[["].iter().find(|it| pattern.contains(**it)) {
                 return Err(serde::de::Error::custom(format_args!(
@@ -149,11 +212,18 @@ impl<'de> Visitor<'de> for NumberByModuleVisitor {
                     quote(&pattern)
                 )));
             }
-            // `get_pattern_key` of PEFT makes the same expression.
-            let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$")).map_err(|_| {
-                serde::de::Error::custom(format_args!("the pattern {} cannot be read", quote(&pattern)))
+            let parsed = Pattern::parse(&pattern).ok_or_else(|| {
+                let problem =
+                    "cannot be read: it is no expression that is known here, or takes too much memory";
+                serde::de::Error::custom(format_args!("the pattern {} {problem}", quote(&pattern)))
             })?;
-            patterns.push((regex, number));
+            expressions += usize::from(matches!(parsed, Pattern::Expression(_)));
+            if expressions > MOST_EXPRESSIONS {
+                return Err(serde::de::Error::custom(format_args!(
+                    "expected at most {MOST_EXPRESSIONS} patterns with operators, found more"
+                )));
+            }
+            patterns.push((parsed, number));
         }
         Ok(NumberByModule(patterns))
     }
@@ -202,7 +272,8 @@ impl AdapterConfig {
     /// Reads the configuration at `location`.
     pub(super) fn read(location: &Location) -> Result<Self> {
         let (path, text) = (location.path(), read_text(location, MAX_CONFIG)?);
-        let fields = serde_json::from_str(&text)
+        let fields = weigh(&text)
+            .and_then(|()| serde_json::from_str(&text))
             .map_err(|error| json_refusal(path, "the configuration of the adapter", &error))?;
         check(fields).map_err(|problem| Error::checkpoint(path, problem))
     }
@@ -301,5 +372,70 @@ fn is_unset(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         Value::Object(members) => members.is_empty(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_as_the_same_expressions_do() {
+        let patterns =
+            ["q_proj", "layers.0.q_proj", r"layers\.0\.q_proj", ".", "..", "a-b", "0", r"\-\_", "q_projx"];
+        let modules = [
+            "q_proj",
+            "xq_proj",
+            "layers.0.q_proj",
+            "model.layers.0.q_proj",
+            "layersx0xq_proj",
+            "layers.10.q_proj",
+            ".q_proj",
+            "",
+            ".",
+            "a",
+            "a.b",
+            "é",
+            "x.é",
+            "a-b",
+            "x.a-b",
+            "-_",
+            "x\n.q_proj",
+            "\n",
+            "q_proj\n",
+            "0",
+            "é.0",
+        ];
+        for pattern in patterns {
+            let name = NamePattern::parse(pattern).unwrap();
+            let expression = Regex::new(&format!(r"^(.*\.)?({pattern})$")).unwrap();
+            for module in modules {
+                assert_eq!(
+                    name.matches(module),
+                    expression.is_match(module).unwrap(),
+                    "{pattern} {module:?}"
+                );
+            }
+        }
+        for pattern in ["", "a|b", r"\d", "a*", "[ab]", "^a", "a$", "(a)", r"\", "é"] {
+            assert!(NamePattern::parse(pattern).is_none(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn usual_expressions_are_within_the_limits() {
+        for pattern in [
+            r".*self_attn\.(q|k|v)_proj",
+            r"model\.layers\.\d+\.\w+\.q_proj",
+            r"(?!.*vision).*\.[qkv]_proj",
+            ".*",
+            r"\w+",
+        ] {
+            assert!(matches!(Pattern::parse(pattern), Some(Pattern::Expression(_))), "{pattern}");
+        }
+        for pattern in [r"\w{1000}", r"(?:\w{100}){100}", "((a{1000}){1000}){1000}"] {
+            assert!(Pattern::parse(pattern).is_none(), "{pattern}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::checkpoint::{ByteRange, Checkpoint, Tensor};
 use crate::error::{Error, Result, quote};
+use crate::memory;
 use crate::number_format::Dtype;
 use crate::simd::{Instructions, LANES};
 
@@ -49,9 +50,10 @@ impl FactorStore {
     /// Reads these entries of a tensor, all of which have to be finite.
     fn read(&self, name: &str, tensor: &Tensor, entries: Range<usize>) -> Result<Vec<f32>> {
         let dtype = self.dtype(name, tensor)?;
-        let mut bytes = vec![0; entries.len() * dtype.size()];
+        let refusal = |error| Error::io(self.checkpoint.path(), error);
+        let mut bytes = memory::zeros(entries.len().saturating_mul(dtype.size())).map_err(refusal)?;
         self.checkpoint.read_at(tensor, (entries.start * dtype.size()) as u64, &mut bytes)?;
-        let mut numbers = vec![0.0_f32; entries.len()];
+        let mut numbers: Vec<f32> = memory::zeros(entries.len()).map_err(refusal)?;
         dtype.decode(&bytes, &mut numbers);
         match numbers.iter().position(|number| !number.is_finite()) {
             None => Ok(numbers),

@@ -8,6 +8,7 @@ use super::tensors::ModuleTensors;
 use crate::attention::{Orientation, Projection};
 use crate::checkpoint::Tensor;
 use crate::error::{Error, Result, quote};
+use crate::memory;
 use crate::weights::float_matrix;
 
 /// A module of the base with the tensors that change it.
@@ -39,7 +40,7 @@ impl<'a> ChangedModule<'a> {
         let rank = self.rank(&lora.ranks)?;
         let delta = WeightDelta::Matrix(self.product("lora_B.weight", "lora_A.weight", rank)?);
         let magnitude = "lora_magnitude_vector";
-        let magnitude = match (lora.dora, self.tensors.own.contains_key(magnitude)) {
+        let magnitude = match (lora.dora, self.tensors.own(magnitude).is_some()) {
             (false, false) => None,
             (true, _) if self.shape(magnitude)? == [self.features[0]] => {
                 Some(self.named(magnitude, self.features[0], 1)?)
@@ -70,7 +71,7 @@ impl<'a> ChangedModule<'a> {
     fn lokr(&self, ranks: &RankConfig) -> Result<RowChange> {
         let rank = self.rank(ranks)?;
         let matrix = |whole: &'static str, left: &'static str, right: &'static str| -> Result<FactorMatrix> {
-            if self.tensors.own.contains_key(whole) {
+            if self.tensors.own(whole).is_some() {
                 let [rows, columns] = self.sizes(whole)?;
                 return Ok(FactorMatrix::Stored(self.factor(whole, rows, columns)?));
             }
@@ -142,7 +143,8 @@ impl<'a> ChangedModule<'a> {
             return Err(self.tensor_refusal("alps_rows", problem));
         }
         let rows = float_matrix::open(checkpoint, &module)?;
-        let mut bytes = vec![0; count * size_of::<i64>()];
+        let mut bytes = memory::zeros(count.saturating_mul(size_of::<i64>()))
+            .map_err(|error| Error::io(self.adapter.path(), error))?;
         checkpoint.read_at(indices, 0, &mut bytes)?;
         let mut sources = vec![None; out];
         for (source, bytes) in bytes.as_chunks().0.iter().enumerate() {
@@ -158,7 +160,7 @@ impl<'a> ChangedModule<'a> {
 
     /// The name of the module's tensor with this ending.
     fn tensor(&self, ending: &str) -> Result<&'a str> {
-        self.tensors.own.get(ending).map(|name| &**name).ok_or_else(|| {
+        self.tensors.own(ending).ok_or_else(|| {
             self.refusal(format!("there is {}, but no tensor `{ending}`", quote(self.tensors.any_name())))
         })
     }

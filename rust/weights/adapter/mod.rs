@@ -31,7 +31,7 @@ use self::fit::ChangedModule;
 use self::tensors::{ModuleTensors, tensors_by_module};
 use crate::attention::{Attention, Orientation, Projection};
 use crate::checkpoint::{Checkpoint, Location, has_weights};
-use crate::error::{Result, quote};
+use crate::error::{Error, Result, quote};
 use crate::weights::WeightMatrix;
 
 const CONFIG: &str = "adapter_config.json";
@@ -89,6 +89,7 @@ impl Adapter {
     pub fn open(folder: &Location) -> Result<Self> {
         let config = AdapterConfig::read(&folder.join(CONFIG))?;
         let checkpoint = Checkpoint::open_file(folder, WEIGHTS)?;
+        checkpoint.check_cancelled()?;
         let (changes, biased) = tensors_by_module(&checkpoint, &config.kind)?;
         Ok(Self { config, factors: Arc::new(FactorStore::new(checkpoint)), changes, biased })
     }
@@ -121,7 +122,7 @@ impl Adapter {
         attention: Option<&Attention>,
     ) -> Result<AdapterOnBase> {
         let scanned = attention.map(|attention| attention.geometry().component);
-        let modules = BaseModules::new(tensors, scanned);
+        let modules = BaseModules::new(tensors, scanned).map_err(|error| Error::io(path, error))?;
         let find_by_role = |module: &str| modules.find_by_role(attention?, module);
         let mut places: BTreeMap<String, Vec<ModulePlace>> = BTreeMap::new();
         for (module, own_tensors) in &self.changes {
@@ -237,7 +238,7 @@ impl AdapterOnBase {
         let replacement = Projection { name: name.clone(), ..projection.clone() };
         let factors = &self.adapter.factors;
         let (expected, found) = (replacement.stored_shape(), &factors.tensor(name)?.shape);
-        if *found != expected {
+        if **found != expected {
             return Err(factors.refusal(format!(
                 "tensor {} should have the shape {expected:?}, as in the base, but has the shape {found:?}",
                 quote(name)
@@ -259,7 +260,7 @@ impl AdapterOnBase {
         base: Box<dyn WeightMatrix>,
     ) -> Result<Box<dyn WeightMatrix>> {
         let (adapter, out, places) = (&self.adapter, base.out_features(), self.places(module));
-        if places.iter().all(|place| adapter.changes[&place.adapter_name].own.is_empty()) {
+        if places.iter().all(|place| !adapter.changes[&place.adapter_name].has_own()) {
             return Ok(base);
         }
         let (mut changes, mut end) = (Vec::new(), 0);

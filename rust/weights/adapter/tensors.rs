@@ -10,17 +10,30 @@ use crate::error::{Error, Result, quote};
 #[derive(Debug, Default)]
 pub(super) struct ModuleTensors {
     /// The tensors of the adapter's kind, by the ends of their names.
-    pub(super) own: BTreeMap<&'static str, String>,
+    own: Vec<(&'static str, String)>,
     /// The tensor that replaces the weights.
     pub(super) replacement: Option<String>,
 }
 
 impl ModuleTensors {
+    /// The name of the tensor of the adapter's kind with this ending.
+    pub(super) fn own(&self, ending: &str) -> Option<&str> {
+        self.own.iter().find(|(of, _)| *of == ending).map(|(_, name)| &**name)
+    }
+
+    /// Whether the module has tensors of the adapter's kind.
+    pub(super) fn has_own(&self) -> bool {
+        !self.own.is_empty()
+    }
+
     /// The name of some tensor of the module, for messages.
     pub(super) fn any_name(&self) -> &str {
-        self.own.values().chain(&self.replacement).next().map_or("", |name| name)
+        self.own.iter().map(|(_, name)| name).chain(&self.replacement).next().map_or("", |name| name)
     }
 }
+
+/// The most modules that an adapter changes: more than all experts of the largest known models.
+const MOST_MODULES: usize = 131_072;
 
 /// The prefix that PEFT puts before the name of a module.
 const PREFIX: &str = "base_model.model.";
@@ -40,6 +53,10 @@ pub(super) fn tensors_by_module(
     let mut modules: BTreeMap<String, ModuleTensors> = BTreeMap::new();
     let mut biased = BTreeSet::new();
     for (name, _) in checkpoint.tensors() {
+        if modules.len() > MOST_MODULES {
+            let problem = format!("expected an adapter of at most {MOST_MODULES} modules, found more");
+            return Err(Error::checkpoint(checkpoint.path(), problem));
+        }
         let bare = name.strip_prefix(PREFIX).unwrap_or(name);
         let own =
             endings.iter().find_map(|ending| Some((bare.strip_suffix(ending)?.strip_suffix('.')?, *ending)));
@@ -47,7 +64,7 @@ pub(super) fn tensors_by_module(
             if ending.contains("bias") {
                 biased.insert(module.to_owned());
             }
-            modules.entry(module.to_owned()).or_default().own.insert(ending, name.to_owned());
+            modules.entry(module.to_owned()).or_default().own.push((ending, name.to_owned()));
         } else if bare.rsplit('.').take(3).any(|part| part.starts_with(prefix)) {
             return Err(refusal(
                 name,

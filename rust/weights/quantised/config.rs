@@ -1,5 +1,6 @@
 //! Finds the section on quantisation in the model's configuration, or the file that a quantiser wrote beside it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -12,7 +13,7 @@ use crate::error::{Error, Result, shorten};
 pub(super) struct QuantisationConfig {
     pub(super) method: Method,
     /// The modules that were not quantised.
-    pub(super) skipped: Vec<String>,
+    pub(super) skipped: BTreeSet<String>,
     /// The section and the file that the settings are from, or should be, for messages.
     pub(super) source: String,
 }
@@ -41,7 +42,7 @@ impl QuantisationConfig {
             .flat_map(|place| KEYS.iter().filter_map(|key| Some((*key, place.get(*key)?))));
         let Some((key, section)) = sections.find(|(_, section)| !section.is_null()) else {
             let source = format!("{} in {file}", KEYS[0]);
-            return Ok(Self { method: Method::Unstated, skipped: Vec::new(), source });
+            return Ok(Self { method: Method::Unstated, skipped: BTreeSet::new(), source });
         };
         let source = format!("{key} in {file}");
         match section {
@@ -83,7 +84,7 @@ impl QuantisationConfig {
 }
 
 /// The names in the lists of skipped modules.
-fn skipped(section: &Map<String, Value>) -> Vec<String> {
+fn skipped(section: &Map<String, Value>) -> BTreeSet<String> {
     let lists = ["ignore", "modules_to_not_convert", "llm_int8_skip_modules", "exclude_modules", "exclude"];
     let names = lists.iter().filter_map(|key| section.get(*key)?.as_array()).flatten();
     names.filter_map(|name| name.as_str().map(str::to_owned)).collect()

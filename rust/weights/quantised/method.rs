@@ -207,5 +207,5 @@ fn quark(section: &Map<String, Value>) -> Method {
 
 /// Reads the settings of a method.
 pub(super) fn parse<T: DeserializeOwned>(section: &Map<String, Value>) -> Result<T, String> {
-    T::deserialize(Value::Object(section.clone())).map_err(|error| shorten(&error.to_string(), 300))
+    T::deserialize(section).map_err(|error| shorten(&error.to_string(), 300))
 }

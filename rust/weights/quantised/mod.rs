@@ -44,7 +44,6 @@ mod row_major;
 mod scheme;
 mod tensor;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -98,7 +97,7 @@ impl Quantisation {
     pub fn of(checkpoint: &Arc<Checkpoint>, config: &Map<String, Value>) -> Result<Self> {
         let read = QuantisationConfig::read(checkpoint.path(), checkpoint.config_file(), config)?;
         let mut found = Self { checkpoint: Arc::clone(checkpoint), config: read };
-        if found.modules().is_empty() {
+        if found.modules().next().is_none() {
             return Ok(found);
         }
         for file in config::FILES {
@@ -111,19 +110,15 @@ impl Quantisation {
     }
 
     /// The names of the quantised modules. A module is named as its tensor in an unquantised checkpoint, without
-    /// `.weight`.
-    pub fn modules(&self) -> BTreeSet<&str> {
+    /// `.weight`; it may come several times.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
         let endings = ["qweight", "weight_packed", "weight.absmax"].into_iter();
         let endings: Vec<String> =
             endings.chain(UNSUPPORTED.map(|(ending, _)| ending)).map(|ending| format!(".{ending}")).collect();
-        let mut modules = BTreeSet::new();
-        for (name, tensor) in self.checkpoint.tensors() {
-            modules.extend(match name.strip_suffix(".weight") {
-                Some(module) if Dtype::from_stored(tensor.dtype).is_none() => Some(module),
-                _ => endings.iter().find_map(|ending| name.strip_suffix(&**ending)),
-            });
-        }
-        modules
+        self.checkpoint.tensors().filter_map(move |(name, tensor)| match name.strip_suffix(".weight") {
+            Some(module) if Dtype::from_stored(tensor.dtype).is_none() => Some(module),
+            _ => endings.iter().find_map(|ending| name.strip_suffix(&**ending)),
+        })
     }
 
     /// Opens a module, such as `model.layers.0.self_attn.q_proj`; `None` if its weights are not quantised, or if there
@@ -137,7 +132,7 @@ impl Quantisation {
         let module = QuantisedModule { checkpoint: &self.checkpoint, config: &self.config, name: module };
         let opened = module.open()?;
         module.check_parts(opened.as_ref().map(|weights| weights.scheme))?;
-        if opened.is_some() && self.config.skipped.iter().any(|skipped| skipped == module.name) {
+        if opened.is_some() && self.config.skipped.contains(module.name) {
             return Err(module.refusal(format!(
                 "the module {} is quantised, but {} lists it among those that are not",
                 quote(module.name),

@@ -31,12 +31,26 @@ _TYPE = _add_peft_type()
 
 @dataclass
 class AlpsConfig(PeftConfig):
-    """An adapter that trains the rows of the chosen heads, and holds nothing else.
+    """Configures an adapter of PEFT that trains the rows of the chosen heads, and holds nothing else.
 
-    Unlike `alps.restrict`, whose default lets all parameters outside Q, K and V train, an adapter trains nothing else but
+    `alps.restrict` by default lets all parameters outside Q, K and V train; an adapter trains nothing else but
     `modules_to_save`.
 
-        model = peft.get_peft_model(model, alps.AlpsConfig(heads=heads, task_type="CAUSAL_LM"))
+    Examples:
+        >>> import peft
+        >>> from transformers import AutoModelForCausalLM
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> config = alps.AlpsConfig(heads="heads.json", task_type="CAUSAL_LM")
+        >>> adapted = peft.get_peft_model(model, config)
+        >>> adapted.print_trainable_parameters()
+        trainable params: 1,280 || all params: 36,384 || trainable%: 3.5180
+        >>> adapted.save_pretrained("adapter")
+
+        It loads wherever `alps` is imported:
+
+        >>> model = AutoModelForCausalLM.from_pretrained("base")
+        >>> adapted = peft.PeftModel.from_pretrained(model, "adapter")
+        >>> merged = adapted.merge_and_unload()
 
     Attributes:
         heads: The heads to train: a HeadSet, the path of a saved one, or its JSON document as a dict. The attribute
@@ -89,7 +103,12 @@ class AlpsConfig(PeftConfig):
         self.has_model = False
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Saves the configuration, and says in the model card beside it what the adapter is and how to load it."""
+        """Saves the configuration, and a model card beside it that says what the adapter is and how to load it.
+
+        Args:
+            save_directory: The folder to write into.
+            kwargs: Other arguments of PEFT's method.
+        """
         super().save_pretrained(save_directory, **kwargs)
         model_card.describe(Path(save_directory), self.head_set, self.base_model_name_or_path)
 

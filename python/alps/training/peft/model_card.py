@@ -1,30 +1,31 @@
 """Describes an adapter in its model card, the README.md that PEFT writes beside it."""
 
-import re
 from pathlib import Path
 
+from alps import markdown
+from alps.errors import CheckpointError
 from alps.files import write_whole
 from alps.heads import HeadSet
-
-_START, _END = "<!-- alps -->", "<!-- /alps -->"
+from alps.visual import model_card
 
 
 def describe(folder: Path, heads: HeadSet, base: str | None) -> None:
-    """Adds a section to the card in a folder, or replaces it. Makes a card if there is none."""
+    """Adds a section to the card in a folder, or replaces it. Makes a card if there is none.
+
+    Raises:
+        CheckpointError: The card is not of text in UTF-8.
+        OSError: The card cannot be read or written.
+    """
     path = folder / "README.md"
-    card = path.read_text(encoding="utf-8") if path.exists() else ""
-    section = f"{_START}\n{_section(heads, base)}\n{_END}\n"
-    old = re.compile(f"{_START}.*?{_END}\\n?", re.DOTALL)
-    card, count = old.subn(lambda _: section, card)
-    write_whole(path, (card if count else f"{card.rstrip()}\n\n{section}".lstrip()).encode())
+    try:
+        card = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: expected text in UTF-8: {error}") from None
+    write_whole(path, markdown.put_section(card, "alps", _section(heads, base)).encode())
 
 
 def _section(heads: HeadSet, base: str | None) -> str:
-    by_layer: dict[int, list[str]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, []).append(str(head))
-    lines = [f"| {layer} | {', '.join(numbers)} |" for layer, numbers in by_layer.items()]
-    of = f" of `{re.sub(r'[^ -_a-~]', '?', base)}`" if base else ""
+    of = f" of {markdown.code(base)}" if base else ""
     return "\n".join(
         [
             "## An adapter of attention heads",
@@ -39,8 +40,6 @@ def _section(heads: HeadSet, base: str | None) -> str:
             'model = AutoPeftModelForCausalLM.from_pretrained("the folder or the hub name of this adapter")',
             "```",
             "",
-            "| layer | heads |",
-            "|---|---|",
-            *lines,
+            model_card.heads_by_layer(heads),
         ]
     )

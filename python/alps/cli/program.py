@@ -1,13 +1,12 @@
-"""The command `alps`, its errors and its exit codes."""
+"""The program that has the commands: its errors and its exit codes."""
 
-import logging
 import warnings
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-import alps
+from alps.cli import EXIT_INTERRUPTED, interrupts
 from alps.errors import AlpsError, UnchangedError
 from alps.escaping import escape
 
@@ -20,7 +19,7 @@ class _Commands(TyperGroup):
 
     def invoke(self, *arguments: Any, **named: Any) -> Any:
         try:
-            with warnings.catch_warnings():
+            with interrupts.raising(), warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 return super().invoke(*arguments, **named)
         except BrokenPipeError:
@@ -28,8 +27,11 @@ class _Commands(TyperGroup):
         except (AlpsError, OSError) as error:
             typer.echo(f"alps: error: {_line(error)}", err=True)
             raise typer.Exit(_EXIT_UNCHANGED if isinstance(error, UnchangedError) else 1) from None
+        except MemoryError:
+            typer.echo("alps: error: the system has no memory left for this process", err=True)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _line(error: Exception) -> str:
@@ -45,8 +47,15 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        import alps
+
         typer.echo(f"alps {alps.__version__}")
         raise typer.Exit
+
+
+def examples(*commands: str) -> str:
+    """What a command's help shows after its options: examples, in Markdown that a terminal shows as it is."""
+    return "Examples:\n\n" + "\n".join(f"    $ {command}" for command in commands)
 
 
 app = typer.Typer(
@@ -54,6 +63,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`alps COMMAND --help` shows the options of a command, and examples.",
 )
 
 
@@ -64,10 +74,3 @@ def _alps(
     ] = False,
 ) -> None:
     """Find the attention heads that carry a task, by comparing a base and a tuned checkpoint."""
-
-
-def main() -> None:
-    """Runs the command."""
-    # PEFT imports it, and it says on some processors which of its kernels it cannot load.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    app(prog_name="alps")

@@ -1,0 +1,1 @@
+"""Plugins for other programs. Each is imported by its program, and imports it."""

@@ -1,0 +1,265 @@
+"""Forks, signals, threads and kills: what other parts of a process, and other processes, may do during a call.
+
+ALPS_TRIES sets how often the tests try; a few times when it is not set.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import alps
+from support import hostile_files
+from support.checkpoints import Shape, random_weights, write_pair, write_zeros
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and sends signals")
+
+TRIES = int(os.environ.get("ALPS_TRIES", "6"))
+
+FORK = """
+import os, sys, threading, time, warnings
+import alps
+warnings.simplefilter("ignore")
+base, tuned, forks = sys.argv[1], sys.argv[2], int(sys.argv[3])
+stop = threading.Event()
+alps.scan(base, tuned)  # imports all that it needs, whose locks are Python's
+def scan():
+    while not stop.is_set():
+        alps.scan(base, tuned)
+threads = [threading.Thread(target=scan) for _ in range(2)]
+for thread in threads:
+    thread.start()
+time.sleep(0.2)
+hung = failed = 0
+for _ in range(forks):
+    child = os.fork()
+    if child == 0:
+        try:
+            alps.scan(base, tuned)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    end = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+        time.sleep(0.001)
+    if ended == (0, 0):
+        hung += 1
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    failed += ended[1] != 0
+stop.set()
+for thread in threads:
+    thread.join()
+print(hung, failed)
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    shape = Shape(layers=2)
+    weights = random_weights(shape, 1), random_weights(shape, 2)
+    return write_pair(tmp_path_factory.mktemp("pair"), shape.config(), *weights)
+
+
+@pytest.fixture(scope="module")
+def wide_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two checkpoints of some hundred MB of zeros."""
+    shape = Shape(layers=12, query_heads=32, key_value_heads=8, head_size=64, hidden_size=2048)
+    return write_zeros(tmp_path_factory.mktemp("wide"), shape)
+
+
+@pytest.fixture(scope="module")
+def large_header(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose header has almost as many bytes as the format allows."""
+    folder = tmp_path_factory.mktemp("large") / "model"
+    hostile_files.write_model(folder, hostile_files.tiny_header(95_000_000))
+    return folder
+
+
+def test_a_child_scans_while_the_parent_did(pair: tuple[Path, Path]) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FORK, *pair, str(max(60, TRIES))], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "0 0\n"
+
+
+GAPS = """
+import sys, threading, time
+import alps
+gaps, stop = [], threading.Event()
+def tick():
+    last = time.monotonic()
+    while not stop.is_set():
+        time.sleep(0.002)
+        gaps.append(time.monotonic() - last)
+        last += gaps[-1]
+thread = threading.Thread(target=tick)
+thread.start()
+started = time.monotonic()
+try:
+    alps.geometry(sys.argv[1])
+except alps.AlpsError:
+    pass
+took = time.monotonic() - started
+stop.set()
+thread.join()
+print(max(gaps), took)
+"""
+
+
+def test_other_threads_run_while_a_header_is_read(large_header: Path) -> None:
+    gaps = []
+    for _ in range(3):  # other programs may take the cores for a while
+        ran = subprocess.run(
+            [sys.executable, "-c", GAPS, large_header], capture_output=True, text=True, check=True
+        )
+        gap, took = map(float, ran.stdout.split())
+        assert took > 0.2, "the header was to take a while"
+        gaps.append(gap)
+        if gap < 0.1:
+            return
+    pytest.fail(f"other threads waited for {gaps} s")
+
+
+def interrupt(command: list[str], wait: float) -> tuple[float, int, str]:
+    """Runs a command and sends Ctrl-C after a while. Returns what it took to answer, the exit code, and the messages."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    _, messages = process.communicate(timeout=60)
+    return time.monotonic() - sent, process.returncode, messages
+
+
+SLEEP = "import alps.cli, alps.cli.scores, time; alps.scan, alps.HeadScores; time.sleep(100)"
+
+
+def usual_answer() -> float:
+    """Seconds after which a process that only sleeps has ended after Ctrl-C, on this machine at this moment."""
+    return max(interrupt([sys.executable, "-c", SLEEP], 2 * start_up())[0] for _ in range(3))
+
+
+def start_up() -> float:
+    """Seconds that the command takes before it reads anything."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "alps.cli", "--version"], capture_output=True, check=True)
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("kind", ["large headers", "a wide pair"])
+def test_ctrl_c_is_answered_at_any_moment(
+    kind: str, large_header: Path, wide_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    models = [large_header, large_header] if kind == "large headers" else wide_pair
+    command = [sys.executable, "-m", "alps.cli", "scan", *map(str, models), "--scores", "scores.safetensors"]
+    command[-1] = str(tmp_path / "scores.safetensors")
+    usual, least, started = usual_answer(), start_up(), time.monotonic()
+    subprocess.run(command, capture_output=True, check=False)
+    whole = time.monotonic() - started
+    (tmp_path / "scores.safetensors").unlink(missing_ok=True)
+    slow, codes = [], []
+    for _ in range(TRIES):
+        took, code, messages = interrupt(command, random.uniform(least, max(least, whole - least)))
+        codes.append(code)
+        if took > usual + 0.5:
+            slow.append(took)
+        assert code in (0, 1, 130), messages  # it may have ended before
+        assert "Traceback" not in messages
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left <= ({"scores.safetensors"} if code == 0 else set())
+        (tmp_path / "scores.safetensors").unlink(missing_ok=True)
+    print(f"{kind}: {len(codes)} tries, {codes.count(130)} answered with 130, slow: {slow}, a process that sleeps: {usual}")
+    # A machine that others use may take long for anything now and then.
+    assert len(slow) <= TRIES // 20 + 1
+
+
+KILLED: dict[str, Callable[[Path, list[str]], list[str]]] = {
+    "scan": lambda folder, pair: ["scan", *pair, "--scores", str(folder / "result.safetensors")],
+    "graft": lambda folder, pair: [
+        "graft",
+        *pair,
+        "--heads",
+        str(folder.parent / "heads.json"),
+        "-o",
+        str(folder / "result"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KILLED)
+def test_a_killed_command_leaves_nothing_half_written(
+    kind: str, wide_pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    geometry = alps.geometry(wide_pair[0])
+    alps.HeadSet.from_pairs([(0, 0)], geometry).save(tmp_path / "heads.json")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    command = [sys.executable, "-m", "alps.cli", *KILLED[kind](folder, list(map(str, wide_pair)))]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole = time.monotonic() - started
+    expected = _content(folder)
+    _empty(folder)
+    left = 0
+    for _ in range(TRIES):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0.5, 1.05) * whole)
+        process.kill()
+        process.wait()
+        left += any(path.name.startswith(".") for path in folder.iterdir())
+        named = {name: size for name, size in _content(folder).items() if not name.startswith(".")}
+        assert named in ({}, expected), "half written under the final name"
+        _empty(folder, "result*")
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert _content(folder) == expected, "a leftover was not removed"
+    print(f"{kind}: {left} of {TRIES} kills left a temporary file")
+
+
+def test_leftovers_of_a_name_are_removed_and_files_in_use_are_not(tmp_path: Path) -> None:
+    from alps.files import write_whole
+    from alps.temporary import temporary_file, temporary_folder
+
+    target = tmp_path / "heads.json"
+    stale = [tmp_path / f".heads.json.{number:016x}" for number in range(3)]
+    for path in stale:
+        path.write_text("half")
+    others = [".heads.json.0123", ".other.json.0123456789abcdef", ".heads.json.0123456789abcdef.partial"]
+    for name in others:
+        (tmp_path / name).write_text("kept")
+    with temporary_file(target) as (used, file):
+        file.write(b"in use")
+        assert not any(path.exists() for path in stale)
+        write_whole(target, b"{}")
+        assert used.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"heads.json", *others}
+    folder = tmp_path / "graft"
+    (tmp_path / ".graft.0123456789abcdef.partial" / "within").mkdir(parents=True)
+    with temporary_folder(folder) as used, temporary_folder(folder) as other:
+        assert used.exists() and other.exists()
+        other.rename(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"heads.json", *others, "graft"}
+
+
+def _content(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def _empty(folder: Path, pattern: str = "*") -> None:
+    import shutil
+
+    for path in folder.glob(pattern):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
