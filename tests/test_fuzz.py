@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def damaged_documents(draw: st.DrawFn, target: str) -> bytes:
         container, key = draw(st.sampled_from(found))
         change = draw(st.sampled_from(["value", "value", "absent", "renamed"]))
         if change == "value":
-            container[key] = draw(st.sampled_from(VALUES))
+            container[key] = deepcopy(draw(st.sampled_from(VALUES)))  # a later change may be within it
         elif change == "absent":
             del container[key]
         elif isinstance(container, dict):
