@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help develop check format lint test test-rust test-python demo docs models bench evidence constraints advisories licences workflows package clean cargo-tools environment-anew
+.PHONY: help develop check format lint test test-rust test-python demo docs models bench evidence fuzz miri sanitize schedules constraints advisories licences workflows package clean cargo-tools environment-anew
 
 # The caller's Python environment must not affect ours.
 unexport CONDA_PREFIX PYTHONDONTWRITEBYTECODE PYTHONHOME PYTHONPATH
@@ -95,6 +95,21 @@ test-rust: ## all Rust tests
 
 test-python: $(environment)/.extension ## all Python tests, in two processes, or as many as WORKERS says
 	@$(python) -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+FUZZ_SECONDS ?= 60
+triple := x86_64-unknown-linux-gnu
+
+fuzz: ## fuzz the readers, FUZZ_SECONDS for each of FUZZ_TARGETS; needs cargo-fuzz and a nightly Rust, as the next two
+	python3 fuzz/run.py --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+miri: ## run in Miri the tests of the core that it can run
+	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --lib --target-dir target/miri -- number_format simd::
+
+sanitize: ## run the Rust tests with the address sanitizer
+	RUSTFLAGS=-Zsanitizer=address cargo +nightly test --lib --test rust --target $(triple) --target-dir target/sanitize
+
+schedules: ## try many orders of the steps of threads
+	RUSTFLAGS="--cfg shuttle" cargo test --lib --target-dir target/shuttle models::
 
 models: $(environment)/.extension ## check every model type of transformers, or those in MODEL_TYPES; writes docs/models.md
 	@PYTHONPATH=tests $(python) -m layouts.survey $(MODEL_TYPES)

@@ -15,6 +15,7 @@ pub mod scan;
 pub mod select;
 pub mod simd;
 pub mod statistics;
+mod synchronisation;
 mod threads;
 pub mod weights;
 

@@ -15,3 +15,9 @@ def _escaped(character: str) -> str:
 def shorten(text: str) -> str:
     """The text, cut to 100 characters, for a message."""
     return text if len(text) <= 100 else text[:99] + "…"
+
+
+def one_line(problem: object, longest: int = 1000) -> str:
+    """What is wrong with a file, whose content it may repeat: escaped, and cut to `longest` characters."""
+    text = escape(str(problem))
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import alps._alps as _alps
 from alps import limits
 from alps.errors import ArgumentError, CheckpointError
-from alps.escaping import shorten
+from alps.escaping import one_line, shorten
 from alps.temporary import temporary_file
 
 _METADATA = "alps"
@@ -124,7 +124,7 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
         _alps.check_document(encoded, limits.LARGEST_VALUES)
         document = json.loads(encoded, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {error}") from None
+        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
     return document
@@ -197,9 +197,9 @@ def open_tensors(path: str | os.PathLike[str], what: str) -> Iterator[tuple[dict
                 raise CheckpointError(f"{os.fspath(path)}: expected {what}, found other tensors")
             yield parse_json(path, metadata[_METADATA]), file
     except SafetensorError as error:
-        raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {error}") from None
+        raise CheckpointError(f"{os.fspath(path)}: not a safetensors file: {one_line(error)}") from None
     except ArgumentError as error:
-        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+        raise CheckpointError(f"{os.fspath(path)}: {one_line(error)}") from None
 
 
 def _check_header(path: str | os.PathLike[str]) -> None:

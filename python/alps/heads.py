@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import alps._alps as _alps
 from alps import limits
 from alps.errors import ArgumentError, CheckpointError
-from alps.escaping import shorten
+from alps.escaping import one_line, shorten
 from alps.files import check_document, check_regular, parse_json, write_whole
 from alps.geometry import Geometry, geometry_of
 from alps.optional import visual
@@ -413,7 +413,7 @@ class HeadSet(Shareable):
         try:
             return _parse(document)
         except ArgumentError as error:
-            raise CheckpointError(f"{os.fspath(source)}: {error}") from None
+            raise CheckpointError(f"{os.fspath(source)}: {one_line(error)}") from None
 
 
 def check_head_set(heads: object) -> HeadSet:

@@ -3,11 +3,12 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use super::Location;
 use super::store::{FileStatus, Question, Reply, Store, StoredBytes, ask, check_length};
 use super::transfers::{FileTransfers, Planned};
+use crate::synchronisation::RwLock;
 use crate::{Error, Result};
 
 /// The most bytes that are asked for at a time, other than by a plan.

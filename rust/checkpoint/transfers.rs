@@ -14,11 +14,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 
 use super::remote_file::RemoteFile;
 use super::store::{CANCELLATION_INTERVAL, StoredBytes, cancelled};
+use crate::synchronisation::{Condvar, Mutex, MutexGuard};
 
 /// Ranges with at most so many bytes between them are fetched together.
 const LARGEST_GAP: u64 = 1 << 20;
@@ -393,7 +394,7 @@ impl FileTransfers {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::Location;
@@ -606,5 +607,137 @@ mod tests {
         assert!(buffer.iter().zip(500..).all(|(it, place)| *it == byte(place)));
         numbers.cancelled.store(true, Ordering::SeqCst);
         assert!(matches!(file.read(500, &mut buffer), Err(crate::Error::Interrupted)));
+    }
+}
+
+/// Orders of the threads' steps that shuttle draws. It fails if all threads wait.
+#[cfg(all(test, shuttle))]
+#[allow(clippy::unwrap_used)]
+mod models {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use shuttle::sync::atomic::AtomicUsize;
+    use shuttle::{check_pct, check_random, thread};
+
+    use super::super::Location;
+    use super::super::store::{FileStatus, Reply, Store};
+    use super::*;
+
+    const ORDERS: usize = 10_000;
+
+    /// The length of a piece, which is what a step reads.
+    const PIECE: u64 = 10;
+    const STEPS: usize = 5;
+
+    /// A store that answers each question from a thread of its own, at any time.
+    #[derive(Debug, Default)]
+    struct Answers {
+        fails_at: Option<u64>,
+        /// The bytes that were asked for and are not given back, and the most of them.
+        held: AtomicU64,
+        most: AtomicU64,
+    }
+
+    struct Counted(Vec<u8>, Arc<Answers>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.held.fetch_sub(PIECE, Ordering::SeqCst);
+        }
+    }
+
+    #[derive(Debug)]
+    struct Shared(Arc<Answers>);
+
+    impl Store for Shared {
+        fn names(&self, _folder: &str, reply: Reply<Vec<String>>) {
+            reply(Ok(Vec::new()));
+        }
+
+        fn status(&self, _file: &str, _fresh: bool, reply: Reply<FileStatus>) {
+            reply(Ok(FileStatus { length: PIECE * STEPS as u64, version: String::new() }));
+        }
+
+        fn read(&self, _file: &str, range: Range<u64>, reply: Reply<StoredBytes>) {
+            let answers = Arc::clone(&self.0);
+            let held = answers.held.fetch_add(PIECE, Ordering::SeqCst) + PIECE;
+            answers.most.fetch_max(held, Ordering::SeqCst);
+            let counted = Counted(range.clone().map(|byte| byte as u8).collect(), Arc::clone(&answers));
+            thread::spawn(move || {
+                reply(match answers.fails_at == Some(range.start) {
+                    true => Err(io::Error::other("lost")),
+                    false => Ok(Box::new(counted)),
+                });
+            });
+        }
+
+        fn is_cancelled(&self) -> bool {
+            false
+        }
+    }
+
+    /// Three threads do the steps. Each gets its bytes, or the error of its piece; nothing is held afterwards.
+    fn run(memory: u64, connections: usize, fails_at: Option<u64>) {
+        let answers = Arc::new(Answers { fails_at, ..Answers::default() });
+        let store: Arc<dyn Store> = Arc::new(Shared(Arc::clone(&answers)));
+        let file =
+            Arc::new(RemoteFile::open(&Location::in_store("file", Arc::clone(&store)), store).unwrap());
+        let start = |step: usize| step as u64 * PIECE;
+        let mut plan = Plan::default();
+        for step in 0..STEPS {
+            plan.add(step, &file, start(step)..start(step) + PIECE);
+        }
+        let limits = TransferLimits { memory, connections };
+        let transfers = Arc::new(plan.begin_with_cut(limits, PIECE / 2));
+        let next = Arc::new(AtomicUsize::new(0));
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (file, transfers, next) = (Arc::clone(&file), Arc::clone(&transfers), Arc::clone(&next));
+                thread::spawn(move || {
+                    loop {
+                        let step = next.fetch_add(1, Ordering::SeqCst);
+                        if step >= STEPS {
+                            return;
+                        }
+                        let mut buffer = vec![0; PIECE as usize];
+                        let read = file.read(start(step), &mut buffer);
+                        transfers.end_step(step);
+                        let fails =
+                            fails_at.is_some_and(|at| (start(step)..start(step) + PIECE).contains(&at));
+                        assert_eq!(read.is_err(), fails);
+                        assert!(
+                            fails || (start(step)..).zip(buffer).all(|(place, byte)| place as u8 == byte)
+                        );
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        drop(transfers);
+        drop(file);
+        // The memory, or a piece for each step that is being done and that cannot go on without.
+        assert!(answers.most.load(Ordering::SeqCst) <= memory.max(PIECE) + 3 * PIECE);
+        assert_eq!(answers.held.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn every_step_gets_its_bytes_in_any_order_of_steps_and_answers() {
+        for (memory, connections) in [(0, 1), (2 * PIECE, 2), (100 * PIECE, 3)] {
+            check_random(move || run(memory, connections, None), ORDERS);
+            check_pct(move || run(memory, connections, None), ORDERS, 3);
+        }
+    }
+
+    #[test]
+    fn a_piece_that_fails_stops_no_other_step() {
+        for memory in [0, 2 * PIECE] {
+            check_random(move || run(memory, 2, Some(2 * PIECE)), ORDERS);
+        }
     }
 }

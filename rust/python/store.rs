@@ -106,7 +106,9 @@ impl ArrayBytes {
 
 impl AsRef<[u8]> for ArrayBytes {
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: the array lives as long as `_owner`. A store writes to it no more once it has delivered it.
+        // SAFETY: the array lives as long as `_owner`, and numpy does not move the bytes of an array that others refer to,
+        // unless its `resize` is told not to look. A store neither resizes an array nor writes to it once it has delivered
+        // it.
         unsafe { &*self.bytes }
     }
 }

@@ -7,8 +7,10 @@
 //! a scan is a head (`measure.rs`).
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use crate::synchronisation::atomic::{AtomicUsize, Ordering};
+use crate::synchronisation::{Condvar, Mutex, MutexGuard};
 
 /// The groups and their state. `G` is what a thread prepares for the tasks of a group.
 #[derive(Debug)]
@@ -123,7 +125,7 @@ impl<G> OpenGroup<G> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
@@ -206,5 +208,77 @@ mod tests {
             );
             assert!(joining.join().unwrap());
         });
+    }
+}
+
+/// Orders of the threads' steps that shuttle draws. It fails if all threads wait.
+#[cfg(all(test, shuttle))]
+#[allow(clippy::unwrap_used)]
+mod models {
+    use std::sync::Arc;
+
+    use shuttle::{check_pct, check_random, thread};
+
+    use super::*;
+
+    const ORDERS: usize = 20_000;
+
+    /// Three threads work on groups of these sizes, of which those that `fails` names are never opened. Every task of the
+    /// others is done once, and what was prepared is given back once.
+    fn work(sizes: &'static [usize], fails: &'static [usize]) {
+        let schedule = Arc::new(Schedule::new(sizes.len()));
+        let done = Arc::new(Mutex::new((Vec::new(), Vec::new())));
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (schedule, done) = (Arc::clone(&schedule), Arc::clone(&done));
+                thread::spawn(move || {
+                    let work_on = |group: Arc<OpenGroup<usize>>| {
+                        for task in group.tasks() {
+                            done.lock().unwrap().0.push((group.position, task));
+                        }
+                        if let Some(prepared) = schedule.leave(group) {
+                            done.lock().unwrap().1.push(prepared);
+                        }
+                    };
+                    loop {
+                        if let Some(claim) = schedule.claim() {
+                            let position = claim.position;
+                            if !fails.contains(&position) {
+                                work_on(claim.open(position, 0..sizes[position]));
+                            }
+                        } else if let Some(group) = schedule.join() {
+                            work_on(group);
+                        } else {
+                            return;
+                        }
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let (mut tasks, mut returned) = std::mem::take(&mut *done.lock().unwrap());
+        tasks.sort_unstable();
+        returned.sort_unstable();
+        let opened = || (0..sizes.len()).filter(|group| !fails.contains(group));
+        let expected: Vec<_> =
+            opened().flat_map(|group| (0..sizes[group]).map(move |task| (group, task))).collect();
+        assert_eq!(tasks, expected);
+        assert_eq!(returned, opened().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn every_task_is_done_once_in_any_order_of_steps() {
+        for sizes in [&[3][..], &[2, 1, 0], &[1, 1, 1, 4]] {
+            check_random(|| work(sizes, &[]), ORDERS);
+            check_pct(|| work(sizes, &[]), ORDERS, 3);
+        }
+    }
+
+    #[test]
+    fn no_thread_waits_for_a_group_that_was_given_up_in_any_order_of_steps() {
+        for fails in [&[0][..], &[2], &[0, 1, 2]] {
+            check_random(|| work(&[2, 1, 3], fails), ORDERS);
+            check_pct(|| work(&[2, 1, 3], fails), ORDERS, 3);
+        }
     }
 }

@@ -35,6 +35,7 @@ pub enum Instructions {
     Portable,
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
+    #[non_exhaustive] // `pulp` does not look for F16C
     Avx2(pulp::x86::V3),
     /// AVX-512.
     #[cfg(target_arch = "x86_64")]
@@ -122,7 +123,8 @@ impl Instructions {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Self::Portable => kernel.run(pulp::Scalar128b),
-            // SAFETY: `available` found every instruction of the set.
+            // SAFETY: `available` found every instruction of the set. Only this crate can make this variant, and makes it
+            // there alone.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => unsafe { run_avx2(simd, kernel) },
             #[cfg(target_arch = "x86_64")]

@@ -413,6 +413,12 @@ impl<'a, R> Factor<'a, R> {
     {
         self.entries[row * self.row_stride + column * self.column_stride]
     }
+
+    /// Whether a matrix of these sizes stays inside the entries.
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        let last = || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
+        rows == 0 || columns == 0 || last() < self.entries.len()
+    }
 }
 
 /// Adds `left right` to the row-major matrix `out`, [rows, columns], on one thread, since heads are measured in
@@ -421,8 +427,9 @@ fn add_product<R: Real>(out: &mut [R], rows: usize, columns: usize, left: Factor
     let inner = left.entries.len() / rows;
     assert!(out.len() == rows * columns && left.entries.len() == rows * inner);
     assert!(right.entries.len() == inner * columns);
-    // SAFETY: each matrix has the number of entries that its sizes require, as just checked, and its strides stay
-    // inside it; `out` is borrowed mutably, so it overlaps neither factor.
+    assert!(left.holds(rows, inner) && right.holds(inner, columns));
+    // SAFETY: each matrix has the number of entries that its sizes require, and its strides stay inside it, as just
+    // checked; `out` is borrowed mutably, so it overlaps neither factor.
     unsafe {
         gemm::gemm(
             rows,
@@ -508,5 +515,12 @@ mod tests {
                 prop_assert!((found_delta[entry] - (tuned - base)).abs() <= 1e-12 * width as f64);
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "left.holds")]
+    fn strides_that_leave_a_factor_are_refused() {
+        let entries = [0.0_f64; 6];
+        add_product(&mut [0.0; 4], 2, 2, Factor::new(&entries, 5), Factor::new(&entries, 2));
     }
 }

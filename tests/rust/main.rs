@@ -4,6 +4,7 @@
 mod adapter;
 mod attention;
 mod checkpoint;
+mod fuzz;
 mod progress;
 mod quantised;
 mod scan;

@@ -48,8 +48,10 @@ impl Mapping {
 
     pub(super) fn bytes(&self) -> &[u8] {
         let Addresses { start, length } = self.addresses;
-        // SAFETY: the bytes are mapped as long as `self` lives, and this process cannot write to them. Where another
-        // process writes to the file, two reads may differ; the bytes are only used as numbers in arithmetic.
+        // SAFETY: the bytes are mapped as long as `self` lives, no longer than an address space, and this process cannot
+        // write to them. Rust promises nothing where another process writes to the file; every read is one of a byte that
+        // exists, two reads of it may differ, and the bytes are only used as numbers in arithmetic: no length, no index and
+        // no choice of a variant is made of them.
         unsafe { slice::from_raw_parts(start.as_ptr().cast(), length) }
     }
 
@@ -66,7 +68,8 @@ impl Mapping {
         // An access maps a large page as a whole, so whole ones are released.
         let first = first - first % LARGE_PAGE;
         let end = end.next_multiple_of(LARGE_PAGE).min(length);
-        // SAFETY: the pages belong to the mapping, and an access maps them again.
+        // SAFETY: the pages belong to the mapping, as was just checked. Nothing was written to them, so an access maps them
+        // again with what the file, or the zeros that took its place, have there.
         let _ = unsafe { madvise(start.as_ptr().byte_add(first), end - first, Advice::LinuxDontNeed) };
     }
 }

@@ -73,6 +73,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.entry.start.store(0, Ordering::Release);
+        self.entry.generation.fetch_add(1, Ordering::Release);
         self.entry.is_claimed.store(false, Ordering::Release);
         Handler::release();
     }
@@ -82,6 +83,8 @@ impl Drop for Guard {
 #[derive(Debug)]
 struct Entry {
     is_claimed: AtomicBool,
+    /// The number of guards that had this entry.
+    generation: AtomicUsize,
     /// The first address, 0 if there is none.
     start: AtomicUsize,
     length: AtomicUsize,
@@ -95,6 +98,7 @@ impl Entry {
     const fn new() -> Self {
         Self {
             is_claimed: AtomicBool::new(false),
+            generation: AtomicUsize::new(0),
             start: AtomicUsize::new(0),
             length: AtomicUsize::new(0),
             has_lost_bytes: AtomicBool::new(false),
@@ -103,10 +107,11 @@ impl Entry {
 
     /// The start and length of the guarded addresses, if `address` is one of them.
     fn range_around(&self, address: usize) -> Option<(usize, usize)> {
+        let generation = self.generation.load(Ordering::Acquire);
         let start = self.start.load(Ordering::Acquire);
         let length = self.length.load(Ordering::Acquire);
-        // Another guard may have claimed the entry between the two loads.
-        let is_consistent = start != 0 && start == self.start.load(Ordering::Acquire);
+        // Another guard may have claimed the entry between these loads, even one that begins at the same address.
+        let is_consistent = start != 0 && generation == self.generation.load(Ordering::Acquire);
         let is_inside = address.checked_sub(start).is_some_and(|distance| distance < length);
         (is_consistent && is_inside).then_some((start, length))
     }
@@ -116,7 +121,8 @@ impl Entry {
         // Set before any thread can read a zero.
         self.has_lost_bytes.store(true, Ordering::SeqCst);
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: the addresses hold a read-only mapping, which stays while the thread stopped here is reading it.
+        // SAFETY: the addresses are those of one guard, and the thread stopped here is reading one of them, so they hold a
+        // read-only mapping, which stays while it is borrowed. They show zeros from now on, as they do where a file ends.
         unsafe { mmap_anonymous(start as *mut c_void, length, ProtFlags::READ, flags) }.is_ok()
     }
 }
@@ -151,7 +157,8 @@ impl Handler {
             let mut action = default_action();
             action.sa_sigaction = address_of_handler();
             action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-            // SAFETY: `handle` does only what a signal handler may do.
+            // SAFETY: `handle` has the signature that SA_SIGINFO asks for, and does only what a signal handler may do: it
+            // reads atomics, and makes system calls that a handler may make.
             if unsafe { sigaction(SIGBUS, &raw const action, null_mut()) } != 0 {
                 return None;
             }
@@ -168,7 +175,8 @@ impl Handler {
             return;
         }
         if current_action().is_some_and(|current| current.sa_sigaction == address_of_handler()) {
-            // SAFETY: the action was installed in this process before.
+            // SAFETY: the action is the one that was installed in this process before, kept by `keep_previous` and never
+            // freed.
             unsafe { sigaction(SIGBUS, PREVIOUS.load(Ordering::Acquire), null_mut()) };
         } else {
             handler.is_covered = true;
@@ -214,13 +222,9 @@ fn current_action() -> Option<sigaction> {
 
 /// Keeps `action` as the previous one, in new memory unless it equals the one kept last.
 fn keep_previous(action: sigaction) {
-    let bytes = |action: &sigaction| {
-        // SAFETY: every byte is initialised, since the action was made from zeros.
-        unsafe { mem::transmute_copy::<sigaction, [u8; size_of::<sigaction>()]>(action) }
-    };
     // SAFETY: kept actions are never freed.
     let last = unsafe { PREVIOUS.load(Ordering::Acquire).as_ref() };
-    if last.is_none_or(|last| bytes(last) != bytes(&action)) {
+    if last.is_none_or(|last| *last != action) {
         PREVIOUS.store(Box::leak(Box::new(action)), Ordering::Release);
     }
 }
@@ -245,7 +249,8 @@ extern "C" fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void) 
     if is_access && ENTRIES.iter().any(is_answered) {
         return;
     }
-    // SAFETY: the kernel gave the previous action, which was kept before this handler was installed.
+    // SAFETY: the previous action was kept before this handler was installed, and is never freed. The kernel gave it, so
+    // what is neither SIG_DFL nor SIG_IGN is a function, with the signature that its flags tell.
     unsafe {
         let previous = *PREVIOUS.load(Ordering::Acquire);
         match previous.sa_sigaction {
@@ -263,5 +268,37 @@ extern "C" fn handle(signal: c_int, info: *mut siginfo_t, context: *mut c_void) 
             }
             function => mem::transmute::<usize, extern "C" fn(c_int)>(function)(signal),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_is_kept_in_new_memory_only_if_it_is_another_one() {
+        let _state = Handler::lock();
+        let before = PREVIOUS.load(Ordering::Acquire);
+        let keep = |flags: c_int| {
+            let mut action = default_action();
+            action.sa_flags = flags;
+            keep_previous(action);
+            PREVIOUS.load(Ordering::Acquire)
+        };
+        let (first, second, other) = (keep(0), keep(0), keep(SA_ONSTACK));
+        PREVIOUS.store(before, Ordering::Release);
+        assert_eq!(first, second);
+        assert_ne!(first, other);
+    }
+
+    #[test]
+    fn addresses_are_those_of_one_guard() {
+        let entry = Entry::new();
+        entry.start.store(4096, Ordering::Release);
+        entry.length.store(100, Ordering::Release);
+        assert_eq!(entry.range_around(4195), Some((4096, 100)));
+        assert_eq!([4095, 4196].map(|address| entry.range_around(address)), [None, None]);
+        entry.start.store(0, Ordering::Release);
+        assert_eq!(entry.range_around(50), None);
     }
 }
