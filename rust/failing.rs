@@ -33,7 +33,7 @@ mod tests {
     use super::*;
     use crate::Error;
     use crate::progress::Progress;
-    use crate::scan::{ModelPath, Options, scan};
+    use crate::scan::{Form, ModelPath, Options, scan};
 
     const HIDDEN: usize = 8;
     const CONFIG: &str = r#"{"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -93,8 +93,15 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let (base, tuned) = write_pair(folder.path());
-        for (mmap, threads) in [(true, 1), (false, 1), (false, 3)] {
-            let options = Options { mmap, threads: Some(threads), ..Options::default() };
+        let ways = [
+            (true, 1, Form::Qkv),
+            (false, 1, Form::Qkv),
+            (false, 3, Form::Qkv),
+            (false, 1, Form::Product),
+            (false, 3, Form::Product),
+        ];
+        for (mmap, threads, form) in ways {
+            let options = Options { mmap, threads: Some(threads), form, ..Options::default() };
             let run = || scan(base.clone(), tuned.clone(), &options, &Progress::default());
             let values = |scores: crate::scan::Scores| format!("{:?}", scores.statistics);
             let expected = values(run().unwrap());

@@ -27,7 +27,7 @@ use crate::scan::{
 use crate::select::{self, LayerShape, Shape};
 use crate::simd::Instructions;
 use crate::statistics::{STATISTICS, Statistic};
-use crate::weights::adapter::{AdapterOrigin, adapter_origin};
+use crate::weights::adapter::{AdapterOrigin, adapter_origin, may_be_adapter};
 
 /// How often a long call checks for signals and reports its progress.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
@@ -174,8 +174,7 @@ fn options(form: &str, temperature: f64, sorted: bool, threads: Option<usize>) -
 /// Refuses options that are out of their domains, before anything is opened.
 #[pyfunction]
 fn check_options(form: &str, temperature: f64, threads: Option<usize>) -> PyResult<()> {
-    options(form, temperature, false, threads)?.checked_threads()?;
-    Ok(())
+    Ok(options(form, temperature, false, threads)?.check()?)
 }
 
 /// The files of one side of a pair, each with its name, its length and its version.
@@ -392,6 +391,10 @@ struct Adapter {
 fn adapter(py: Python<'_>, location: PyLocation) -> PyResult<Option<Adapter>> {
     let progress: Arc<Progress> = Arc::default();
     let location = store::location(location, &progress.cancelled);
+    // Most checkpoints are none, which a look at the folder tells without a thread.
+    if py.detach(|| !may_be_adapter(&location)) {
+        return Ok(None);
+    }
     let origin = opening(py, &progress, move |_| adapter_origin(&location))?;
     Ok(origin.map(|AdapterOrigin { folder, is_whole, base, revision }| Adapter {
         folder: folder.path().to_string_lossy().into_owned(),

@@ -16,7 +16,7 @@ use crate::checkpoint::{ByteRange, RangeMapper};
 use crate::error::{Error, HeadName, Result};
 use crate::progress::Progress;
 use crate::statistics::{
-    GroupMeasurement, HeadMeasurements, HeadProduct, KeyValueProduct, NonFiniteIn, NonFiniteMatrix,
+    GroupMeasurement, HeadMeasurements, HeadProduct, KeyValueProduct, NonFiniteIn, ProductError,
     VectorSums, WeightVector,
 };
 
@@ -116,10 +116,17 @@ impl<'a> HeadMeasurer<'a> {
         let mut shared = group.shared();
         let Some((key, value)) = shared.next().zip(shared.next()) else { return Ok(None) };
         let product = KeyValueProduct::new(&key.weights(), &value.weights(), self.options.instructions);
-        product.map(Some).map_err(|refused| match refused {
-            NonFiniteMatrix::Key(entry) => key.refusal(entry),
-            NonFiniteMatrix::Query(entry) | NonFiniteMatrix::Value(entry) => value.refusal(entry),
-        })
+        product.map(Some).map_err(|error| self.product_refusal(error, [key, key, value]))
+    }
+
+    /// The error of a product of these query, key and value matrices.
+    fn product_refusal(&self, error: ProductError, [query, key, value]: [&LoadedMatrix; 3]) -> Error {
+        match error {
+            ProductError::Query(entry) => query.refusal(entry),
+            ProductError::Key(entry) => key.refusal(entry),
+            ProductError::Value(entry) => value.refusal(entry),
+            ProductError::Memory(error) => Error::io(self.tuned.path(), error),
+        }
     }
 
     /// Measures heads of a group.
@@ -195,7 +202,7 @@ impl<'a> HeadMeasurer<'a> {
     ) -> Result<HeadMeasurements> {
         let loaded = self.load(query.clone(), memory)?;
         let computed = memory.product.compute(&loaded.weights(), key_value_product);
-        computed.map_err(|entry| loaded.refusal(entry))?;
+        computed.map_err(|error| self.product_refusal(error, [&loaded; 3]))?;
         self.recycle(loaded, memory)?;
         let measured = self.measure_computed(query.name, memory)?;
         if memory.product.is_precise() && !measured.needs_f64() {
@@ -226,11 +233,8 @@ impl<'a> HeadMeasurer<'a> {
         }
         if let [key, value] = &shared[..] {
             let [q, k, v] = [&query, key, value].map(LoadedMatrix::weights);
-            memory.product.compute_again(&q, &k, &v).map_err(|refused| match refused {
-                NonFiniteMatrix::Query(entry) => query.refusal(entry),
-                NonFiniteMatrix::Key(entry) => key.refusal(entry),
-                NonFiniteMatrix::Value(entry) => value.refusal(entry),
-            })?;
+            let computed = memory.product.compute_again(&q, &k, &v);
+            computed.map_err(|error| self.product_refusal(error, [&query, key, value]))?;
         }
         for matrix in shared.into_iter().chain([query]) {
             self.recycle(matrix, memory)?;

@@ -31,7 +31,6 @@ pub(super) fn measure_layers(
     base: &OpenedModel,
     tuned: &OpenedModel,
     options: &Options,
-    threads: usize,
     layers: &[usize],
     finished: &FinishedLayers,
     progress: &Progress,
@@ -51,12 +50,12 @@ pub(super) fn measure_layers(
         })
         .collect();
     let layer = |layer_index: usize| in_progress[layer_index].lock().unwrap_or_else(PoisonError::into_inner);
+    // More threads than heads would have nothing to do.
+    let heads = layers.iter().map(|layer_index| geometry.layers[*layer_index].query_heads).sum::<usize>();
+    let threads = options.thread_count().min(heads).max(1);
     let measurer = HeadMeasurer::new(base, tuned, options, threads, progress);
     let transfers = plan(&measurer, &groups).begin(options.transfers);
     let schedule = Schedule::new(groups.len());
-    // More threads than heads would have nothing to do.
-    let heads = layers.iter().map(|layer_index| geometry.layers[*layer_index].query_heads).sum::<usize>();
-    let threads = threads.min(heads).max(1);
     memory::check(
         threads.saturating_mul(memory_of_thread(tuned, options)).saturating_add(memory::SMALL_PIECES),
     )

@@ -88,7 +88,7 @@ impl ModelPair {
         progress: &Progress,
     ) -> Result<Scores> {
         let Self { base, tuned } = self;
-        let threads = options.checked_threads()?;
+        options.check()?;
         let geometry = base.geometry();
         let all: Vec<usize> = (0..geometry.layers.len()).collect();
         let layers = layers.unwrap_or(&all);
@@ -104,7 +104,7 @@ impl ModelPair {
         let by_layer: Vec<u64> = self.layer_bytes().collect();
         let bytes = layers.iter().map(|layer| by_layer[*layer]).sum();
         progress.total.store(bytes, Ordering::Relaxed);
-        let scores = measure_layers(base, tuned, options, threads, layers, finished, progress)?;
+        let scores = measure_layers(base, tuned, options, layers, finished, progress)?;
         base.check_unchanged()?;
         tuned.check_unchanged()?;
         let (width, mut statistics) = (geometry.width(), Vec::new());

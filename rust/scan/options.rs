@@ -72,8 +72,8 @@ impl Options {
         self.computed_statistics().map(|statistic| statistic.name)
     }
 
-    /// Checks that the options are in their domains, and returns the number of threads to start.
-    pub(crate) fn checked_threads(&self) -> Result<usize> {
+    /// Fails if an option is out of its domain.
+    pub(crate) fn check(&self) -> Result<()> {
         let temperature = self.temperature;
         if !(1e-6..=1e6).contains(&temperature) {
             return Err(Error::Argument(format!(
@@ -81,9 +81,13 @@ impl Options {
             )));
         }
         match self.threads {
-            Some(threads @ 1..=4096) => Ok(threads),
+            None | Some(1..=4096) => Ok(()),
             Some(threads) => Err(Error::Argument(format!("threads is {threads}; expected 1 to 4096"))),
-            None => Ok(available_parallelism().map_or(1, usize::from)),
         }
+    }
+
+    /// The number of threads to start. Where none is given, the system is asked, which reads several files.
+    pub(super) fn thread_count(&self) -> usize {
+        self.threads.unwrap_or_else(|| available_parallelism().map_or(1, usize::from))
     }
 }

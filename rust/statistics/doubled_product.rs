@@ -6,7 +6,10 @@
 //! that of a product are numbers of `f64` themselves (Dekker 1971). Both products are computed so, theta_B and theta_T, and
 //! subtracted. The difference is right to seven digits down to 1e-24 of theta, and 0 below 1e-27 of it.
 
-use super::product::{Factor, HeadMatrix, Matrices, NonFiniteMatrix, squares, tiles};
+use std::io;
+
+use super::product::{Factor, HeadMatrix, Matrices, ProductError, squares, tiles};
+use crate::memory;
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
@@ -23,21 +26,21 @@ struct Doubled {
 }
 
 impl Doubled {
-    fn zeros(rows: usize, columns: usize) -> Self {
+    fn zeros(rows: usize, columns: usize) -> io::Result<Self> {
         let width = columns.div_ceil(LANES);
-        let zeros = || vec![[0.0; LANES]; rows * width];
-        Self { high: zeros(), low: zeros(), width }
+        let zeros = || memory::zeros(rows * width);
+        Ok(Self { high: zeros()?, low: zeros()?, width })
     }
 
     /// The transpose of a row-major matrix with rows of this length.
-    fn transpose_of(numbers: &[f64], length: usize) -> Self {
-        let mut transposed = Self::zeros(length, numbers.len() / length);
+    fn transpose_of(numbers: &[f64], length: usize) -> io::Result<Self> {
+        let mut transposed = Self::zeros(length, numbers.len() / length)?;
         for (column, row) in numbers.chunks_exact(length).enumerate() {
             for (number, line) in row.iter().zip(transposed.high.chunks_exact_mut(transposed.width)) {
                 line[column / LANES][column % LANES] = *number;
             }
         }
-        transposed
+        Ok(transposed)
     }
 }
 
@@ -47,27 +50,27 @@ pub(super) fn multiply(
     key: &HeadMatrix,
     value: &HeadMatrix,
     instructions: Instructions,
-) -> Result<Matrices<f64>, NonFiniteMatrix> {
+) -> Result<Matrices<f64>, ProductError> {
     let (rows, values) = (key.rows(), value.rows());
     let [mut k, mut v, mut q] = <[Matrices<f64>; 3]>::default();
-    let mut shared = [(); 2].map(|()| Doubled::zeros(rows, values));
+    let mut shared = [Doubled::zeros(rows, values)?, Doubled::zeros(rows, values)?];
     for tile in tiles(key.columns) {
-        k.decode_tile(key, &tile, instructions).map_err(NonFiniteMatrix::Key)?;
-        v.decode_tile(value, &tile, instructions).map_err(NonFiniteMatrix::Value)?;
+        k.decode_tile(key, &tile, instructions, ProductError::Key)?;
+        v.decode_tile(value, &tile, instructions, ProductError::Value)?;
         for (out, (k, v)) in shared.iter_mut().zip([(&k.base, &v.base), (&k.tuned, &v.tuned)]) {
-            let (left, right) = (Factor::new(k, tile.len()), &Doubled::transpose_of(v, tile.len()));
+            let (left, right) = (Factor::new(k, tile.len()), &Doubled::transpose_of(v, tile.len())?);
             instructions.run(AddProduct { out, rows, left, right });
         }
     }
     let mut theta = Matrices::<f64>::default();
     for tile in tiles(query.columns) {
-        q.decode_tile(query, &tile, instructions).map_err(NonFiniteMatrix::Query)?;
-        let mut both = [(); 2].map(|()| Doubled::zeros(tile.len(), values));
+        q.decode_tile(query, &tile, instructions, ProductError::Query)?;
+        let mut both = [Doubled::zeros(tile.len(), values)?, Doubled::zeros(tile.len(), values)?];
         for (out, (q, right)) in both.iter_mut().zip([&q.base, &q.tuned].into_iter().zip(&shared)) {
             let left = Factor::transposed(q, tile.len());
             instructions.run(AddProduct { out, rows: tile.len(), left, right });
         }
-        theta.push_differences(&both, values);
+        theta.push_differences(&both, values)?;
     }
     if squares(&theta.delta, instructions).sqrt() <= NEGLIGIBLE * squares(&theta.base, instructions).sqrt() {
         theta.delta.fill(0.0);
@@ -77,17 +80,20 @@ pub(super) fn multiply(
 
 impl Matrices<f64> {
     /// Adds rows of theta: the first of two matrices, and the second less the first.
-    fn push_differences(&mut self, [base, tuned]: &[Doubled; 2], columns: usize) {
+    fn push_differences(&mut self, [base, tuned]: &[Doubled; 2], columns: usize) -> io::Result<()> {
+        let more = base.high.len() / base.width * columns;
+        memory::reserve(&mut self.base, more)?;
+        memory::reserve(&mut self.delta, more)?;
         for row in (0..base.high.len()).step_by(base.width) {
-            let numbers = |numbers: &[[f64; LANES]]| numbers[row..row + base.width].as_flattened().to_vec();
-            let [base_high, base_low, high, low] =
-                [&base.high, &base.low, &tuned.high, &tuned.low].map(|lines| numbers(lines));
+            let [base_high, base_low, high, low] = [&base.high, &base.low, &tuned.high, &tuned.low]
+                .map(|lines| lines[row..row + base.width].as_flattened());
             for column in 0..columns {
                 let (difference, error) = sum_with_error(high[column], -base_high[column]);
                 self.base.push(base_high[column]);
                 self.delta.push(difference + (error + (low[column] - base_low[column])));
             }
         }
+        Ok(())
     }
 }
 

@@ -57,7 +57,7 @@ mod weight_vector;
 
 pub use group_measurement::GroupMeasurement;
 pub use head::{HeadMeasurements, NonFiniteIn};
-pub use product::{HeadMatrix, HeadProduct, KeyValueProduct, NonFiniteMatrix};
+pub use product::{HeadMatrix, HeadProduct, KeyValueProduct, ProductError};
 pub use table::{STATISTICS, Statistic};
 pub use vector_sums::{NonFiniteEntry, VectorSums};
 pub use weight_vector::{StoredWeights, WeightVector};

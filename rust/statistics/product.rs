@@ -18,6 +18,7 @@
 //! by the norms, and [`HeadProduct::compute_again`] multiplies it in `f64` or, if that is not enough, in twice its
 //! digits ([`super::doubled_product`]).
 
+use std::io;
 use std::ops::Range;
 
 use gemm::Parallelism;
@@ -27,6 +28,7 @@ use super::precision::MIN_F32_ENTRIES;
 use super::vector_sums::NonFiniteEntry;
 use super::weight_change::Magnitudes;
 use super::weight_vector::{StoredWeights, WeightVector};
+use crate::memory;
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
@@ -72,15 +74,23 @@ impl<'a> HeadMatrix<'a> {
     }
 }
 
-/// The matrix of a head that holds a number that is not finite.
-#[derive(Clone, Copy, Debug)]
-pub enum NonFiniteMatrix {
-    /// The query matrix.
+/// Why a product was not computed.
+#[derive(Debug)]
+pub enum ProductError {
+    /// The query matrix holds a number that is not finite.
     Query(NonFiniteEntry),
-    /// The key matrix.
+    /// The key matrix does.
     Key(NonFiniteEntry),
-    /// The value matrix.
+    /// The value matrix does.
     Value(NonFiniteEntry),
+    /// The system has too little memory.
+    Memory(io::Error),
+}
+
+impl From<io::Error> for ProductError {
+    fn from(error: io::Error) -> Self {
+        Self::Memory(error)
+    }
 }
 
 /// K V^T of one key/value group, [head size, value size], which its query heads share.
@@ -102,7 +112,7 @@ impl KeyValueProduct {
         key: &HeadMatrix,
         value: &HeadMatrix,
         instructions: Instructions,
-    ) -> Result<Self, NonFiniteMatrix> {
+    ) -> Result<Self, ProductError> {
         let is_many = key.columns * value.rows() >= MIN_F32_ENTRIES;
         if is_many && key.fits_f32() && value.fits_f32() {
             let (product, Found { fits, is_precise }) = multiply_group(key, value, instructions)?;
@@ -150,7 +160,7 @@ impl HeadProduct {
     }
 
     /// Multiplies the query matrix of a head with the product of its group.
-    pub fn compute(&mut self, query: &HeadMatrix, shared: &KeyValueProduct) -> Result<(), NonFiniteEntry> {
+    pub fn compute(&mut self, query: &HeadMatrix, shared: &KeyValueProduct) -> Result<(), ProductError> {
         let Self { instructions, in_f32, in_f64, is_f32, is_precise } = self;
         let found = match &shared.product {
             Multiplied::F32(shared) if query.fits_f32() => {
@@ -161,7 +171,7 @@ impl HeadProduct {
         *is_f32 = found.is_some();
         let found = match (found, &shared.product) {
             (Some(found), _) => found,
-            (None, Multiplied::F32(shared)) => multiply_head(query, &shared.to_f64(), in_f64, *instructions)?,
+            (None, Multiplied::F32(shared)) => multiply_head(query, &shared.to_f64()?, in_f64, *instructions)?,
             (None, Multiplied::F64(shared)) => multiply_head(query, shared, in_f64, *instructions)?,
         };
         *is_precise = shared.is_precise && found.is_precise;
@@ -185,11 +195,11 @@ impl HeadProduct {
         query: &HeadMatrix,
         key: &HeadMatrix,
         value: &HeadMatrix,
-    ) -> Result<(), NonFiniteMatrix> {
+    ) -> Result<(), ProductError> {
         let Self { instructions, in_f64, is_f32, is_precise, .. } = self;
         (*is_f32, *is_precise) = (false, true);
         let (shared, of_group) = multiply_group(key, value, *instructions)?;
-        let of_head = multiply_head(query, &shared, in_f64, *instructions).map_err(NonFiniteMatrix::Query)?;
+        let of_head = multiply_head(query, &shared, in_f64, *instructions)?;
         if !(of_group.is_precise && of_head.is_precise) {
             in_f64[0] = doubled_product::multiply(query, key, value, *instructions)?;
         }
@@ -219,10 +229,9 @@ pub(super) struct Matrices<R> {
 }
 
 impl Matrices<f32> {
-    fn to_f64(&self) -> Matrices<f64> {
-        let [base, tuned, delta] = [&self.base, &self.tuned, &self.delta]
-            .map(|numbers| numbers.iter().copied().map(f64::from).collect());
-        Matrices { base, tuned, delta }
+    fn to_f64(&self) -> io::Result<Matrices<f64>> {
+        let wide = |numbers: &[f32]| memory::collect(numbers.iter().copied().map(f64::from));
+        Ok(Matrices { base: wide(&self.base)?, tuned: wide(&self.tuned)?, delta: wide(&self.delta)? })
     }
 }
 
@@ -231,14 +240,15 @@ fn multiply_group<R: Real>(
     key: &HeadMatrix,
     value: &HeadMatrix,
     instructions: Instructions,
-) -> Result<(Matrices<R>, Found), NonFiniteMatrix> {
+) -> Result<(Matrices<R>, Found), ProductError> {
     let (rows, columns) = (key.rows(), value.rows());
-    let [mut base, mut delta, mut of_values] = [(); 3].map(|()| vec![R::default(); rows * columns]);
+    let zeros = || memory::zeros(rows * columns);
+    let (mut base, mut delta, mut of_values) = (zeros()?, zeros()?, zeros()?);
     let [mut k, mut v] = <[Matrices<R>; 2]>::default();
     let (mut of_key, mut of_value) = (Magnitudes::default(), Magnitudes::default());
     for tile in tiles(key.columns) {
-        of_key.merge(k.decode_tile(key, &tile, instructions).map_err(NonFiniteMatrix::Key)?);
-        of_value.merge(v.decode_tile(value, &tile, instructions).map_err(NonFiniteMatrix::Value)?);
+        of_key.merge(k.decode_tile(key, &tile, instructions, ProductError::Key)?);
+        of_value.merge(v.decode_tile(value, &tile, instructions, ProductError::Value)?);
         let plain = |entries| Factor::new(entries, tile.len());
         let transposed = |entries| Factor::transposed(entries, tile.len());
         add_product(&mut base, rows, columns, plain(&k.base), transposed(&v.base));
@@ -248,7 +258,7 @@ fn multiply_group<R: Real>(
     let term = squares(&delta, instructions);
     delta.iter_mut().zip(of_values).for_each(|(sum, term)| *sum = *sum + term);
     let is_precise = is_precise::<R>(term, squares(&delta, instructions));
-    let tuned = base.iter().zip(&delta).map(|(base, delta)| *base + *delta).collect();
+    let tuned = memory::collect(base.iter().zip(&delta).map(|(base, delta)| *base + *delta))?;
     let found = Found { fits: fits::<R>(&of_key) && fits::<R>(&of_value), is_precise };
     Ok((Matrices { base, tuned, delta }, found))
 }
@@ -259,16 +269,16 @@ fn multiply_head<R: Real>(
     shared: &Matrices<R>,
     [theta, decoded]: &mut [Matrices<R>; 2],
     instructions: Instructions,
-) -> Result<Found, NonFiniteEntry> {
+) -> Result<Found, ProductError> {
     let value_size = shared.base.len() / query.rows();
     for entries in [&mut theta.base, &mut theta.delta] {
         entries.clear();
-        entries.resize(query.columns * value_size, R::default());
+        resize(entries, query.columns * value_size)?;
     }
     let mut magnitudes = Magnitudes::default();
     let (mut term, mut change) = (0.0, 0.0);
     for tile in tiles(query.columns) {
-        magnitudes.merge(decoded.decode_tile(query, &tile, instructions)?);
+        magnitudes.merge(decoded.decode_tile(query, &tile, instructions, ProductError::Query)?);
         let rows = tile.start * value_size..tile.end * value_size;
         let add = |out: &mut [R], left: &[R], right: &[R]| {
             let left = Factor::transposed(left, tile.len());
@@ -317,15 +327,16 @@ fn fits<R: Real>(magnitudes: &Magnitudes) -> bool {
 }
 
 impl<R: Real> Matrices<R> {
-    /// Decodes some columns of a matrix, and returns their magnitudes.
+    /// Decodes some columns of a matrix, and returns their magnitudes. `refusal` is the error of an entry that is not finite.
     pub(super) fn decode_tile(
         &mut self,
         matrix: &HeadMatrix,
         columns: &Range<usize>,
         instructions: Instructions,
-    ) -> Result<Magnitudes, NonFiniteEntry> {
+        refusal: impl FnOnce(NonFiniteEntry) -> ProductError,
+    ) -> Result<Magnitudes, ProductError> {
         for entries in [&mut self.base, &mut self.tuned, &mut self.delta] {
-            entries.resize(matrix.rows() * columns.len(), R::default());
+            resize(entries, matrix.rows() * columns.len())?;
         }
         let magnitudes = instructions.run(DecodeTile { tile: self, matrix, columns });
         if magnitudes.base.is_finite() && magnitudes.delta.is_finite() {
@@ -333,10 +344,10 @@ impl<R: Real> Matrices<R> {
         }
         let is_finite = |number: &R| number.to_f64().is_finite();
         let index = self.delta.iter().position(|delta| !is_finite(delta)).unwrap_or_default();
-        Err(NonFiniteEntry {
+        Err(refusal(NonFiniteEntry {
             entry: index / columns.len() * matrix.columns + columns.start + index % columns.len(),
             is_tuned: is_finite(&self.base[index]),
-        })
+        }))
     }
 }
 
@@ -384,6 +395,13 @@ impl<R: Real> Kernel for DecodeTile<'_, R> {
         let delta = if is_finite { largest_delta.largest() } else { f64::NAN };
         Magnitudes { base: largest_base.largest(), delta }
     }
+}
+
+/// Makes a vector as long as this, with zeros for what it lacked.
+fn resize<R: Real>(entries: &mut Vec<R>, length: usize) -> io::Result<()> {
+    memory::reserve(entries, length.saturating_sub(entries.len()))?;
+    entries.resize(length, R::default());
+    Ok(())
 }
 
 pub(super) fn tiles(columns: usize) -> impl Iterator<Item = Range<usize>> {

@@ -50,6 +50,12 @@ pub struct AdapterOrigin {
     pub revision: Option<String>,
 }
 
+/// Whether there may be an adapter at `location`, told by one look at a folder of this machine. What a store has is not
+/// asked for.
+pub fn may_be_adapter(location: &Location) -> bool {
+    location.store().is_some() || location.file_name() == WEIGHTS || location.join(CONFIG).path().exists()
+}
+
 /// Reads the origin of the adapter at `location`, or `None` if there is no adapter.
 ///
 /// An adapter is a folder with `adapter_config.json`, as for transformers, or the file of its weights.
