@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use alps::attention::{Attention, Component, Role, TensorShapes};
+use alps::attention::{Attention, Component, Role, StoredShapes, TensorShapes};
 use alps::checkpoint::parse_config;
 
 use super::store::parts;
@@ -23,7 +23,8 @@ pub fn run(input: &[u8]) -> bool {
     let Ok(config) = str::from_utf8(config) else { return false };
     let Ok(config) = parse_config(Path::new("config.json"), config) else { return false };
     let tensors: BTreeMap<String, Vec<usize>> = serde_json::from_slice(tensors).unwrap_or_default();
-    let stored = tensors.iter().map(|(name, shape)| (&**name, &**shape)).collect();
+    let stored = tensors.iter().map(|(name, shape)| (&**name, &**shape));
+    let stored = StoredShapes::new(stored).expect("there is memory for a few names");
     let shapes = TensorShapes { stored, ..TensorShapes::default() };
     let find = || Attention::resolve(Path::new("m"), &config, &shapes, component);
     let attention = match find() {

@@ -34,7 +34,7 @@ pub fn run(input: &[u8]) -> bool {
         let mut bytes = vec![0; tensor.length as usize];
         checkpoint.read_at(tensor, 0, &mut bytes).expect("a tensor is in its file");
         assert!(checkpoint.read_at(tensor, 1, &mut bytes).is_err(), "there is a byte after a tensor");
-        found.push((tensor.offset, tensor.dtype, tensor.shape.clone(), bytes));
+        found.push((tensor.offset, tensor.dtype, tensor.shape.to_vec(), bytes));
     }
     let start = input.as_ptr().addr();
     let mut expected: Vec<_> = (expected.tensors().into_iter())
