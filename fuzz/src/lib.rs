@@ -13,8 +13,11 @@ pub mod scan;
 pub mod select;
 mod store;
 
+/// Takes an input, and returns whether alps read it.
+pub type Target = fn(&[u8]) -> bool;
+
 /// Every target, by the name of its folder in `corpus/`.
-pub const TARGETS: [(&str, fn(&[u8]) -> bool); 8] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("adapter", adapter::run),
     ("adapter_config", adapter_config::run),
     ("geometry", geometry::run),

@@ -93,7 +93,7 @@ pub fn run(input: &[u8]) -> bool {
             let left = (0..cells).filter(|cell| is_head(*cell) && !selection[*cell]);
             assert!(
                 chosen.iter().any(|cell| scores[*cell].is_nan())
-                    || left.into_iter().all(|cell| !(scores[cell] > worst))
+                    || left.into_iter().all(|cell| scores[cell].is_nan() || scores[cell] <= worst)
             );
         }
     }

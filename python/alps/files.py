@@ -111,8 +111,10 @@ def suffix_of(path: str | os.PathLike[str], what: str, suffixes: Sequence[str]) 
     return suffix.lower()
 
 
-def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any]:
-    """The JSON object in `text`, which was read from `path`.
+def parse_json(
+    path: str | os.PathLike[str], text: str | bytes, what: str = "a JSON document"
+) -> dict[str, Any]:
+    """The JSON object in `text`, which was read from `path`, a file that should be `what`.
 
     Raises:
         CheckpointError: `text` is not JSON, not an object, larger than a document may be, or has a name twice.
@@ -124,7 +126,7 @@ def parse_json(path: str | os.PathLike[str], text: str | bytes) -> dict[str, Any
         _alps.check_document(encoded, limits.LARGEST_VALUES)
         document = json.loads(encoded, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{os.fspath(path)}: not a JSON document: {one_line(error)}") from None
+        raise CheckpointError(f"{os.fspath(path)}: not {what}: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise CheckpointError(f"{os.fspath(path)}: expected a JSON object")
     return document
@@ -212,7 +214,7 @@ def _check_header(path: str | os.PathLike[str]) -> None:
                 f"{os.fspath(path)}: not a safetensors file: expected a header of at most "
                 f"{min(limits.LARGEST_DOCUMENT, size)} bytes, found {length}"
             )
-        parse_json(path, file.read(length))
+        parse_json(path, file.read(length), "a safetensors file")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

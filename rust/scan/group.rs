@@ -16,8 +16,8 @@ use crate::checkpoint::{ByteRange, RangeMapper};
 use crate::error::{Error, HeadName, Result};
 use crate::progress::Progress;
 use crate::statistics::{
-    GroupMeasurement, HeadMeasurements, HeadProduct, KeyValueProduct, NonFiniteIn, ProductError,
-    VectorSums, WeightVector,
+    GroupMeasurement, HeadMeasurements, HeadProduct, KeyValueProduct, NonFiniteIn, ProductError, VectorSums,
+    WeightVector,
 };
 
 /// What all threads share to measure heads.

@@ -171,7 +171,9 @@ impl HeadProduct {
         *is_f32 = found.is_some();
         let found = match (found, &shared.product) {
             (Some(found), _) => found,
-            (None, Multiplied::F32(shared)) => multiply_head(query, &shared.to_f64()?, in_f64, *instructions)?,
+            (None, Multiplied::F32(shared)) => {
+                multiply_head(query, &shared.to_f64()?, in_f64, *instructions)?
+            }
             (None, Multiplied::F64(shared)) => multiply_head(query, shared, in_f64, *instructions)?,
         };
         *is_precise = shared.is_precise && found.is_precise;
