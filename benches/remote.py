@@ -184,7 +184,7 @@ def try_faults(folder: Path, runs: int) -> None:
 
 def write_shards(folder: Path, shape: Shape, *, empty: bool, shard: int = SHARD) -> None:
     """Writes `base` and `tuned` in shards; only Q, K and V of the first shape take room on the disk."""
-    pool = CheckpointPairs(folder)._weights if not empty else {}
+    pairs = CheckpointPairs(folder)
     hidden, rows = shape.hidden_size, shape.rows()
     inner = 53248 if hidden == 16384 else 7 * hidden // 2
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -213,13 +213,14 @@ def write_shards(folder: Path, shape: Shape, *, empty: bool, shard: int = SHARD)
         (folder / role).mkdir(parents=True)
         (folder / role / "config.json").write_text(json.dumps(shape.config()))
         index: dict[str, str] = {}
+        drawn = None if empty else pairs.drawn(role)
         for number, names in enumerate(shards, 1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
             index |= dict.fromkeys(names, file)
             written = {
-                key: dict(_pieces(pool[role], key, tensors[key][1]))
+                key: dict(_pieces(drawn, key, tensors[key][1]))
                 for key in names
-                if pool and _is_read(key)
+                if drawn is not None and _is_read(key)
             }
             write_sparse(folder / role / file, {key: tensors[key] for key in names}, written)
         document = {"metadata": {}, "weight_map": index}

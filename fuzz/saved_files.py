@@ -6,7 +6,7 @@ dependency of the tests.
 
 import sys
 
-import atheris  # type: ignore[import-not-found, unused-ignore]
+import atheris
 
 with atheris.instrument_imports(include=["alps"]):
     from support.saved_files import TARGETS

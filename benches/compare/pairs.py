@@ -108,6 +108,10 @@ class CheckpointPairs:
         base, noise = (SCALE * torch.randn(POOL, generator=generator) for _ in range(2))
         return {"base": base, "tuned": base + CHANGE * noise}
 
+    def drawn(self, role: str, dtype: torch.dtype = torch.bfloat16) -> memoryview:
+        """The bytes of the drawn weights of a checkpoint, "base" or "tuned"."""
+        return memoryview(self._weights[role].to(dtype).view(torch.uint8).numpy().tobytes())
+
     def _write(self, pair: CheckpointPair, experts: int) -> None:
         shape = pair.shape
         tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -125,7 +129,7 @@ class CheckpointPairs:
         names = [name(layer, matrix) for layer in range(shape.layers) for matrix in rows]
         for role, folder in (("base", pair.base), ("tuned", pair.tuned)):
             folder.mkdir(parents=True)
-            pool = memoryview(self._weights[role].to(pair.dtype).view(torch.uint8).numpy().tobytes())
+            pool = self.drawn(role, pair.dtype)
             (folder / "config.json").write_text(json.dumps(config))
             written = {
                 key: _pieces(pool, place, tensors[key][1], pair.dtype.itemsize)

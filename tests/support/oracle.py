@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
 Weights = NDArray[np.float64]
+LongWeights = NDArray[np.floating[Any]]
 
 _DIGITS = 60
 
@@ -92,7 +94,7 @@ def _relative_entropy(p: list[mpmath.mpf], q: list[mpmath.mpf]) -> mpmath.mpf:
     return mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(p, q, strict=True))
 
 
-def long_statistics(base: Weights, tuned: Weights, temperature: float = 1.0) -> dict[str, float]:
+def long_statistics(base: LongWeights, tuned: LongWeights, temperature: float = 1.0) -> dict[str, float]:
     """Computes the statistics of long weight vectors in extended precision.
 
     80-bit numbers are not precise enough for the difference of two softmaxes, so the difference is computed from the
