@@ -174,7 +174,9 @@ def test_ctrl_c_is_answered_at_any_moment(
         assert code in (0, 1, 130), messages  # it may have ended before
         assert "Traceback" not in messages
         left = {path.name for path in tmp_path.iterdir()}
-        assert left <= ({"scores.safetensors"} if code == 0 else set())
+        assert left <= (set() if code == 1 else {"scores.safetensors"})
+        if left:  # Ctrl-C came after the file was whole, while the table was printed
+            alps.HeadScores.load(tmp_path / "scores.safetensors")
         (tmp_path / "scores.safetensors").unlink(missing_ok=True)
     print(
         f"{kind}: {len(codes)} tries, {codes.count(130)} answered with 130, slow: {slow}, a process that sleeps: {usual}"
