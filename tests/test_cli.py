@@ -214,8 +214,16 @@ def test_a_message_of_many_lines_becomes_one(monkeypatch: pytest.MonkeyPatch) ->
     assert invoke("scan", "base", "tuned").stderr == "alps: error: one two\n"
 
 
-def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alps, "scan", FakeScan(KeyboardInterrupt()))
+def wrapped(interrupt: KeyboardInterrupt) -> RuntimeError:
+    """What Python 3.11 makes of Ctrl-C while it makes a class."""
+    error = RuntimeError("Error calling __set_name__")
+    error.__cause__ = interrupt
+    return error
+
+
+@pytest.mark.parametrize("refusal", [KeyboardInterrupt(), wrapped(KeyboardInterrupt())])
+def test_ctrl_c_is_exit_code_130(refusal: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alps, "scan", FakeScan(refusal))
     result = invoke("scan", "base", "tuned")
     assert (result.exit_code, result.output) == (130, "")
 

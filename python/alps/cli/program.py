@@ -32,6 +32,11 @@ class _Commands(TyperGroup):
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except RuntimeError as error:
+            # Before Python 3.12 the making of a class turns whatever its fields raise into this.
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise
 
 
 def _line(error: Exception) -> str:
