@@ -171,7 +171,8 @@ def test_ctrl_c_is_answered_at_any_moment(
         codes.append(code)
         if took > usual + 0.5:
             slow.append(took)
-        assert code in (0, 1, 130), messages  # it may have ended before
+        # It may have ended before, or not even have begun: until Python has its own handler the system ends a process.
+        assert code in (0, 1, 130) or (code, messages) == (-signal.SIGINT, ""), (code, messages)
         assert "Traceback" not in messages
         left = {path.name for path in tmp_path.iterdir()}
         assert left <= (set() if code == 1 else {"scores.safetensors"})
