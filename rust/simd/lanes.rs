@@ -123,8 +123,8 @@ impl<S: Vectors> Lanes for F32Lanes<S> {
         Self(self.0, cast(self.0.max_u32s(cast(self.1), cast(other.1))))
     }
     #[inline(always)]
-    fn count_positive(self, size: Self) -> Self {
-        Self(self.0, cast(self.0.count_positive(cast(self.1), cast(size.1))))
+    fn count_zeros(self, size: Self) -> Self {
+        Self(self.0, cast(self.0.count_zeros(cast(self.1), cast(size.1))))
     }
     #[inline(always)]
     fn counted(self) -> Self {
@@ -178,10 +178,10 @@ impl<S: Vectors> Lanes for F64Lanes<S> {
         Self(self.0, both(S::max_f64s)(self.0, self.1, other.1))
     }
     #[inline(always)]
-    fn count_positive(self, size: Self) -> Self {
+    fn count_zeros(self, size: Self) -> Self {
         self + size.map(
             #[inline(always)]
-            |size| f64::from(u8::from(size > 0.0)),
+            |size| f64::from(u8::from(size == 0.0)),
         )
     }
     #[inline(always)]

@@ -56,9 +56,9 @@ pub(crate) trait Lanes: Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Out
     fn abs(self) -> Self;
     /// The larger of two numbers that are neither negative nor NaN.
     fn max(self, other: Self) -> Self;
-    /// Adds 1 to the counts where `size` is positive, which is not negative anywhere. Counts start as 0 and are not
+    /// Adds 1 to the counts where `size`, which is not negative anywhere, is 0. Counts start as 0 and are not
     /// numbers until [`Self::counted`].
-    fn count_positive(self, size: Self) -> Self;
+    fn count_zeros(self, size: Self) -> Self;
     /// The numbers that counts stand for.
     fn counted(self) -> Self;
     /// The largest lane.

@@ -15,8 +15,8 @@ pub(crate) trait Vectors: Simd {
     /// emulation takes a function call per lane.
     const FUSES: bool;
 
-    /// Adds 1 to the count of every lane whose number is positive, given the bits of numbers that are not negative.
-    fn count_positive(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s;
+    /// Adds 1 to the count of every lane whose bits are all 0.
+    fn count_zeros(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s;
 
     /// The `BF16` in the lower half of every word, and that in the upper half. A `BF16` is the upper half of an `f32`.
     fn widen_bf16(self, words: Self::u32s) -> [Self::f32s; 2];
@@ -32,6 +32,18 @@ pub(crate) trait Vectors: Simd {
     }
 }
 
+/// Asks the core to fetch the line of its cache that holds an address, wherever that lies, on x86-64.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const u8) {
+    // SAFETY: a prefetch is a hint that no address makes fail. Every x86-64 has the instruction.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = address;
+}
+
 /// Reads a register from memory.
 #[inline(always)]
 pub(crate) fn read<R: pulp::bytemuck::Pod, V: pulp::bytemuck::Pod>(numbers: &[R]) -> V {
@@ -43,10 +55,10 @@ const UPPER: u32 = 0xffff_0000;
 
 /// A comparison gives -1 in the lanes where it holds.
 macro_rules! count_by_comparison {
-    () => {
+    ($equal:ident) => {
         #[inline(always)]
-        fn count_positive(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s {
-            self.sub_u32s(counts, cast(self.greater_than_i32s(cast(bits), self.splat_i32s(0))))
+        fn count_zeros(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s {
+            self.sub_u32s(counts, cast(self.$equal(bits, self.splat_u32s(0))))
         }
     };
 }
@@ -64,10 +76,10 @@ impl Vectors for Scalar128b {
     const FUSES: bool = cfg!(any(target_feature = "fma", not(target_arch = "x86_64")));
 
     #[inline(always)]
-    fn count_positive(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s {
+    fn count_zeros(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s {
         let (mut counts, bits): ([u32; 4], [u32; 4]) = (cast(counts), cast(bits));
         for (count, bits) in counts.iter_mut().zip(bits) {
-            *count += u32::from(bits != 0);
+            *count += u32::from(bits == 0);
         }
         cast(counts)
     }
@@ -87,7 +99,7 @@ mod x86 {
     impl Vectors for V3 {
         const FUSES: bool = true;
 
-        count_by_comparison!();
+        count_by_comparison!(cmp_eq_u32x8);
         widen_by_shift!(shl_const_u32x8);
 
         #[inline(always)]
@@ -103,9 +115,9 @@ mod x86 {
         const FUSES: bool = true;
 
         #[inline(always)]
-        fn count_positive(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s {
-            let is_positive = self.greater_than_i32s(cast(bits), self.splat_i32s(0));
-            self.select_u32s(is_positive, self.add_u32s(counts, self.splat_u32s(1)), counts)
+        fn count_zeros(self, counts: Self::u32s, bits: Self::u32s) -> Self::u32s {
+            let is_zero = self.cmp_eq_u32x16(bits, self.splat_u32s(0));
+            self.select_u32s(is_zero, self.add_u32s(counts, self.splat_u32s(1)), counts)
         }
 
         #[inline(always)]
@@ -124,6 +136,6 @@ mod x86 {
 impl Vectors for pulp::aarch64::Neon {
     const FUSES: bool = true;
 
-    count_by_comparison!();
+    count_by_comparison!(cmp_eq_u32x4);
     widen_by_shift!(shl_const_u32x4);
 }

@@ -2,7 +2,7 @@
 
 use crate::simd::lanes::F32Lanes;
 use crate::simd::real::{Lanes, Real};
-use crate::simd::vectors::read;
+use crate::simd::vectors::{prefetch, read};
 use crate::simd::{LANES, Vectors};
 
 /// Entries that a kernel loads at a time, all parts of the lanes together: two for each lane.
@@ -53,6 +53,9 @@ pub(crate) trait BlockEntries: Copy {
     /// Loads the even and the odd entries of a step, for a part of the lanes, which is slower where [`Self::load`]
     /// divides them otherwise.
     fn load_pairs<S: Vectors>(self, simd: S, step: usize, part: usize) -> [EntryLanes<Self, S>; 2];
+
+    /// Asks for the bytes of a step, which may lie behind the block: those of the next block mostly follow.
+    fn prefetch(self, step: usize);
 }
 
 /// Entries that lie side by side in memory, one after the other.
@@ -61,6 +64,10 @@ pub(crate) trait ConsecutiveEntries: Copy {
 
     /// Loads entries from `first` on, one for each lane of a part.
     fn load_from<S: Vectors>(self, simd: S, first: usize) -> Entries<<Self::Number as Real>::Lanes<S>>;
+
+    /// Asks for the bytes of a step, if the entries are stored weights.
+    #[inline(always)]
+    fn prefetch_step(self, _step: usize) {}
 }
 
 /// The first entries of a step are those of its first half: no entry has to change its place.
@@ -92,6 +99,27 @@ impl<E: ConsecutiveEntries> BlockEntries for E {
                 sum: low.sum.every_other::<1>(high.sum),
             },
         ]
+    }
+
+    #[inline(always)]
+    fn prefetch(self, step: usize) {
+        self.prefetch_step(step);
+    }
+}
+
+/// Asks for the bytes of a step of both checkpoints.
+#[inline(always)]
+fn prefetch_weights<const BYTES: usize, const WEIGHTS: usize>(
+    blocks: [&[[u8; BYTES]; WEIGHTS]; 2],
+    step: usize,
+) {
+    const LINE: usize = 64;
+    let bytes = BYTES * WEIGHTS / (BLOCK / STEP);
+    for block in blocks {
+        let start = block.as_ptr().cast::<u8>().wrapping_add(step * bytes);
+        for line in 0..bytes / LINE {
+            prefetch(start.wrapping_add(line * LINE));
+        }
     }
 }
 
@@ -152,6 +180,11 @@ impl ConsecutiveEntries for F32Block<'_> {
         let tuned = F32Lanes::of(simd, read(&self.tuned[first..][..S::WIDTH]));
         Entries { base, delta: tuned - base, sum: tuned + base }
     }
+
+    #[inline(always)]
+    fn prefetch_step(self, step: usize) {
+        prefetch_weights([self.base, self.tuned], step);
+    }
 }
 
 impl ConsecutiveEntries for F16Block<'_> {
@@ -162,6 +195,11 @@ impl ConsecutiveEntries for F16Block<'_> {
         let base = F32Lanes::of(simd, simd.widen_f16(&self.base[first..][..S::WIDTH]));
         let tuned = F32Lanes::of(simd, simd.widen_f16(&self.tuned[first..][..S::WIDTH]));
         Entries { base, delta: tuned - base, sum: tuned + base }
+    }
+
+    #[inline(always)]
+    fn prefetch_step(self, step: usize) {
+        prefetch_weights([self.base, self.tuned], step);
     }
 }
 
@@ -202,5 +240,10 @@ impl BlockEntries for Bf16Block<'_> {
     #[inline(always)]
     fn load_pairs<S: Vectors>(self, simd: S, step: usize, part: usize) -> [Entries<F32Lanes<S>>; 2] {
         self.load(simd, step, part)
+    }
+
+    #[inline(always)]
+    fn prefetch(self, step: usize) {
+        prefetch_weights([self.base, self.tuned], step);
     }
 }

@@ -6,13 +6,19 @@
 //! [`super`] what the symbols mean). For each segment it also sums the running sums of u and c: entry j of a segment of
 //! T entries is part of T - j running sums, so the sum of the running sums of u is the sum of (T - j) u.
 
+use std::hint::black_box;
+
 use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS};
 use super::divergence::DIVERGENCE_DEGREE;
 use super::segments::BlockSegments;
-use super::series::{Terms, exponential, terms_from, weight_of_power};
+use super::series::{Terms, c_is_w, exponential, terms_from, weight_of_power};
 use super::weight_change::{self, BlockChange, Magnitudes, PartialSquares, WeightChange};
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Kernel, LANES, Vectors};
+
+/// The entries of this many steps are fetched into the cache of the core ahead of their use. The core's own prefetching ends
+/// with a page, which holds one block of 16-bit weights.
+const AHEAD: usize = 24;
 
 /// The sums over one block.
 #[derive(Debug, Default)]
@@ -34,7 +40,9 @@ pub(crate) struct BlockSums {
 #[repr(align(64))]
 pub(crate) struct SumBuffers<R> {
     /// w and y of the first entries of a segment and of the second ones. The chain of dependent operations from a weight to
-    /// its sums is longer than a core's out-of-order window; in two loops, later entries start while earlier ones end.
+    /// its sums is longer than a core's out-of-order window; in several loops, later entries start while earlier ones end.
+    /// Each loop also needs few registers, of which AVX2 has 16. The length of the later loops is hidden from the
+    /// compiler: it would unroll them, and keep in registers what the first one has stored.
     exponentials: [[Exponential<R>; 2]; STEPS],
     /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
     /// sums of their running sums, and u^2 followed by the sums of the whole block.
@@ -49,6 +57,20 @@ pub(crate) struct SumBuffers<R> {
 struct Exponential<R> {
     w: [R; LANES],
     y: [R; LANES],
+}
+
+impl<R: Real> Exponential<R> {
+    /// w of the first entries and of the second ones, for a part of the lanes.
+    #[inline(always)]
+    fn w<S: Vectors>(simd: S, both: &[Self; 2], part: usize) -> [R::Lanes<S>; 2] {
+        [Lanes::load(simd, &both[0].w, part), Lanes::load(simd, &both[1].w, part)]
+    }
+
+    /// The same of y.
+    #[inline(always)]
+    fn y<S: Vectors>(simd: S, both: &[Self; 2], part: usize) -> [R::Lanes<S>; 2] {
+        [Lanes::load(simd, &both[0].y, part), Lanes::load(simd, &both[1].y, part)]
+    }
 }
 
 /// Sums one block, by a polynomial of degree `DEGREE` in m and `POWERS` powers of y.
@@ -77,10 +99,10 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel for SumBl
         split(<E::Number as Real>::Lanes::<S>::sums(simd, areas), u_area, c_area);
         let mut others = [0.0; SEGMENTS];
         split(<E::Number as Real>::Lanes::<S>::sums(simd, rest), uu, &mut others);
-        let [c_squares, uc, base_squares, delta_squares, changed, low_moments @ ..] = others;
+        let [c_squares, uc, base_squares, delta_squares, unchanged, low_moments @ ..] = others;
         (*cc, sums.uc) = (c_squares, uc);
         (sums.change, sums.magnitudes) =
-            weight_change::finish([base_squares, delta_squares, changed], largest);
+            weight_change::finish([base_squares, delta_squares, unchanged], largest);
         let moments = &mut sums.moments;
         moments[2..5].copy_from_slice(&low_moments);
         if POWERS > 4 {
@@ -114,30 +136,42 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
     for place in 0..SEGMENTS {
         let mut squares = PartialSquares::zero(simd);
         for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
-            for (entries, stored) in entries.load(simd, step, part).into_iter().zip(both) {
-                let Entries { base, delta: y, sum } = entries;
-                if E::Number::IS_F32 {
-                    block.change.add(base, y, &mut squares);
-                }
+            entries.prefetch(step + AHEAD);
+            let loaded = entries.load(simd, step, part);
+            if E::Number::IS_F32 {
+                squares.add_base([loaded[0].base, loaded[1].base]);
+            }
+            for (Entries { delta: y, sum, .. }, stored) in loaded.into_iter().zip(both) {
                 exponential::<_, DEGREE>(sum).store(&mut stored.w, part);
                 y.store(&mut stored.y, part);
             }
         }
         let mut segment = SegmentLanes::zero(simd);
-        for both in &*exponentials {
-            segment.add(block.add(simd, both, part));
+        for both in black_box(&exponentials[..]) {
+            if E::Number::IS_F32 {
+                block.change.add(Exponential::y(simd, both, part), &mut squares);
+            }
+            if c_is_w(POWERS) {
+                segment.c.add(block.add_c(Exponential::w(simd, both, part)));
+            }
+        }
+        for both in black_box(&exponentials[..]) {
+            let [u, c] = block.add(Exponential::w(simd, both, part), Exponential::y(simd, both, part));
+            segment.add_u(u);
+            if !c_is_w(POWERS) {
+                segment.c.add(block.add_c(c));
+            }
         }
         block.change.add_squares(squares);
-        segment.u.store(&mut totals[place], part);
-        segment.c.store(&mut totals[SEGMENTS + place], part);
-        area::<_, E>(simd, part, segment.u, segment.u_running, segment.u_second)
-            .store(&mut areas[place], part);
-        area::<_, E>(simd, part, segment.c, segment.c_running, segment.c_second)
-            .store(&mut areas[SEGMENTS + place], part);
-        segment.uu.store(&mut rest[place], part);
+        let SegmentLanes { u, c, uu } = segment;
+        u.total().store(&mut totals[place], part);
+        c.total().store(&mut totals[SEGMENTS + place], part);
+        u.area::<E>(simd, part).store(&mut areas[place], part);
+        c.area::<E>(simd, part).store(&mut areas[SEGMENTS + place], part);
+        uu.store(&mut rest[place], part);
     }
-    let [base_squares, delta_squares, changed] = block.change.lanes();
-    let of_block = [block.cc, block.uc, base_squares, delta_squares, changed];
+    let [base_squares, delta_squares, unchanged] = block.change.lanes();
+    let of_block = [block.cc, block.uc, base_squares, delta_squares, unchanged];
     for (vector, into) in of_block.into_iter().zip(&mut rest[SEGMENTS..]) {
         vector.store(into, part);
     }
@@ -170,13 +204,10 @@ impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
 
     /// Adds the first entries of a step and the second ones, and returns their u and c.
     #[inline(always)]
-    fn add(&mut self, simd: N::Vectors, both: &[Exponential<N::Number>; 2], part: usize) -> [(N, N); 2] {
-        let mut terms = [(self.cc, self.cc); 2];
-        for (Exponential { w, y }, term) in both.iter().zip(&mut terms) {
-            let (w, y) = (N::load(simd, w, part), N::load(simd, y, part));
-            let Terms { c, u, powers } = terms_from::<N, POWERS>(w, y);
-            self.cc = c.mul_add(c, self.cc);
-            self.uc = u.mul_add(c, self.uc);
+    fn add(&mut self, w: [N; 2], y: [N; 2]) -> [[N; 2]; 2] {
+        let terms = [terms_from::<N, POWERS>(w[0], y[0]), terms_from(w[1], y[1])];
+        for (Terms { c, u, powers }, y) in terms.iter().zip(y) {
+            self.uc = u.mul_add(*c, self.uc);
             #[expect(
                 clippy::needless_range_loop,
                 reason = "a range is unrolled, which keeps the sums in registers"
@@ -185,9 +216,16 @@ impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
                 self.moments[k] = self.moments[k] + powers[k];
             }
             self.last_moment = powers[POWERS - 1].mul_add(y, self.last_moment);
-            *term = (u, c);
         }
-        terms
+        let [first, second] = terms;
+        [[first.u, second.u], [first.c, second.c]]
+    }
+
+    /// Adds the squares of c, which it returns.
+    #[inline(always)]
+    fn add_c(&mut self, c: [N; 2]) -> [N; 2] {
+        self.cc = c[1].mul_add(c[1], c[0].mul_add(c[0], self.cc));
+        c
     }
 }
 
@@ -198,50 +236,66 @@ fn split(numbers: [f64; LANES], low: &mut [f64; SEGMENTS], high: &mut [f64; SEGM
 }
 
 /// The sums of one segment, lane by lane.
-#[derive(Clone, Copy)]
 struct SegmentLanes<N> {
-    u: N,
-    c: N,
-    /// The sums, over the steps, of the running sums of u and c.
-    u_running: N,
-    c_running: N,
-    /// The sums over the second entries.
-    u_second: N,
-    c_second: N,
+    u: RunningLanes<N>,
+    c: RunningLanes<N>,
     uu: N,
 }
 
 impl<N: Lanes> SegmentLanes<N> {
     #[inline(always)]
     fn zero(simd: N::Vectors) -> Self {
-        let u = N::splat(simd, 0.0);
-        Self { u, c: u, u_running: u, c_running: u, u_second: u, c_second: u, uu: u }
+        Self { u: RunningLanes::zero(simd), c: RunningLanes::zero(simd), uu: N::splat(simd, 0.0) }
     }
 
-    /// Adds u and c of the first entries of a step and of the second ones.
+    /// Adds u of the first entries of a step and of the second ones.
     #[inline(always)]
-    fn add(&mut self, [(u, c), (u_second, c_second)]: [(N, N); 2]) {
-        self.u = self.u + (u + u_second);
-        self.c = self.c + (c + c_second);
-        self.u_running = self.u_running + self.u;
-        self.c_running = self.c_running + self.c;
-        self.u_second = self.u_second + u_second;
-        self.c_second = self.c_second + c_second;
-        self.uu = u_second.mul_add(u_second, u.mul_add(u, self.uu));
+    fn add_u(&mut self, u: [N; 2]) {
+        self.u.add(u);
+        self.uu = u[1].mul_add(u[1], u[0].mul_add(u[0], self.uu));
     }
 }
 
-/// The sum of the running sums over a segment, lane by lane, given the sums of all entries, of the running sums over
-/// the steps and of the second entries. The first entry of a lane in step i is entry j = STEP i + LANE_STRIDE lane; the
-/// second one follows it at the distance SECOND.
-#[inline(always)]
-fn area<N: Lanes, E: BlockEntries>(simd: N::Vectors, part: usize, sums: N, running: N, second: N) -> N {
-    let place = N::from_lanes(
-        simd,
-        #[inline(always)]
-        |lane| N::Number::from_f64(-((E::LANE_STRIDE * lane) as f64)),
-    );
-    let place = place - N::splat(simd, (E::LANE_STRIDE * part * N::Vectors::WIDTH) as f64);
-    let of_first = running.mul_add(sums.constant(STEP as f64), sums * place);
-    second.mul_add(sums.constant(-(E::SECOND as f64)), of_first)
+/// Numbers of one segment that are summed lane by lane, and so are their running sums.
+struct RunningLanes<N> {
+    /// Over the first entries of the steps, and over the second ones.
+    sums: [N; 2],
+    /// The sum, over the steps, of the running sums.
+    running: N,
+}
+
+impl<N: Lanes> RunningLanes<N> {
+    #[inline(always)]
+    fn zero(simd: N::Vectors) -> Self {
+        let zero = N::splat(simd, 0.0);
+        Self { sums: [zero; 2], running: zero }
+    }
+
+    /// Adds the numbers of the first entries of a step and of the second ones.
+    #[inline(always)]
+    fn add(&mut self, numbers: [N; 2]) {
+        for (sum, number) in self.sums.iter_mut().zip(numbers) {
+            *sum = *sum + number;
+            self.running = self.running + *sum;
+        }
+    }
+
+    #[inline(always)]
+    fn total(&self) -> N {
+        self.sums[0] + self.sums[1]
+    }
+
+    /// The sum of the running sums over the segment. The first entry of a lane in step i is entry j = STEP i +
+    /// LANE_STRIDE lane; the second one follows it at the distance SECOND.
+    #[inline(always)]
+    fn area<E: BlockEntries>(&self, simd: N::Vectors, part: usize) -> N {
+        let place = N::from_lanes(
+            simd,
+            #[inline(always)]
+            |lane| N::Number::from_f64(-((E::LANE_STRIDE * lane) as f64)),
+        );
+        let place = place - N::splat(simd, (E::LANE_STRIDE * part * N::Vectors::WIDTH) as f64);
+        let of_first = self.running.mul_add(place.constant(STEP as f64), self.total() * place);
+        self.sums[1].mul_add(place.constant(-(E::SECOND as f64)), of_first)
+    }
 }

@@ -42,6 +42,11 @@ pub(crate) fn terms_from<N: Lanes, const POWERS: usize>(w: N, y: N) -> Terms<N, 
     Terms { c: every_other_power(&powers[..POWERS - 1], 0), u: every_other_power(&powers, 1), powers }
 }
 
+/// Whether so many powers of y make c equal to w.
+pub(crate) const fn c_is_w(powers: usize) -> bool {
+    powers <= 3
+}
+
 /// The sum of every other power from `first` on, times its coefficient. It is nested so that only the last addition
 /// rounds a number as large as the sum.
 #[inline(always)]

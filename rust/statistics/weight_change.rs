@@ -62,7 +62,8 @@ pub(crate) struct BlockChange<N> {
     /// The largest partial sum of theta_B^2.
     largest_squares: N,
     delta_squares: N,
-    changed: N,
+    /// The number of entries whose value is the same.
+    unchanged: N,
     largest_delta: N,
 }
 
@@ -70,15 +71,26 @@ pub(crate) struct BlockChange<N> {
 /// hundred equal numbers, added one after the other in `f32`, each would be rounded in the same direction.
 #[derive(Clone, Copy)]
 pub(crate) struct PartialSquares<N> {
-    base: N,
-    delta: N,
+    /// Of the first entries of the steps, and of the second ones.
+    base: [N; 2],
+    delta: [N; 2],
 }
 
+// In `f32` squares are right where the largest entry of the block is 0 or lies in [2^-40, 2^40]; entries whose squares
+// underflow are too small to count.
 impl<N: Lanes> PartialSquares<N> {
     #[inline(always)]
     pub(crate) fn zero(simd: N::Vectors) -> Self {
-        let zero = N::splat(simd, 0.0);
+        let zero = [N::splat(simd, 0.0); 2];
         Self { base: zero, delta: zero }
+    }
+
+    /// Adds the first entries of a step and the second ones.
+    #[inline(always)]
+    pub(crate) fn add_base(&mut self, bases: [N; 2]) {
+        for (base, sum) in bases.into_iter().zip(&mut self.base) {
+            *sum = base.mul_add(base, *sum);
+        }
     }
 }
 
@@ -90,34 +102,36 @@ impl<N: Lanes> BlockChange<N> {
             base_squares: zero,
             largest_squares: zero,
             delta_squares: zero,
-            changed: zero,
+            unchanged: zero,
             largest_delta: zero,
         }
     }
 
-    /// Adds entries. In `f32` the squares are right where the largest entry of the block is 0 or lies in
-    /// [2^-40, 2^40]; entries whose squares underflow are too small to count.
+    /// Adds the changes of the first entries of a step and of the second ones.
     #[inline(always)]
-    pub(crate) fn add(&mut self, base: N, delta: N, squares: &mut PartialSquares<N>) {
-        squares.base = base.mul_add(base, squares.base);
-        squares.delta = delta.mul_add(delta, squares.delta);
-        let change = delta.abs();
-        self.changed = self.changed.count_positive(change);
-        self.largest_delta = self.largest_delta.max(change);
+    pub(crate) fn add(&mut self, deltas: [N; 2], squares: &mut PartialSquares<N>) {
+        for (delta, sum) in deltas.into_iter().zip(&mut squares.delta) {
+            *sum = delta.mul_add(delta, *sum);
+            let change = delta.abs();
+            self.unchanged = self.unchanged.count_zeros(change);
+            self.largest_delta = self.largest_delta.max(change);
+        }
     }
 
     /// Adds complete partial sums.
     #[inline(always)]
     pub(crate) fn add_squares(&mut self, squares: PartialSquares<N>) {
-        self.base_squares = self.base_squares + squares.base;
-        self.largest_squares = self.largest_squares.max(squares.base);
-        self.delta_squares = self.delta_squares + squares.delta;
+        let PartialSquares { base: [base, base_second], delta: [delta, delta_second] } = squares;
+        let base = base + base_second;
+        self.base_squares = self.base_squares + base;
+        self.largest_squares = self.largest_squares.max(base);
+        self.delta_squares = self.delta_squares + (delta + delta_second);
     }
 
     /// The vectors whose lanes have to be summed for [`finish`].
     #[inline(always)]
     pub(crate) fn lanes(&self) -> [N; 3] {
-        [self.base_squares, self.delta_squares, self.changed.counted()]
+        [self.base_squares, self.delta_squares, self.unchanged.counted()]
     }
 
     /// The largest partial sum of theta_B^2 and the largest |theta_T - theta_B|.
@@ -127,12 +141,13 @@ impl<N: Lanes> BlockChange<N> {
     }
 }
 
-/// The change and the magnitudes, given the sums of [`BlockChange::lanes`] and the largest of [`BlockChange::largest`].
+/// The change and the magnitudes of a whole block, given the sums of [`BlockChange::lanes`] and the largest of [`BlockChange::largest`].
 /// The magnitude of the base is the root of the largest partial sum, of 16 squares in a kernel in `f32`: from 1 to 4
 /// times the largest |theta_B|, seldom more than twice. A maximum of its own would cost more.
 #[inline(always)]
 pub(crate) fn finish(sums: [f64; 3], largest: [f64; 2]) -> (WeightChange, Magnitudes) {
-    let [base_squares, delta_squares, changed] = sums;
+    let [base_squares, delta_squares, unchanged] = sums;
+    let changed = BLOCK as f64 - unchanged;
     let [largest_squares, largest_delta] = largest;
     // A maximum may ignore NaN; a sum does not.
     let magnitudes = Magnitudes {
@@ -155,9 +170,9 @@ impl Kernel for MeasureChange<'_> {
             let mut change = BlockChange::<<f64 as Real>::Lanes<S>>::zero(simd);
             let mut squares = PartialSquares::zero(simd);
             for step in 0..BLOCK / STEP {
-                for entries in self.0.load(simd, step, part) {
-                    change.add(entries.base, entries.delta, &mut squares);
-                }
+                let [first, second] = self.0.load(simd, step, part);
+                squares.add_base([first.base, second.base]);
+                change.add([first.delta, second.delta], &mut squares);
             }
             change.add_squares(squares);
             for (total, lanes) in totals.iter_mut().zip(change.lanes()) {
@@ -167,7 +182,7 @@ impl Kernel for MeasureChange<'_> {
                 *largest = largest.max(of_part);
             }
         }
-        let [base_squares, delta_squares, changed, ..] = <f64 as Real>::Lanes::<S>::sums(simd, &totals);
-        finish([base_squares, delta_squares, changed], largest).0
+        let [base_squares, delta_squares, unchanged, ..] = <f64 as Real>::Lanes::<S>::sums(simd, &totals);
+        finish([base_squares, delta_squares, unchanged], largest).0
     }
 }
