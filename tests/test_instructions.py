@@ -65,6 +65,29 @@ def test_every_set_gives_the_same_scores(
             )
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("sides", [("base",), ("tuned",), ("base", "tuned")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_set_refuses_weights_that_are_not_finite(
+    tmp_path: Path,
+    sets: list[str],
+    dtype: str,
+    sides: tuple[str, ...],
+    bad: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = {side: random_weights(SHAPE, seed=1, scale=0.02) for side in ("base", "tuned")}
+    key = next(key for key in weights["base"] if "k_proj" in key)
+    for side in sides:
+        weights[side][key][3, 7] = bad
+    stored = ({key: weight.to(DTYPES[dtype]) for key, weight in it.items()} for it in weights.values())
+    paths = write_pair(tmp_path, SHAPE.config(), *stored)
+    for name in sets:
+        monkeypatch.setenv(VARIABLE, name)
+        with pytest.raises(alps.WeightsError, match=r"at \[3, 7\]"):
+            alps.scan(*paths)
+
+
 @pytest.mark.parametrize("dtype", ["bf16"])
 @pytest.mark.parametrize("name", ["", "avx2", "AVX-512 ", "SVE"])
 def test_other_names_are_refused(

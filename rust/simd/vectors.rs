@@ -3,7 +3,7 @@
 use pulp::{Scalar128b, Simd, cast};
 
 use super::LANES;
-use crate::number_format::f16_to_f32;
+use crate::number_format::finite_f16_to_f32;
 
 /// An instruction set, whose registers hold all [`LANES`] lanes together, each a part of them.
 pub(crate) trait Vectors: Simd {
@@ -21,12 +21,13 @@ pub(crate) trait Vectors: Simd {
     /// The `BF16` in the lower half of every word, and that in the upper half. A `BF16` is the upper half of an `f32`.
     fn widen_bf16(self, words: Self::u32s) -> [Self::f32s; 2];
 
-    /// As many `F16` as a register of `f32` has lanes.
+    /// As many `F16` as a register of `f32` has lanes. Those that are not finite become infinite, NaN or at least 2^16, none
+    /// of which a kernel in `f32` covers.
     #[inline(always)]
     fn widen_f16(self, halves: &[[u8; 2]]) -> Self::f32s {
         let mut numbers = [0.0_f32; LANES];
         for (number, half) in numbers.iter_mut().zip(&halves[..Self::WIDTH]) {
-            *number = f16_to_f32(*half);
+            *number = finite_f16_to_f32(*half);
         }
         read(&numbers[..Self::WIDTH])
     }
