@@ -22,7 +22,9 @@ static FILES: LazyLock<Files> = LazyLock::new(|| {
 /// Opens the checkpoint, and compares its tensors with those that another parser finds in the index.
 pub fn run(input: &[u8]) -> bool {
     const PATH: &str = "m/model.safetensors.index.json";
-    let Ok(checkpoint) = Checkpoint::open(location(FILES.clone().with(PATH, input), PATH)) else { return false };
+    let Ok(checkpoint) = Checkpoint::open(location(FILES.clone().with(PATH, input), PATH)) else {
+        return false;
+    };
     let index: Value = serde_json::from_slice(input).expect("an index that is read is JSON");
     let weight_map = index["weight_map"].as_object().expect("it has a map");
     let mut expected = BTreeSet::new();
