@@ -1,6 +1,7 @@
 //! The index of a sharded checkpoint. An input is the text of the index, beside three shards.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use alps::checkpoint::Checkpoint;
 use serde_json::Value;
@@ -10,15 +11,20 @@ use super::store::{Files, file_with_header, location};
 /// The shards, each with its tensor of one byte.
 const SHARDS: [(&str, &str); 3] = [("a.safetensors", "x"), ("b.safetensors", "y"), ("c/d.safetensors", "z")];
 
+/// The files of the shards, which each input shares.
+static FILES: LazyLock<Files> = LazyLock::new(|| {
+    SHARDS.into_iter().fold(Files::default(), |files, (shard, tensor)| {
+        let header = format!(r#"{{"{tensor}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#);
+        files.with(&format!("m/{shard}"), &file_with_header(header.as_bytes(), &[7]))
+    })
+});
+
 /// Opens the checkpoint, and compares its tensors with those that another parser finds in the index.
 pub fn run(input: &[u8]) -> bool {
     const PATH: &str = "m/model.safetensors.index.json";
-    let mut files = Files::default().with(PATH, input);
-    for (shard, tensor) in SHARDS {
-        let header = format!(r#"{{"{tensor}":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}}}"#);
-        files = files.with(&format!("m/{shard}"), &file_with_header(header.as_bytes(), &[7]));
-    }
-    let Ok(checkpoint) = Checkpoint::open(location(files, PATH)) else { return false };
+    let Ok(checkpoint) = Checkpoint::open(location(FILES.clone().with(PATH, input), PATH)) else {
+        return false;
+    };
     let index: Value = serde_json::from_slice(input).expect("an index that is read is JSON");
     let weight_map = index["weight_map"].as_object().expect("it has a map");
     let mut expected = BTreeSet::new();

@@ -86,15 +86,19 @@ struct Tensor {
 impl Plan<'_> {
     fn sizes(&self) -> [usize; 5] {
         let size = |byte: u8, most: u8| usize::from(byte % most) + 1;
-        let groups = size(self.groups, 3);
-        let per_group = if matches!(self.family, Family::Llama) { size(self.heads_per_group, 3) } else { 1 };
+        let layers = size(self.layers, 3);
+        // A scan takes time for each head: up to three of everything, but not of all at once.
+        let groups = size(self.groups, if layers == 3 { 2 } else { 3 });
+        let most = if layers * groups > 4 { 1 } else { 3 };
+        let per_group =
+            if matches!(self.family, Family::Llama) { size(self.heads_per_group, most) } else { 1 };
         let head_size = size(self.head_size, 6);
         let hidden = if matches!(self.family, Family::Llama) {
             size(self.hidden_size, 70)
         } else {
             groups * head_size
         };
-        [size(self.layers, 3), groups, groups * per_group, head_size, hidden]
+        [layers, groups, groups * per_group, head_size, hidden]
     }
 
     fn config(&self) -> Value {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use alps::checkpoint::{FileStatus, Location, Reply, Store, StoredBytes};
 
 /// A store whose files are in memory, by their paths.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Files(BTreeMap<String, Arc<[u8]>>);
 
 impl Files {

@@ -104,7 +104,7 @@ fn resolve(
 ) -> OrProblem<Attention> {
     let describe = || describe_attention(shapes.stored.names());
     let model = read_model(layouts, config, describe)?;
-    let (candidates, unowned) = find_candidates(layouts, &model, &shapes.modules(layouts)?)?;
+    let (candidates, unowned) = find_candidates(layouts, &model, &shapes.modules()?)?;
     let chosen =
         choose(&model, &candidates, component).map_err(|problem| format!("{problem}; {}", describe()))?;
     let first = *chosen.first().ok_or("there is no candidate")?;

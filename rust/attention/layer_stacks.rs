@@ -59,13 +59,12 @@ const MOST_LAYERS: usize = 4096;
 
 impl<'a> TensorShapes<'a> {
     /// The names of all modules that may be matrices of some layout's attention.
-    pub(super) fn modules(&self, layouts: &[Layout]) -> OrProblem<Vec<&'a str>> {
-        let own_names = layouts.iter().flat_map(|layout| layout.names.iter().flatten());
-        let last_parts: BTreeSet<&str> = own_names.map(|name| last_part(name)).collect();
+    pub(super) fn modules(&self) -> OrProblem<Vec<&'a str>> {
+        let own_names = own_names().map_err(|error| error.to_string())?;
         let stored = self.stored.0.iter().filter(|(name, shape)| shape.len() > 1 || name.ends_with(WEIGHT));
         let stored = stored.map(|(name, _)| name.strip_suffix(WEIGHT).unwrap_or(name));
         let all = stored.chain(self.computed.keys().copied());
-        let mut modules = memory::collect(all.filter(|name| last_parts.contains(last_part(name))))
+        let mut modules = memory::collect(all.filter(|name| own_names.contains_key(last_part(name))))
             .map_err(|error| error.to_string())?;
         modules.sort_unstable();
         modules.dedup();
@@ -146,17 +145,21 @@ pub(super) type Stack<'a> = BTreeMap<Vec<usize>, LayerModules<'a>>;
 ///
 /// Those of [`layouts`].
 pub fn may_be_attention(module: &str) -> Result<bool> {
+    let is_of = |own: &&str| module.strip_suffix(*own).is_some_and(|path| path.ends_with('.'));
+    Ok(own_names()?.get(last_part(module)).is_some_and(|own_names| own_names.iter().any(is_of)))
+}
+
+/// The names that layouts have for the modules of a layer's attention, by their last parts.
+fn own_names() -> Result<&'static HashMap<&'static str, BTreeSet<&'static str>>> {
     static OWN_NAMES: OnceBox<HashMap<&str, BTreeSet<&str>>> = OnceBox::new();
     let layouts = layouts()?;
-    let by_last_part = OWN_NAMES.get_or_init(|| {
+    Ok(OWN_NAMES.get_or_init(|| {
         let mut by_last_part: HashMap<&str, BTreeSet<&str>> = HashMap::new();
         for own in layouts.iter().flat_map(|layout| layout.names.iter().flatten()) {
             by_last_part.entry(last_part(own)).or_default().insert(own);
         }
         Box::new(by_last_part)
-    });
-    let is_of = |own: &&str| module.strip_suffix(*own).is_some_and(|path| path.ends_with('.'));
-    Ok(by_last_part.get(last_part(module)).is_some_and(|own_names| own_names.iter().any(is_of)))
+    }))
 }
 
 /// Finds all stacks that follow a layout.

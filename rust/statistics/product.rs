@@ -436,8 +436,11 @@ impl<'a, R> Factor<'a, R> {
 
     /// Whether a matrix of these sizes stays inside the entries.
     fn holds(&self, rows: usize, columns: usize) -> bool {
-        let last = || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
-        rows == 0 || columns == 0 || last() < self.entries.len()
+        let last = || {
+            let row = (rows - 1).checked_mul(self.row_stride)?;
+            row.checked_add((columns - 1).checked_mul(self.column_stride)?)
+        };
+        rows == 0 || columns == 0 || last().is_some_and(|last| last < self.entries.len())
     }
 }
 
@@ -445,11 +448,13 @@ impl<'a, R> Factor<'a, R> {
 /// parallel.
 fn add_product<R: Real>(out: &mut [R], rows: usize, columns: usize, left: Factor<R>, right: Factor<R>) {
     let inner = left.entries.len() / rows;
-    assert!(out.len() == rows * columns && left.entries.len() == rows * inner);
-    assert!(right.entries.len() == inner * columns);
+    let sizes =
+        [(rows, columns), (rows, inner), (inner, columns)].map(|(rows, columns)| rows.checked_mul(columns));
+    assert_eq!(sizes, [out.len(), left.entries.len(), right.entries.len()].map(Some));
     assert!(left.holds(rows, inner) && right.holds(inner, columns));
     // SAFETY: each matrix has the number of entries that its sizes require, and its strides stay inside it, as just
-    // checked; `out` is borrowed mutably, so it overlaps neither factor.
+    // checked without wrapping; `out` holds numbers, since it is added to, and is borrowed mutably, so it overlaps neither
+    // factor. A slice has no more bytes than `isize` holds, so every stride that is used fits into it.
     unsafe {
         gemm::gemm(
             rows,

@@ -222,7 +222,7 @@ fn current_action() -> Option<sigaction> {
 
 /// Keeps `action` as the previous one, in new memory unless it equals the one kept last.
 fn keep_previous(action: sigaction) {
-    // SAFETY: kept actions are never freed.
+    // SAFETY: the pointer is null, or that of an action which was kept here, whole, and is never freed.
     let last = unsafe { PREVIOUS.load(Ordering::Acquire).as_ref() };
     if last.is_none_or(|last| *last != action) {
         PREVIOUS.store(Box::leak(Box::new(action)), Ordering::Release);
