@@ -103,7 +103,8 @@ fuzz: ## fuzz the readers, FUZZ_SECONDS for each of FUZZ_TARGETS; needs cargo-fu
 	python3 fuzz/run.py --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
 
 miri: ## run in Miri the tests of the core that it can run
-	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --lib --target-dir target/miri -- number_format simd:: schedule::
+	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=2 cargo +nightly miri test --lib --target-dir target/miri -- \
+	    simd:: schedule:: addresses_are number_format::tests::encoding
 
 sanitize: ## run the Rust tests with the address sanitizer
 	RUSTFLAGS=-Zsanitizer=address cargo +nightly test --lib --test rust --target $(triple) --target-dir target/sanitize
