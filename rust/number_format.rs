@@ -1,6 +1,6 @@
 //! The number formats that weights are stored in, with their decoder and their encoder.
 //!
-//! Whole blocks of `BF16` weights have a second decoder, in the kernels that load them (`statistics/block.rs`).
+//! Whole blocks of `BF16` and `F16` weights have a second decoder, in the kernels that load them (`statistics/block.rs`).
 
 use half::{bf16, f16};
 

@@ -141,11 +141,16 @@ cli.main()
 
 
 def interrupt(arguments: list[str], wait: float) -> tuple[float, int, str]:
-    """Runs the command and sends Ctrl-C after a while. Returns what it took to answer, the exit code, and the messages."""
+    """Starts the command, and sends it Ctrl-C a while after it has begun. Returns what `answer` does."""
     command = [sys.executable, "-c", COMMAND, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline().strip() == STARTED
+    return answer(process, wait)
+
+
+def answer(process: subprocess.Popen[str], wait: float) -> tuple[float, int, str]:
+    """Sends Ctrl-C to a process after a while. Returns what it took to answer, the exit code, and the messages."""
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
@@ -160,12 +165,9 @@ def usual_answer() -> float:
     """Seconds after which a process that only sleeps has ended after Ctrl-C, on this machine at this moment."""
     answers = []
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", SLEEP], stderr=subprocess.DEVNULL)
-        time.sleep(2 * start_up())
-        process.send_signal(signal.SIGINT)
-        sent = time.monotonic()
-        process.wait(timeout=60)
-        answers.append(time.monotonic() - sent)
+        process = subprocess.Popen([sys.executable, "-c", SLEEP], stderr=subprocess.PIPE, text=True)
+        took, _, _ = answer(process, 2 * start_up())
+        answers.append(took)
     return max(answers)
 
 

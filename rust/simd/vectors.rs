@@ -33,7 +33,7 @@ pub(crate) trait Vectors: Simd {
     }
 }
 
-/// Asks the core to fetch the line of its cache that holds an address, wherever that lies, on x86-64.
+/// Prefetches the cache line of an address, which may lie anywhere. Does nothing but on x86-64.
 #[inline(always)]
 pub(crate) fn prefetch(address: *const u8) {
     // SAFETY: a prefetch is a hint that no address makes fail. Every x86-64 has the instruction.

@@ -54,7 +54,7 @@ pub(crate) trait BlockEntries: Copy {
     /// divides them otherwise.
     fn load_pairs<S: Vectors>(self, simd: S, step: usize, part: usize) -> [EntryLanes<Self, S>; 2];
 
-    /// Asks for the bytes of a step, which may lie behind the block: those of the next block mostly follow.
+    /// Prefetches the bytes of a step. It may lie behind the block: the next block mostly follows in memory.
     fn prefetch(self, step: usize);
 }
 
@@ -65,7 +65,7 @@ pub(crate) trait ConsecutiveEntries: Copy {
     /// Loads entries from `first` on, one for each lane of a part.
     fn load_from<S: Vectors>(self, simd: S, first: usize) -> Entries<<Self::Number as Real>::Lanes<S>>;
 
-    /// Asks for the bytes of a step, if the entries are stored weights.
+    /// Prefetches the bytes of a step, if the entries are stored weights.
     #[inline(always)]
     fn prefetch_step(self, _step: usize) {}
 }
@@ -107,7 +107,7 @@ impl<E: ConsecutiveEntries> BlockEntries for E {
     }
 }
 
-/// Asks for the bytes of a step of both checkpoints.
+/// Prefetches the bytes of a step of both checkpoints.
 #[inline(always)]
 fn prefetch_weights<const BYTES: usize, const WEIGHTS: usize>(
     blocks: [&[[u8; BYTES]; WEIGHTS]; 2],

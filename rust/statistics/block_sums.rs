@@ -16,8 +16,8 @@ use super::weight_change::{self, BlockChange, Magnitudes, PartialSquares, Weight
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Kernel, LANES, Vectors};
 
-/// The entries of this many steps are fetched into the cache of the core ahead of their use. The core's own prefetching ends
-/// with a page, which holds one block of 16-bit weights.
+/// The steps from the one that is loaded to the one whose bytes are prefetched. The hardware prefetcher stops at the end of
+/// a page, which holds one block of 16-bit weights.
 const AHEAD: usize = 24;
 
 /// The sums over one block.
@@ -42,7 +42,7 @@ pub(crate) struct SumBuffers<R> {
     /// w and y of the first entries of a segment and of the second ones. The chain of dependent operations from a weight to
     /// its sums is longer than a core's out-of-order window; in several loops, later entries start while earlier ones end.
     /// Each loop also needs few registers, of which AVX2 has 16. The length of the later loops is hidden from the
-    /// compiler: it would unroll them, and keep in registers what the first one has stored.
+    /// compiler: it would unroll them, keep w and y in registers instead of loading them, and spill the sums.
     exponentials: [[Exponential<R>; 2]; STEPS],
     /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
     /// sums of their running sums, and u^2 followed by the sums of the whole block.
@@ -152,14 +152,14 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
                 block.change.add(Exponential::y(simd, both, part), &mut squares);
             }
             if c_is_w(POWERS) {
-                segment.c.add(block.add_c(Exponential::w(simd, both, part)));
+                block.add_c(Exponential::w(simd, both, part), &mut segment);
             }
         }
         for both in black_box(&exponentials[..]) {
             let [u, c] = block.add(Exponential::w(simd, both, part), Exponential::y(simd, both, part));
             segment.add_u(u);
             if !c_is_w(POWERS) {
-                segment.c.add(block.add_c(c));
+                block.add_c(c, &mut segment);
             }
         }
         block.change.add_squares(squares);
@@ -221,11 +221,11 @@ impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
         [[first.u, second.u], [first.c, second.c]]
     }
 
-    /// Adds the squares of c, which it returns.
+    /// Adds c of the first entries of a step and of the second ones, to the sums of their segment too.
     #[inline(always)]
-    fn add_c(&mut self, c: [N; 2]) -> [N; 2] {
+    fn add_c(&mut self, c: [N; 2], segment: &mut SegmentLanes<N>) {
         self.cc = c[1].mul_add(c[1], c[0].mul_add(c[0], self.cc));
-        c
+        segment.c.add(c);
     }
 }
 

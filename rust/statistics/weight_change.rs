@@ -69,6 +69,9 @@ pub(crate) struct BlockChange<N> {
 
 /// The sums of the squares of a few entries, which are completed before they join those of the block: of a
 /// hundred equal numbers, added one after the other in `f32`, each would be rounded in the same direction.
+///
+/// In `f32` squares are right where the largest entry of the block is 0 or lies in [2^-40, 2^40]; entries whose squares
+/// underflow are too small to count.
 #[derive(Clone, Copy)]
 pub(crate) struct PartialSquares<N> {
     /// Of the first entries of the steps, and of the second ones.
@@ -76,8 +79,6 @@ pub(crate) struct PartialSquares<N> {
     delta: [N; 2],
 }
 
-// In `f32` squares are right where the largest entry of the block is 0 or lies in [2^-40, 2^40]; entries whose squares
-// underflow are too small to count.
 impl<N: Lanes> PartialSquares<N> {
     #[inline(always)]
     pub(crate) fn zero(simd: N::Vectors) -> Self {
@@ -141,8 +142,8 @@ impl<N: Lanes> BlockChange<N> {
     }
 }
 
-/// The change and the magnitudes of a whole block, given the sums of [`BlockChange::lanes`] and the largest of [`BlockChange::largest`].
-/// The magnitude of the base is the root of the largest partial sum, of 16 squares in a kernel in `f32`: from 1 to 4
+/// The change and the magnitudes of a whole block, given the sums of [`BlockChange::lanes`] and the largest of
+/// [`BlockChange::largest`]. The magnitude of the base is the root of the largest partial sum, of 16 squares in a kernel in `f32`: from 1 to 4
 /// times the largest |theta_B|, seldom more than twice. A maximum of its own would cost more.
 #[inline(always)]
 pub(crate) fn finish(sums: [f64; 3], largest: [f64; 2]) -> (WeightChange, Magnitudes) {
