@@ -18,19 +18,23 @@ pub(crate) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// The results of `work` by this thread and as many others as make `threads`. If one of them cannot be started, `stop` ends the
-/// work of the others.
+/// The results of `work` by so many threads. If one of them cannot be started, `stop` ends the work of the others.
+///
+/// All of them are new, unless one is enough: a thread that works while the system starts another one shares its core with
+/// it for a while.
 pub(crate) fn in_threads<T: Send>(
     threads: usize,
     work: impl Fn() -> T + Sync,
     stop: impl Fn(),
 ) -> Result<Vec<T>> {
+    if threads == 1 {
+        return Ok(vec![work()]);
+    }
     scope(|scope| {
-        let mut others = Vec::new();
-        for _ in 1..threads {
-            others.push(start(scope, &work).inspect_err(|_| stop())?);
+        let mut started = Vec::new();
+        for _ in 0..threads {
+            started.push(start(scope, &work).inspect_err(|_| stop())?);
         }
-        let own = work();
-        Ok([own].into_iter().chain(others.into_iter().map(join)).collect())
+        Ok(started.into_iter().map(join).collect())
     })
 }

@@ -41,8 +41,9 @@ pub(crate) struct BlockSums {
 pub(crate) struct SumBuffers<R> {
     /// w and y of the first entries of a segment and of the second ones. The chain of dependent operations from a weight to
     /// its sums is longer than a core's out-of-order window; in several loops, later entries start while earlier ones end.
-    /// Each loop also needs few registers, of which AVX2 has 16. The length of the later loops is hidden from the
-    /// compiler: it would unroll them, keep w and y in registers instead of loading them, and spill the sums.
+    /// Two loops suffice where [`has_32_registers`]; with 16, all sums of a loop are in registers only in three. The
+    /// length of the later loops is hidden from the compiler: it would unroll them, keep w and y in registers instead of
+    /// loading them, and spill the sums.
     exponentials: [[Exponential<R>; 2]; STEPS],
     /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
     /// sums of their running sums, and u^2 followed by the sums of the whole block.
@@ -123,6 +124,11 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel for SumBl
     }
 }
 
+/// Whether the sums of changes have registers in the first loop, and those of c in the last.
+const fn has_32_registers<S: Vectors>() -> bool {
+    S::REGISTER_COUNT >= 32
+}
+
 /// Sums one part of the lanes over a block, into the buffers. Returns the largest of [`BlockChange::largest`].
 #[inline(always)]
 fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usize>(
@@ -133,6 +139,8 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
 ) -> [f64; 2] {
     let SumBuffers { exponentials, totals, areas, rest, high_moments } = buffers;
     let mut block = BlockLanes::<<E::Number as Real>::Lanes<S>, POWERS>::zero(simd);
+    let two_loops = has_32_registers::<S>();
+    let c_is_apart = c_is_w(POWERS) && !two_loops;
     for place in 0..SEGMENTS {
         let mut squares = PartialSquares::zero(simd);
         for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
@@ -140,6 +148,9 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
             let loaded = entries.load(simd, step, part);
             if E::Number::IS_F32 {
                 squares.add_base([loaded[0].base, loaded[1].base]);
+                if two_loops {
+                    block.change.add([loaded[0].delta, loaded[1].delta], &mut squares);
+                }
             }
             for (Entries { delta: y, sum, .. }, stored) in loaded.into_iter().zip(both) {
                 exponential::<_, DEGREE>(sum).store(&mut stored.w, part);
@@ -147,18 +158,20 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
             }
         }
         let mut segment = SegmentLanes::zero(simd);
-        for both in black_box(&exponentials[..]) {
-            if E::Number::IS_F32 {
-                block.change.add(Exponential::y(simd, both, part), &mut squares);
-            }
-            if c_is_w(POWERS) {
-                block.add_c(Exponential::w(simd, both, part), &mut segment);
+        if !two_loops {
+            for both in black_box(&exponentials[..]) {
+                if E::Number::IS_F32 {
+                    block.change.add(Exponential::y(simd, both, part), &mut squares);
+                }
+                if c_is_apart {
+                    block.add_c(Exponential::w(simd, both, part), &mut segment);
+                }
             }
         }
         for both in black_box(&exponentials[..]) {
             let [u, c] = block.add(Exponential::w(simd, both, part), Exponential::y(simd, both, part));
             segment.add_u(u);
-            if !c_is_w(POWERS) {
+            if !c_is_apart {
                 block.add_c(c, &mut segment);
             }
         }
