@@ -8,6 +8,7 @@ mod failing;
 pub mod graft;
 mod memory;
 pub mod number_format;
+mod pages;
 pub mod progress;
 #[cfg(feature = "python")]
 mod python;

@@ -1,6 +1,5 @@
 //! Takes memory whose amount follows from a file, so that too little of it is an error instead of the end of the process.
 
-use std::collections::TryReserveError;
 use std::io;
 
 use crate::failing;
@@ -66,12 +65,19 @@ pub(crate) fn check(bytes: usize) -> io::Result<()> {
     tried(Vec::<u8>::new().try_reserve_exact(bytes), bytes as u64)
 }
 
-fn tried(reserved: std::result::Result<(), TryReserveError>, bytes: u64) -> io::Result<()> {
-    if reserved.is_ok() && !(bytes > 0 && failing::is_due()) {
-        return Ok(());
+/// The result of a request for so many bytes.
+///
+/// # Errors
+///
+/// As of [`reserve`].
+pub(crate) fn tried<T, E>(reserved: std::result::Result<T, E>, bytes: u64) -> io::Result<T> {
+    match reserved {
+        Ok(reserved) if bytes == 0 || !failing::is_due() => Ok(reserved),
+        _ => {
+            let problem = format!("{bytes} bytes of memory were asked for, which the system has not");
+            Err(io::Error::new(io::ErrorKind::OutOfMemory, problem))
+        }
     }
-    let problem = format!("{bytes} bytes of memory were asked for, which the system has not");
-    Err(io::Error::new(io::ErrorKind::OutOfMemory, problem))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::transfers::Plan;
 use super::{Checkpoint, Tensor};
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::pages::Pages;
 
 /// The most bytes that a thread has mapped, in use or not.
 const MAPPED_PER_THREAD: usize = 28 << 20;
@@ -116,14 +117,9 @@ impl<'a> RangeMapper<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct RangeBuffer<'a> {
     mapped: Option<(ByteRange<'a>, MappedRange<'a>)>,
-    memory: Vec<u8>,
-    /// The bytes of `memory` that the copy takes. They begin with a cache line, since a vector load that reaches into a
-    /// second line costs twice as much.
-    copy: Range<usize>,
+    /// It begins with a cache line, since a vector load that reaches into a second line costs twice as much.
+    copy: Pages<u8>,
 }
-
-/// The bytes of a cache line, and of the widest vectors.
-const LINE: usize = 64;
 
 impl<'a> RangeBuffer<'a> {
     /// Makes the buffer ready for a matrix of `length` bytes, those of `range` where they lie in one.
@@ -139,12 +135,7 @@ impl<'a> RangeBuffer<'a> {
     ) -> io::Result<()> {
         self.mapped = range.and_then(|range| Some((range, mapper.map(&range)?)));
         if self.mapped.is_none() {
-            let wanted = length + LINE - 1;
-            let more = wanted.saturating_sub(self.memory.len());
-            memory::reserve(&mut self.memory, more)?;
-            self.memory.resize(wanted, 0);
-            let start = self.memory.as_ptr().align_offset(LINE).min(LINE - 1);
-            self.copy = start..start + length;
+            self.copy.resize(length)?;
         }
         Ok(())
     }
@@ -155,14 +146,14 @@ impl<'a> RangeBuffer<'a> {
         bytes: Range<usize>,
         read: impl FnOnce(&mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        if self.mapped.is_some() { Ok(()) } else { read(&mut self.memory[self.copy.clone()][bytes]) }
+        if self.mapped.is_some() { Ok(()) } else { read(&mut self.copy[bytes]) }
     }
 
     /// The bytes that were filled, for use by the calling thread.
     pub(crate) fn bytes(&self) -> &[u8] {
         match &self.mapped {
             Some((_, mapped)) => mapped.bytes(),
-            None => &self.memory[self.copy.clone()],
+            None => &self.copy,
         }
     }
 
@@ -207,7 +198,7 @@ mod tests {
                     Ok(())
                 })
                 .unwrap();
-            assert_eq!(buffer.bytes().as_ptr().addr() % LINE, 0);
+            assert_eq!(buffer.bytes().as_ptr().addr() % 64, 0);
             assert!(buffer.bytes() == vec![7; length]);
         }
     }

@@ -5,6 +5,7 @@
 //! query's bytes. The last thread that leaves the group ends the use of the key and value bytes. In the form `product`
 //! the product of keys and values takes the place of the matrices.
 
+use std::mem::take;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -46,6 +47,7 @@ pub(crate) struct KeyValueGroup<'a> {
 /// The memory of one thread, kept from group to group.
 pub(crate) struct ThreadMemory<'a> {
     unused: Vec<MatrixMemory<'a>>,
+    unused_product: KeyValueProduct,
     product: HeadProduct,
     product_sums: VectorSums,
     scratch: Vec<u8>,
@@ -58,6 +60,7 @@ impl ThreadMemory<'_> {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             unused: Vec::new(),
+            unused_product: KeyValueProduct::default(),
             product: HeadProduct::new(options.instructions),
             product_sums: VectorSums::new(options.temperature, options.instructions),
             scratch: Vec::new(),
@@ -105,18 +108,23 @@ impl<'a> HeadMeasurer<'a> {
         let group =
             KeyValueGroup { layer_index, index, heads: sizes.heads_of(index), key, value, product: None };
         if is_product {
-            let product = self.key_value_product(&group)?;
+            let product = self.key_value_product(&group, take(&mut memory.unused_product))?;
             return Ok(KeyValueGroup { key: None, value: None, product, ..group });
         }
         Ok(group)
     }
 
-    /// The product of keys and values; nothing unless there are both.
-    fn key_value_product(&self, group: &KeyValueGroup<'a>) -> Result<Option<KeyValueProduct>> {
+    /// The product of keys and values, in this memory; nothing unless there are both.
+    fn key_value_product(
+        &self,
+        group: &KeyValueGroup<'a>,
+        mut product: KeyValueProduct,
+    ) -> Result<Option<KeyValueProduct>> {
         let mut shared = group.shared();
         let Some((key, value)) = shared.next().zip(shared.next()) else { return Ok(None) };
-        let product = KeyValueProduct::new(&key.weights(), &value.weights(), self.options.instructions);
-        product.map(Some).map_err(|error| self.product_refusal(error, [key, key, value]))
+        let computed = product.compute(&key.weights(), &value.weights(), self.options.instructions);
+        computed.map_err(|error| self.product_refusal(error, [key, key, value]))?;
+        Ok(Some(product))
     }
 
     /// The error of a product of these query, key and value matrices.
@@ -282,6 +290,7 @@ impl<'a> HeadMeasurer<'a> {
 
     /// Ends the use of a group that all threads have left. No result of its heads may be kept if this fails.
     pub(crate) fn finish(&self, group: KeyValueGroup<'a>, memory: &mut ThreadMemory<'a>) -> Result<()> {
+        memory.unused_product = group.product.unwrap_or_default();
         let mut matrices = group.key.into_iter().chain(group.value);
         matrices.try_for_each(|matrix| self.recycle(matrix, memory))
     }

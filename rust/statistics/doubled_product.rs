@@ -8,7 +8,7 @@
 
 use std::io;
 
-use super::product::{Factor, HeadMatrix, Matrices, ProductError, squares, tiles};
+use super::product::{Factor, HeadMatrix, Matrices, ProductError, Theta, squares, tiles};
 use crate::memory;
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
@@ -49,8 +49,9 @@ pub(super) fn multiply(
     query: &HeadMatrix,
     key: &HeadMatrix,
     value: &HeadMatrix,
+    theta: &mut Theta<f64>,
     instructions: Instructions,
-) -> Result<Matrices<f64>, ProductError> {
+) -> Result<(), ProductError> {
     let (rows, values) = (key.rows(), value.rows());
     let [mut k, mut v, mut q] = <[Matrices<f64>; 3]>::default();
     let mut shared = [Doubled::zeros(rows, values)?, Doubled::zeros(rows, values)?];
@@ -62,7 +63,7 @@ pub(super) fn multiply(
             instructions.run(AddProduct { out, rows, left, right });
         }
     }
-    let mut theta = Matrices::<f64>::default();
+    theta.fill_with_zeros(query.columns * values)?;
     for tile in tiles(query.columns) {
         q.decode_tile(query, &tile, instructions, ProductError::Query)?;
         let mut both = [Doubled::zeros(tile.len(), values)?, Doubled::zeros(tile.len(), values)?];
@@ -70,30 +71,27 @@ pub(super) fn multiply(
             let left = Factor::transposed(q, tile.len());
             instructions.run(AddProduct { out, rows: tile.len(), left, right });
         }
-        theta.push_differences(&both, values)?;
+        theta.write_differences(&both, tile.start, values);
     }
     if squares(&theta.delta, instructions).sqrt() <= NEGLIGIBLE * squares(&theta.base, instructions).sqrt() {
         theta.delta.fill(0.0);
     }
-    Ok(theta)
+    Ok(())
 }
 
-impl Matrices<f64> {
-    /// Adds rows of theta: the first of two matrices, and the second less the first.
-    fn push_differences(&mut self, [base, tuned]: &[Doubled; 2], columns: usize) -> io::Result<()> {
-        let more = base.high.len() / base.width * columns;
-        memory::reserve(&mut self.base, more)?;
-        memory::reserve(&mut self.delta, more)?;
-        for row in (0..base.high.len()).step_by(base.width) {
+impl Theta<f64> {
+    /// Writes rows of theta, from row `first` on: the first of two matrices, and the second less the first.
+    fn write_differences(&mut self, [base, tuned]: &[Doubled; 2], first: usize, columns: usize) {
+        let rows = self.base.chunks_exact_mut(columns).zip(self.delta.chunks_exact_mut(columns)).skip(first);
+        for (start, (row, delta)) in (0..base.high.len()).step_by(base.width).zip(rows) {
             let [base_high, base_low, high, low] = [&base.high, &base.low, &tuned.high, &tuned.low]
-                .map(|lines| lines[row..row + base.width].as_flattened());
-            for column in 0..columns {
+                .map(|lines| lines[start..start + base.width].as_flattened());
+            row.copy_from_slice(&base_high[..columns]);
+            for (column, delta) in delta.iter_mut().enumerate() {
                 let (difference, error) = sum_with_error(high[column], -base_high[column]);
-                self.base.push(base_high[column]);
-                self.delta.push(difference + (error + (low[column] - base_low[column])));
+                *delta = difference + (error + (low[column] - base_low[column]));
             }
         }
-        Ok(())
     }
 }
 

@@ -29,6 +29,7 @@ use super::vector_sums::NonFiniteEntry;
 use super::weight_change::Magnitudes;
 use super::weight_vector::{StoredWeights, WeightVector};
 use crate::memory;
+use crate::pages::Pages;
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Instructions, Kernel, LANES, Vectors};
 
@@ -93,35 +94,39 @@ impl From<io::Error> for ProductError {
     }
 }
 
-/// K V^T of one key/value group, [head size, value size], which its query heads share.
-#[derive(Debug)]
+/// K V^T of one key/value group, [head size, value size], which its query heads share. Its memory can be kept from group
+/// to group.
+#[derive(Debug, Default)]
 pub struct KeyValueProduct {
-    product: Multiplied,
+    in_f32: Matrices<f32>,
+    in_f64: Matrices<f64>,
+    /// Whether it was computed in `f32`.
+    is_f32: bool,
     is_precise: bool,
-}
-
-#[derive(Debug)]
-enum Multiplied {
-    F32(Matrices<f32>),
-    F64(Matrices<f64>),
 }
 
 impl KeyValueProduct {
     /// Multiplies the key and the value matrix of a group.
-    pub fn new(
+    pub fn compute(
+        &mut self,
         key: &HeadMatrix,
         value: &HeadMatrix,
         instructions: Instructions,
-    ) -> Result<Self, ProductError> {
+    ) -> Result<(), ProductError> {
+        let Self { in_f32, in_f64, is_f32, is_precise } = self;
         let is_many = key.columns * value.rows() >= MIN_F32_ENTRIES;
-        if is_many && key.fits_f32() && value.fits_f32() {
-            let (product, Found { fits, is_precise }) = multiply_group(key, value, instructions)?;
-            if fits {
-                return Ok(Self { product: Multiplied::F32(product), is_precise });
-            }
-        }
-        let (product, Found { is_precise, .. }) = multiply_group(key, value, instructions)?;
-        Ok(Self { product: Multiplied::F64(product), is_precise })
+        let found = if is_many && key.fits_f32() && value.fits_f32() {
+            Some(multiply_group(key, value, in_f32, instructions)?).filter(|found| found.fits)
+        } else {
+            None
+        };
+        *is_f32 = found.is_some();
+        let found = match found {
+            Some(found) => found,
+            None => multiply_group(key, value, in_f64, instructions)?,
+        };
+        *is_precise = found.is_precise;
+        Ok(())
     }
 }
 
@@ -130,12 +135,38 @@ impl KeyValueProduct {
 #[derive(Debug)]
 pub struct HeadProduct {
     instructions: Instructions,
-    /// theta, and the decoded query matrix.
-    in_f32: [Matrices<f32>; 2],
-    in_f64: [Matrices<f64>; 2],
+    in_f32: Multiplied<f32>,
+    in_f64: Multiplied<f64>,
     /// Whether theta was computed in `f32`.
     is_f32: bool,
     is_precise: bool,
+}
+
+/// theta of one head in numbers of type `R`.
+#[derive(Debug, Default)]
+struct Multiplied<R> {
+    theta: Theta<R>,
+    /// Some columns of the query matrix.
+    query: Matrices<R>,
+}
+
+/// Theta of both checkpoints.
+#[derive(Debug, Default)]
+pub(super) struct Theta<R> {
+    pub(super) base: Pages<R>,
+    /// theta_T - theta_B.
+    pub(super) delta: Pages<R>,
+}
+
+impl<R: Real> Theta<R> {
+    /// Fills it with zeros, so many in each checkpoint.
+    pub(super) fn fill_with_zeros(&mut self, length: usize) -> io::Result<()> {
+        for numbers in [&mut self.base, &mut self.delta] {
+            numbers.resize(length)?;
+            numbers.fill(R::default());
+        }
+        Ok(())
+    }
 }
 
 /// What a multiplication found out about its matrices.
@@ -156,25 +187,22 @@ impl HeadProduct {
 
     /// Frees the memory of theta, which the matrices of the next group need.
     pub fn free(&mut self) {
-        (self.in_f32[0], self.in_f64[0]) = Default::default();
+        (self.in_f32.theta, self.in_f64.theta) = Default::default();
     }
 
     /// Multiplies the query matrix of a head with the product of its group.
     pub fn compute(&mut self, query: &HeadMatrix, shared: &KeyValueProduct) -> Result<(), ProductError> {
         let Self { instructions, in_f32, in_f64, is_f32, is_precise } = self;
-        let found = match &shared.product {
-            Multiplied::F32(shared) if query.fits_f32() => {
-                Some(multiply_head(query, shared, in_f32, *instructions)?).filter(|found| found.fits)
-            }
-            _ => None,
+        let found = if shared.is_f32 && query.fits_f32() {
+            Some(multiply_head(query, &shared.in_f32, in_f32, *instructions)?).filter(|found| found.fits)
+        } else {
+            None
         };
         *is_f32 = found.is_some();
-        let found = match (found, &shared.product) {
-            (Some(found), _) => found,
-            (None, Multiplied::F32(shared)) => {
-                multiply_head(query, &shared.to_f64()?, in_f64, *instructions)?
-            }
-            (None, Multiplied::F64(shared)) => multiply_head(query, shared, in_f64, *instructions)?,
+        let found = match found {
+            Some(found) => found,
+            None if shared.is_f32 => multiply_head(query, &shared.in_f32.to_f64()?, in_f64, *instructions)?,
+            None => multiply_head(query, &shared.in_f64, in_f64, *instructions)?,
         };
         *is_precise = shared.is_precise && found.is_precise;
         Ok(())
@@ -200,10 +228,11 @@ impl HeadProduct {
     ) -> Result<(), ProductError> {
         let Self { instructions, in_f64, is_f32, is_precise, .. } = self;
         (*is_f32, *is_precise) = (false, true);
-        let (shared, of_group) = multiply_group(key, value, *instructions)?;
+        let mut shared = Matrices::default();
+        let of_group = multiply_group(key, value, &mut shared, *instructions)?;
         let of_head = multiply_head(query, &shared, in_f64, *instructions)?;
         if !(of_group.is_precise && of_head.is_precise) {
-            in_f64[0] = doubled_product::multiply(query, key, value, *instructions)?;
+            doubled_product::multiply(query, key, value, &mut in_f64.theta, *instructions)?;
         }
         Ok(())
     }
@@ -211,10 +240,10 @@ impl HeadProduct {
     /// theta of the head that was computed last.
     pub fn weight_vector(&self) -> WeightVector<'_> {
         if self.is_f32 {
-            let Matrices { base, delta, .. } = &self.in_f32[0];
+            let Theta { base, delta } = &self.in_f32.theta;
             WeightVector::F32 { base, delta }
         } else {
-            let Matrices { base, delta, .. } = &self.in_f64[0];
+            let Theta { base, delta } = &self.in_f64.theta;
             WeightVector::F64 { base, delta }
         }
     }
@@ -224,7 +253,6 @@ impl HeadProduct {
 #[derive(Debug, Default)]
 pub(super) struct Matrices<R> {
     pub(super) base: Vec<R>,
-    /// Empty for theta.
     pub(super) tuned: Vec<R>,
     /// tuned - base.
     pub(super) delta: Vec<R>,
@@ -237,15 +265,20 @@ impl Matrices<f32> {
     }
 }
 
-/// K V^T.
+/// Computes K V^T.
 fn multiply_group<R: Real>(
     key: &HeadMatrix,
     value: &HeadMatrix,
+    Matrices { base, tuned, delta }: &mut Matrices<R>,
     instructions: Instructions,
-) -> Result<(Matrices<R>, Found), ProductError> {
+) -> Result<Found, ProductError> {
     let (rows, columns) = (key.rows(), value.rows());
-    let zeros = || memory::zeros(rows * columns);
-    let (mut base, mut delta, mut of_values) = (zeros()?, zeros()?, zeros()?);
+    for product in [&mut *base, tuned, delta] {
+        product.clear();
+        resize(product, rows * columns)?;
+    }
+    // K_B dV^T is added up apart: the sizes of both terms of dM tell how precise it is.
+    let of_values = &mut *tuned;
     let [mut k, mut v] = <[Matrices<R>; 2]>::default();
     let (mut of_key, mut of_value) = (Magnitudes::default(), Magnitudes::default());
     for tile in tiles(key.columns) {
@@ -253,30 +286,28 @@ fn multiply_group<R: Real>(
         of_value.merge(v.decode_tile(value, &tile, instructions, ProductError::Value)?);
         let plain = |entries| Factor::new(entries, tile.len());
         let transposed = |entries| Factor::transposed(entries, tile.len());
-        add_product(&mut base, rows, columns, plain(&k.base), transposed(&v.base));
-        add_product(&mut delta, rows, columns, plain(&k.delta), transposed(&v.tuned));
-        add_product(&mut of_values, rows, columns, plain(&k.base), transposed(&v.delta));
+        add_product(base, rows, columns, plain(&k.base), transposed(&v.base));
+        add_product(delta, rows, columns, plain(&k.delta), transposed(&v.tuned));
+        add_product(of_values, rows, columns, plain(&k.base), transposed(&v.delta));
     }
-    let term = squares(&delta, instructions);
-    delta.iter_mut().zip(of_values).for_each(|(sum, term)| *sum = *sum + term);
-    let is_precise = is_precise::<R>(term, squares(&delta, instructions));
-    let tuned = memory::collect(base.iter().zip(&delta).map(|(base, delta)| *base + *delta))?;
-    let found = Found { fits: fits::<R>(&of_key) && fits::<R>(&of_value), is_precise };
-    Ok((Matrices { base, tuned, delta }, found))
+    let term = squares(delta, instructions);
+    delta.iter_mut().zip(&*of_values).for_each(|(sum, term)| *sum = *sum + *term);
+    let is_precise = is_precise::<R>(term, squares(delta, instructions));
+    for ((tuned, base), delta) in tuned.iter_mut().zip(&*base).zip(&*delta) {
+        *tuned = *base + *delta;
+    }
+    Ok(Found { fits: fits::<R>(&of_key) && fits::<R>(&of_value), is_precise })
 }
 
-/// Computes theta of a head. The query matrix is decoded into `decoded`.
+/// Computes theta of a head.
 fn multiply_head<R: Real>(
     query: &HeadMatrix,
     shared: &Matrices<R>,
-    [theta, decoded]: &mut [Matrices<R>; 2],
+    Multiplied { theta, query: decoded }: &mut Multiplied<R>,
     instructions: Instructions,
 ) -> Result<Found, ProductError> {
     let value_size = shared.base.len() / query.rows();
-    for entries in [&mut theta.base, &mut theta.delta] {
-        entries.clear();
-        resize(entries, query.columns * value_size)?;
-    }
+    theta.fill_with_zeros(query.columns * value_size)?;
     let mut magnitudes = Magnitudes::default();
     let (mut term, mut change) = (0.0, 0.0);
     for tile in tiles(query.columns) {
@@ -528,10 +559,11 @@ mod tests {
                 tuned: StoredWeights { dtype: Dtype::F64, bytes: &stored[index].1 },
                 columns: width,
             };
-            let shared = KeyValueProduct::new(&matrix(1), &matrix(2), Instructions::best()).unwrap();
+            let mut shared = KeyValueProduct::default();
+            shared.compute(&matrix(1), &matrix(2), Instructions::best()).unwrap();
             let mut product = HeadProduct::new(Instructions::best());
             prop_assert!(product.compute(&matrix(0), &shared).is_ok());
-            let Matrices { base: found, delta: found_delta, .. } = &product.in_f64[0];
+            let Theta { base: found, delta: found_delta } = &product.in_f64.theta;
             let base = definition(&q.0, &k.0, &v.0, width);
             let tuned = definition(&q.1, &k.1, &v.1, width);
             prop_assert_eq!(found.len(), base.len());
