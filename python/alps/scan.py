@@ -3,9 +3,8 @@
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import alps._alps as _alps
 from alps import sources
@@ -19,8 +18,10 @@ from alps.parts import merge as merge_parts
 from alps.progress import Progress, reported
 from alps.scores import EQUAL_WEIGHTS, HeadScores
 from alps.sources import Name
-from alps.spread import spread
 from alps.statistics import Form
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 
 def scan(
@@ -37,7 +38,7 @@ def scan(
     memory: int | None = None,
     local_files_only: bool = False,
     resume: str | os.PathLike[str] | None = None,
-    executor: Executor | None = None,
+    executor: "Executor | None" = None,
     progress: Progress = None,
 ) -> HeadScores:
     """Scores every attention head by how far its weights have moved from `base` to `tuned`.
@@ -149,6 +150,8 @@ def scan(
             part = opened.unfinished(resume)
     with reported(progress, "reading", "bytes") as report:
         if executor is not None:
+            from alps.spread import spread
+
             spread(opened, part, executor, report, resume)
         else:
             opened.finish(part, report, resume)

@@ -5,7 +5,6 @@ later. The threads are daemons, so that a program which is interrupted ends with
 """
 
 import datetime
-import email.utils
 import errno
 import os
 import queue
@@ -269,6 +268,8 @@ def without_secrets(text: str) -> str:
 
 def delay(headers: "Mapping[str, str] | Message[str, str]") -> float | None:
     """The seconds that a server asks to wait; None if it does not."""
+    import email.utils  # takes longer than the rest of this module
+
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
