@@ -1,10 +1,10 @@
 //! The index of a sharded checkpoint. An input is the text of the index, beside three shards.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use alps::checkpoint::Checkpoint;
-use serde_json::Value;
+use serde::Deserialize;
 
 use super::store::{Files, file_with_header, location};
 
@@ -19,22 +19,27 @@ static FILES: LazyLock<Files> = LazyLock::new(|| {
     })
 });
 
+/// What is read of an index. The rest need not be a number that Rust can hold, for example.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
 /// Opens the checkpoint, and compares its tensors with those that another parser finds in the index.
 pub fn run(input: &[u8]) -> bool {
     const PATH: &str = "m/model.safetensors.index.json";
     let Ok(checkpoint) = Checkpoint::open(location(FILES.clone().with(PATH, input), PATH)) else {
         return false;
     };
-    let index: Value = serde_json::from_slice(input).expect("an index that is read is JSON");
-    let weight_map = index["weight_map"].as_object().expect("it has a map");
+    let Index { weight_map } =
+        serde_json::from_slice(input).expect("an index that is read has a map of texts");
     let mut expected = BTreeSet::new();
-    for (tensor, shard) in weight_map {
-        let parts =
-            shard.as_str().expect("shards are text").split('/').filter(|part| !["", "."].contains(part));
-        let shard = parts.collect::<Vec<_>>().join("/");
+    for (tensor, shard) in &weight_map {
+        let parts: Vec<&str> = shard.split('/').filter(|part| !["", "."].contains(part)).collect();
+        let shard = parts.join("/");
         let (_, own) = SHARDS.iter().find(|(name, _)| *name == shard).expect("the shard is there");
         if tensor == own {
-            expected.insert(&**tensor);
+            expected.insert(tensor.as_str());
         }
     }
     assert_eq!(checkpoint.tensors().map(|(name, _)| name).collect::<BTreeSet<_>>(), expected);
