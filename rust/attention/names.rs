@@ -15,10 +15,11 @@ pub(super) fn last_part(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(_, last)| last)
 }
 
-/// The number that a part of a name is, if it is written without leading zeros.
+/// The number that a part of a name is, if it is written without leading zeros and has at most 32 bits: sums of such numbers
+/// do not overflow.
 pub(super) fn number(part: &str) -> Option<usize> {
     let is_usual = part.bytes().all(|byte| byte.is_ascii_digit()) && (part == "0" || !part.starts_with('0'));
-    if is_usual { part.parse().ok() } else { None }
+    if is_usual { usize::try_from(part.parse::<u32>().ok()?).ok() } else { None }
 }
 
 /// Quotes the items and separates them by commas.
