@@ -107,7 +107,8 @@ miri: ## run in Miri the tests of the core that it can run
 	    simd:: schedule:: addresses_are number_format::tests::encoding
 
 sanitize: ## run the Rust tests with the address sanitizer
-	ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address cargo +nightly test --lib --test rust --target $(triple) --target-dir target/sanitize
+	ASAN_OPTIONS=allocator_may_return_null=1 LSAN_OPTIONS=suppressions=$(CURDIR)/tests/rust/leaks.txt \
+	    RUSTFLAGS=-Zsanitizer=address cargo +nightly test --lib --test rust --target $(triple) --target-dir target/sanitize
 
 schedules: ## try many orders of the steps of threads
 	RUSTFLAGS="--cfg shuttle" cargo test --lib --target-dir target/shuttle models::
