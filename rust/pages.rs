@@ -4,7 +4,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use pulp::bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use crate::memory;
@@ -28,7 +28,8 @@ impl<T: Pod> Pages<T> {
         let bytes = length.saturating_mul(size_of::<T>());
         if self.map.as_ref().is_none_or(|map| map.len() < bytes) {
             *self = Self { map: None, length: 0, number: PhantomData };
-            self.map = Some(memory::tried(MmapMut::map_anon(bytes), bytes as u64)?);
+            self.map =
+                Some(memory::tried(MmapOptions::new().len(bytes).populate().map_anon(), bytes as u64)?);
         }
         self.length = length;
         Ok(())

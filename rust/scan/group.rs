@@ -21,6 +21,9 @@ use crate::statistics::{
     WeightVector,
 };
 
+/// The most bytes that a thread keeps from group to group in the form `product`.
+const KEPT_PER_THREAD: usize = 24 << 20;
+
 /// What all threads share to measure heads.
 pub(crate) struct HeadMeasurer<'a> {
     base: &'a OpenedModel,
@@ -96,7 +99,8 @@ impl<'a> HeadMeasurer<'a> {
         memory: &mut ThreadMemory<'a>,
     ) -> Result<KeyValueGroup<'a>> {
         let is_product = self.options.form == Form::Product;
-        if is_product {
+        let keeps_memory = self.keeps_memory(layer_index, index);
+        if is_product && !keeps_memory {
             memory.unused.clear();
             memory.product.free();
         }
@@ -105,13 +109,23 @@ impl<'a> HeadMeasurer<'a> {
             |role| self.matrix(role, layer_index, index).map(|matrix| self.load(matrix, memory)).transpose();
         let key = load(Role::Key)?;
         let value = if sizes.keys_are_values { None } else { load(Role::Value)? };
-        let group =
+        let mut group =
             KeyValueGroup { layer_index, index, heads: sizes.heads_of(index), key, value, product: None };
         if is_product {
-            let product = self.key_value_product(&group, take(&mut memory.unused_product))?;
-            return Ok(KeyValueGroup { key: None, value: None, product, ..group });
+            group.product = self.key_value_product(&group, take(&mut memory.unused_product))?;
+            let shared = [group.key.take(), group.value.take()].into_iter().flatten();
+            if keeps_memory {
+                shared.into_iter().try_for_each(|matrix| self.recycle(matrix, memory))?;
+            }
         }
         Ok(group)
+    }
+
+    /// Whether a thread may keep the memory of all matrices of a group and of a product in the form `product`. To take it
+    /// anew for each group takes up to a tenth of the time, but not all of it is needed at a time.
+    fn keeps_memory(&self, layer_index: usize, index: usize) -> bool {
+        let shared = [Role::Key, Role::Value].map(|role| self.matrix(role, layer_index, index));
+        shared.iter().flatten().map(PairedMatrix::bytes_with_product).sum::<usize>() <= KEPT_PER_THREAD
     }
 
     /// The product of keys and values, in this memory; nothing unless there are both.

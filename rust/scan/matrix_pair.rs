@@ -28,6 +28,14 @@ impl PairedMatrix<'_> {
         self.base.stored_bytes() + self.tuned.stored_bytes()
     }
 
+    /// The bytes of both matrices and of a matrix of `f32` of their size, which a product of the form `product` takes for
+    /// each of two.
+    pub(crate) fn bytes_with_product(&self) -> usize {
+        let row_bytes =
+            self.base.row_bytes() + self.tuned.row_bytes() + size_of::<f32>() * self.base.columns();
+        self.rows() * row_bytes
+    }
+
     /// As many rows as fit into `bytes`, or all if they are scattered in a file.
     pub(crate) fn rows_within(&self, bytes: usize) -> usize {
         if self.base.is_scattered() || self.tuned.is_scattered() {
