@@ -113,16 +113,17 @@ impl<'a> HeadMeasurer<'a> {
             KeyValueGroup { layer_index, index, heads: sizes.heads_of(index), key, value, product: None };
         if is_product {
             group.product = self.key_value_product(&group, take(&mut memory.unused_product))?;
-            let shared = [group.key.take(), group.value.take()].into_iter().flatten();
+            let mut shared = [group.key.take(), group.value.take()].into_iter().flatten();
             if keeps_memory {
-                shared.into_iter().try_for_each(|matrix| self.recycle(matrix, memory))?;
+                shared.try_for_each(|matrix| self.recycle(matrix, memory))?;
             }
         }
         Ok(group)
     }
 
-    /// Whether a thread may keep the memory of all matrices of a group and of a product in the form `product`. To take it
-    /// anew for each group takes up to a tenth of the time, but not all of it is needed at a time.
+    /// Whether a thread keeps the memory of a group and of a product for the next group, in the form `product`. New memory
+    /// for each group takes up to a fifth of the time; kept memory includes that of keys and values while the product is
+    /// computed, which does not need them.
     fn keeps_memory(&self, layer_index: usize, index: usize) -> bool {
         let shared = [Role::Key, Role::Value].map(|role| self.matrix(role, layer_index, index));
         shared.iter().flatten().map(PairedMatrix::bytes_with_product).sum::<usize>() <= KEPT_PER_THREAD
