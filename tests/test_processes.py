@@ -325,3 +325,23 @@ def _empty(folder: Path, pattern: str = "*") -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+FIRST_ARRAY = """
+import numpy as np
+import numpy.lib
+import alps.files
+import alps._alps
+
+def interrupted(version):
+    raise KeyboardInterrupt
+
+numpy.lib.NumpyVersion = interrupted
+print(alps._alps.ranking(np.zeros((1, 2))).tolist())
+"""
+"""Makes an array after the binding of numpy, which asks for the version once, has been prepared."""
+
+
+def test_the_first_array_runs_no_code_that_an_interruption_reaches() -> None:
+    ran = subprocess.run([sys.executable, "-c", FIRST_ARRAY], capture_output=True, text=True, check=False)
+    assert ran.stdout == "[0, 1]\n", ran.stderr

@@ -24,6 +24,8 @@ from alps.errors import ArgumentError, CheckpointError
 from alps.escaping import one_line, shorten
 from alps.temporary import temporary_file
 
+_alps.prepare_arrays()
+
 _METADATA = "alps"
 """The entry of the metadata of safetensors that holds a document."""
 
