@@ -26,7 +26,6 @@ __all__ = [
     "inspect",
     "layouts",
     "live_attention",
-    "prepare_arrays",
     "ranking",
     "report",
     "select_random",
@@ -73,9 +72,6 @@ class _SourceFiles(TypedDict):
 class _Scan(TypedDict):
     base: _SourceFiles
     tuned: _SourceFiles
-
-def prepare_arrays() -> None:
-    """Makes the first array in a thread of its own, where no interruption reaches the code of Python that this runs."""
 
 def check_options(form: str, temperature: float, threads: int | None) -> None:
     """Refuses options of a scan that are out of their domains."""

@@ -24,7 +24,9 @@ from alps.errors import ArgumentError, CheckpointError
 from alps.escaping import one_line, shorten
 from alps.temporary import temporary_file
 
-_alps.prepare_arrays()
+# The binding of numpy runs code of Python for its first array. An interruption in that code is a panic, so the first array is
+# made here, where a command still ends at once on Ctrl-C, and not after a long scan.
+_alps.ranking(np.zeros((1, 1)))
 
 _METADATA = "alps"
 """The entry of the metadata of safetensors that holds a document."""

@@ -27,7 +27,6 @@ use crate::scan::{
 use crate::select::{self, LayerShape, Shape};
 use crate::simd::Instructions;
 use crate::statistics::{STATISTICS, Statistic};
-use crate::threads;
 use crate::weights::adapter::{AdapterOrigin, adapter_origin, may_be_adapter};
 
 /// How often a long call checks for signals and reports its progress.
@@ -40,8 +39,8 @@ mod _alps {
     #[pymodule_export]
     use super::{
         Adapter, HeadWeights, Pair, PyReply, adapter, check_document, check_options, geometry, graft,
-        index_shards, inspect, layouts, live_attention, prepare_arrays, ranking, report, select_random,
-        select_ranked, select_within_budget,
+        index_shards, inspect, layouts, live_attention, ranking, report, select_random, select_ranked,
+        select_within_budget,
     };
 
     #[pymodule_init]
@@ -552,15 +551,6 @@ fn component_of_name(name: Option<&str>) -> Result<Option<Component>> {
             Err(Error::Argument(format!("there is no component {name:?}; the components are {known}")))
         }
     }
-}
-
-/// Makes the first array, for which the binding of numpy runs code of Python. An interruption is an exception in the main
-/// thread, and a panic in that code, so the array is made in another thread.
-#[pyfunction]
-fn prepare_arrays(py: Python<'_>) {
-    let prepare = || Python::attach(|py| drop(PyArray1::<u8>::zeros(py, 0, false)));
-    // If no thread can be started, a later call makes the first array.
-    let _ = py.detach(|| std::thread::scope(|scope| threads::start(scope, prepare).map(threads::join)));
 }
 
 /// The heads, counted through all layers, best first.
