@@ -20,8 +20,8 @@ pub(crate) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 
 /// The results of `work` by so many threads. If one of them cannot be started, `stop` ends the work of the others.
 ///
-/// All of them are new, unless one is enough: a thread that works while the system starts another one shares its core with
-/// it for a while.
+/// This thread works only if one is enough. Otherwise it starts all of them and waits: the system may start a thread on the
+/// core of the thread that asks, where both would work at half the speed for a while.
 pub(crate) fn in_threads<T: Send>(
     threads: usize,
     work: impl Fn() -> T + Sync,

@@ -19,7 +19,7 @@ static FILES: LazyLock<Files> = LazyLock::new(|| {
     })
 });
 
-/// What is read of an index. The rest need not be a number that Rust can hold, for example.
+/// What alps reads of an index. Other members may hold numbers that overflow a `Value`.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,

@@ -24,8 +24,8 @@ from alps.errors import ArgumentError, CheckpointError
 from alps.escaping import one_line, shorten
 from alps.temporary import temporary_file
 
-# The binding of numpy runs code of Python for its first array. An interruption in that code is a panic, so the first array is
-# made here, where a command still ends at once on Ctrl-C, and not after a long scan.
+# The Rust binding of numpy runs Python code when it makes its first array, and panics if Ctrl-C interrupts that code. So the
+# first array is made here, while a command still ends at once on Ctrl-C, and not at the end of a long scan.
 _alps.ranking(np.zeros((1, 1)))
 
 _METADATA = "alps"

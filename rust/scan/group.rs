@@ -99,8 +99,8 @@ impl<'a> HeadMeasurer<'a> {
         memory: &mut ThreadMemory<'a>,
     ) -> Result<KeyValueGroup<'a>> {
         let is_product = self.options.form == Form::Product;
-        let keeps_memory = self.keeps_memory(layer_index, index);
-        if is_product && !keeps_memory {
+        let keeps_memory = !is_product || self.keeps_memory_of_products(layer_index, index);
+        if !keeps_memory {
             memory.unused.clear();
             memory.product.free();
         }
@@ -121,12 +121,12 @@ impl<'a> HeadMeasurer<'a> {
         Ok(group)
     }
 
-    /// Whether a thread keeps the memory of a group and of a product for the next group, in the form `product`. New memory
-    /// for each group takes up to a fifth of the time; kept memory includes that of keys and values while the product is
-    /// computed, which does not need them.
-    fn keeps_memory(&self, layer_index: usize, index: usize) -> bool {
+    /// Whether a thread keeps the memory of a group for the next one, in the form `product`. New memory for each group takes
+    /// up to a fifth of the time. Kept memory of keys and values lies idle while the heads are multiplied, so it is kept
+    /// only where it is small.
+    fn keeps_memory_of_products(&self, layer_index: usize, index: usize) -> bool {
         let shared = [Role::Key, Role::Value].map(|role| self.matrix(role, layer_index, index));
-        shared.iter().flatten().map(PairedMatrix::bytes_with_product).sum::<usize>() <= KEPT_PER_THREAD
+        shared.iter().flatten().map(PairedMatrix::bytes_in_product).sum::<usize>() <= KEPT_PER_THREAD
     }
 
     /// The product of keys and values, in this memory; nothing unless there are both.

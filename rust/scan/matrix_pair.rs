@@ -28,9 +28,9 @@ impl PairedMatrix<'_> {
         self.base.stored_bytes() + self.tuned.stored_bytes()
     }
 
-    /// The bytes of both matrices and of a matrix of `f32` of their size, which a product of the form `product` takes for
-    /// each of two.
-    pub(crate) fn bytes_with_product(&self) -> usize {
+    /// The bytes that a key or value matrix takes in the form `product`: the copies from both models, and one of the two
+    /// matrices of `f32` that make theta, each about as large as a value matrix.
+    pub(crate) fn bytes_in_product(&self) -> usize {
         let row_bytes =
             self.base.row_bytes() + self.tuned.row_bytes() + size_of::<f32>() * self.base.columns();
         self.rows() * row_bytes

@@ -41,8 +41,8 @@ pub(crate) struct BlockSums {
 pub(crate) struct SumBuffers<R> {
     /// w and y of the first entries of a segment and of the second ones. The chain of dependent operations from a weight to
     /// its sums is longer than a core's out-of-order window; in several loops, later entries start while earlier ones end.
-    /// Two loops suffice where [`has_32_registers`]; with 16, all sums of a loop are in registers only in three. The
-    /// length of the later loops is hidden from the compiler: it would unroll them, keep w and y in registers instead of
+    /// With 32 registers, all sums of a loop are in registers in two loops; with 16, only in three. The length of the
+    /// later loops is hidden from the compiler: it would unroll them, keep w and y in registers instead of
     /// loading them, and spill the sums.
     exponentials: [[Exponential<R>; 2]; STEPS],
     /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
@@ -124,11 +124,6 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel for SumBl
     }
 }
 
-/// Whether the sums of changes have registers in the first loop, and those of c in the last.
-const fn has_32_registers<S: Vectors>() -> bool {
-    S::REGISTER_COUNT >= 32
-}
-
 /// Sums one part of the lanes over a block, into the buffers. Returns the largest of [`BlockChange::largest`].
 #[inline(always)]
 fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usize>(
@@ -139,7 +134,7 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
 ) -> [f64; 2] {
     let SumBuffers { exponentials, totals, areas, rest, high_moments } = buffers;
     let mut block = BlockLanes::<<E::Number as Real>::Lanes<S>, POWERS>::zero(simd);
-    let two_loops = has_32_registers::<S>();
+    let two_loops = S::REGISTER_COUNT >= 32;
     let c_is_apart = c_is_w(POWERS) && !two_loops;
     for place in 0..SEGMENTS {
         let mut squares = PartialSquares::zero(simd);

@@ -143,8 +143,8 @@ impl<N: Lanes> BlockChange<N> {
 }
 
 /// The change and the magnitudes of a whole block, given the sums of [`BlockChange::lanes`] and the largest of
-/// [`BlockChange::largest`]. The magnitude of the base is the root of the largest partial sum, of 16 squares in a kernel in `f32`: from 1 to 4
-/// times the largest |theta_B|, seldom more than twice. A maximum of its own would cost more.
+/// [`BlockChange::largest`]. The magnitude of the base is the root of the largest partial sum, of 16 squares in a kernel in
+/// `f32`: from 1 to 4 times the largest |theta_B|, seldom more than twice. A maximum of its own would cost more.
 #[inline(always)]
 pub(crate) fn finish(sums: [f64; 3], largest: [f64; 2]) -> (WeightChange, Magnitudes) {
     let [base_squares, delta_squares, unchanged] = sums;

@@ -268,7 +268,7 @@ def without_secrets(text: str) -> str:
 
 def delay(headers: "Mapping[str, str] | Message[str, str]") -> float | None:
     """The seconds that a server asks to wait; None if it does not."""
-    import email.utils  # takes longer than the rest of this module
+    import email.utils  # this import takes longer than that of the whole module
 
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
