@@ -53,8 +53,9 @@ pub(crate) fn collect<T>(items: impl Iterator<Item = T>) -> io::Result<Vec<T>> {
 }
 
 /// The memory that a call takes in small pieces, whose failure would end the process, besides what the threads of a scan take.
-/// More than the largest piece for which the allocator of GNU would change its ways.
-pub(crate) const SMALL_PIECES: usize = 40 << 20;
+/// The allocator of GNU maps 128 MiB for a moment when a thread takes its first piece; besides these, more than the largest piece for
+/// which it would change its ways.
+pub(crate) const SMALL_PIECES: usize = 168 << 20;
 
 /// Fails if the system has not so much memory at the moment.
 ///

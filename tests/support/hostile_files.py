@@ -171,6 +171,10 @@ def write_all(folder: Path) -> dict[str, tuple[str, str]]:
     for kind, patterns in {
         "60 patterns": [rf"(?:\w{{{100 + number}}}){{100}}" for number in range(60)],
         "60 allowed patterns": [rf"\w+\.\w+\.{number}\.[qkv]_proj" for number in range(60)],
+        "one long pattern": [".*" * (1 << 20)],
+        "a long alternative": ["|".join(f"a{number}" for number in range(100_000))],
+        "lookaround": [r"(?=\w{9})" * 10_000],
+        "a count after a boundary": [r"\ba{9551615}"],
         "100 patterns": [rf"\d+{number}" for number in range(100)],
         "steps": [r"(?=(\w|\w\w)*$)(?:(\w|\w\w)*)(?!.)\1x" for _ in range(1)],
         "names": [f"model.layers.{number}.self_attn.q_proj" for number in range(20_000)],

@@ -1,6 +1,7 @@
 //! Reads `adapter_config.json`, the configuration of an adapter of PEFT.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use fancy_regex::{Regex, RegexBuilder};
 use serde::Deserialize;
@@ -65,6 +66,15 @@ impl AdapterKind {
         }
     }
 
+    /// What the ranks of its changes follow from, if they have ranks.
+    pub(super) fn ranks(&self) -> Option<&RankConfig> {
+        match self {
+            AdapterKind::Lora(lora) => Some(&lora.ranks),
+            AdapterKind::Loha(ranks) | AdapterKind::Lokr(ranks) => Some(ranks),
+            AdapterKind::Ia3 | AdapterKind::Alps => None,
+        }
+    }
+
     /// The ends of the names of this kind's tensors, and the prefix of one of the last parts of all such names.
     pub(super) fn endings(&self) -> (&'static [&'static str], &'static str) {
         match self {
@@ -79,7 +89,7 @@ impl AdapterKind {
     }
 }
 
-/// The rank of each module's change, and its scale.
+/// What the ranks of the modules' changes, and their scales, follow from.
 #[derive(Debug)]
 pub(super) struct RankConfig {
     rank: f64,
@@ -89,44 +99,76 @@ pub(super) struct RankConfig {
     by_root: bool,
 }
 
-impl RankConfig {
-    /// The rank of a module's change, or why it cannot be told.
-    pub(super) fn rank(&self, module: &str) -> std::result::Result<f64, String> {
-        Ok(self.ranks.get(module)?.unwrap_or(self.rank))
-    }
+/// The rank of a module's change, and its factor: alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RankAndScale {
+    pub(super) rank: f64,
+    pub(super) scale: f64,
+}
 
-    /// The factor of a module's change: alpha / r, or alpha / sqrt(r) with rank stabilisation (rsLoRA).
-    pub(super) fn scale(&self, module: &str) -> std::result::Result<f64, String> {
-        let (alpha, rank) = (self.alphas.get(module)?.unwrap_or(self.alpha), self.rank(module)?);
-        Ok(if self.by_root { alpha / rank.sqrt() } else { alpha / rank })
+impl RankConfig {
+    /// The ranks and scales of the modules' changes, or why they cannot be told. Asks `check` whether to go on.
+    pub(super) fn of_modules(
+        &self,
+        modules: &[&str],
+        check: impl Fn() -> Result<()>,
+        refusal: impl Fn(String) -> Error,
+    ) -> Result<Vec<RankAndScale>> {
+        let numbers = |list: &NumberByModule| list.of_modules(modules, &check, &refusal);
+        let (ranks, alphas) = (numbers(&self.ranks)?, numbers(&self.alphas)?);
+        let of_module = |(rank, alpha): (Option<f64>, Option<f64>)| {
+            let (rank, alpha) = (rank.unwrap_or(self.rank), alpha.unwrap_or(self.alpha));
+            RankAndScale { rank, scale: if self.by_root { alpha / rank.sqrt() } else { alpha / rank } }
+        };
+        Ok(ranks.into_iter().zip(alphas).map(of_module).collect())
     }
 }
 
 /// Numbers for modules by patterns of their names, in the order of the file. The first pattern that matches counts.
 ///
 /// The patterns are regular expressions of Python, lookaround included. Most are names, of which a file may have
-/// thousands; `fancy_regex` matches the others, whose number, sizes and steps are limited. Operations on sets are refused.
+/// thousands; `fancy_regex` matches the others, whose number, sizes and steps are limited. A program, with what matching
+/// keeps, may take 30 MB, so there is one at a time. Operations on sets are refused.
 #[derive(Debug, Default)]
 struct NumberByModule(Vec<(Pattern, f64)>);
 
 #[derive(Debug)]
 enum Pattern {
     Name(NamePattern),
-    Expression(Regex),
+    Expression(String),
 }
 
 /// A pattern without operators: a character, or nothing for any one. It matches a name or the last parts of one.
 #[derive(Debug)]
 struct NamePattern(Vec<Option<char>>);
 
-/// The most patterns with operators. Together, their programs take at most twice this number times `PROGRAM`.
+/// A value, or why there is none.
+type Checked<T> = std::result::Result<T, String>;
+
+/// Tells whether a pattern matches a module.
+type Matcher<'a> = Box<dyn Fn(&str) -> Checked<bool> + 'a>;
+
+/// The most patterns with operators.
 const MOST_EXPRESSIONS: usize = 64;
 
-/// The most bytes of the program of an expression, and of what matching keeps.
+/// The most bytes of all expressions together. To compile one takes 600 bytes of memory for each.
+const MOST_TEXT: usize = 16 << 10;
+
+/// The most classes, groups with `?`, counts and other escapes of an expression. Where it has lookaround, each may become a
+/// program of its own.
+const MOST_PROGRAMS: usize = 32;
+
+/// The most bytes of such a program.
 const PROGRAM: usize = 256 << 10;
 
-/// The most steps back that a match may take.
-const MOST_STEPS: usize = 20_000;
+/// The most steps back that a match may take. After each, lookaround may read the whole name.
+const MOST_STEPS: usize = 5_000;
+
+/// The most bytes of a name that expressions are matched with.
+const LONGEST_NAME: usize = 256;
+
+/// The longest time that matching one list of patterns may take.
+const LONGEST_MATCHING: Duration = Duration::from_secs(5);
 
 impl NamePattern {
     /// The pattern; nothing if it has operators.
@@ -155,35 +197,96 @@ impl NamePattern {
 }
 
 impl Pattern {
-    fn parse(pattern: &str) -> Option<Self> {
-        if let Some(name) = NamePattern::parse(pattern) {
-            return Some(Pattern::Name(name));
+    fn matcher(&self) -> Checked<Matcher<'_>> {
+        match self {
+            Self::Name(name) => Ok(Box::new(|module| Ok(name.matches(module)))),
+            Self::Expression(pattern) => {
+                let program = compile(pattern)?;
+                Ok(Box::new(move |module| {
+                    if module.len() > LONGEST_NAME {
+                        let (found, module) = (module.len(), quote(module));
+                        return Err(format!(
+                            "the module {module} has a name of {found} bytes; expected at most {LONGEST_NAME} where a \
+                             pattern has operators"
+                        ));
+                    }
+                    program.is_match(module).map_err(|error| {
+                        let (pattern, module) = (shorten(pattern, 80), quote(module));
+                        format!("the pattern {pattern} cannot be matched with {module}: {error}")
+                    })
+                }))
+            }
         }
-        // `get_pattern_key` of PEFT makes the same expression.
-        let expression = RegexBuilder::new(&format!(r"^(.*\.)?({pattern})$"))
-            .delegate_size_limit(PROGRAM)
-            .delegate_dfa_size_limit(PROGRAM)
-            .backtrack_limit(MOST_STEPS)
-            .build();
-        expression.ok().map(Pattern::Expression)
     }
 }
 
+/// The program of an expression, or why it has none.
+fn compile(pattern: &str) -> Checked<Regex> {
+    let refusal = |problem: &str| Err(format!("the pattern {} {problem}", quote(pattern)));
+    if let Some(operator) = ["&&", "--", "~~", "[["].iter().find(|it| pattern.contains(**it)) {
+        return refusal(&format!(
+            "has {operator}, which may be an operation on sets in one reader and text in another; write it with a \
+             backslash"
+        ));
+    }
+    let programs = programs(pattern);
+    if programs > MOST_PROGRAMS {
+        return refusal(&format!(
+            "has {programs} sets, counts, escaped letters and groups with `?`; expected at most {MOST_PROGRAMS}"
+        ));
+    }
+    // `get_pattern_key` of PEFT makes the same expression.
+    let built = RegexBuilder::new(&format!(r"^(.*\.)?({pattern})$"))
+        .delegate_size_limit(PROGRAM)
+        .delegate_dfa_size_limit(PROGRAM)
+        .backtrack_limit(MOST_STEPS)
+        .build();
+    built.or_else(|_| {
+        refusal("cannot be read: it is no expression that is known here, or takes too much memory")
+    })
+}
+
+/// The number of what may become a program of its own.
+fn programs(pattern: &str) -> usize {
+    let (mut count, mut characters) = (0, pattern.chars().peekable());
+    while let Some(character) = characters.next() {
+        count += usize::from(match character {
+            '[' | '{' => true,
+            '(' => characters.peek() == Some(&'?'),
+            '\\' => characters.next().is_some_and(char::is_alphanumeric),
+            _ => false,
+        });
+    }
+    count
+}
+
 impl NumberByModule {
-    fn get(&self, module: &str) -> std::result::Result<Option<f64>, String> {
+    /// The number of each module, if a pattern matches it.
+    fn of_modules(
+        &self,
+        modules: &[&str],
+        check: impl Fn() -> Result<()>,
+        refusal: impl Fn(String) -> Error,
+    ) -> Result<Vec<Option<f64>>> {
+        let (mut numbers, started) = (vec![None; modules.len()], Instant::now());
         for (pattern, number) in &self.0 {
-            let matches = match pattern {
-                Pattern::Name(name) => name.matches(module),
-                Pattern::Expression(expression) => expression.is_match(module).map_err(|error| {
-                    let (pattern, module) = (shorten(expression.as_str(), 80), quote(module));
-                    format!("the pattern {pattern} cannot be matched with {module}: {error}")
-                })?,
-            };
-            if matches {
-                return Ok(Some(*number));
+            let matches = pattern.matcher().map_err(&refusal)?;
+            for (module, found) in modules.iter().zip(&mut numbers) {
+                check()?;
+                if started.elapsed() > LONGEST_MATCHING {
+                    return Err(refusal(format!(
+                        "the patterns of the configuration cannot be matched with the names of {} modules within {} \
+                         seconds",
+                        modules.len(),
+                        LONGEST_MATCHING.as_secs()
+                    )));
+                }
+                if found.is_none() && matches(module).map_err(&refusal)? {
+                    *found = Some(*number);
+                }
             }
         }
-        Ok(None)
+        Ok(numbers)
     }
 }
 
@@ -203,27 +306,21 @@ impl<'de> Visitor<'de> for NumberByModuleVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        let (mut patterns, mut expressions) = (Vec::new(), 0);
+        let (mut patterns, mut expressions, mut text) = (Vec::new(), 0, 0);
         while let Some((pattern, number)) = map.next_entry::<String, f64>()? {
-            if let Some(operator) = ["&&", "--", "~~", "[["].iter().find(|it| pattern.contains(**it)) {
+            if let Some(name) = NamePattern::parse(&pattern) {
+                patterns.push((Pattern::Name(name), number));
+                continue;
+            }
+            (expressions, text) = (expressions + 1, text + pattern.len());
+            if expressions > MOST_EXPRESSIONS || text > MOST_TEXT {
                 return Err(serde::de::Error::custom(format_args!(
-                    "the pattern {} has {operator}, which may be an operation on sets in one reader and text in \
-                     another; write it with a backslash",
-                    quote(&pattern)
+                    "expected at most {MOST_EXPRESSIONS} patterns with operators, of {MOST_TEXT} bytes together, \
+                     found more"
                 )));
             }
-            let parsed = Pattern::parse(&pattern).ok_or_else(|| {
-                let problem =
-                    "cannot be read: it is no expression that is known here, or takes too much memory";
-                serde::de::Error::custom(format_args!("the pattern {} {problem}", quote(&pattern)))
-            })?;
-            expressions += usize::from(matches!(parsed, Pattern::Expression(_)));
-            if expressions > MOST_EXPRESSIONS {
-                return Err(serde::de::Error::custom(format_args!(
-                    "expected at most {MOST_EXPRESSIONS} patterns with operators, found more"
-                )));
-            }
-            patterns.push((parsed, number));
+            compile(&pattern).map_err(serde::de::Error::custom)?;
+            patterns.push((Pattern::Expression(pattern), number));
         }
         Ok(NumberByModule(patterns))
     }
@@ -432,10 +529,27 @@ mod tests {
             ".*",
             r"\w+",
         ] {
-            assert!(matches!(Pattern::parse(pattern), Some(Pattern::Expression(_))), "{pattern}");
+            assert!(NamePattern::parse(pattern).is_none() && compile(pattern).is_ok(), "{pattern}");
         }
-        for pattern in [r"\w{1000}", r"(?:\w{100}){100}", "((a{1000}){1000}){1000}"] {
-            assert!(Pattern::parse(pattern).is_none(), "{pattern}");
+        for pattern in [r"\w{1000}", r"(?:\w{100}){100}", "((a{1000}){1000}){1000}", r"\ba{9551615}"] {
+            assert!(compile(pattern).is_err(), "{pattern}");
         }
+        assert!(compile(&r"(?=\w)".repeat(MOST_PROGRAMS / 2)).is_ok());
+        assert!(compile(&r"(?=\w)".repeat(MOST_PROGRAMS / 2 + 1)).is_err());
+    }
+
+    #[test]
+    fn expressions_are_matched_with_names_of_limited_length() {
+        let expression = NumberByModule(vec![(Pattern::Expression(".*a".to_owned()), 2.0)]);
+        let numbers = |module: &str| {
+            expression.of_modules(
+                &[module],
+                || Ok(()),
+                |problem| Error::checkpoint(std::path::Path::new("a"), problem),
+            )
+        };
+        assert_eq!(numbers(&"a".repeat(LONGEST_NAME)).unwrap(), [Some(2.0)]);
+        assert_eq!(numbers("b").unwrap(), [None]);
+        assert!(numbers(&"a".repeat(LONGEST_NAME + 1)).is_err());
     }
 }

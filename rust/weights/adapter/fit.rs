@@ -1,8 +1,10 @@
 //! Checks an adapter's tensors against the module that they change, and makes the change of them.
 
+use std::collections::BTreeMap;
+
 use super::Adapter;
 use super::adapted_matrix::{RowChange, WeightDelta};
-use super::config::{AdapterKind, LoraConfig, RankConfig};
+use super::config::{AdapterKind, LoraConfig, RankAndScale};
 use super::factors::{FactorMatrix, FactorTensor};
 use super::tensors::ModuleTensors;
 use crate::attention::{Orientation, Projection};
@@ -19,6 +21,8 @@ pub(super) struct ChangedModule<'a> {
     pub(super) tensors: &'a ModuleTensors,
     /// The out and in features of the module in the base.
     pub(super) features: [usize; 2],
+    /// The ranks and scales of the changes, if they have ranks, by the names in the adapter.
+    pub(super) ranks: &'a BTreeMap<String, RankAndScale>,
     /// How the base stores the module.
     pub(super) orientation: Orientation,
 }
@@ -28,8 +32,8 @@ impl<'a> ChangedModule<'a> {
     pub(super) fn change(&self) -> Result<RowChange> {
         match &self.adapter.config.kind {
             AdapterKind::Lora(lora) => self.lora(lora),
-            AdapterKind::Loha(ranks) => self.loha(ranks),
-            AdapterKind::Lokr(ranks) => self.lokr(ranks),
+            AdapterKind::Loha(_) => self.loha(),
+            AdapterKind::Lokr(_) => self.lokr(),
             AdapterKind::Ia3 => self.ia3(),
             AdapterKind::Alps => self.alps(),
         }
@@ -37,7 +41,7 @@ impl<'a> ChangedModule<'a> {
 
     /// LoRA: s B A.
     fn lora(&self, lora: &LoraConfig) -> Result<RowChange> {
-        let rank = self.rank(&lora.ranks)?;
+        let (rank, scale) = self.rank_and_scale()?;
         let delta = WeightDelta::Matrix(self.product("lora_B.weight", "lora_A.weight", rank)?);
         let magnitude = "lora_magnitude_vector";
         let magnitude = match (lora.dora, self.tensors.own(magnitude).is_some()) {
@@ -52,24 +56,20 @@ impl<'a> ChangedModule<'a> {
                 return Err(self.refusal(format!("there is a tensor {name}, {problem}")));
             }
         };
-        Ok(RowChange::Add { delta, scale: self.scale(&lora.ranks)?, magnitude })
+        Ok(RowChange::Add { delta, scale, magnitude })
     }
 
     /// LoHa: two products of low rank, multiplied entry by entry.
-    fn loha(&self, ranks: &RankConfig) -> Result<RowChange> {
-        let rank = self.rank(ranks)?;
+    fn loha(&self) -> Result<RowChange> {
+        let (rank, scale) = self.rank_and_scale()?;
         let first = self.product("hada_w1_a", "hada_w1_b", rank)?;
         let second = self.product("hada_w2_a", "hada_w2_b", rank)?;
-        Ok(RowChange::Add {
-            delta: WeightDelta::Hadamard(first, second),
-            scale: self.scale(ranks)?,
-            magnitude: None,
-        })
+        Ok(RowChange::Add { delta: WeightDelta::Hadamard(first, second), scale, magnitude: None })
     }
 
     /// LoKr: the Kronecker product of two matrices, each of which may be a product of low rank.
-    fn lokr(&self, ranks: &RankConfig) -> Result<RowChange> {
-        let rank = self.rank(ranks)?;
+    fn lokr(&self) -> Result<RowChange> {
+        let (rank, scale) = self.rank_and_scale()?;
         let matrix = |whole: &'static str, left: &'static str, right: &'static str| -> Result<FactorMatrix> {
             if self.tensors.own(whole).is_some() {
                 let [rows, columns] = self.sizes(whole)?;
@@ -92,11 +92,7 @@ impl<'a> ChangedModule<'a> {
                 second.columns()
             )));
         }
-        Ok(RowChange::Add {
-            delta: WeightDelta::Kronecker(first, second),
-            scale: self.scale(ranks)?,
-            magnitude: None,
-        })
+        Ok(RowChange::Add { delta: WeightDelta::Kronecker(first, second), scale, magnitude: None })
     }
 
     /// IA3: a number for each row, or for each column in a feed-forward module.
@@ -173,10 +169,6 @@ impl<'a> ChangedModule<'a> {
         self.find(ending).map(|tensor| &*tensor.shape)
     }
 
-    fn scale(&self, ranks: &RankConfig) -> Result<f64> {
-        ranks.scale(self.name).map_err(|problem| self.refusal(problem))
-    }
-
     /// The rows and columns of a matrix.
     fn sizes(&self, ending: &str) -> Result<[usize; 2]> {
         self.shape(ending)?.try_into().map_err(|_| {
@@ -185,10 +177,10 @@ impl<'a> ChangedModule<'a> {
         })
     }
 
-    fn rank(&self, ranks: &RankConfig) -> Result<usize> {
-        let rank = ranks.rank(self.name).map_err(|problem| self.refusal(problem))?;
+    fn rank_and_scale(&self) -> Result<(usize, f64)> {
+        let RankAndScale { rank, scale } = self.ranks[self.name];
         if rank.fract() == 0.0 && (1.0..=1e9).contains(&rank) {
-            return Ok(rank as usize);
+            return Ok((rank as usize, scale));
         }
         Err(self
             .refusal(format!("its rank should be a whole number from 1, but is {rank} by the configuration")))

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use self::adapted_matrix::{AdaptedMatrix, RowChange};
 use self::base_modules::{BaseModules, may_hold_attention};
-use self::config::AdapterConfig;
+use self::config::{AdapterConfig, RankAndScale};
 use self::factors::FactorStore;
 use self::fit::ChangedModule;
 use self::tensors::{ModuleTensors, tensors_by_module};
@@ -184,7 +184,9 @@ impl Adapter {
             Err(candidates) => candidates,
         });
         let biased = biased.map(str::to_owned).collect();
-        Ok(AdapterOnBase { adapter: self, places, biased })
+        let mut on_base = AdapterOnBase { adapter: self, places, biased, ranks: BTreeMap::new() };
+        on_base.ranks = on_base.find_ranks(attention)?;
+        Ok(on_base)
     }
 }
 
@@ -205,9 +207,30 @@ pub struct AdapterOnBase {
     places: BTreeMap<String, Vec<ModulePlace>>,
     /// The modules of the base whose biases change.
     biased: BTreeSet<String>,
+    /// The ranks and scales of the changes of attention's modules, by their names in the adapter.
+    ranks: BTreeMap<String, RankAndScale>,
 }
 
 impl AdapterOnBase {
+    /// The ranks and scales of the changes of these projections, or else of all modules.
+    fn find_ranks(&self, attention: Option<&Attention>) -> Result<BTreeMap<String, RankAndScale>> {
+        let Adapter { config, factors, changes, .. } = &self.adapter;
+        let Some(ranks) = config.kind.ranks() else { return Ok(BTreeMap::new()) };
+        let of_attention = attention.map(|attention| {
+            attention.projections().iter().flat_map(|projection| self.places(&projection.name)).collect()
+        });
+        let places: Vec<_> = of_attention.unwrap_or_else(|| self.places.values().flatten().collect());
+        let names: BTreeSet<&str> = (places.into_iter())
+            .map(|place| &*place.adapter_name)
+            .filter(|name| changes[*name].has_own())
+            .collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        let checkpoint = &factors.checkpoint;
+        let found =
+            ranks.of_modules(&names, || checkpoint.check_cancelled(), |problem| factors.refusal(problem))?;
+        Ok(names.into_iter().map(str::to_owned).zip(found).collect())
+    }
+
     /// The adapter itself.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
@@ -277,7 +300,8 @@ impl AdapterOnBase {
             }
             end = rows.end;
             let (tensors, features) = (&adapter.changes[adapter_name], [rows.len(), base.in_features()]);
-            let module = ChangedModule { adapter, name: adapter_name, tensors, features, orientation };
+            let ranks = &self.ranks;
+            let module = ChangedModule { adapter, name: adapter_name, tensors, features, ranks, orientation };
             changes.push((rows, module.change()?));
         }
         if end < out {
