@@ -16,8 +16,11 @@ use super::weight_change::{self, BlockChange, Magnitudes, PartialSquares, Weight
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Kernel, LANES, Vectors};
 
-/// The steps from the one that is loaded to the one whose bytes are prefetched. The hardware prefetcher stops at the end of
-/// a page, which holds one block of 16-bit weights.
+/// The steps from the one that is loaded to the one whose bytes are prefetched, if one register holds all lanes. The hardware
+/// prefetcher stops at the end of a page, which holds one block of 16-bit weights.
+///
+/// Otherwise a block is passed through several times, and only the first time would ask for memory. So the next block is
+/// prefetched evenly during all of them.
 const AHEAD: usize = 24;
 
 /// The sums over one block.
@@ -137,9 +140,17 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
     let two_loops = S::REGISTER_COUNT >= 32;
     let c_is_apart = c_is_w(POWERS) && !two_loops;
     for place in 0..SEGMENTS {
+        if S::PARTS > 1 {
+            let first = SEGMENTS * STEPS + (part * SEGMENTS + place) * STEPS / S::PARTS;
+            for step in first..first + STEPS / S::PARTS {
+                entries.prefetch(step);
+            }
+        }
         let mut squares = PartialSquares::zero(simd);
         for (step, both) in (place * STEPS..).zip(&mut *exponentials) {
-            entries.prefetch(step + AHEAD);
+            if S::PARTS == 1 {
+                entries.prefetch(step + AHEAD);
+            }
             let loaded = entries.load(simd, step, part);
             if E::Number::IS_F32 {
                 squares.add_base([loaded[0].base, loaded[1].base]);
