@@ -19,7 +19,7 @@ import alps
 from alps import sources
 from alps.errors import ArgumentError, CheckpointError
 from alps.remote import store
-from alps.remote.store import delay
+from alps.remote.store import delay, without_secrets
 from support.checkpoints import Shape, random_weights, write
 from support.servers import COMMIT, Request, Server, random_faults, serve, use_hub
 
@@ -413,6 +413,16 @@ def test_delays_that_servers_ask_for() -> None:
     assert delay({"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}) == 0
     assert delay({"Retry-After": "soon"}) is None
     assert delay({}) is None
+
+
+def test_a_long_message_takes_no_time_and_shows_no_secret() -> None:
+    for text in ("?" * 1_000_000, "a" * 1_000_000, "?" + "a" * 1_000_000, " " * 1_000_000):
+        started = time.process_time()
+        assert len(without_secrets(text)) <= 300
+        assert time.process_time() - started < 2
+    at_the_cut = f"http://host/?{'a' * 4060}=b http://user:password@host/"
+    assert 4096 - 20 < at_the_cut.index("password") < 4096
+    assert without_secrets(at_the_cut[: at_the_cut.index("@")] + "x" * 5000 + "@host") == "http://host/"
 
 
 def test_secrets_of_addresses_are_shown_nowhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

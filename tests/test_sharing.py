@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,22 @@ def test_inline_code_shows_the_text(text: str) -> None:
     line = escape(text)
     if len(line) <= 200:
         assert html.unescape(shown.removeprefix("<code>").removesuffix("</code>")) == line
+
+
+def test_a_section_is_put_in_place_of_the_old_one() -> None:
+    section = "<!-- a -->\nnew\n<!-- /a -->\n"
+    for page, expected in {
+        "": section,
+        "text\n": f"text\n\n{section}",
+        "<!-- a -->\nold\n<!-- /a -->\n": section,
+        "x\n<!-- a -->old<!-- /a -->\ny\n": f"x\n{section}y\n",
+        "<!-- /a --> <!-- a -->": f"<!-- /a --> <!-- a -->\n\n{section}",
+        "<!-- b --><!-- /b -->": f"<!-- b --><!-- /b -->\n\n{section}",
+    }.items():
+        assert markdown.put_section(page, "a", "new") == expected
+    started = time.process_time()
+    markdown.put_section("<!-- a -->" * 100_000, "a", "new")
+    assert time.process_time() - started < 2
 
 
 def test_without_matplotlib_there_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ def put_section(page: str, name: str, section: str) -> str:
     """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     marked = f"{start}\n{section}\n{end}\n"
-    old = re.compile(f"{re.escape(start)}.*?{re.escape(end)}\\n?", re.DOTALL)
-    page, count = old.subn(lambda _: marked, page)
-    return page if count else f"{page.rstrip()}\n\n{marked}".lstrip()
+    before, opened, rest = page.partition(start)
+    _, closed, after = rest.partition(end)
+    if opened and closed:
+        return before + marked + after.removeprefix("\n")
+    return f"{page.rstrip()}\n\n{marked}".lstrip()

@@ -253,6 +253,9 @@ _SECRET = re.compile(r"(\w+://)([^/\s@]*@)?([^\s?#'\"<>]*)([?#][^\s'\"<>]*)?")
 _QUERY = re.compile(r"\?[^\s'\"<>()]*=[^\s'\"<>()]*")
 """The query of an address without its beginning."""
 
+_LONGEST = 4096
+"""Characters of a text in which addresses are looked for, which takes time with their square."""
+
 
 def describe(error: BaseException) -> str:
     """An exception in one line, without passwords and signatures of URLs."""
@@ -261,6 +264,9 @@ def describe(error: BaseException) -> str:
 
 def without_secrets(text: str) -> str:
     """The text in one line of at most 300 characters, without passwords and signatures of URLs."""
+    if len(text) > _LONGEST:
+        # The last word may be part of an address, whose password would not be recognised.
+        text = "".join(text[:_LONGEST].rsplit(maxsplit=1)[:1])
     plain = _QUERY.sub("", _SECRET.sub(lambda match: match[1] + match[3], text))
     line = " ".join(plain.split())
     return line if len(line) <= 300 else line[:299] + "…"
