@@ -6,7 +6,8 @@
 //! that are read, as PEFT's `merge_and_unload` would: for LoRA, rows of W + s B A. `scan/opened_model.rs` asks
 //! [`AdapterOnBase::adapt`] to wrap each projection.
 //!
-//! 1. `config` reads the kind of adapter and its parameters, `tensors` groups its tensors by module.
+//! 1. `config` reads the kind of adapter and its parameters, `number_by_module` those that patterns of names give;
+//!    `tensors` groups its tensors by module.
 //! 2. `base_modules` finds the module of the base that each module of the adapter changes.
 //! 3. `fit` checks the tensors against the size of that module.
 //! 4. `adapted_matrix` reads rows of the base and changes them, with the tensors that `factors` reads.
@@ -16,6 +17,7 @@ mod base_modules;
 mod config;
 mod factors;
 mod fit;
+mod number_by_module;
 mod tensors;
 
 use std::collections::{BTreeMap, BTreeSet};
