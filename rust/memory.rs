@@ -53,8 +53,8 @@ pub(crate) fn collect<T>(items: impl Iterator<Item = T>) -> io::Result<Vec<T>> {
 }
 
 /// The memory that a call takes in small pieces, whose failure would end the process, besides what the threads of a scan take.
-/// The allocator of GNU maps 128 MiB for a moment when a thread takes its first piece; besides these, more than the largest piece for
-/// which it would change its ways.
+/// 128 MiB of it are what glibc's malloc maps for a moment when it makes the arena of a thread. 40 MiB are for the pieces: more
+/// than 32 MiB, the largest value of its mmap threshold, which a request of less would raise.
 pub(crate) const SMALL_PIECES: usize = 168 << 20;
 
 /// Fails if the system has not so much memory at the moment.

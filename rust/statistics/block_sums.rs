@@ -18,9 +18,6 @@ use crate::simd::{Kernel, LANES, Vectors};
 
 /// The steps from the one that is loaded to the one whose bytes are prefetched, if one register holds all lanes. The hardware
 /// prefetcher stops at the end of a page, which holds one block of 16-bit weights.
-///
-/// Otherwise a block is passed through several times, and only the first time would ask for memory. So the next block is
-/// prefetched evenly during all of them.
 const AHEAD: usize = 24;
 
 /// The sums over one block.
@@ -140,6 +137,7 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
     let two_loops = S::REGISTER_COUNT >= 32;
     let c_is_apart = c_is_w(POWERS) && !two_loops;
     for place in 0..SEGMENTS {
+        // Of several passes through a block only the first asks for memory, so all of them prefetch a part of the next block.
         if S::PARTS > 1 {
             let first = SEGMENTS * STEPS + (part * SEGMENTS + place) * STEPS / S::PARTS;
             for step in first..first + STEPS / S::PARTS {

@@ -156,7 +156,8 @@ const WITHOUT_EFFECT: [&str; 37] = [
 /// The kinds of adapter that are read, as PEFT names them.
 const KINDS: [&str; 5] = ["LORA", "LOHA", "LOKR", "IA3", "ALPS"];
 
-const ADVICE: &str =
+/// What to do with an adapter that is not read.
+pub(super) const ADVICE: &str =
     "merge the adapter into its base with peft's `model.merge_and_unload()`, and save the result";
 
 impl AdapterConfig {

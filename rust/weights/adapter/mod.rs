@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use self::adapted_matrix::{AdaptedMatrix, RowChange};
 use self::base_modules::{BaseModules, may_hold_attention};
-use self::config::{AdapterConfig, RankAndScale};
+use self::config::{ADVICE, AdapterConfig, RankAndScale};
 use self::factors::FactorStore;
 use self::fit::ChangedModule;
 use self::tensors::{ModuleTensors, tensors_by_module};
@@ -228,8 +228,11 @@ impl AdapterOnBase {
             .collect();
         let names: Vec<&str> = names.into_iter().collect();
         let checkpoint = &factors.checkpoint;
-        let found =
-            ranks.of_modules(&names, || checkpoint.check_cancelled(), |problem| factors.refusal(problem))?;
+        let found = ranks.of_modules(
+            &names,
+            || checkpoint.check_cancelled(),
+            |problem| factors.refusal(format!("{problem}; {ADVICE}")),
+        )?;
         Ok(names.into_iter().map(str::to_owned).zip(found).collect())
     }
 

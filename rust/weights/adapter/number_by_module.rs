@@ -33,7 +33,7 @@ type Checked<T> = std::result::Result<T, String>;
 /// The most patterns with operators.
 const MOST_EXPRESSIONS: usize = 64;
 
-/// The most bytes of all expressions together. To compile one takes 600 bytes of memory for each.
+/// The most bytes of all expressions together. Compiling an expression takes 600 bytes of memory for each of its own.
 const MOST_TEXT: usize = 16 << 10;
 
 /// The most classes, groups with `?`, counts and other escapes of an expression. Where it has lookaround, each may become a
@@ -152,16 +152,16 @@ impl NumberByModule {
         };
         for (pattern, number) in &self.0 {
             check()?;
-            let without = modules.iter().zip(&mut numbers).filter(|(_, found)| found.is_none());
+            let unmatched = modules.iter().zip(&mut numbers).filter(|(_, found)| found.is_none());
             match pattern {
                 Pattern::Name(name) => {
-                    without
+                    unmatched
                         .filter(|(module, _)| name.matches(module))
                         .for_each(|(_, found)| *found = Some(*number));
                 }
                 Pattern::Expression(pattern) => {
                     let program = compile(pattern).map_err(&refusal)?;
-                    for (module, found) in without {
+                    for (module, found) in unmatched {
                         check()?;
                         if matches(pattern, &program, module).map_err(&refusal)? {
                             *found = Some(*number);
