@@ -87,13 +87,18 @@ fn time_sums(
     });
 }
 
+/// The set that `ALPS_INSTRUCTIONS` names, or the widest of this machine.
+fn instructions() -> Instructions {
+    Instructions::from_environment().unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Times the same weights in every format, which shows the cost of decoding.
 fn decode(criterion: &mut Criterion) {
     let mut group = group(criterion, "decode", ENTRIES);
     for (name, dtype) in
         [("bf16", Dtype::BF16), ("f16", Dtype::F16), ("f32", Dtype::F32), ("f64", Dtype::F64)]
     {
-        time_sums(&mut group, name, &Weights::small(dtype, 1), Instructions::best());
+        time_sums(&mut group, name, &Weights::small(dtype, 1), instructions());
     }
 }
 
@@ -104,7 +109,7 @@ fn exponential(criterion: &mut Criterion) {
         [(0.03, 1e-3), (0.1, 1e-3), (0.1, 6e-3), (0.1, 0.1), (1.0, 0.1), (4.0, 0.1), (4.0, 0.9)]
     {
         let weights = Weights::new(Dtype::BF16, largest, change, 1);
-        time_sums(&mut group, &format!("{largest} moved by {change}"), &weights, Instructions::best());
+        time_sums(&mut group, &format!("{largest} moved by {change}"), &weights, instructions());
     }
 }
 
@@ -142,7 +147,7 @@ fn transport(criterion: &mut Criterion) {
 
 fn product(criterion: &mut Criterion) {
     let [query, key, value] = [1, 2, 3].map(|seed| Weights::small(Dtype::BF16, seed));
-    let instructions = Instructions::best();
+    let instructions = instructions();
     let mut group = group(criterion, "product", ENTRIES);
     group.sample_size(10);
     let (mut shared, mut product) = (KeyValueProduct::default(), HeadProduct::new(instructions));

@@ -41,9 +41,9 @@ pub(crate) struct BlockSums {
 pub(crate) struct SumBuffers<R> {
     /// w and y of the first entries of a segment and of the second ones. The chain of dependent operations from a weight to
     /// its sums is longer than a core's out-of-order window; in several loops, later entries start while earlier ones end.
-    /// With 32 registers, all sums of a loop are in registers in two loops; with 16, only in three. The length of the
-    /// later loops is hidden from the compiler: it would unroll them, keep w and y in registers instead of
-    /// loading them, and spill the sums.
+    /// With 32 registers, two loops keep all their sums in registers; with 16, it takes four: for w and y themselves, for what needs
+    /// y alone, w alone, and both. The length of the later loops is hidden from the compiler: it would unroll them, keep
+    /// w and y in registers instead of loading them, and spill the sums.
     exponentials: [[Exponential<R>; 2]; STEPS],
     /// The vectors whose lanes are summed together, after the loops over the entries: u and c of each segment, the
     /// sums of their running sums, and u^2 followed by the sums of the whole block.
@@ -162,14 +162,14 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
             }
         }
         let mut segment = SegmentLanes::zero(simd);
-        if !two_loops {
+        if !two_loops && E::Number::IS_F32 {
             for both in black_box(&exponentials[..]) {
-                if E::Number::IS_F32 {
-                    block.change.add(Exponential::y(simd, both, part), &mut squares);
-                }
-                if c_is_apart {
-                    block.add_c(Exponential::w(simd, both, part), &mut segment);
-                }
+                block.change.add(Exponential::y(simd, both, part), &mut squares);
+            }
+        }
+        if c_is_apart {
+            for both in black_box(&exponentials[..]) {
+                block.add_c(Exponential::w(simd, both, part), &mut segment);
             }
         }
         for both in black_box(&exponentials[..]) {
@@ -181,34 +181,37 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
         }
         block.change.add_squares(squares);
         let SegmentLanes { u, c, uu } = segment;
-        u.total().store(&mut totals[place], part);
-        c.total().store(&mut totals[SEGMENTS + place], part);
+        total(u.sums).store(&mut totals[place], part);
+        total(c.sums).store(&mut totals[SEGMENTS + place], part);
         u.area::<E>(simd, part).store(&mut areas[place], part);
         c.area::<E>(simd, part).store(&mut areas[SEGMENTS + place], part);
-        uu.store(&mut rest[place], part);
+        total(uu).store(&mut rest[place], part);
     }
     let [base_squares, delta_squares, unchanged] = block.change.lanes();
-    let of_block = [block.cc, block.uc, base_squares, delta_squares, unchanged];
+    let of_block = [total(block.cc), total(block.uc), base_squares, delta_squares, unchanged];
     for (vector, into) in of_block.into_iter().zip(&mut rest[SEGMENTS..]) {
         vector.store(into, part);
     }
     let high_moments = high_moments.as_flattened_mut();
     let into = rest[SEGMENTS + of_block.len()..].iter_mut().chain(high_moments);
     for (k, into) in (2..=POWERS).zip(into) {
-        if k == POWERS { block.last_moment } else { block.moments[k] }.store(into, part);
+        if k == POWERS { total(block.last_moment) } else { block.moments[k] }.store(into, part);
     }
     block.change.largest()
 }
 
 /// The sums of one block, lane by lane.
+///
+/// Those of products are apart for the first entries of the steps and for the second ones, here and in a segment: a loop of eight
+/// steps takes as long as its longest chain of dependent multiply-adds.
 struct BlockLanes<N, const POWERS: usize> {
     change: BlockChange<N>,
-    cc: N,
-    uc: N,
+    cc: [N; 2],
+    uc: [N; 2],
     /// The sums of w y^k from k = 2 to POWERS - 1. Those of w and w y follow from the sums of c and u.
     moments: [N; POWERS],
     /// The sum of w y^POWERS.
-    last_moment: N,
+    last_moment: [N; 2],
 }
 
 impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
@@ -216,32 +219,31 @@ impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
     fn zero(simd: N::Vectors) -> Self {
         let zero = N::splat(simd, 0.0);
         let change = BlockChange::zero(simd);
-        Self { change, cc: zero, uc: zero, moments: [zero; POWERS], last_moment: zero }
+        Self { change, cc: [zero; 2], uc: [zero; 2], moments: [zero; POWERS], last_moment: [zero; 2] }
     }
 
     /// Adds the first entries of a step and the second ones, and returns their u and c.
     #[inline(always)]
     fn add(&mut self, w: [N; 2], y: [N; 2]) -> [[N; 2]; 2] {
         let terms = [terms_from::<N, POWERS>(w[0], y[0]), terms_from(w[1], y[1])];
-        for (Terms { c, u, powers }, y) in terms.iter().zip(y) {
-            self.uc = u.mul_add(*c, self.uc);
-            #[expect(
-                clippy::needless_range_loop,
-                reason = "a range is unrolled, which keeps the sums in registers"
-            )]
-            for k in 2..POWERS {
-                self.moments[k] = self.moments[k] + powers[k];
-            }
-            self.last_moment = powers[POWERS - 1].mul_add(y, self.last_moment);
+        for place in 0..2 {
+            let Terms { c, u, powers } = &terms[place];
+            self.uc[place] = u.mul_add(*c, self.uc[place]);
+            self.last_moment[place] = powers[POWERS - 1].mul_add(y[place], self.last_moment[place]);
         }
         let [first, second] = terms;
+        for k in 2..POWERS {
+            self.moments[k] = self.moments[k] + (first.powers[k] + second.powers[k]);
+        }
         [[first.u, second.u], [first.c, second.c]]
     }
 
     /// Adds c of the first entries of a step and of the second ones, to the sums of their segment too.
     #[inline(always)]
     fn add_c(&mut self, c: [N; 2], segment: &mut SegmentLanes<N>) {
-        self.cc = c[1].mul_add(c[1], c[0].mul_add(c[0], self.cc));
+        for (cc, c) in self.cc.iter_mut().zip(c) {
+            *cc = c.mul_add(c, *cc);
+        }
         segment.c.add(c);
     }
 }
@@ -252,24 +254,32 @@ fn split(numbers: [f64; LANES], low: &mut [f64; SEGMENTS], high: &mut [f64; SEGM
     high.copy_from_slice(&numbers[SEGMENTS..2 * SEGMENTS]);
 }
 
+/// Of the first entries of the steps and of the second ones together.
+#[inline(always)]
+fn total<N: Lanes>([first, second]: [N; 2]) -> N {
+    first + second
+}
+
 /// The sums of one segment, lane by lane.
 struct SegmentLanes<N> {
     u: RunningLanes<N>,
     c: RunningLanes<N>,
-    uu: N,
+    uu: [N; 2],
 }
 
 impl<N: Lanes> SegmentLanes<N> {
     #[inline(always)]
     fn zero(simd: N::Vectors) -> Self {
-        Self { u: RunningLanes::zero(simd), c: RunningLanes::zero(simd), uu: N::splat(simd, 0.0) }
+        Self { u: RunningLanes::zero(simd), c: RunningLanes::zero(simd), uu: [N::splat(simd, 0.0); 2] }
     }
 
     /// Adds u of the first entries of a step and of the second ones.
     #[inline(always)]
     fn add_u(&mut self, u: [N; 2]) {
         self.u.add(u);
-        self.uu = u[1].mul_add(u[1], u[0].mul_add(u[0], self.uu));
+        for (uu, u) in self.uu.iter_mut().zip(u) {
+            *uu = u.mul_add(u, *uu);
+        }
     }
 }
 
@@ -293,13 +303,8 @@ impl<N: Lanes> RunningLanes<N> {
     fn add(&mut self, numbers: [N; 2]) {
         for (sum, number) in self.sums.iter_mut().zip(numbers) {
             *sum = *sum + number;
-            self.running = self.running + *sum;
         }
-    }
-
-    #[inline(always)]
-    fn total(&self) -> N {
-        self.sums[0] + self.sums[1]
+        self.running = self.running + total(self.sums);
     }
 
     /// The sum of the running sums over the segment. The first entry of a lane in step i is entry j = STEP i +
@@ -312,7 +317,7 @@ impl<N: Lanes> RunningLanes<N> {
             |lane| N::Number::from_f64(-((E::LANE_STRIDE * lane) as f64)),
         );
         let place = place - N::splat(simd, (E::LANE_STRIDE * part * N::Vectors::WIDTH) as f64);
-        let of_first = self.running.mul_add(place.constant(STEP as f64), self.total() * place);
+        let of_first = self.running.mul_add(place.constant(STEP as f64), total(self.sums) * place);
         self.sums[1].mul_add(place.constant(-(E::SECOND as f64)), of_first)
     }
 }

@@ -28,10 +28,13 @@ pub(crate) fn add_areas(
     buffers: &mut DecodeBuffers,
 ) {
     let VectorSums { segments, settings, precisions, .. } = sums;
+    let (mut f32_terms, mut f64_terms) = (SegmentTerms::default(), SegmentTerms::default());
     for (index, precision) in precisions.iter().enumerate() {
         segments.pass_block(index, vector.entries_of(index), heads, settings.instructions);
         if heads.iter().any(RunningDifference::has_undecided) {
-            let mut operation = AddUndecided { instructions: settings.instructions, heads };
+            let instructions = settings.instructions;
+            let mut operation =
+                AddUndecided { instructions, heads, f32_terms: &mut f32_terms, f64_terms: &mut f64_terms };
             buffers.run(VectorBlock { vector, index, settings }, *precision, &mut operation);
         }
     }
@@ -42,13 +45,24 @@ pub(crate) fn add_areas(
 struct AddUndecided<'a> {
     instructions: Instructions,
     heads: &'a mut [RunningDifference],
+    f32_terms: &'a mut SegmentTerms<f32>,
+    f64_terms: &'a mut SegmentTerms<f64>,
 }
 
-struct UndecidedAreas<'a, E, const DEGREE: usize, const POWERS: usize> {
+/// u and c of the even entries of each step of a segment, and of the odd ones. All heads need them. They are kept from block to block,
+/// since clearing them takes time.
+///
+/// No vector of it crosses a line of the cache.
+#[derive(Default)]
+#[repr(align(64))]
+struct SegmentTerms<R>([[[[R; LANES]; 2]; 2]; STEPS]);
+
+struct UndecidedAreas<'a, E: BlockEntries, const DEGREE: usize, const POWERS: usize> {
     entries: E,
     /// The number of entries of the block that exist.
     valid: usize,
     heads: &'a mut [RunningDifference],
+    terms: &'a mut SegmentTerms<E::Number>,
 }
 
 impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
@@ -58,15 +72,13 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
 
     #[inline(always)]
     fn run<S: Vectors>(self, simd: S) {
-        let Self { entries, valid, heads, .. } = self;
-        // u and c of the even entries of each step, and of the odd ones. All heads need them.
-        let mut all_terms = Aligned([[[[E::Number::default(); LANES]; 2]; 2]; STEPS]);
+        let Self { entries, valid, heads, terms: SegmentTerms(all_terms) } = self;
         for segment in 0..SEGMENTS {
             if !heads.iter().any(|head| head.is_undecided(segment)) {
                 continue;
             }
             // As in the first pass, two loops are faster than one.
-            for (step, terms) in (segment * STEPS..).zip(&mut all_terms.0) {
+            for (step, terms) in (segment * STEPS..).zip(&mut *all_terms) {
                 for part in 0..S::PARTS {
                     let [even, odd] = entries.load_pairs(simd, step, part);
                     for (Entries { delta, sum, .. }, terms) in [even, odd].into_iter().zip(&mut *terms) {
@@ -81,7 +93,7 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
                 let mut difference =
                     DifferenceLanes::<<E::Number as Real>::Lanes<S>>::new(simd, head, segment);
                 // Otherwise the compiler reads all of them before the first head, and writes them to memory again.
-                for (step, terms) in (segment * STEPS..).zip(black_box(&all_terms.0)) {
+                for (step, terms) in (segment * STEPS..).zip(black_box(&*all_terms)) {
                     difference.add(terms, valid, step);
                 }
                 let mut areas = [E::Number::default(); LANES];
@@ -93,10 +105,6 @@ impl<E: BlockEntries, const DEGREE: usize, const POWERS: usize> Kernel
         }
     }
 }
-
-/// Memory of which no vector crosses a line of the cache.
-#[repr(align(64))]
-struct Aligned<T>(T);
 
 /// D of one head within a segment, step after step.
 struct DifferenceLanes<N> {
@@ -157,15 +165,15 @@ impl BlockOperation for AddUndecided<'_> {
         &mut self,
         entries: E,
     ) -> Magnitudes {
-        let heads = &mut *self.heads;
-        self.instructions.run(UndecidedAreas::<E, DEGREE, POWERS> { entries, valid: BLOCK, heads });
+        let Self { instructions, heads, f32_terms: terms, .. } = self;
+        instructions.run(UndecidedAreas::<E, DEGREE, POWERS> { entries, valid: BLOCK, heads, terms });
         // The first pass has measured the block.
         Magnitudes::default()
     }
 
     fn f64_series<const POWERS: usize>(&mut self, entries: DecodedBlock<f64>, valid: usize) {
-        let heads = &mut *self.heads;
-        self.instructions.run(UndecidedAreas::<_, FULL, POWERS> { entries, valid, heads });
+        let Self { instructions, heads, f64_terms: terms, .. } = self;
+        instructions.run(UndecidedAreas::<_, FULL, POWERS> { entries, valid, heads, terms });
     }
 
     fn closed_form(&mut self, x: &Block<f64>, y: &Block<f64>, valid: usize) {
