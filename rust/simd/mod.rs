@@ -19,8 +19,6 @@ pub(crate) mod vectors;
 
 pub(crate) use vectors::Vectors;
 
-use std::hint::black_box;
-
 use crate::error::{Error, Result};
 
 /// The lanes that every kernel sums in.
@@ -165,11 +163,12 @@ fn run_avx2<K: Kernel>(simd: pulp::x86::V3, kernel: K) -> K::Output {
 /// Makes the compiler align the stack of the function that this is inlined into. It does so only for a function with an aligned
 /// variable. Elsewhere half of the vectors that it keeps on the stack cross a line of the cache, and some a page, which can make a
 /// loop twice as slow.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn align_stack() {
     #[repr(align(64))]
     struct Aligned(u8);
-    let _ = black_box(&mut Aligned(0)).0;
+    let _ = std::hint::black_box(&mut Aligned(0)).0;
 }
 
 struct Loops<F>(F);
