@@ -107,6 +107,20 @@ impl<E: ConsecutiveEntries> BlockEntries for E {
     }
 }
 
+/// The sum over the first entries of the steps and over the second ones.
+#[inline(always)]
+pub(crate) fn total<N: Lanes>([first, second]: [N; 2]) -> N {
+    first + second
+}
+
+/// Adds squares to the sum over the first entries of the steps and to that over the second ones.
+#[inline(always)]
+pub(crate) fn add_squares<N: Lanes>(sums: &mut [N; 2], numbers: [N; 2]) {
+    for (sum, number) in sums.iter_mut().zip(numbers) {
+        *sum = number.mul_add(number, *sum);
+    }
+}
+
 /// Prefetches the bytes of a step of both checkpoints.
 #[inline(always)]
 fn prefetch_weights<const BYTES: usize, const WEIGHTS: usize>(

@@ -8,7 +8,7 @@
 
 use std::hint::black_box;
 
-use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS};
+use super::block::{BlockEntries, Entries, SEGMENTS, STEP, STEPS, add_squares, total};
 use super::divergence::DIVERGENCE_DEGREE;
 use super::segments::BlockSegments;
 use super::series::{Terms, c_is_w, exponential, terms_from, weight_of_power};
@@ -202,8 +202,8 @@ fn sum_part<E: BlockEntries, S: Vectors, const DEGREE: usize, const POWERS: usiz
 
 /// The sums of one block, lane by lane.
 ///
-/// Those of products are apart for the first entries of the steps and for the second ones, here and in a segment: a loop of eight
-/// steps takes as long as its longest chain of dependent multiply-adds.
+/// Here and in a segment, a sum of products is two sums, one over the first entries of the steps and one over the second: a loop of
+/// eight steps takes as long as its longest chain of dependent multiply-adds.
 struct BlockLanes<N, const POWERS: usize> {
     change: BlockChange<N>,
     cc: [N; 2],
@@ -241,9 +241,7 @@ impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
     /// Adds c of the first entries of a step and of the second ones, to the sums of their segment too.
     #[inline(always)]
     fn add_c(&mut self, c: [N; 2], segment: &mut SegmentLanes<N>) {
-        for (cc, c) in self.cc.iter_mut().zip(c) {
-            *cc = c.mul_add(c, *cc);
-        }
+        add_squares(&mut self.cc, c);
         segment.c.add(c);
     }
 }
@@ -252,12 +250,6 @@ impl<N: Lanes, const POWERS: usize> BlockLanes<N, POWERS> {
 fn split(numbers: [f64; LANES], low: &mut [f64; SEGMENTS], high: &mut [f64; SEGMENTS]) {
     low.copy_from_slice(&numbers[..SEGMENTS]);
     high.copy_from_slice(&numbers[SEGMENTS..2 * SEGMENTS]);
-}
-
-/// Of the first entries of the steps and of the second ones together.
-#[inline(always)]
-fn total<N: Lanes>([first, second]: [N; 2]) -> N {
-    first + second
 }
 
 /// The sums of one segment, lane by lane.
@@ -277,9 +269,7 @@ impl<N: Lanes> SegmentLanes<N> {
     #[inline(always)]
     fn add_u(&mut self, u: [N; 2]) {
         self.u.add(u);
-        for (uu, u) in self.uu.iter_mut().zip(u) {
-            *uu = u.mul_add(u, *uu);
-        }
+        add_squares(&mut self.uu, u);
     }
 }
 

@@ -28,29 +28,32 @@ pub(crate) fn add_areas(
     buffers: &mut DecodeBuffers,
 ) {
     let VectorSums { segments, settings, precisions, .. } = sums;
-    let (mut f32_terms, mut f64_terms) = (SegmentTerms::default(), SegmentTerms::default());
+    let instructions = settings.instructions;
+    let mut operation = AddUndecided {
+        instructions,
+        heads,
+        f32_terms: SegmentTerms::default(),
+        f64_terms: SegmentTerms::default(),
+    };
     for (index, precision) in precisions.iter().enumerate() {
-        segments.pass_block(index, vector.entries_of(index), heads, settings.instructions);
-        if heads.iter().any(RunningDifference::has_undecided) {
-            let instructions = settings.instructions;
-            let mut operation =
-                AddUndecided { instructions, heads, f32_terms: &mut f32_terms, f64_terms: &mut f64_terms };
+        segments.pass_block(index, vector.entries_of(index), operation.heads, instructions);
+        if operation.heads.iter().any(RunningDifference::has_undecided) {
             buffers.run(VectorBlock { vector, index, settings }, *precision, &mut operation);
         }
     }
-    segments.leave(heads);
+    segments.leave(operation.heads);
 }
 
 /// Adds |D| over the entries of undecided segments.
 struct AddUndecided<'a> {
     instructions: Instructions,
     heads: &'a mut [RunningDifference],
-    f32_terms: &'a mut SegmentTerms<f32>,
-    f64_terms: &'a mut SegmentTerms<f64>,
+    f32_terms: SegmentTerms<f32>,
+    f64_terms: SegmentTerms<f64>,
 }
 
-/// u and c of the even entries of each step of a segment, and of the odd ones. All heads need them. They are kept from block to block,
-/// since clearing them takes time.
+/// u and c of the even entries of each step of a segment, and of the odd ones. All heads need them. Their memory is kept
+/// from block to block, since clearing it takes time.
 ///
 /// No vector of it crosses a line of the cache.
 #[derive(Default)]

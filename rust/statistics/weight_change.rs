@@ -1,6 +1,6 @@
 //! How far the weights themselves have moved, before any softmax.
 
-use super::block::{BLOCK, BlockEntries, DecodedBlock, STEP};
+use super::block::{BLOCK, BlockEntries, DecodedBlock, STEP, add_squares, total};
 use crate::simd::real::{Lanes, Real};
 use crate::simd::{Kernel, LANES, Vectors};
 
@@ -89,9 +89,7 @@ impl<N: Lanes> PartialSquares<N> {
     /// Adds the first entries of a step and the second ones.
     #[inline(always)]
     pub(crate) fn add_base(&mut self, bases: [N; 2]) {
-        for (base, sum) in bases.into_iter().zip(&mut self.base) {
-            *sum = base.mul_add(base, *sum);
-        }
+        add_squares(&mut self.base, bases);
     }
 }
 
@@ -111,8 +109,8 @@ impl<N: Lanes> BlockChange<N> {
     /// Adds the changes of the first entries of a step and of the second ones.
     #[inline(always)]
     pub(crate) fn add(&mut self, deltas: [N; 2], squares: &mut PartialSquares<N>) {
-        for (delta, sum) in deltas.into_iter().zip(&mut squares.delta) {
-            *sum = delta.mul_add(delta, *sum);
+        add_squares(&mut squares.delta, deltas);
+        for delta in deltas {
             let change = delta.abs();
             self.unchanged = self.unchanged.count_zeros(change);
             self.largest_delta = self.largest_delta.max(change);
@@ -122,11 +120,10 @@ impl<N: Lanes> BlockChange<N> {
     /// Adds complete partial sums.
     #[inline(always)]
     pub(crate) fn add_squares(&mut self, squares: PartialSquares<N>) {
-        let PartialSquares { base: [base, base_second], delta: [delta, delta_second] } = squares;
-        let base = base + base_second;
+        let base = total(squares.base);
         self.base_squares = self.base_squares + base;
         self.largest_squares = self.largest_squares.max(base);
-        self.delta_squares = self.delta_squares + (delta + delta_second);
+        self.delta_squares = self.delta_squares + total(squares.delta);
     }
 
     /// The vectors whose lanes have to be summed for [`finish`].
